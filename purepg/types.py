@@ -1,0 +1,113 @@
+"""The nouns of purepg. Every other module speaks in these; this one imports nothing of purepg.
+
+Axes, everywhere: `T` time first, `N` environments, `B` flattened batch, `S` seeds, `H` hyperparameter settings.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+Array = jax.Array
+Key = jax.Array  # a typed key of `jax.random.key`
+Params = Any
+Obs = Any
+Action = Array
+EnvState = Any
+Metrics = dict[str, Array]  # scalars, the same names at every update
+
+
+class UsageError(ValueError):
+    """The caller asked for something that cannot be: one line that says the contract, the value and the remedy."""
+
+
+class Discrete(NamedTuple):
+    """The integers 0, ..., n - 1."""
+
+    n: int
+
+
+class Box(NamedTuple):
+    """Real arrays between `low` and `high`, elementwise; both have the space's shape."""
+
+    low: np.ndarray
+    high: np.ndarray
+    dtype: Any = np.float32
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.low.shape
+
+    @property
+    def bounded(self) -> bool:
+        return bool(np.all(np.isfinite(self.low)) and np.all(np.isfinite(self.high)))
+
+
+Space = Discrete | Box
+
+
+class TimeStep(NamedTuple):
+    """What one environment step brings. `obs` is the observation reached, never that of a reset."""
+
+    obs: Obs
+    reward: Array  # float32 scalar
+    terminated: Array  # bool: the process ended here; nothing of value follows
+    truncated: Array  # bool: the clock ended the episode; the state's value still counts
+
+
+class Env(NamedTuple):
+    """One environment as pure functions, without a batch axis: the caller vmaps.
+
+    `step` never resets; `rollout` does, in one place. An action of a bounded Box lives in canonical [-1, 1] and the
+    adapter scales and clips it; an action of an unbounded Box is taken as it is.
+    """
+
+    reset: Callable[[Key], tuple[EnvState, Obs]]
+    step: Callable[[Key, EnvState, Action], tuple[EnvState, TimeStep]]
+    observation_space: Space
+    action_space: Space
+    max_episode_steps: int | None  # None: episodes have no time limit
+    name: str = "custom"
+
+
+class Transition(NamedTuple):
+    """Experience; every leaf is `[T, N, ...]`. The same type feeds advantage estimators and replay."""
+
+    obs: Obs
+    action: Action
+    log_prob: Array  # log pi(action | obs) under the policy that acted
+    reward: Array
+    terminated: Array
+    truncated: Array
+    next_obs: Obs  # before any reset
+
+
+class State(NamedTuple):
+    """An algorithm's whole state.
+
+    learner: parameters, targets, optimiser state, normalisers, coefficients: what a diverged member is frozen at.
+    world: environments and replay, which never pass through a select or a cond.
+    """
+
+    learner: Any
+    world: Any
+
+
+Act = Callable[[Key, Obs], Action]  # raw observations [N, ...] to actions [N, ...]
+
+
+class Algorithm(NamedTuple):
+    """A learning algorithm as pure functions.
+
+    init: the state before the first update.
+    step: one update, `step(key, state, update) -> (state, metrics)`; `update` counts from 0 and drives schedules.
+    policy: `policy(state, deterministic) -> act`.
+    min_env_steps_per_update, max_env_steps_per_update: bounds on what one update consumes, equal where it is fixed.
+    """
+
+    init: Callable[[Key], State]
+    step: Callable[[Key, State, Array], tuple[State, Metrics]]
+    policy: Callable[[State, bool], Act]
+    min_env_steps_per_update: int
+    max_env_steps_per_update: int
