@@ -4,7 +4,7 @@ Axes, everywhere: `T` time first, `N` environments, `B` flattened batch, `S` see
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -83,6 +83,16 @@ class Transition(NamedTuple):
     next_obs: Obs  # before any reset
 
 
+class Network(Protocol):
+    """Parameters and a function of them; any flax.linen module whose call returns (distribution, value) is one.
+
+    `obs` may have any leading batch axes; `value` and the distribution's log-probabilities have exactly those.
+    """
+
+    def init(self, key: Key, obs: Obs, /) -> Params: ...
+    def apply(self, params: Params, obs: Obs, /) -> Any: ...
+
+
 class State(NamedTuple):
     """An algorithm's whole state.
 
@@ -95,6 +105,7 @@ class State(NamedTuple):
 
 
 Act = Callable[[Key, Obs], Action]  # raw observations [N, ...] to actions [N, ...]
+Actor = Callable[[Key, Obs], tuple[Action, Array]]  # the same, with the actions' log-probabilities [N]
 
 
 class Algorithm(NamedTuple):

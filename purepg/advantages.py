@@ -1,0 +1,173 @@
+"""The weight of the policy gradient: what multiplies grad log pi(a_t | s_t).
+
+Two families. Whole episodes, with a `mask` that says which steps were taken (`episodes` makes them): returns and the
+baselines that may be subtracted from them. Fixed-length rollouts, where an episode may end at any step and the next
+one begins (`rollout` makes them): TD errors, n-step returns and GAE, which need a learned value.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from purepg.types import Array
+
+# --- whole episodes: every array is [T, N], and steps outside `mask` count for nothing ---
+
+
+def discounted_return(reward: Array, mask: Array, gamma: Array | float, final_value: Array | float = 0.0) -> Array:
+    """Return to go, G_t = r_t + gamma * G_{t+1}.
+
+    Args:
+      reward: `[T, N]` float, environment units.
+      mask: `[T, N]` bool, true from an episode's first step to its last.
+      gamma: discount per environment step, in [0, 1].
+      final_value: `[N]` or scalar, the value of the state in which the episode was cut; 0 where it terminated.
+    Returns:
+      `[T, N]`, zero outside the mask.
+    Raises:
+      AssertionError: the arrays' shapes differ.
+    """
+    chex.assert_rank([reward, mask], 2)
+    chex.assert_equal_shape([reward, mask])
+    final_value = jnp.broadcast_to(jnp.asarray(final_value, reward.dtype), reward.shape[1:])
+
+    def backward(later, now):
+        reward, mask = now
+        # Until the last step is reached from behind, `later` waits at the final value.
+        later = jnp.where(mask, reward + gamma * later, later)
+        return later, jnp.where(mask, later, 0.0)
+
+    return jax.lax.scan(backward, final_value, (reward, mask), reverse=True)[1]
+
+
+def total_return(reward: Array, mask: Array, gamma: Array | float, final_value: Array | float = 0.0) -> Array:
+    """R(tau) = sum_t gamma^t r_t, the same weight at every step of the episode: `[T, N]`, zero outside the mask."""
+    from_start = discounted_return(reward, mask, gamma, final_value)[0]
+    return jnp.where(mask, from_start, 0.0)
+
+
+def discount_power(mask: Array, gamma: Array | float) -> Array:
+    """gamma^t, `[T, 1]`: the factor that the discounted objective's gradient has and most code drops
+    (Nota & Thomas 2020)."""
+    t = jnp.arange(mask.shape[0], dtype=jnp.float32)[:, None]
+    return jnp.power(jnp.asarray(gamma, jnp.float32), t)
+
+
+def batch_mean(weight: Array, mask: Array) -> Array:
+    """One number for all steps of all episodes, `[1, 1]`. Not independent of the action, so biased by O(1/N)."""
+    return jnp.mean(weight, where=mask, keepdims=True)
+
+
+def per_time_mean(weight: Array, mask: Array) -> Array:
+    """The mean at step t over the episodes still alive at t, `[T, 1]`; 0 where none is.
+
+    Where all N are alive, subtracting it gives exactly (1 - 1/N) of subtracting `leave_one_out_mean`.
+    """
+    num_alive = jnp.sum(mask, axis=1, keepdims=True)
+    return jnp.sum(weight, axis=1, where=mask, keepdims=True) / jnp.maximum(num_alive, 1)
+
+
+def leave_one_out_mean(weight: Array, mask: Array) -> Array:
+    """The mean at step t over the *other* episodes alive at t, `[T, N]`; 0 where there is none.
+
+    Independent of the episode it is subtracted from, hence unbiased (Kool et al. 2019; RLOO).
+    """
+    weight = jnp.where(mask, weight, 0.0)
+    others = jnp.sum(weight, axis=1, keepdims=True) - weight
+    num_others = jnp.sum(mask, axis=1, keepdims=True) - mask
+    return others / jnp.maximum(num_others, 1)
+
+
+def standardise(weight: Array, mask: Array | None = None) -> Array:
+    """(weight - mean) / standard deviation over all elements of the mask; 0 where all are equal.
+
+    `weight` may have any shape. Changes the gradient's length, and, over few episodes, its direction.
+    """
+    centred = weight - jnp.mean(weight, where=mask)
+    std = jnp.std(weight, where=mask)
+    # Equal weights of 500 differ from their own mean by rounding, which must not be blown up to one.
+    noise = 1e-5 * jnp.max(jnp.abs(weight), where=mask, initial=0.0) if mask is not None else 1e-5 * jnp.abs(weight).max()
+    return jnp.where(std > noise, centred / jnp.where(std > noise, std, 1.0), 0.0)
+
+
+# --- rollouts: time first, any batch axes after it; an episode may end at any step ---
+
+
+def td_error(
+    reward: Array, value: Array, next_value: Array, terminated: Array, gamma: Array | float
+) -> Array:
+    """delta_t = r_t + gamma * (1 - terminated_t) * V(s_{t+1}) - V(s_t).
+
+    A time limit is no death: `next_value` is V of the observation before any reset, and only termination zeroes it.
+    """
+    chex.assert_equal_shape([reward, value, next_value, terminated])
+    chex.assert_type(terminated, bool)
+    return reward + gamma * jnp.where(terminated, 0.0, next_value) - value
+
+
+def gae(
+    reward: Array,
+    value: Array,
+    next_value: Array,
+    terminated: Array,
+    truncated: Array,
+    gamma: Array | float,
+    lam: Array | float,
+) -> tuple[Array, Array]:
+    """Generalised advantage estimate (Schulman et al. 2016, eq. 16).
+
+        delta_t = r_t + gamma * (1 - terminated_t) * V(s_{t+1}) - V(s_t)
+        A_t     = delta_t + gamma * lam * (1 - terminated_t) * (1 - truncated_t) * A_{t+1}
+
+    Args:
+      reward: `[T, ...]` float, environment units.
+      value: `[T, ...]` V(s_t).
+      next_value: `[T, ...]` V of the observation before any reset.
+      terminated: `[T, ...]` bool. truncated: `[T, ...]` bool.
+      gamma: discount per environment step, in [0, 1].
+      lam: lambda in [0, 1]: 0 is the TD error, 1 the discounted return minus V.
+    Returns:
+      (advantage, target), each `[T, ...]`; target = advantage + value, the lambda-return.
+    Raises:
+      AssertionError: the arrays' shapes differ, or a flag is not bool.
+    """
+    chex.assert_equal_shape([reward, value, next_value, terminated, truncated])
+    chex.assert_type([terminated, truncated], bool)
+    delta = td_error(reward, value, next_value, terminated, gamma)
+    trace = gamma * lam * (1.0 - (terminated | truncated))
+
+    def backward(later, now):
+        delta, trace = now
+        advantage = delta + trace * later
+        return advantage, advantage
+
+    _, advantage = jax.lax.scan(backward, jnp.zeros_like(delta[0]), (delta, trace), reverse=True)
+    return advantage, advantage + value
+
+
+def n_step(
+    reward: Array,
+    value: Array,
+    next_value: Array,
+    terminated: Array,
+    truncated: Array,
+    gamma: Array | float,
+    n: int,
+) -> tuple[Array, Array]:
+    """n-step advantage (Mnih et al. 2016), cut short where an episode or the rollout ends.
+
+        G_t^(1) = r_t + gamma * (1 - terminated_t) * V(s_{t+1})
+        G_t^(k) = r_t + gamma * (1 - terminated_t) * (V(s_{t+1}) if cut at t else G_{t+1}^(k-1))
+        A_t     = G_t^(n) - V(s_t)
+
+    Arguments, shapes and errors as for `gae`; `n >= 1` is static. `n >= T` equals GAE with lambda = 1.
+    Returns (advantage, target), target = G^(n).
+    """
+    chex.assert_equal_shape([reward, value, next_value, terminated, truncated])
+    chex.assert_type([terminated, truncated], bool)
+    last = jnp.zeros_like(truncated).at[-1].set(True)
+    target = reward + gamma * jnp.where(terminated, 0.0, next_value)
+    for _ in range(min(n, reward.shape[0]) - 1):
+        later = jnp.where(truncated | last, next_value, jnp.roll(target, -1, axis=0))
+        target = reward + gamma * jnp.where(terminated, 0.0, later)
+    return target - value, target

@@ -1,0 +1,142 @@
+"""REINFORCE (Williams 1992) over N whole episodes. Per update:
+
+    theta <- theta + lr * 1/N * sum_i sum_t grad log pi(a_it|s_it) * weight_it
+
+with weight the total return, or the return to go, minus a baseline. The sum over an episode's steps is the gradient of
+the episode's return; `mean_over_steps` divides by the number of steps instead, as most code does.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from purepg.advantages import (
+    batch_mean,
+    discount_power,
+    discounted_return,
+    leave_one_out_mean,
+    per_time_mean,
+    standardise,
+    total_return,
+)
+from purepg.config import Count, NonNegative, Positive, UnitInterval, check
+from purepg.losses import policy_gradient, squared_error
+from purepg.networks import actor, evaluation_policy
+from purepg.optimize import adam, gradient_step
+from purepg.rollout import episodes
+from purepg.types import Algorithm, Env, Network, Params, State, UsageError
+
+
+@dataclass(frozen=True)
+class REINFORCEConfig:
+    """Hyperparameters of REINFORCE.
+
+    Attributes:
+      num_episodes: N, whole episodes per update.
+      max_steps: an episode still running after this many steps is truncated; None: the environment's own time limit.
+      learning_rate: Adam's.
+      gamma: discount per environment step.
+      weight: what multiplies grad log pi: the episode's total return at every step, or the return to go.
+      baseline: subtracted from the weight: nothing; the mean over the batch; the same, then divided by the standard
+        deviation; the mean at each time step; that over the other episodes; or a learned V(s), which then also stands
+        in for what a time limit cut off.
+      discount_states: multiply the weight at step t by gamma^t, as the discounted objective's gradient asks.
+      mean_over_steps: average over steps, not over episodes.
+      value_coef, entropy_coef: weights of the critic's loss and of the entropy bonus.
+      max_grad_norm: bound on the gradient's global norm; None: none.
+    """
+
+    num_episodes: Count = 4
+    max_steps: Count | None = None
+    learning_rate: Positive = 2e-3
+    adam_eps: Positive = 1e-5
+    gamma: UnitInterval = 0.99
+    weight: Literal["total_return", "return_to_go"] = "return_to_go"
+    baseline: Literal["none", "batch_mean", "standardised", "per_time_mean", "leave_one_out", "value"] = "standardised"
+    discount_states: bool = False
+    mean_over_steps: bool = True
+    value_coef: NonNegative = 0.5
+    entropy_coef: NonNegative = 0.0
+    max_grad_norm: Positive | None = None
+
+
+class Learner(NamedTuple):
+    params: Params
+    opt_state: optax.OptState
+
+
+def reinforce(env: Env, network: Network, config: REINFORCEConfig) -> Algorithm:
+    """REINFORCE on `env`.
+
+    Raises:
+      UsageError: a number out of its range, an environment without a time limit and no `max_steps`, or gamma^t asked
+        for with the total return, which is discounted from the start already.
+    """
+    c = config
+    check(c)
+    max_steps = c.max_steps or env.max_episode_steps
+    if max_steps is None:
+        raise UsageError(f"{env.name} has no time limit: max_steps (None) must be set, so that an episode ends")
+    if c.discount_states and c.weight == "total_return":
+        raise UsageError("discount_states (True) needs weight 'return_to_go'; 'total_return' counts from the start")
+    tx = adam(c.max_grad_norm, c.adam_eps)
+
+    def init(key):
+        k_params, k_obs = jax.random.split(key)
+        _, obs = env.reset(k_obs)
+        params = network.init(k_params, obs)
+        return State(Learner(params, tx.init(params)), ())
+
+    def weights(trajectory, mask, value, final_value):
+        returns = total_return if c.weight == "total_return" else discounted_return
+        weight = returns(trajectory.reward, mask, c.gamma, final_value)
+        match c.baseline:
+            case "batch_mean":
+                weight -= batch_mean(weight, mask)
+            case "standardised":
+                weight = standardise(weight, mask)
+            case "per_time_mean":
+                weight -= per_time_mean(weight, mask)
+            case "leave_one_out":
+                weight -= leave_one_out_mean(weight, mask)
+            case "value":
+                weight -= value
+        return weight * discount_power(mask, c.gamma) if c.discount_states else weight
+
+    def loss(params, batch):
+        trajectory, mask, weight, target = batch
+        distribution, value = network.apply(params, trajectory.obs)
+        policy_losses = policy_gradient(distribution.log_prob(trajectory.action), weight)
+        policy_loss = jnp.sum(policy_losses, where=mask) / (jnp.sum(mask) if c.mean_over_steps else c.num_episodes)
+        entropy = jnp.mean(distribution.entropy(), where=mask)
+        metrics = {"policy_loss": policy_loss, "entropy": entropy}
+        total = policy_loss - c.entropy_coef * entropy
+        if c.baseline == "value":
+            metrics["value_loss"] = jnp.mean(squared_error(value, target), where=mask)
+            total += c.value_coef * metrics["value_loss"]
+        return total, metrics
+
+    def step(key, state, update):
+        del update
+        params, opt_state = state.learner
+        trajectory, mask, info = episodes(key, env, actor(network, params), c.num_episodes, max_steps)
+
+        _, value = network.apply(params, trajectory.obs)
+        final_value = 0.0
+        if c.baseline == "value":
+            _, next_value = network.apply(params, trajectory.next_obs)
+            final_value = jnp.sum(next_value, axis=0, where=mask & trajectory.truncated & ~trajectory.terminated)
+        weight = weights(trajectory, mask, value, final_value)
+        target = discounted_return(trajectory.reward, mask, c.gamma, final_value)
+
+        batch = (trajectory, mask, weight, target)
+        params, opt_state, metrics = gradient_step(loss, tx, c.learning_rate, params, opt_state, batch)
+        return State(Learner(params, opt_state), ()), info | metrics
+
+    def policy(state, deterministic):
+        return evaluation_policy(network, state.learner.params, deterministic)
+
+    return Algorithm(init, step, policy, c.num_episodes, c.num_episodes * max_steps)

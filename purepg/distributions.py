@@ -1,0 +1,86 @@
+"""Policies' distributions over actions. Leading axes are batch axes; every method keeps them.
+
+    sample(key) -> action        log_prob(action) -> [...]        entropy() -> [...]
+    kl(other) = KL(self || other) -> [...]                        mode() -> action
+"""
+
+import math
+from typing import NamedTuple, Protocol
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from purepg.types import Action, Array, Key
+
+
+class Distribution(Protocol):
+    """What every algorithm may ask of a policy."""
+
+    def sample(self, key: Key) -> Action: ...
+    def log_prob(self, action: Action) -> Array: ...
+    def entropy(self) -> Array: ...
+    def kl(self, other) -> Array: ...
+    def mode(self) -> Action: ...
+
+
+class Categorical(NamedTuple):
+    """pi(a) = softmax(logits)_a; `logits` is `[..., A]`, an action is an int32 of shape `[...]`."""
+
+    logits: Array
+
+    def sample(self, key: Key) -> Action:
+        """Inverts the cumulative distribution at one uniform number per sample, where Gumbel's trick draws A."""
+        cumulative = jnp.cumsum(jax.nn.softmax(self.logits), axis=-1)
+        # Scaled by the last entry, which rounding may leave off 1, so that the last action is never overshot.
+        threshold = jax.random.uniform(key, self.logits.shape[:-1]) * cumulative[..., -1]
+        return jnp.sum(threshold[..., None] >= cumulative[..., :-1], axis=-1, dtype=jnp.int32)
+
+    def log_prob(self, action: Action) -> Array:
+        chex.assert_shape(action, self.logits.shape[:-1])
+        # A masked sum and not a gather: a gather's gradient is a scatter, which is slow where A is small.
+        taken = action[..., None] == jnp.arange(self.logits.shape[-1])
+        return jnp.sum(jax.nn.log_softmax(self.logits), axis=-1, where=taken)
+
+    def entropy(self) -> Array:
+        log_prob = jax.nn.log_softmax(self.logits)
+        return -_expectation(log_prob, log_prob)
+
+    def kl(self, other: "Categorical") -> Array:
+        log_prob = jax.nn.log_softmax(self.logits)
+        return _expectation(log_prob, log_prob - jax.nn.log_softmax(other.logits))
+
+    def mode(self) -> Action:
+        return jnp.argmax(self.logits, axis=-1).astype(jnp.int32)
+
+
+def _expectation(log_prob: Array, x: Array) -> Array:
+    """sum_a p(a) x(a), with 0 * (-inf) = 0: an action masked out by a logit of -inf adds nothing."""
+    possible = jnp.isfinite(log_prob)
+    return jnp.sum(jnp.exp(log_prob) * jnp.where(possible, x, 0.0), axis=-1)
+
+
+class DiagGaussian(NamedTuple):
+    """Independent normals; `mean` and `log_std` are `[..., A]`, as is an action. Unclipped: only the environment clips."""
+
+    mean: Array
+    log_std: Array
+
+    def sample(self, key: Key) -> Action:
+        return self.mean + jnp.exp(self.log_std) * jax.random.normal(key, self.mean.shape)
+
+    def log_prob(self, action: Action) -> Array:
+        chex.assert_equal_shape([action, self.mean])
+        z = (action - self.mean) * jnp.exp(-self.log_std)
+        return jnp.sum(-0.5 * jnp.square(z) - self.log_std - 0.5 * math.log(2 * math.pi), axis=-1)
+
+    def entropy(self) -> Array:
+        return jnp.sum(self.log_std + 0.5 * math.log(2 * math.pi * math.e), axis=-1)
+
+    def kl(self, other: "DiagGaussian") -> Array:
+        variance_ratio = jnp.exp(2 * (self.log_std - other.log_std))
+        z = (self.mean - other.mean) * jnp.exp(-other.log_std)
+        return jnp.sum(0.5 * (variance_ratio + jnp.square(z) - 1) + other.log_std - self.log_std, axis=-1)
+
+    def mode(self) -> Action:
+        return self.mean

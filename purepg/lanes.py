@@ -1,0 +1,23 @@
+"""Control flow that stays cheap under vmap.
+
+A loop or a branch whose predicate is batched copies whole buffers through `select`. `any_lane` reduces the predicate
+over every lane of every vmap around it, so that it stays unbatched: the loop runs until no lane needs it, the branch
+is a real one, and each lane masks its own result.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from purepg.types import Array
+
+
+@jax.custom_batching.custom_vmap
+def any_lane(predicate: Array) -> Array:
+    """Whether `predicate` (bool, any shape) holds anywhere, in any lane of the population."""
+    return jnp.any(predicate)
+
+
+@any_lane.def_vmap
+def _any_lane_over_lanes(axis_size, in_batched, predicate):
+    del axis_size, in_batched
+    return any_lane(predicate), False

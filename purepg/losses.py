@@ -1,0 +1,72 @@
+"""Per-element losses, to be minimised. The caller reduces: `.mean()`, or `.mean(where=mask)` over masked steps.
+
+`stop_gradient` stands where the equation has a constant, so that a loss's gradient is the textbook's estimator whoever
+computed its inputs.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax.lax import stop_gradient
+
+from purepg.types import Array
+
+
+def policy_gradient(log_prob: Array, weight: Array) -> Array:
+    """-log pi(a|s) * weight, whose gradient is minus the score-function estimate (Williams 1992).
+
+    Args:
+      log_prob: `[...]` under the policy that learns.
+      weight: `[...]` a return or an advantage; a constant to the gradient.
+    """
+    chex.assert_equal_shape([log_prob, weight])
+    return -log_prob * stop_gradient(weight)
+
+
+def clipped_surrogate(log_prob: Array, old_log_prob: Array, advantage: Array, clip_eps: Array | float) -> Array:
+    """PPO's pessimistic surrogate (Schulman et al. 2017, eq. 7), negated.
+
+        ratio = pi(a|s) / pi_old(a|s)
+        -min(ratio * A, clip(ratio, 1 - eps, 1 + eps) * A)
+
+    Its gradient is -ratio * A * grad log pi where (A >= 0 and ratio <= 1 + eps) or (A < 0 and ratio >= 1 - eps), else 0.
+    """
+    chex.assert_equal_shape([log_prob, old_log_prob, advantage])
+    ratio = jnp.exp(log_prob - stop_gradient(old_log_prob))
+    advantage = stop_gradient(advantage)
+    return -jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - clip_eps, 1 + clip_eps) * advantage)
+
+
+def squared_error(value: Array, target: Array) -> Array:
+    """(V(s) - target)^2 / 2, the target a constant."""
+    chex.assert_equal_shape([value, target])
+    return 0.5 * jnp.square(value - stop_gradient(target))
+
+
+def clipped_squared_error(value: Array, old_value: Array, target: Array, clip_eps: Array | float) -> Array:
+    """PPO's value clip (OpenAI baselines): the worse of the squared error and that of V held within eps of its old self.
+
+    `clip_eps` is in units of the return, so it depends on the reward's scale; Andrychowicz et al. (2021) advise against.
+    """
+    chex.assert_equal_shape([value, old_value, target])
+    clipped = stop_gradient(old_value) + jnp.clip(value - stop_gradient(old_value), -clip_eps, clip_eps)
+    return jnp.maximum(squared_error(value, target), squared_error(clipped, target))
+
+
+def kl_k3(log_ratio: Array) -> Array:
+    """r - 1 - log r with r = pi(a|s) / pi_old(a|s), a sampled from pi_old: an unbiased and never negative estimate of
+    KL(pi_old || pi) (Schulman 2020, "Approximating KL divergence"). A quantity to watch, not a loss to descend."""
+    return jnp.expm1(log_ratio) - log_ratio
+
+
+def explained_variance(value: Array, target: Array) -> Array:
+    """1 - Var(target - V) / Var(target), a scalar: 1 perfect, 0 no better than a constant; 0 where targets are equal."""
+    chex.assert_equal_shape([value, target])
+    variance = jnp.var(target)
+    return jnp.where(variance > 0, 1 - jnp.var(target - value) / jnp.where(variance > 0, variance, 1), 0.0)
+
+
+def all_finite(tree) -> Array:
+    """Whether every float in the tree is finite: a bool scalar."""
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in floats]))

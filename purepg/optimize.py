@@ -1,0 +1,117 @@
+"""From a loss to new parameters: one gradient step, or epochs of shuffled minibatches."""
+
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from purepg.lanes import any_lane
+from purepg.types import Array, Key, Metrics, Params
+
+Loss = Callable[[Params, Any], tuple[Array, Metrics]]  # (params, batch) -> (scalar, metrics)
+
+
+def adam(max_grad_norm: Array | float | None, eps: float = 1e-5) -> optax.GradientTransformation:
+    """Adam's direction of a gradient clipped to a global norm (None: not clipped). The caller multiplies by the
+    learning rate, so that no schedule's counter hides in the optimiser's state."""
+    clip = optax.identity() if max_grad_norm is None else optax.clip_by_global_norm(max_grad_norm)
+    return optax.chain(clip, optax.scale_by_adam(eps=eps))
+
+
+def anneal(value: Array | float, update: Array, anneal_updates: int | None) -> Array | float:
+    """`value`, falling linearly to 0 at update `anneal_updates`; constant if that is None."""
+    if anneal_updates is None:
+        return value
+    return value * jnp.maximum(0.0, 1.0 - update / anneal_updates)
+
+
+def gradient_step(
+    loss: Loss,
+    tx: optax.GradientTransformation,
+    learning_rate: Array | float,
+    params: Params,
+    opt_state: optax.OptState,
+    batch: Any,
+) -> tuple[Params, optax.OptState, Metrics]:
+    """params <- params - learning_rate * direction(grad loss). The metrics gain `grad_norm`, before any clipping."""
+    grads, metrics = jax.grad(loss, has_aux=True)(params, batch)
+    direction, opt_state = tx.update(grads, opt_state, params)
+    params = jax.tree.map(lambda p, d: p - learning_rate * d, params, direction)
+    return params, opt_state, metrics | {"grad_norm": optax.global_norm(grads)}
+
+
+def shuffle(key: Key, n: int) -> Array:
+    """A random permutation of 0, ..., n - 1, `[n]` int32, without sorting pairs.
+
+    Each index is packed below as many random bits as its 32-bit word still holds, and the words are sorted. Ties
+    between random bits fall back to the index order, which is why huge n, which leaves them few bits, sorts twice.
+    """
+    index_bits = max(n - 1, 1).bit_length()
+    if index_bits > 20:
+        return jax.random.permutation(key, n)
+    bits = jax.random.bits(key, (n,), jnp.uint32)
+    words = (bits << index_bits) | jnp.arange(n, dtype=jnp.uint32)
+    return (jnp.sort(words) & ((1 << index_bits) - 1)).astype(jnp.int32)
+
+
+def minibatch_epochs(
+    key: Key,
+    loss: Loss,
+    tx: optax.GradientTransformation,
+    learning_rate: Array | float,
+    params: Params,
+    opt_state: optax.OptState,
+    batch: Any,
+    num_epochs: int,
+    num_minibatches: int,
+    target_kl: Array | float | None = None,
+) -> tuple[Params, optax.OptState, Metrics]:
+    """`num_epochs` passes over the batch, each in `num_minibatches` gradient steps on a new shuffle.
+
+    Args:
+      batch: a tree of arrays `[T, N, ...]`; T * N is divisible by `num_minibatches`.
+      target_kl: if not None, the first minibatch whose `approx_kl` (a metric of the loss, at the parameters before its
+        step) exceeds 1.5 * target_kl, and all after it, change nothing.
+    Returns:
+      (params, opt_state, metrics): means of the loss's metrics over the minibatches that counted, and `epochs_used`,
+      the share of gradient steps that were taken, in epochs.
+    """
+    batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
+    batch_size = jax.tree.leaves(batch)[0].shape[0]
+    chex.assert_is_divisible(batch_size, num_minibatches)
+
+    def minibatch_step(carry, index):
+        params, opt_state, stopped = carry
+        minibatch = jax.tree.map(lambda x: jnp.take(x, index, axis=0), batch)
+        new_params, new_opt_state, metrics = gradient_step(loss, tx, learning_rate, params, opt_state, minibatch)
+        if target_kl is not None:
+            stopped |= metrics["approx_kl"] > 1.5 * target_kl
+            new_params, new_opt_state = jax.tree.map(
+                lambda new, old: jnp.where(stopped, old, new), (new_params, new_opt_state), (params, opt_state)
+            )
+        return (new_params, new_opt_state, stopped), metrics | {"stopped": stopped}
+
+    def step_unless_all_stopped(carry, index):
+        shapes = jax.eval_shape(minibatch_step, carry, index)[1]
+
+        def skip(carry, index):
+            del index
+            return carry, jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), shapes)
+
+        return jax.lax.cond(any_lane(~carry[2]), minibatch_step, skip, carry, index)
+
+    def epoch(carry, key):
+        index = shuffle(key, batch_size).reshape(num_minibatches, -1)
+        step = minibatch_step if target_kl is None else step_unless_all_stopped
+        return jax.lax.scan(step, carry, index)
+
+    carry = (params, opt_state, jnp.bool_(False))
+    (params, opt_state, _), metrics = jax.lax.scan(epoch, carry, jax.random.split(key, num_epochs))
+    took = ~metrics.pop("stopped")
+    # The minibatch that stopped the update was still measured: where it was the first, its metrics are all there is.
+    measured = jnp.roll(took.ravel(), 1).at[0].set(True).reshape(took.shape)
+    means = {name: jnp.mean(x, where=measured) for name, x in metrics.items()}
+    return params, opt_state, means | {"epochs_used": jnp.sum(took) / num_minibatches}

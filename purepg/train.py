@@ -1,0 +1,118 @@
+"""The generic loops, still pure: train an algorithm, guard it, evaluate a policy."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from purepg.lanes import any_lane
+from purepg.losses import all_finite
+from purepg.rollout import start
+from purepg.types import Act, Algorithm, Array, Env, Key, Metrics, State
+
+
+def train(
+    key: Key, algorithm: Algorithm, state: State, start: Array | int, num_updates: int
+) -> tuple[State, Metrics]:
+    """`num_updates` updates from update number `start` on, as one scan. Metrics' leaves are `[num_updates]`.
+
+    Update u uses `fold_in(key, u)`, so that blocks of any length give what one long block gives, bit for bit.
+    """
+
+    def update(state, u):
+        return algorithm.step(jax.random.fold_in(key, u), state, u)
+
+    return jax.lax.scan(update, state, start + jnp.arange(num_updates))
+
+
+class Guarded(NamedTuple):
+    """A learner under guard."""
+
+    learner: Any
+    finite: Array  # bool: false from the first update that brought a non-finite number on
+    env_steps_left: Array  # int32: how many more environment steps the learner may consume
+
+
+def guard(algorithm: Algorithm, max_env_steps: int) -> Algorithm:
+    """The same algorithm, made safe to run for long and beside others in a population.
+
+    - An update that makes the learner non-finite is undone, and the learner stays as it was before it from then on;
+      the metric `finite` is false from that update. Other members of a population are untouched.
+    - Where updates vary in length, a member stops before the update that could pass `max_env_steps`: it changes no
+      more, its metrics are NaN, its `env_steps` 0. Once every member has stopped, updates cost nothing. Where updates
+      have one length, the caller knows their number, and nothing is counted.
+    """
+    counts = algorithm.min_env_steps_per_update < algorithm.max_env_steps_per_update
+
+    def init(key):
+        learner, world = algorithm.init(key)
+        return State(Guarded(learner, jnp.bool_(True), jnp.int32(max_env_steps if counts else 0)), world)
+
+    def advance(key, state, update):
+        (learner, finite, left), world = state
+        (new_learner, world), metrics = algorithm.step(key, State(learner, world), update)
+        finite &= all_finite(new_learner)
+        learner = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_learner, learner)
+        left -= metrics["env_steps"] if counts else 0
+        return State(Guarded(learner, finite, left), world), metrics | {"finite": finite}
+
+    def advance_within_budget(key, state, update):
+        within = state.learner.env_steps_left >= algorithm.max_env_steps_per_update
+        shapes = jax.eval_shape(advance, key, state, update)[1]
+
+        def idle(key, state, update):
+            del key, update
+            return state, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+        new, metrics = jax.lax.cond(any_lane(within), advance, idle, key, state, update)
+        learner = jax.tree.map(lambda new, old: jnp.where(within, new, old), new.learner, state.learner)
+        metrics = {name: jnp.where(within, x, absent(x)) for name, x in metrics.items()}
+        return State(learner, new.world), metrics | {"finite": learner.finite}
+
+    def absent(x):
+        return jnp.full_like(x, jnp.nan if jnp.issubdtype(x.dtype, jnp.floating) else 0)
+
+    def policy(state, deterministic):
+        return algorithm.policy(State(state.learner.learner, state.world), deterministic)
+
+    return algorithm._replace(init=init, step=advance_within_budget if counts else advance, policy=policy)
+
+
+class EpisodeStats(NamedTuple):
+    """Evaluation episodes; leaves are `[num_episodes]`."""
+
+    episode_return: Array  # raw rewards, undiscounted
+    episode_length: Array
+    terminated: Array
+    truncated: Array
+
+
+def evaluate(key: Key, env: Env, act: Act, num_episodes: int, max_steps: int) -> EpisodeStats:
+    """Whole episodes in the raw environment, all from their resets; one still running after `max_steps` is truncated.
+
+    Every episode counts once, so short episodes are not over-represented as they are in a stream of fixed length.
+    """
+    k_start, k_run = jax.random.split(key)
+    world = start(k_start, env, num_episodes)
+
+    def body(carry):
+        t, env_state, obs, stats = carry
+        k_act, k_step = jax.random.split(jax.random.fold_in(k_run, t))
+        alive = ~(stats.terminated | stats.truncated)
+        env_state, time_step = jax.vmap(env.step)(
+            jax.random.split(k_step, num_episodes), env_state, act(k_act, obs)
+        )
+        stats = EpisodeStats(
+            stats.episode_return + jnp.where(alive, time_step.reward, 0.0),
+            stats.episode_length + alive,
+            stats.terminated | (alive & time_step.terminated),
+            stats.truncated | (alive & (time_step.truncated | ((t == max_steps - 1) & ~time_step.terminated))),
+        )
+        return t + 1, env_state, time_step.obs, stats
+
+    def running(carry):
+        return any_lane(~(carry[3].terminated | carry[3].truncated))
+
+    never = jnp.zeros(num_episodes, bool)
+    stats = EpisodeStats(world.episode_return, world.episode_length, never, never)
+    return jax.lax.while_loop(running, body, (jnp.int32(0), world.env_state, world.obs, stats))[3]
