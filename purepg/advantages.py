@@ -86,16 +86,16 @@ def standardise(weight: Array, mask: Array | None = None) -> Array:
     centred = weight - jnp.mean(weight, where=mask)
     std = jnp.std(weight, where=mask)
     # Equal weights of 500 differ from their own mean by rounding, which must not be blown up to one.
-    noise = 1e-5 * jnp.max(jnp.abs(weight), where=mask, initial=0.0) if mask is not None else 1e-5 * jnp.abs(weight).max()
+    noise = (
+        1e-5 * jnp.max(jnp.abs(weight), where=mask, initial=0.0) if mask is not None else 1e-5 * jnp.abs(weight).max()
+    )
     return jnp.where(std > noise, centred / jnp.where(std > noise, std, 1.0), 0.0)
 
 
 # --- rollouts: time first, any batch axes after it; an episode may end at any step ---
 
 
-def td_error(
-    reward: Array, value: Array, next_value: Array, terminated: Array, gamma: Array | float
-) -> Array:
+def td_error(reward: Array, value: Array, next_value: Array, terminated: Array, gamma: Array | float) -> Array:
     """delta_t = r_t + gamma * (1 - terminated_t) * V(s_{t+1}) - V(s_t).
 
     A time limit is no death: `next_value` is V of the observation before any reset, and only termination zeroes it.

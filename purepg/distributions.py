@@ -1,7 +1,7 @@
 """Policies' distributions over actions. Leading axes are batch axes; every method keeps them.
 
-    sample(key) -> action        log_prob(action) -> [...]        entropy() -> [...]
-    kl(other) = KL(self || other) -> [...]                        mode() -> action
+sample(key) -> action        log_prob(action) -> [...]        entropy() -> [...]
+kl(other) = KL(self || other) -> [...]                        mode() -> action
 """
 
 import math

@@ -135,9 +135,7 @@ def actor(network: Network, params: Params, moments: Moments | None = None) -> A
     return act
 
 
-def evaluation_policy(
-    network: Network, params: Params, deterministic: bool, moments: Moments | None = None
-) -> Act:
+def evaluation_policy(network: Network, params: Params, deterministic: bool, moments: Moments | None = None) -> Act:
     """Raw observations to actions: sampled, or the distribution's mode."""
 
     def act(key, obs):

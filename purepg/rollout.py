@@ -63,15 +63,15 @@ def rollout(
 
         ended = terminated | truncated
         episode_return, episode_length = world.episode_return + reward, world.episode_length + 1
-        finished += jnp.stack([
-            jnp.sum(episode_return, where=ended),
-            jnp.sum(episode_length, where=ended).astype(jnp.float32),
-            jnp.sum(ended).astype(jnp.float32),
-        ])
-        env_state, obs = select(ended, jax.vmap(env.reset)(k_reset), (env_state, next_obs))
-        world = RolloutState(
-            env_state, obs, jnp.where(ended, 0.0, episode_return), jnp.where(ended, 0, episode_length)
+        finished += jnp.stack(
+            [
+                jnp.sum(episode_return, where=ended),
+                jnp.sum(episode_length, where=ended).astype(jnp.float32),
+                jnp.sum(ended).astype(jnp.float32),
+            ]
         )
+        env_state, obs = select(ended, jax.vmap(env.reset)(k_reset), (env_state, next_obs))
+        world = RolloutState(env_state, obs, jnp.where(ended, 0.0, episode_return), jnp.where(ended, 0, episode_length))
         return (world, finished), transition
 
     (world, finished), trajectory = jax.lax.scan(step, (world, jnp.zeros(3)), keys)
@@ -114,9 +114,7 @@ def episodes(key: Key, env: Env, actor: Actor, num_episodes: int, max_steps: int
     def act_and_step(t, world):
         k_act, k_step = jax.random.split(jax.random.fold_in(k_run, t))
         action, log_prob = actor(k_act, world.obs)
-        env_state, time_step = jax.vmap(env.step)(
-            jax.random.split(k_step, num_episodes), world.env_state, action
-        )
+        env_state, time_step = jax.vmap(env.step)(jax.random.split(k_step, num_episodes), world.env_state, action)
         truncated = time_step.truncated | ((t == max_steps - 1) & ~time_step.terminated)
         transition = Transition(
             world.obs, action, log_prob, time_step.reward, time_step.terminated, truncated, time_step.obs

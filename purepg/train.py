@@ -11,9 +11,7 @@ from purepg.rollout import start
 from purepg.types import Act, Algorithm, Array, Env, Key, Metrics, State
 
 
-def train(
-    key: Key, algorithm: Algorithm, state: State, start: Array | int, num_updates: int
-) -> tuple[State, Metrics]:
+def train(key: Key, algorithm: Algorithm, state: State, start: Array | int, num_updates: int) -> tuple[State, Metrics]:
     """`num_updates` updates from update number `start` on, as one scan. Metrics' leaves are `[num_updates]`.
 
     Update u uses `fold_in(key, u)`, so that blocks of any length give what one long block gives, bit for bit.
@@ -99,9 +97,7 @@ def evaluate(key: Key, env: Env, act: Act, num_episodes: int, max_steps: int) ->
         t, env_state, obs, stats = carry
         k_act, k_step = jax.random.split(jax.random.fold_in(k_run, t))
         alive = ~(stats.terminated | stats.truncated)
-        env_state, time_step = jax.vmap(env.step)(
-            jax.random.split(k_step, num_episodes), env_state, act(k_act, obs)
-        )
+        env_state, time_step = jax.vmap(env.step)(jax.random.split(k_step, num_episodes), env_state, act(k_act, obs))
         stats = EpisodeStats(
             stats.episode_return + jnp.where(alive, time_step.reward, 0.0),
             stats.episode_length + alive,

@@ -1,7 +1,7 @@
 """Advantage actor-critic (Mnih et al. 2016), synchronous. Per update, with A and its target from a learned V:
 
-    theta <- theta + lr * E[ grad log pi(a|s) * A(s, a) + entropy_coef * grad H(pi(.|s)) ]
-    phi   <- phi   - lr * value_coef * E[ grad (V(s) - target)^2 / 2 ]
+theta <- theta + lr * E[ grad log pi(a|s) * A(s, a) + entropy_coef * grad H(pi(.|s)) ]
+phi   <- phi   - lr * value_coef * E[ grad (V(s) - target)^2 / 2 ]
 """
 
 from dataclasses import dataclass

@@ -1,0 +1,101 @@
+"""rejax 0.1.3's PPO on CartPole as a worker that a benchmark can time in turn with purepg.
+
+It runs in a virtual environment of its own, for rejax needs gymnax 0.0.9 and purepg needs gymnax 1.0.1:
+
+    pip install rejax==0.1.3 gymnax==0.0.9 jax==0.10.2 jaxlib==0.10.2
+
+The first line printed is {"ready": true, ...} once the program is compiled and has run once. Each line `run` on stdin
+then brings one line {"seconds": ..., "env_steps": ...}; `quit` or the end of stdin ends the worker.
+
+The work is rejax's own `train` under `jit(vmap(...))`. Evaluation is off: none at the start, and the one that `train`
+insists on at the end is replaced by a constant. What rejax does otherwise than purepg and has no switch for: it clips
+each gradient element (not the global norm), it always clips the value, and it steps actor and critic apart.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from importlib.metadata import version
+
+import jax
+import jax.numpy as jnp
+from rejax import PPO
+
+
+def make_program(args):
+    env_steps = args.num_envs * args.num_steps * args.num_updates
+    algorithm = PPO.create(
+        env=args.env,
+        agent_kwargs={"activation": "tanh", "hidden_layer_sizes": (64, 64)},
+        num_envs=args.num_envs,
+        num_steps=args.num_steps,
+        num_epochs=args.num_epochs,
+        num_minibatches=args.num_minibatches,
+        learning_rate=args.learning_rate,
+        gamma=args.gamma,
+        gae_lambda=args.gae_lambda,
+        clip_eps=args.clip_eps,
+        ent_coef=args.entropy_coef,
+        vf_coef=args.value_coef,
+        max_grad_norm=args.max_grad_norm,
+        total_timesteps=env_steps,
+        eval_freq=env_steps,  # one evaluation, after all updates ...
+        skip_initial_evaluation=True,
+    )
+    algorithm = algorithm.replace(eval_callback=lambda algorithm, state, rng: jnp.zeros(()))  # ... which does nothing
+
+    def train(keys):
+        state, _ = jax.vmap(lambda key: algorithm.train(key))(keys)
+        return state.actor_ts.params, state.critic_ts.params, state.global_step
+
+    return train, env_steps * args.num_seeds
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--env", default="CartPole-v1")
+    for name, default in dict(
+        num_envs=4, num_seeds=1, num_updates=100, num_steps=128, num_epochs=4, num_minibatches=4
+    ).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
+    floats = dict(learning_rate=2.5e-4, gamma=0.99, gae_lambda=0.95, clip_eps=0.2, entropy_coef=0.01, value_coef=0.5)
+    for name, default in floats.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=float, default=default)
+    parser.add_argument("--max-grad-norm", type=float, default=0.5)
+    args = parser.parse_args()
+    train, env_steps = make_program(args)
+
+    def keys(run):
+        return jax.random.split(jax.random.PRNGKey(run), args.num_seeds)
+
+    start = time.perf_counter()
+    program = jax.jit(train).lower(keys(0)).compile()
+    compile_seconds = time.perf_counter() - start
+    trained = jax.block_until_ready(program(keys(0)))
+    assert int(trained[2].sum()) == env_steps, "rejax made another number of environment steps than it was asked for"
+    ready = {
+        "ready": True,
+        "peer": "rejax",
+        "compile_seconds": compile_seconds,
+        "env_steps": env_steps,
+        "versions": {name: version(name) for name in ("rejax", "gymnax", "jax", "jaxlib", "flax", "optax")},
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "nproc": os.environ.get("NPROC", ""),
+    }
+    print(json.dumps(ready), flush=True)
+
+    for run, line in enumerate(sys.stdin, start=1):
+        if line.strip() == "quit":
+            break
+        inputs = jax.block_until_ready(keys(run))
+        start = time.perf_counter()
+        jax.block_until_ready(program(inputs))
+        seconds = time.perf_counter() - start
+        record = {"seconds": seconds, "env_steps": env_steps, "env_steps_per_second": env_steps / seconds}
+        print(json.dumps(record), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+"""gymnax 1.0.1 (Lange 2022, github.com/RobertTLange/gymnax) as `purepg.types.Env`: one adapter for all of it.
+
+gymnax's own `step` resets where an episode ends, and so does DeepSea's override of it. The adapter calls what lies
+beneath, `step_env` and `is_truncated`, which keep termination and time limit apart and never reset.
+
+gymnax is imported inside the functions, since importing it starts a JAX backend and loads matplotlib.
+
+Faults of gymnax 1.0.1 that pass through as they are: MountainCarContinuous does not stop at its left wall; Pong's ball
+leaves through the top and comes back only if a paddle's end sends it; MetaMaze terminates where the place to which a
+reached goal teleports happens to be the goal; MemoryChain observes one step late; Reacher takes two joints only;
+MNISTBandit's pixels above 127 come out negative.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from purepg.types import Action, Box, Discrete, Env, EnvState, Key, Obs, Space, TimeStep, UsageError
+
+if TYPE_CHECKING:
+    from gymnax.environments.environment import Environment, EnvParams
+
+# Declared float32 and made of zeros and ones: held as bool, a rollout takes a quarter of the bytes.
+BINARY_OBS = ("Asterix-MinAtar", "Breakout-MinAtar", "Freeway-MinAtar", "Seaquest-MinAtar", "SpaceInvaders-MinAtar")
+MNIST_FILES = (
+    "train-images-idx3-ubyte.gz",
+    "train-labels-idx1-ubyte.gz",
+    "t10k-images-idx3-ubyte.gz",
+    "t10k-labels-idx1-ubyte.gz",
+)
+
+
+def gymnax_env(
+    env: str | Environment, params: EnvParams | Mapping[str, Any] | None = None, **constructor_kwargs: Any
+) -> Env:
+    """A gymnax environment with a Discrete or Box action space.
+
+    Observations have the dtype that the environment declares, which gymnax does not always emit (Catch declares int32
+    and emits float32, FourRooms emits int32 and declares float32); MinAtar's are bool. Rewards are float32. Where
+    gymnax writes a bound as the largest float32, the spaces here say infinity. The action space is the one that
+    `step` takes: canonical [-1, 1] for a bounded Box.
+
+    Args:
+      env: a registered name (`gymnax.registered_envs`), or an environment of the caller's own.
+      params: its parameters; or a mapping of the fields that differ from its defaults; None for the defaults. No
+        field of a default depends on another (CartPole's `total_mass` does not follow `masspole`).
+      constructor_kwargs: for a name only, what its constructor takes: `gymnax_env("DeepSea-bsuite", size=20)`.
+    Raises:
+      UsageError: an unknown name or parameter, a space that is neither Discrete nor Box, MNIST's data absent, or an
+        environment whose shapes are not those that it declares.
+    """
+    if isinstance(env, str):
+        name, env = env, _construct(env, constructor_kwargs)
+    elif constructor_kwargs:
+        raise UsageError(f"constructor arguments ({', '.join(constructor_kwargs)}) need a name, not an environment")
+    else:
+        name = env.name
+    params = _params(name, env.default_params, params)
+    observation_space, obs_dtype = _observation_space(env.name, env.observation_space(params))
+    action_space, to_gymnax = _action_space(env.name, env.action_space(params))
+
+    def gymnax_reset(key: Key) -> tuple[EnvState, Obs]:
+        obs, state = env.reset_env(key, params)
+        return state, obs
+
+    def gymnax_step(key: Key, state: EnvState, action: Action) -> tuple[EnvState, TimeStep]:
+        obs, state, reward, terminated, _ = env.step_env(key, state, to_gymnax(action), params)
+        return state, TimeStep(obs, reward, terminated, env.is_truncated(state, params))
+
+    # `reset_env` fills its state with Python numbers (time=0), whose weak types `step_env` does not give back. A scan
+    # carries one type, so both are cast to the type that a step gives; on the device that is no operation.
+    key = jax.eval_shape(jax.random.key, 0)
+    action = jax.ShapeDtypeStruct(_shape(action_space), jnp.float32)
+    reset_state, reset_obs = jax.eval_shape(gymnax_reset, key)
+    step_state, time_step = jax.eval_shape(gymnax_step, key, reset_state, action)
+    _check_shapes(name, observation_space, reset_obs, time_step)
+
+    def cast_state(state: EnvState) -> EnvState:
+        return jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), state, step_state)
+
+    def reset(key: Key) -> tuple[EnvState, Obs]:
+        state, obs = gymnax_reset(key)
+        return cast_state(state), jnp.asarray(obs, obs_dtype)
+
+    def step(key: Key, state: EnvState, action: Action) -> tuple[EnvState, TimeStep]:
+        state, (obs, reward, terminated, truncated) = gymnax_step(key, state, action)
+        return cast_state(state), TimeStep(
+            jnp.asarray(obs, obs_dtype),
+            jnp.asarray(reward, jnp.float32),
+            jnp.asarray(terminated, bool),
+            jnp.asarray(truncated, bool),
+        )
+
+    limit = getattr(params, "max_steps_in_episode", None)
+    return Env(reset, step, observation_space, action_space, None if limit is None else int(limit), name)
+
+
+def _construct(name: str, constructor_kwargs: Mapping[str, Any]) -> Environment:
+    import gymnax
+
+    if name not in gymnax.registered_envs:
+        raise UsageError(_unknown_name(name, gymnax.registered_envs))
+    if name == "MNISTBandit-bsuite":
+        _require_mnist()
+    return gymnax.make(name, **constructor_kwargs)[0]
+
+
+def _unknown_name(name: str, known: Sequence[str]) -> str:
+    spellings = {}  # both "catch-bsuite" and "catch" lead to Catch-bsuite
+    for full in known:
+        spellings[full.lower()] = full
+        spellings.setdefault(full.rsplit("-", 1)[0].lower(), full)
+    given = name.lower()
+    close = difflib.get_close_matches(given, spellings, cutoff=0.7)
+    within = [known for known in spellings if known in given or (len(given) > 3 and given in known)]
+    near = dict.fromkeys(spellings[match] for match in (*close, *within))
+    hint = f"did you mean {' or '.join(near)}?" if near else f"the known ones are {', '.join(known)}"
+    return f"unknown environment {name!r}; {hint}"
+
+
+def _require_mnist() -> None:
+    """Raises where gymnax would start a download: its loader fetches each file that is not in its directory."""
+    from gymnax.utils.load_mnist import load_mnist
+
+    directory = Path(inspect.signature(load_mnist).parameters["directory"].default)
+    missing = [file for file in MNIST_FILES if not (directory / file).is_file()]
+    if missing:
+        raise UsageError(
+            f"MNISTBandit-bsuite reads MNIST from {directory}, which lacks {', '.join(missing)}: put them there "
+            "(from https://storage.googleapis.com/cvdf-datasets/mnist/)"
+        )
+
+
+def _params(name: str, default: EnvParams, params: EnvParams | Mapping[str, Any] | None) -> EnvParams:
+    if params is None:
+        return default
+    if not isinstance(params, Mapping):
+        return params
+    known = [field.name for field in fields(default)]
+    unknown = [repr(key) for key in params if key not in known]
+    if unknown:
+        raise UsageError(f"{name} has no parameter {', '.join(unknown)}; it has {', '.join(known)}")
+    # Some environments `lax.select` between parameters, which takes no int for a float.
+    return replace(
+        default,
+        **{
+            key: float(value) if isinstance(value, int) and isinstance(getattr(default, key), float) else value
+            for key, value in params.items()
+        },
+    )
+
+
+def _observation_space(name: str, space: Any) -> tuple[Space, Any]:
+    """Our space, and the dtype of its observations."""
+    from gymnax.environments import spaces
+
+    if isinstance(space, spaces.Discrete):
+        return Discrete(space.n), space.dtype
+    if not isinstance(space, spaces.Box):
+        raise UsageError(f"{name}: its observation space must be Discrete or Box, and is {type(space).__name__}")
+    box = _box(space, bool if name in BINARY_OBS else space.dtype)
+    return box, box.dtype
+
+
+def _action_space(name: str, space: Any) -> tuple[Space, Callable[[Action], Action]]:
+    """Our space, and the map from its actions to gymnax's."""
+    from gymnax.environments import spaces
+
+    if isinstance(space, spaces.Discrete):
+        return Discrete(space.n), lambda action: jnp.asarray(action, space.dtype)
+    if not isinstance(space, spaces.Box) or not jnp.issubdtype(space.dtype, jnp.floating):
+        raise UsageError(f"{name}: its action space must be Discrete or a Box of floats, and is {space}")
+    box = _box(space, space.dtype)
+    if not box.bounded:
+        return box, lambda action: jnp.asarray(action, box.dtype)
+    centre, half_width = (box.high + box.low) / 2, (box.high - box.low) / 2
+    canonical = Box(-np.ones_like(box.low), np.ones_like(box.high), box.dtype)
+    return canonical, lambda action: jnp.clip(jnp.asarray(action, box.dtype), -1, 1) * half_width + centre
+
+
+def _box(space: Any, dtype: Any) -> Box:
+    largest = np.finfo(np.float32).max
+
+    def bound(value: Any) -> np.ndarray:
+        array = np.broadcast_to(np.asarray(value), space.shape)
+        return np.where(np.abs(array) < largest, array, np.copysign(np.inf, array)).astype(dtype)
+
+    return Box(bound(space.low), bound(space.high), dtype)
+
+
+def _shape(space: Space) -> tuple[int, ...]:
+    return () if isinstance(space, Discrete) else space.shape
+
+
+def _check_shapes(name: str, observation_space: Space, reset_obs: Any, time_step: TimeStep) -> None:
+    found = {"reset's obs": reset_obs, **{f"step's {field}": leaf for field, leaf in time_step._asdict().items()}}
+    for what, leaf in found.items():
+        shape = _shape(observation_space) if what.endswith("obs") else ()
+        if leaf.shape != shape:
+            raise UsageError(f"{name}: its {what} must have shape {shape}, and has {leaf.shape}")

@@ -1,0 +1,164 @@
+"""The command line that every experiment script shares."""
+
+import contextlib
+import io
+import sys
+from collections.abc import Sequence
+from dataclasses import field, make_dataclass
+from pathlib import Path
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+from purepg.run.launch import MakeAlgorithm, MakeNetwork, RunConfig, launch, prepare
+from purepg.run.population import Configs, find_field
+from purepg.run.record import RecordError
+from purepg.run.summary import report
+from purepg.types import UsageError
+
+
+def main(
+    algorithm: MakeAlgorithm,
+    config: Any,
+    network: MakeNetwork,
+    network_config: Any,
+    run: RunConfig | None = None,
+    description: str | None = None,
+    arguments: Sequence[str] | None = None,
+) -> None:
+    """Runs an experiment from the command line, and exits: 0 done, 2 a bad argument, 1 a failed write, 130 Ctrl-C.
+
+    Args:
+      algorithm: `algorithm(env, network, config) -> Algorithm`; its name prefixes the config's flags.
+      config, network_config, run: the experiment's defaults; a flag per field.
+      network: `network(env, network_config)`.
+      description: what --help says first.
+      arguments: taken instead of the command line's.
+    """
+    script = Path(sys.argv[0]).stem
+    name = getattr(algorithm, "__name__", "algorithm")
+    try:
+        arguments = sys.argv[1:] if arguments is None else arguments
+        configs, run, sweep = parse(name, config, network_config, run or RunConfig(), arguments, description)
+        plan = prepare(algorithm, network, configs, run, parse_sweep(configs, sweep))
+        summary, out = launch(plan, script)
+    except UsageError as error:
+        _exit(script, error, 2)
+    except RecordError as error:
+        _exit(script, error, 1)
+    else:
+        print(report(summary))
+        print(f"wrote {out}")
+        sys.exit(130 if summary["interrupted"] else 0)
+
+
+def _exit(script: str, error: Exception, code: int) -> None:
+    print(f"{script}: error: {error}", file=sys.stderr)
+    sys.exit(code)
+
+
+def parse(
+    name: str,
+    config: Any,
+    network_config: Any,
+    run: RunConfig,
+    arguments: Sequence[str],
+    description: str | None = None,
+) -> tuple[Configs, RunConfig, tuple[str, ...]]:
+    """The command line as (configs, run, sweeps not yet parsed).
+
+    Raises:
+      UsageError: an unknown flag or a value that is not of its type.
+      SystemExit: --help was asked for.
+    """
+    import tyro
+
+    sweep_help = "A field and the values to try; repeated, a grid. Floats share one program, others cost a compile."
+    sweep_flag = tyro.conf.arg(metavar="NAME=A,B,...", help=sweep_help)
+    commands = make_dataclass(
+        "Commands",
+        [
+            ("run", Annotated[RunConfig, tyro.conf.arg(name="")], field(default=run)),
+            ("sweep", Annotated[tuple[str, ...], tyro.conf.UseAppendAction, sweep_flag], field(default=())),
+            (name, type(config), field(default=config)),
+            ("network", type(network_config), field(default=network_config)),
+        ],
+        frozen=True,
+    )
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            chosen: Any = tyro.cli(
+                commands,
+                args=["None" if a.lower() == "none" else a for a in arguments],
+                prog=f"python {sys.argv[0]}",
+                description=description,
+            )
+    except SystemExit as error:
+        if not error.code:
+            raise
+        raise UsageError(_one_line(said.getvalue())) from None
+    return {name: getattr(chosen, name), "network": chosen.network}, chosen.run, chosen.sweep
+
+
+def _one_line(box: str) -> str:
+    """What tyro's box of an error says, up to its first rule, and the flag it thinks was meant."""
+    lines = [line.strip(" │╭╮╰╯─") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
+    said = lines[: lines.index("")] if "" in lines else lines
+    if "Perhaps you meant:" in lines:
+        said += ["; did you mean", lines[lines.index("Perhaps you meant:") + 1].split()[0] + "?"]
+    return " ".join(said).replace(" ;", ";") + " (--help lists the flags)"
+
+
+def parse_sweep(configs: Configs, sweep: Sequence[str]) -> dict[str, list[Any]]:
+    """`["learning_rate=3e-4,1e-3", "hidden=64x64,256x256"]` as values of the fields' types, by name.
+
+    Raises:
+      UsageError: an unknown or empty name, no values, one that is not of the field's type, or a name given twice.
+    """
+    parsed: dict[str, list[Any]] = {}
+    for text in sweep:
+        name, equals, values = text.partition("=")
+        name = name.strip().replace("-", "_")
+        if not name or not equals or not values.strip():
+            raise UsageError(f"--sweep {text!r} must be a name and its values, as in learning_rate=3e-4,1e-3")
+        config, field_name = find_field(configs, name)
+        if any(find_field(configs, other) == (config, field_name) for other in parsed):
+            raise UsageError(f"--sweep names {name} twice: put all its values into one")
+        hint = get_type_hints(type(configs[config]), include_extras=True)[field_name]
+        parsed[name] = [parse_value(name, hint, value.strip()) for value in values.split(",")]
+    return parsed
+
+
+def parse_value(name: str, hint: Any, text: str) -> Any:
+    """A value of a field's type from its text: a number, true or false, none, a choice, or widths such as 64x64."""
+    for kind in _alternatives(hint):
+        with contextlib.suppress(ValueError):
+            if kind is NoneType and text.lower() == "none":
+                return None
+            if kind is bool and text.lower() in ("true", "false"):
+                return text.lower() == "true"
+            if kind in (int, float, str):
+                return kind(text)
+            if get_origin(kind) is Literal and text in get_args(kind):
+                return text
+            if get_origin(kind) is tuple:
+                return tuple(int(width) for width in text.split("x"))
+    kinds = " or ".join(_described(kind) for kind in _alternatives(hint))
+    raise UsageError(f"--sweep {name}: {text!r} is not {kinds}")
+
+
+def _alternatives(hint: Any) -> list[Any]:
+    """A type without its annotations, a union as its members, None last."""
+    if get_origin(hint) is Annotated:
+        return _alternatives(get_args(hint)[0])
+    if get_origin(hint) in (None, Literal, tuple):
+        return [hint]
+    return sorted((kind for h in get_args(hint) for kind in _alternatives(h)), key=lambda kind: kind is NoneType)
+
+
+def _described(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return " or ".join(map(str, get_args(kind)))
+    if get_origin(kind) is tuple:
+        return "widths such as 64x64"
+    return {int: "an integer", float: "a number", bool: "true or false", NoneType: "none"}.get(kind, str(kind))

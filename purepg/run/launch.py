@@ -1,0 +1,259 @@
+"""From a description of a run to its results: the order in which everything on the host happens."""
+
+import importlib.metadata
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from purepg import envs
+from purepg.config import Count, check
+from purepg.run.loop import Progress, Sink, ctrl_c_finishes_the_block, run_chunk
+from purepg.run.plot import curves
+from purepg.run.population import Configs, Group, Make, Population, Setting, chunks, grid, group_by_program
+from purepg.run.record import CURVES, Record, new_folder, say, setting_label
+from purepg.run.summary import Part, assemble, diverged, summarize
+from purepg.run.wandb_sink import WandbSink
+from purepg.runtime import backend_is_running
+from purepg.types import Algorithm, Env, Network, UsageError
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What to run, beside the algorithm.
+
+    Attributes:
+      env: name of the environment.
+      total_steps: environment steps of each seed.
+      num_seeds: agents trained for each setting.
+      seed: seed of the run; agent s of every setting is keyed by (seed, s).
+      log_every: updates in a block: the progress bar, log.jsonl and W&B move once a block. 0: the whole run is one
+        program.
+      eval_episodes: episodes of the final evaluation, for each seed.
+      eval_seed: seed of the evaluation, the same for every agent.
+      eval_max_steps: an evaluation episode is cut after this many steps; None: at the environment's time limit.
+      max_parallel: agents trained at once; None: all of them.
+      devices: devices that the agents are spread over; None: as many as divide them. On a CPU, a device is a core.
+      compile_cache: keep compiled programs on disk, so that the next start is quick.
+      out: folder of the results; None: a new one under runs/.
+      overwrite: replace the run that the folder holds.
+      wandb: online (log in once with `wandb login`), offline (files in the folder), or disabled.
+      wandb_per: a W&B run for every seed, or for every setting with mean and interval.
+      wandb_project: W&B's project. wandb_group: its group; None: the folder's name.
+    """
+
+    env: str = "CartPole-v1"
+    total_steps: Count = 100_000
+    num_seeds: Count = 16
+    seed: int = 0
+    log_every: int = 10
+    eval_episodes: Count = 128
+    eval_seed: int = 0
+    eval_max_steps: Count | None = None
+    max_parallel: Count | None = None
+    devices: Count | None = None
+    compile_cache: bool = True
+    out: Path | None = None
+    overwrite: bool = False
+    wandb: Literal["online", "offline", "disabled"] = "offline"
+    wandb_per: Literal["seed", "setting"] = "seed"
+    wandb_project: str = "purepg"
+    wandb_group: str | None = None
+
+
+MakeAlgorithm = Callable[[Env, Network, Any], Algorithm]
+MakeNetwork = Callable[[Env, Any], Network]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that was checked: nothing in it can be refused any more but its folder."""
+
+    run: RunConfig
+    env: Env
+    make: Make
+    settings: list[Setting]
+    groups: list[Group]
+    num_devices: int
+    eval_max_steps: int
+
+
+def prepare(
+    algorithm: MakeAlgorithm,
+    network: MakeNetwork,
+    configs: Configs,
+    run: RunConfig,
+    sweep: Mapping[str, Sequence[Any]],
+) -> Plan:
+    """Checks everything that can be checked before anything compiles.
+
+    Args:
+      algorithm, network: how to make them from `configs[algorithm's name]` and `configs["network"]`.
+      sweep: name of a field to its values; the settings are the grid of all.
+    Raises:
+      UsageError: in one line, what is wrong and what to do.
+    """
+    check(run)
+    if run.log_every < 0:
+        raise UsageError(f"log_every ({run.log_every}) must be at least 0")
+    settings = grid(configs, sweep)
+    for setting in settings:
+        for config in setting.configs.values():
+            check(config)
+    num_devices = prepare_devices(run.devices, run.num_seeds, len(settings))
+    if run.compile_cache:
+        use_compile_cache()
+    env = envs.make(run.env)
+    eval_max_steps = run.eval_max_steps or env.max_episode_steps
+    if eval_max_steps is None:
+        raise UsageError(f"{env.name} has no time limit: set --eval-max-steps")
+
+    algorithm_name = next(name for name in configs if name != "network")
+
+    def make(configs: Configs) -> Algorithm:
+        return algorithm(env, network(env, configs["network"]), configs[algorithm_name])
+
+    groups = group_by_program(settings, make, run.total_steps)
+    return Plan(run, env, make, settings, groups, num_devices, eval_max_steps)
+
+
+def prepare_devices(devices: int | None, num_seeds: int, num_settings: int) -> int:
+    """Splits the CPU into devices, where that is still possible, and says over how many the agents are spread.
+
+    Raises:
+      UsageError: more devices than there are, or a number that divides neither seeds nor settings.
+    """
+
+    def divides(n: int) -> bool:
+        return num_seeds % n == 0 or num_settings % n == 0
+
+    if devices is not None and not divides(devices):
+        raise UsageError(f"devices ({devices}) must divide num_seeds ({num_seeds}) or the settings ({num_settings})")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not backend_is_running():
+        cpu_devices = devices or max(n for n in range(1, cores + 1) if divides(n))
+        if cpu_devices > 1:
+            # With one thread a device, XLA's worker pool can starve: every device needs a second one.
+            os.environ.setdefault("NPROC", str(2 * max(cores, cpu_devices)))
+            jax.config.update("jax_num_cpu_devices", cpu_devices)
+    available = jax.device_count()
+    if devices is not None and devices > available:
+        raise UsageError(f"devices ({devices}) must be at most {available}, what this machine has")
+    return devices or max(n for n in range(1, available + 1) if divides(n))
+
+
+def use_compile_cache() -> None:
+    """Turns JAX's persistent compilation cache on, in the user's own folder where they chose one."""
+    if not jax.config.jax_compilation_cache_dir:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(home / "purepg" / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def launch(plan: Plan, script: str) -> tuple[dict[str, Any], Path]:
+    """Trains, evaluates and records the whole population.
+
+    Returns:
+      (summary, out): what summary.json holds, and the folder.
+    Raises:
+      UsageError: the folder cannot be written. RecordError: a result could not.
+    """
+    run = plan.run
+    out = run.out or new_folder(script)
+    with Record.open(out, run.overwrite) as record:
+        config = describe(plan, script)
+        record.write_config(config)
+        hyperparameters = [setting.hyperparameters for setting in plan.settings]
+        labels = [setting_label(h) or script for h in hyperparameters]
+        wandb = WandbSink(
+            run.wandb,
+            run.wandb_per,
+            run.wandb_project,
+            run.wandb_group or out.name,
+            out,
+            config,
+            hyperparameters,
+            list(range(run.num_seeds)),
+        )
+        parts, interrupted = _train(
+            plan, [lambda h, s, u, m: record.append_block(h, u, m), lambda h, s, u, m: wandb.log_block(h, u, m)]
+        )
+        metrics, num_updates = assemble(parts, len(plan.settings), run.num_seeds)
+        summary = summarize(plan.settings, parts, metrics, num_updates, interrupted)
+        record.write_metrics(metrics, num_updates)
+        record.write_summary(summary)
+        record.write(CURVES, lambda file: curves(file, metrics, labels, f"{script} on {run.env}"))
+        wandb.finish(summary, out / CURVES)
+    return summary, out
+
+
+def _train(plan: Plan, sinks: list[Sink]) -> tuple[list[Part], bool]:
+    """Trains chunk after chunk; true where Ctrl-C ended it early."""
+    run = plan.run
+    parts = []
+    progress = Progress(run.total_steps * len(plan.settings) * run.num_seeds)
+    with ctrl_c_finishes_the_block() as interrupt:
+        for group in plan.groups:
+            for chunk in chunks(len(group.settings), run.num_seeds, run.max_parallel):
+                if interrupt.requested:
+                    break
+                population = Population(
+                    plan.env,
+                    plan.make,
+                    group,
+                    chunk,
+                    run.seed,
+                    run.total_steps,
+                    plan.num_devices,
+                    run.eval_seed,
+                    run.eval_episodes,
+                    plan.eval_max_steps,
+                )
+                outcome = run_chunk(population, group, chunk, run.log_every, [*sinks, progress], interrupt)
+                parts.append(Part(group, chunk, outcome))
+                _say_divergence(plan.settings, parts[-1])
+        progress.close()
+        return parts, interrupt.requested
+
+
+def _say_divergence(settings: Sequence[Setting], part: Part) -> None:
+    for row, h in enumerate(part.group.settings[part.chunk.settings]):
+        for member in diverged(part.outcome.metrics["finite"][row]):
+            label = setting_label(settings[h].hyperparameters) or "the only setting"
+            say(
+                f"{label}, seed {part.chunk.seeds.start + member['seed']}: parameters became non-finite at update "
+                f"{member['update']}; frozen as they were before it"
+            )
+
+
+def describe(plan: Plan, script: str) -> dict[str, Any]:
+    """What config.json holds: all arguments, versions, and how the population was laid out, which its bits depend on."""
+    packages = ("purepg", "jax", "jaxlib", "flax", "optax", "gymnax", "numpy")
+    devices = jax.devices()[: plan.num_devices]
+    return {
+        "script": script,
+        "run": asdict(plan.run),
+        **{name: asdict(config) for name, config in plan.groups[0].configs.items()},
+        "settings": [setting.hyperparameters for setting in plan.settings],
+        "num_updates": [next(g.num_updates for g in plan.groups if h in g.settings) for h in range(len(plan.settings))],
+        "layout": [
+            {
+                "settings": list(group.settings[chunk.settings]),
+                "seeds": list(range(chunk.seeds.start, chunk.seeds.stop)),
+            }
+            for group in plan.groups
+            for chunk in chunks(len(group.settings), plan.run.num_seeds, plan.run.max_parallel)
+        ],
+        "devices": [device.device_kind for device in devices],
+        "platform": {"backend": jax.default_backend(), "python": platform.python_version(), "os": platform.platform()},
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "versions": {package: importlib.metadata.version(package) for package in packages},
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }

@@ -1,0 +1,131 @@
+"""The host's loop over blocks of updates. Block i is logged while block i + 1 runs; nothing calls back into a program."""
+
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, Protocol
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from purepg.run.population import Chunk, Group, Population
+
+HostMetrics = dict[str, np.ndarray]  # each [H, S, U]
+
+
+class Sink(Protocol):
+    """Where blocks of metrics go as they come: the record, W&B."""
+
+    def __call__(self, settings: list[int], seeds: list[int], start: int, metrics: HostMetrics) -> None: ...
+
+
+class Interrupt:
+    """Set by the first Ctrl-C; a second one ends the process at once."""
+
+    requested = False
+
+
+@contextmanager
+def ctrl_c_finishes_the_block() -> Iterator[Interrupt]:
+    """Within it, Ctrl-C asks the loop to stop after the block that runs."""
+    interrupt = Interrupt()
+
+    def handle(signum, frame):
+        del signum, frame
+        interrupt.requested = True
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        tqdm.write("interrupted: finishing the running block, then writing what there is", file=sys.stderr)
+
+    try:
+        before = signal.signal(signal.SIGINT, handle)
+    except ValueError:  # not the main thread: its owner handles signals
+        yield interrupt
+        return
+    try:
+        yield interrupt
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class Progress:
+    """The live line: updates, environment steps a second, mean return, time left."""
+
+    def __init__(self, total_steps: int):
+        self._bar = tqdm(
+            total=total_steps, unit="step", unit_scale=True, disable=None, smoothing=0.1, dynamic_ncols=True
+        )
+        self._updates = 0
+
+    def __call__(self, settings: list[int], seeds: list[int], start: int, metrics: HostMetrics) -> None:
+        del settings, seeds
+        self._updates = start + next(iter(metrics.values())).shape[-1]
+        returns = metrics["episode_return"]
+        described = {"updates": self._updates}
+        if np.isfinite(returns).any():
+            described["return"] = f"{np.nanmean(returns):.1f}"
+        self._bar.set_postfix(described, refresh=False)
+        self._bar.update(int(metrics["env_steps"].sum()))
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+class Outcome(NamedTuple):
+    """What became of one chunk."""
+
+    metrics: HostMetrics  # each [H, S, U]
+    sampled: np.ndarray  # [H, S] mean evaluation return
+    mode: np.ndarray
+    compile_seconds: float
+    run_seconds: float  # training alone
+
+
+def run_chunk(
+    population: Population,
+    group: Group,
+    chunk: Chunk,
+    log_every: int,
+    sinks: list[Sink],
+    interrupt: Interrupt,
+) -> Outcome:
+    """Trains and evaluates a chunk. `log_every` 0 makes the whole run one block."""
+    settings = list(group.settings[chunk.settings])
+    seeds = list(range(chunk.seeds.start, chunk.seeds.stop))
+    block = log_every or group.num_updates
+    blocks: list[HostMetrics] = []
+
+    def fetch(start, device_metrics) -> bool:
+        """Logs a block once it is done. False where no member moved in its last update: all have spent their budget."""
+        metrics = {name: np.asarray(x) for name, x in jax.device_get(device_metrics).items()}
+        for sink in sinks:
+            sink(settings, seeds, start, metrics)
+        blocks.append(metrics)
+        return bool(metrics["env_steps"][..., -1].any())
+
+    state = population.init()
+    compile_seconds = population.compile_seconds
+    begun, stalled = time.perf_counter(), 0.0
+    running = None  # the block that the device works on while the one before it is logged
+    for start in range(0, group.num_updates, block):
+        before = population.compile_seconds
+        state, device_metrics = population.advance(state, start, min(block, group.num_updates - start))
+        stalled += population.compile_seconds - before
+        if running is not None and not fetch(*running):
+            running = None
+            break
+        running = (start, device_metrics)
+        if interrupt.requested:
+            break
+    if running is not None:
+        fetch(*running)
+    run_seconds = time.perf_counter() - begun - stalled
+    compile_seconds += stalled
+
+    before = population.compile_seconds
+    evaluation = jax.device_get(population.final(state))
+    compile_seconds += population.compile_seconds - before
+    metrics = {name: np.concatenate([b[name] for b in blocks], axis=-1) for name in blocks[0]}
+    return Outcome(metrics, np.asarray(evaluation.sampled), np.asarray(evaluation.mode), compile_seconds, run_seconds)

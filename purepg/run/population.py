@@ -1,0 +1,272 @@
+"""A population: H settings x S seeds of one algorithm, in as few compiled programs as the static settings allow.
+
+Settings that differ in floats alone share a program: the floats cross jit as arrays, and the algorithm is made inside
+the trace. Each value of a static field (an int, a string, a tuple, an optional float that is off) costs a compile.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from purepg.config import float_fields
+from purepg.train import evaluate, guard, train
+from purepg.types import Algorithm, Array, Env, Metrics, State, UsageError
+
+# The evaluation's keys and the members' keys never meet: members are folded in by their seed, from 0 on.
+EVALUATION_TAG = 2**31 - 1
+
+Configs = dict[str, Any]  # name of a config, "ppo" or "network", to the dataclass
+Make = Callable[[Configs], Algorithm]
+Hyper = Mapping[str, Mapping[str, Array]]  # name of a config to the values of its float fields
+
+
+class Setting(NamedTuple):
+    """One point of a sweep."""
+
+    hyperparameters: dict[str, Any]  # what the sweep set, by its name
+    configs: Configs
+
+
+class Group(NamedTuple):
+    """Settings that one compiled program serves."""
+
+    settings: tuple[int, ...]  # positions in the sweep
+    configs: Configs  # of the first of them: their static fields are equal
+    hyper: dict[str, dict[str, np.ndarray]]  # float fields, each [H]
+    num_updates: int
+
+
+def grid(configs: Configs, sweep: Mapping[str, Sequence[Any]]) -> list[Setting]:
+    """Every combination of the swept values. A name is a field's, or `config.field`."""
+    places = {name: find_field(configs, name) for name in sweep}
+    settings = []
+    for values in product(*sweep.values()):
+        chosen = dict(configs)
+        for name, value in zip(sweep, values, strict=True):
+            config, field = places[name]
+            chosen[config] = replace(chosen[config], **{field: value})
+        settings.append(Setting(dict(zip(sweep, values, strict=True)), chosen))
+    return settings
+
+
+def find_field(configs: Configs, name: str) -> tuple[str, str]:
+    """The config and the field that a name means.
+
+    Raises:
+      UsageError: no field has that name; says which have.
+    """
+    known = {f"{config}.{field}": (config, field) for config, values in configs.items() for field in vars(values)}
+    matches = [place for full, place in known.items() if name in (full, place[1])]
+    if not matches:
+        raise UsageError(f"cannot sweep {name!r}; what can be swept: {', '.join(known)}")
+    return matches[0]
+
+
+def group_by_program(settings: Sequence[Setting], make: Make, total_steps: int) -> list[Group]:
+    """Puts settings that differ in floats alone together, and counts each group's updates.
+
+    Raises:
+      UsageError: a setting that the algorithm refuses, or a budget below one update.
+    """
+    by_static: dict[Any, list[int]] = {}
+    for h, setting in enumerate(settings):
+        static = tuple(
+            (name, field, "float" if field in float_fields(config) else value)
+            for name, config in setting.configs.items()
+            for field, value in vars(config).items()
+        )
+        by_static.setdefault(static, []).append(h)
+    groups = []
+    for members in by_static.values():
+        configs = settings[members[0]].configs
+        num_updates = 0
+        for h in members:
+            algorithm = make(settings[h].configs)  # every value is checked before anything compiles
+            num_updates = max_num_updates(algorithm, total_steps)
+        hyper = {
+            name: {
+                field: np.array([getattr(settings[h].configs[name], field) for h in members], np.float32)
+                for field in float_fields(config)
+            }
+            for name, config in configs.items()
+        }
+        groups.append(Group(tuple(members), with_anneal_updates(configs, num_updates), hyper, num_updates))
+    return groups
+
+
+def max_num_updates(algorithm: Algorithm, total_steps: int) -> int:
+    """How many updates a budget of environment steps allows at most; exactly, where they have one length."""
+    shortest, longest = algorithm.min_env_steps_per_update, algorithm.max_env_steps_per_update
+    if total_steps < longest:
+        raise UsageError(f"total_steps ({total_steps}) must be at least {longest}, what one update may take")
+    return (total_steps - longest) // shortest + 1
+
+
+def with_anneal_updates(configs: Configs, num_updates: int) -> Configs:
+    """Schedules that were given no length last as long as the run."""
+    return {
+        name: replace(config, anneal_updates=num_updates) if getattr(config, "anneal_updates", 0) is None else config
+        for name, config in configs.items()
+    }
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The part of a group that is trained at once: some of its settings, some of the seeds."""
+
+    settings: slice  # of the group's
+    seeds: slice
+
+
+def chunks(num_settings: int, num_seeds: int, max_parallel: int | None) -> list[Chunk]:
+    """Splits [H, S] into near-equal parts of at most `max_parallel` members, whole settings where they fit."""
+    if max_parallel is None or num_settings * num_seeds <= max_parallel:
+        return [Chunk(slice(0, num_settings), slice(0, num_seeds))]
+    if max_parallel >= num_seeds:
+        return [Chunk(part, slice(0, num_seeds)) for part in _split(num_settings, max_parallel // num_seeds)]
+    return [Chunk(slice(h, h + 1), part) for h in range(num_settings) for part in _split(num_seeds, max_parallel)]
+
+
+def _split(n: int, at_most: int) -> list[slice]:
+    num_parts = -(-n // at_most)
+    edges = [n * i // num_parts for i in range(num_parts + 1)]
+    return [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+
+
+class Evaluation(NamedTuple):
+    """Mean return over the evaluation's episodes, `[H, S]` each."""
+
+    sampled: Array  # the policy's actions are sampled
+    mode: Array  # its distribution's mode is taken
+
+
+class Population:
+    """A chunk of a group, compiled and ready to advance. Every leaf of its state is `[H, S, ...]`.
+
+    Args:
+      make: configs to algorithm.
+      group: the settings' static and float fields.
+      chunk: which of them, and which seeds.
+      seed: the run's; member s is keyed by `fold_in(key(seed), s)`, whatever its setting.
+      num_devices: over how many devices the seeds (or else the settings) are spread; must divide their number.
+    """
+
+    def __init__(
+        self,
+        env: Env,
+        make: Make,
+        group: Group,
+        chunk: Chunk,
+        seed: int,
+        total_steps: int,
+        num_devices: int,
+        eval_seed: int,
+        eval_episodes: int,
+        eval_max_steps: int,
+    ):
+        self.num_updates = group.num_updates
+        self.compile_seconds = 0.0
+        hyper = {
+            config: {field: values[chunk.settings] for field, values in fields.items()}
+            for config, fields in group.hyper.items()
+        }
+        seeds = np.arange(chunk.seeds.start, chunk.seeds.stop)
+        num_settings = chunk.settings.stop - chunk.settings.start
+
+        def algorithm(hyper: Hyper) -> Algorithm:
+            configs = {name: replace(config, **hyper[name]) for name, config in group.configs.items()}
+            return guard(make(configs), total_steps)
+
+        def member_key(s: Array) -> tuple[Array, Array]:
+            k_init, k_train = jax.random.split(jax.random.fold_in(jax.random.key(seed), s))
+            return k_init, k_train
+
+        def init(hyper: Hyper, s: Array) -> State:
+            return algorithm(hyper).init(member_key(s)[0])
+
+        def advance(hyper: Hyper, s: Array, state: State, start: Array, num_updates: int) -> tuple[State, Metrics]:
+            return train(member_key(s)[1], algorithm(hyper), state, start, num_updates)
+
+        def final(hyper: Hyper, s: Array, state: State) -> Evaluation:
+            del s
+            key = jax.random.fold_in(jax.random.key(eval_seed), EVALUATION_TAG)
+            returns = [
+                evaluate(key, env, algorithm(hyper).policy(state, mode), eval_episodes, eval_max_steps).episode_return
+                for mode in (False, True)
+            ]
+            return Evaluation(returns[0].mean(), returns[1].mean())
+
+        over = _Spread(num_settings, len(seeds), num_devices)
+        self._hyper, self._seeds = hyper, seeds
+        self._init = jax.jit(over(init))
+        self._advance = jax.jit(
+            lambda hyper, s, state, start, num_updates: over(
+                lambda hyper, s, state: advance(hyper, s, state, start, num_updates)
+            )(hyper, s, state),
+            static_argnames="num_updates",
+            donate_argnames="state",
+        )
+        self._final = jax.jit(over(final))
+        self._programs: dict[Any, Any] = {}
+
+    def init(self) -> State:
+        """The state before the first update."""
+        return self._call(self._init, "init", self._hyper, self._seeds)
+
+    def advance(self, state: State, start: int, num_updates: int) -> tuple[State, Metrics]:
+        """`num_updates` updates from number `start` on; consumes `state`. Metrics are `[H, S, num_updates]`. Returns at
+        once, while the device works."""
+        arguments = (self._hyper, self._seeds, state, jnp.int32(start))
+        return self._call(self._advance, "advance", *arguments, num_updates=num_updates)
+
+    def final(self, state: State) -> Evaluation:
+        """The evaluation of every member's policy."""
+        return self._call(self._final, "final", self._hyper, self._seeds, state)
+
+    def _call(self, function: Any, name: str, *arguments: Any, **static: Any) -> Any:
+        program = (name, *static.items())
+        if program not in self._programs:
+            begun = time.perf_counter()
+            self._programs[program] = function.lower(*arguments, **static).compile()
+            self.compile_seconds += time.perf_counter() - begun
+        return self._programs[program](*arguments)
+
+
+class _Spread:
+    """Lays a function of one member, (hyper, seed, *rest), over [H, S], and over devices along the axis they divide."""
+
+    def __init__(self, num_settings: int, num_seeds: int, num_devices: int):
+        if num_devices > 1 and num_seeds % num_devices and num_settings % num_devices:
+            raise UsageError(
+                f"devices ({num_devices}) must divide the seeds ({num_seeds}) or settings ({num_settings})"
+            )
+        self._along_seeds = num_seeds % num_devices == 0
+        self._mesh = Mesh(np.array(jax.devices()[:num_devices]), ("member",)) if num_devices > 1 else None
+
+    def __call__(self, member: Callable) -> Callable:
+        def population(hyper, s, *rest):
+            def over_seeds(hyper, *rest):
+                return jax.vmap(lambda s, *rest: member(hyper, s, *rest))(s, *rest)
+
+            return jax.vmap(over_seeds)(hyper, *rest)
+
+        if self._mesh is None:
+            return population
+        everywhere, spread = P(), P("member")
+        hyper_spec, seed_spec, leaf_spec = (
+            (everywhere, spread, P(None, "member")) if self._along_seeds else (spread, everywhere, spread)
+        )
+
+        def sharded(hyper, s, *rest):
+            specs = (hyper_spec, seed_spec, *(leaf_spec for _ in rest))
+            return jax.shard_map(population, mesh=self._mesh, in_specs=specs, out_specs=leaf_spec, check_vma=False)(hyper, s, *rest)
+
+        return sharded
