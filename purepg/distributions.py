@@ -61,7 +61,7 @@ def _expectation(log_prob: Array, x: Array) -> Array:
 
 
 class DiagGaussian(NamedTuple):
-    """Independent normals; `mean` and `log_std` are `[..., A]`, as is an action. Unclipped: only the environment clips."""
+    """Independent normals; `mean` and `log_std` are `[..., A]`, as is an action, which only the environment clips."""
 
     mean: Array
     log_std: Array

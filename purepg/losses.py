@@ -29,7 +29,8 @@ def clipped_surrogate(log_prob: Array, old_log_prob: Array, advantage: Array, cl
         ratio = pi(a|s) / pi_old(a|s)
         -min(ratio * A, clip(ratio, 1 - eps, 1 + eps) * A)
 
-    Its gradient is -ratio * A * grad log pi where (A >= 0 and ratio <= 1 + eps) or (A < 0 and ratio >= 1 - eps), else 0.
+    Its gradient is -ratio * A * grad log pi where (A >= 0 and ratio <= 1 + eps) or (A < 0 and ratio >= 1 - eps);
+    elsewhere 0.
     """
     chex.assert_equal_shape([log_prob, old_log_prob, advantage])
     ratio = jnp.exp(log_prob - stop_gradient(old_log_prob))
@@ -44,9 +45,11 @@ def squared_error(value: Array, target: Array) -> Array:
 
 
 def clipped_squared_error(value: Array, old_value: Array, target: Array, clip_eps: Array | float) -> Array:
-    """PPO's value clip (OpenAI baselines): the worse of the squared error and that of V held within eps of its old self.
+    """PPO's value clip (OpenAI baselines): the worse of two squared errors, V's and that of V held within eps of its
+    old self.
 
-    `clip_eps` is in units of the return, so it depends on the reward's scale; Andrychowicz et al. (2021) advise against.
+    `clip_eps` is in units of the return, and so depends on the reward's scale. Andrychowicz et al. (2021) advise
+    against it.
     """
     chex.assert_equal_shape([value, old_value, target])
     clipped = stop_gradient(old_value) + jnp.clip(value - stop_gradient(old_value), -clip_eps, clip_eps)
@@ -60,7 +63,7 @@ def kl_k3(log_ratio: Array) -> Array:
 
 
 def explained_variance(value: Array, target: Array) -> Array:
-    """1 - Var(target - V) / Var(target), a scalar: 1 perfect, 0 no better than a constant; 0 where targets are equal."""
+    """1 - Var(target - V) / Var(target), a scalar: 1 perfect, 0 as good as a constant; 0 where targets are equal."""
     chex.assert_equal_shape([value, target])
     variance = jnp.var(target)
     return jnp.where(variance > 0, 1 - jnp.var(target - value) / jnp.where(variance > 0, variance, 1), 0.0)

@@ -1,4 +1,4 @@
-"""flax.linen networks. Algorithms see `network.init(key, obs)` and `network.apply(params, obs) -> (distribution, value)`.
+"""flax.linen networks. Algorithms see `init(key, obs)` and `apply(params, obs) -> (distribution, value)`.
 
 `obs` is raw or normalised, with any leading batch axes; `value` has exactly those axes.
 """
@@ -27,7 +27,7 @@ class NetworkConfig:
     """Widths and shapes of the policy and the critic, which share no weights unless `shared`.
 
     Attributes:
-      torso: what reads the observation: an MLP, or a convolution of the size that MinAtar asks for and then an MLP.
+      torso: what reads the observation: dense layers, or before them a convolution of the size that MinAtar asks for.
       hidden: widths of the dense layers.
       activation: after every hidden layer.
       shared: one torso for policy and critic.
@@ -83,7 +83,7 @@ class PolicyHead(nn.Module):
             return Categorical(nn.Dense(self.space.n, kernel_init=init, name="logits")(x))
         size = int(np.prod(self.space.shape))
         mean = nn.Dense(size, kernel_init=init, name="mean")(x)
-        log_std = self.param("log_std", nn.initializers.constant(math.log(self.config.initial_std)), (size,))
+        log_std = self.param("log_std", nn.initializers.constant(jnp.log(self.config.initial_std)), (size,))
         return DiagGaussian(mean, jnp.broadcast_to(log_std, mean.shape))
 
 

@@ -14,15 +14,15 @@ from purepg.types import Array
 
 
 class Moments(NamedTuple):
-    """Mean and (population) variance of `count` observations."""
+    """Mean and (population) variance of `num_samples` observations."""
 
     mean: Array
     variance: Array
-    count: Array
+    num_samples: Array
 
 
-def init(example: Array) -> Moments:
-    """Mean 0, variance 1, count 0, for observations shaped like `example`."""
+def init(example: Array | float) -> Moments:
+    """Mean 0, variance 1, no samples, for observations shaped like `example`."""
     shape = jnp.shape(example)
     return Moments(jnp.zeros(shape, jnp.float32), jnp.ones(shape, jnp.float32), jnp.zeros((), jnp.float32))
 
@@ -34,11 +34,11 @@ def update(moments: Moments | None, batch: Array) -> Moments | None:
     batch = batch.astype(jnp.float32).reshape(-1, *moments.mean.shape)
     n = batch.shape[0]
     mean, variance = batch.mean(axis=0), batch.var(axis=0)
-    count = moments.count + n
-    fraction = n / count
+    num_samples = moments.num_samples + n
+    fraction = n / num_samples
     delta = mean - moments.mean
     merged = (1 - fraction) * moments.variance + fraction * variance + fraction * (1 - fraction) * jnp.square(delta)
-    return Moments(moments.mean + fraction * delta, merged, count)
+    return Moments(moments.mean + fraction * delta, merged, num_samples)
 
 
 def apply(moments: Moments | None, x: Array, clip: float = 10.0, eps: float = 1e-8) -> Array:

@@ -4,11 +4,11 @@ jaxlib 0.10.2's concurrency-optimised scheduler can leave every thread of a smal
 (seen on two cores with a few vmapped seeds: the process sleeps for ever). The older scheduler does not.
 """
 
+import importlib.metadata
 import os
 import warnings
 
 import jax
-import jaxlib
 
 # An unknown XLA flag aborts the process, so the flag is set only where it was tried.
 AFFECTED_JAXLIB = ("0.10.2",)
@@ -21,7 +21,7 @@ def make_cpu_safe() -> None:
     Warns where a JAX backend already runs, for then it comes too late. Creates no backend and no device.
     """
     flags = os.environ.get("XLA_FLAGS", "")
-    if jaxlib.__version__ not in AFFECTED_JAXLIB or SCHEDULER_FLAG in flags or "NPROC" in os.environ:
+    if importlib.metadata.version("jaxlib") not in AFFECTED_JAXLIB or SCHEDULER_FLAG in flags or "NPROC" in os.environ:
         return
     if backend_is_running():
         if jax.default_backend() == "cpu":

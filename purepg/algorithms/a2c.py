@@ -19,7 +19,7 @@ from purepg.networks import actor, evaluation_policy
 from purepg.normalize import Moments
 from purepg.optimize import adam, anneal, gradient_step
 from purepg.rollout import RolloutState, rollout, start, truncation_as_termination
-from purepg.types import Algorithm, Array, Env, Network, Params, State
+from purepg.types import Algorithm, Array, Env, Network, Params, State, UsageError
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,21 @@ class A2CConfig:
     """Hyperparameters of A2C.
 
     Attributes:
-      num_envs: parallel environments, N. num_steps: steps of each in one update, T.
-      learning_rate: Adam's. anneal_learning_rate: to 0, linearly, over `anneal_updates` (None: the run's length).
+      num_envs: parallel environments, N.
+      num_steps: steps of each environment in one update, T.
+      learning_rate: Adam's.
+      anneal_learning_rate: let it fall linearly to 0 over `anneal_updates`.
+      anneal_updates: length of the schedule; None: the run's.
+      adam_eps: Adam's epsilon.
       gamma: discount per environment step.
-      gae_lambda: GAE's lambda; 1 is the T-step advantage. n_step: if not None, n-step advantages instead of GAE.
-      value_coef, entropy_coef: weights of the critic's loss and of the entropy bonus.
-      max_grad_norm: bound on the gradient's global norm; None: none.
+      gae_lambda: GAE's lambda; 1 is the advantage over all that is left of the rollout.
+      n_step: if not None, n-step advantages with this n take GAE's place.
+      value_coef: weight of the critic's loss.
+      entropy_coef: weight of the entropy bonus.
+      max_grad_norm: bound on the gradient's global norm; None: unbounded.
       normalize_advantage: standardise the batch's advantages.
-      normalize_obs: by running mean and variance. scale_reward: by the running return's standard deviation.
+      normalize_obs: by their running mean and variance.
+      scale_reward: by the standard deviation of the running discounted return.
       bootstrap_at_truncation: False takes a time limit for a death, the common mistake.
     """
 
@@ -72,10 +79,12 @@ def a2c(env: Env, network: Network, config: A2CConfig) -> Algorithm:
     """A2C on `env`.
 
     Raises:
-      UsageError: a number out of its range.
+      UsageError: a number out of its range, or annealing without a length.
     """
     c = config
     check(c)
+    if c.anneal_learning_rate and c.anneal_updates is None:
+        raise UsageError("anneal_updates (None) must be a number of updates where something is annealed")
     tx = adam(c.max_grad_norm, c.adam_eps)
 
     def init(key):

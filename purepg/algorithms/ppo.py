@@ -31,19 +31,26 @@ class PPOConfig:
     """Hyperparameters of PPO.
 
     Attributes:
-      num_envs: parallel environments, N. num_steps: steps of each in one update, T.
-      num_epochs: passes over the T * N steps. num_minibatches: gradient steps in one pass.
-      learning_rate: Adam's. anneal_learning_rate, anneal_clip_eps: to 0, linearly, over `anneal_updates` (None: the
-        run's length).
-      gamma: discount per environment step. gae_lambda: GAE's lambda.
-      clip_eps: half-width of the ratio's interval. clip_value_eps: the value's, in units of the return; None: not
-        clipped.
-      target_kl: the update ends before the minibatch whose estimated KL(pi_old || pi) passes 1.5 times this; None:
-        never.
-      value_coef, entropy_coef: weights of the critic's loss and of the entropy bonus.
-      max_grad_norm: bound on the gradient's global norm; None: none.
-      normalize_advantage: standardise the advantages of each minibatch, of the whole batch, or not.
-      normalize_obs: by running mean and variance. scale_reward: by the running return's standard deviation.
+      num_envs: parallel environments, N.
+      num_steps: steps of each environment in one update, T.
+      num_epochs: passes over the N * T steps.
+      num_minibatches: gradient steps in one pass.
+      learning_rate: Adam's.
+      anneal_learning_rate: let it fall linearly to 0 over `anneal_updates`.
+      anneal_clip_eps: let `clip_eps` fall linearly to 0 over `anneal_updates`.
+      anneal_updates: length of the schedules; None: the run's.
+      adam_eps: Adam's epsilon.
+      gamma: discount per environment step.
+      gae_lambda: GAE's lambda.
+      clip_eps: the ratio is clipped to [1 - clip_eps, 1 + clip_eps].
+      clip_value_eps: how far the value may move from its old self, in units of the return; None: anywhere.
+      target_kl: end the update before the minibatch whose estimated KL(pi_old || pi) passes 1.5 times it; None: never.
+      value_coef: weight of the critic's loss.
+      entropy_coef: weight of the entropy bonus.
+      max_grad_norm: bound on the gradient's global norm; None: unbounded.
+      normalize_advantage: standardise the advantages of each minibatch, of the whole batch, or not at all.
+      normalize_obs: by their running mean and variance.
+      scale_reward: by the standard deviation of the running discounted return.
       bootstrap_at_truncation: False takes a time limit for a death, the common mistake.
     """
 
@@ -86,10 +93,12 @@ def ppo(env: Env, network: Network, config: PPOConfig) -> Algorithm:
     """PPO-Clip on `env`.
 
     Raises:
-      UsageError: a number out of its range, or a batch that the minibatches do not divide.
+      UsageError: a number out of its range, a batch that the minibatches do not divide, or annealing without a length.
     """
     c = config
     check(c)
+    if (c.anneal_learning_rate or c.anneal_clip_eps) and c.anneal_updates is None:
+        raise UsageError("anneal_updates (None) must be a number of updates where something is annealed")
     if c.num_envs * c.num_steps % c.num_minibatches:
         raise UsageError(
             f"num_envs * num_steps ({c.num_envs * c.num_steps}) must be divisible by num_minibatches "

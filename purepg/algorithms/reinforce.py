@@ -35,18 +35,21 @@ class REINFORCEConfig:
     """Hyperparameters of REINFORCE.
 
     Attributes:
-      num_episodes: N, whole episodes per update.
-      max_steps: an episode still running after this many steps is truncated; None: the environment's own time limit.
+      num_episodes: whole episodes per update, N.
+      max_steps: an episode still running after this many steps is truncated; None: at the environment's time limit.
       learning_rate: Adam's.
+      adam_eps: Adam's epsilon.
       gamma: discount per environment step.
       weight: what multiplies grad log pi: the episode's total return at every step, or the return to go.
-      baseline: subtracted from the weight: nothing; the mean over the batch; the same, then divided by the standard
-        deviation; the mean at each time step; that over the other episodes; or a learned V(s), which then also stands
-        in for what a time limit cut off.
+      baseline: subtracted from the weight: nothing; the batch's mean; the same, then divided by the standard deviation;
+        the mean at each time step; that over the other episodes; or a learned V(s), which then also stands in for what
+        a time limit cut off.
       discount_states: multiply the weight at step t by gamma^t, as the discounted objective's gradient asks.
-      mean_over_steps: average over steps, not over episodes.
-      value_coef, entropy_coef: weights of the critic's loss and of the entropy bonus.
-      max_grad_norm: bound on the gradient's global norm; None: none.
+      mean_over_steps: average over the batch's steps; off: sum over an episode's steps and average over episodes, which
+        is the gradient of the return.
+      value_coef: weight of the critic's loss.
+      entropy_coef: weight of the entropy bonus.
+      max_grad_norm: bound on the gradient's global norm; None: unbounded.
     """
 
     num_episodes: Count = 4

@@ -121,8 +121,8 @@ def _unknown_name(name: str, known: Sequence[str]) -> str:
         spellings.setdefault(full.rsplit("-", 1)[0].lower(), full)
     given = name.lower()
     close = difflib.get_close_matches(given, spellings, cutoff=0.7)
-    within = [known for known in spellings if known in given or (len(given) > 3 and given in known)]
-    near = dict.fromkeys(spellings[match] for match in (*close, *within))
+    within = [spelling for spelling in spellings if spelling in given or (len(given) > 3 and given in spelling)]
+    near = dict.fromkeys(spellings[spelling] for spelling in (*close, *within))
     hint = f"did you mean {' or '.join(near)}?" if near else f"the known ones are {', '.join(known)}"
     return f"unknown environment {name!r}; {hint}"
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import numpy as np
 
 from purepg import envs
 from purepg.config import Count, check
@@ -150,7 +149,7 @@ def prepare_devices(devices: int | None, num_seeds: int, num_settings: int) -> i
 
 def use_compile_cache() -> None:
     """Turns JAX's persistent compilation cache on, in the user's own folder where they chose one."""
-    if not jax.config.jax_compilation_cache_dir:
+    if not jax.config.values["jax_compilation_cache_dir"]:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(home / "purepg" / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -234,7 +233,7 @@ def _say_divergence(settings: Sequence[Setting], part: Part) -> None:
 
 
 def describe(plan: Plan, script: str) -> dict[str, Any]:
-    """What config.json holds: all arguments, versions, and how the population was laid out, which its bits depend on."""
+    """What config.json holds: all arguments, versions, and the population's layout, which its last bits depend on."""
     packages = ("purepg", "jax", "jaxlib", "flax", "optax", "gymnax", "numpy")
     devices = jax.devices()[: plan.num_devices]
     return {

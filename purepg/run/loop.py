@@ -1,4 +1,4 @@
-"""The host's loop over blocks of updates. Block i is logged while block i + 1 runs; nothing calls back into a program."""
+"""The host's loop over blocks of updates: block i is logged while block i + 1 runs. No program calls back."""
 
 import signal
 import sys

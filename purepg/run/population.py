@@ -7,7 +7,7 @@ the trace. Each value of a static field (an int, a string, a tuple, an optional 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import pairwise, product
 from typing import Any, NamedTuple
 
 import jax
@@ -138,7 +138,7 @@ def chunks(num_settings: int, num_seeds: int, max_parallel: int | None) -> list[
 def _split(n: int, at_most: int) -> list[slice]:
     num_parts = -(-n // at_most)
     edges = [n * i // num_parts for i in range(num_parts + 1)]
-    return [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    return [slice(a, b) for a, b in pairwise(edges)]
 
 
 class Evaluation(NamedTuple):
@@ -267,6 +267,8 @@ class _Spread:
 
         def sharded(hyper, s, *rest):
             specs = (hyper_spec, seed_spec, *(leaf_spec for _ in rest))
-            return jax.shard_map(population, mesh=self._mesh, in_specs=specs, out_specs=leaf_spec, check_vma=False)(hyper, s, *rest)
+            return jax.shard_map(population, mesh=self._mesh, in_specs=specs, out_specs=leaf_spec, check_vma=False)(
+                hyper, s, *rest
+            )
 
         return sharded

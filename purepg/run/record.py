@@ -67,16 +67,28 @@ class Record:
             raise UsageError(f"cannot write a run to {out}: {reason(error)}; choose another --out") from error
         return cls(out, log)
 
-    def append_block(self, settings: Sequence[int], start: int, metrics: Mapping[str, np.ndarray]) -> None:
+    def append_block(
+        self,
+        settings: Sequence[int],
+        start: int,
+        metrics: Mapping[str, np.ndarray],
+        seeds: Sequence[int] | None = None,
+    ) -> None:
         """Appends one line to log.jsonl. Where it cannot be written, says so once and goes on: the run matters more.
 
         Args:
           settings: the `H'` settings that the block holds.
           start: the block's first update.
-          metrics: each `[H', S, U']`.
+          metrics: each `[H', S', U']`.
+          seeds: the `S'` places on the seed axis that the block holds; None: the first `S'`, all of them as a rule.
         """
-        lists = {name: nested_lists(value) for name, value in metrics.items()}
-        line = {"settings": [int(h) for h in settings], "start": int(start), "metrics": lists}
+        seeds = seeds if seeds is not None else range(next(iter(metrics.values())).shape[1])
+        line = {
+            "settings": [int(h) for h in settings],
+            "seeds": [int(s) for s in seeds],
+            "start": int(start),
+            "metrics": {name: nested_lists(value) for name, value in metrics.items()},
+        }
         data = memoryview(json.dumps(line, allow_nan=False, separators=(",", ":")).encode() + b"\n")
         end = self._log.tell()
         try:
@@ -166,13 +178,13 @@ def read_log(path: Path) -> dict[str, np.ndarray]:
     if not blocks:
         return {}
     arrays = [{name: np.array(value, np.float64) for name, value in block["metrics"].items()} for block in blocks]
-    num_settings = 1 + max(h for block in blocks for h in block["settings"])
     ends = [block["start"] + next(iter(values.values())).shape[2] for block, values in zip(blocks, arrays, strict=True)]
-    num_seeds = next(iter(arrays[0].values())).shape[1]
+    num_settings, num_seeds = (1 + max(max(block[axis]) for block in blocks) for axis in ("settings", "seeds"))
     metrics = {name: np.full((num_settings, num_seeds, max(ends)), np.nan) for name in arrays[0]}
     for block, values, end in zip(blocks, arrays, ends, strict=True):
+        members = np.ix_(block["settings"], block["seeds"])
         for name, value in values.items():
-            metrics[name][block["settings"], :, block["start"] : end] = value
+            metrics[name][(*members, slice(block["start"], end))] = value
     return metrics
 
 

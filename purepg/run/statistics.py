@@ -3,15 +3,10 @@
 References: Agarwal et al. 2021, "Deep reinforcement learning at the edge of the statistical precipice".
 """
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
-
-
-class Statistic(Protocol):
-    """A statistic that reduces one axis, as `np.mean` and `iqm` do."""
-
-    def __call__(self, x: np.ndarray, axis: int) -> np.ndarray: ...
 
 
 def iqm(x: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -32,12 +27,17 @@ def iqm(x: np.ndarray, axis: int = -1) -> np.ndarray:
 
 
 def bootstrap_interval(
-    x: np.ndarray, statistic: Statistic = iqm, confidence: float = 0.95, num_resamples: int = 10_000, seed: int = 0
+    x: np.ndarray,
+    statistic: Callable[..., Any] = iqm,
+    confidence: float = 0.95,
+    num_resamples: int = 10_000,
+    seed: int = 0,
 ) -> tuple[float, float]:
     """The percentile bootstrap's confidence interval of a statistic over seeds; the same numbers at every call.
 
     Args:
       x: `[S]` a value per seed.
+      statistic: `statistic(x, axis=...)` reduces that axis, as `np.mean` and `iqm` do.
     Returns:
       (lo, hi). Both are NaN where there is nothing to resample: fewer than two seeds, or a value that is not finite.
     """

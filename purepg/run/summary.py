@@ -1,4 +1,4 @@
-"""What a run came to: the population's metrics put together, the summary of summary.json, and the table on the screen."""
+"""What a run came to: its metrics put together, the summary of summary.json, and the table on the screen."""
 
 import resource
 import sys
@@ -27,7 +27,7 @@ class Part(NamedTuple):
     def place(self) -> tuple[np.ndarray, np.ndarray]:
         """Indices of its members in `[H, S]`."""
         settings = np.array(self.group.settings)[self.chunk.settings]
-        return np.ix_(settings, np.arange(self.chunk.seeds.start, self.chunk.seeds.stop))
+        return settings[:, None], np.arange(self.chunk.seeds.start, self.chunk.seeds.stop)[None]
 
 
 def assemble(parts: Sequence[Part], num_settings: int, num_seeds: int) -> tuple[HostMetrics, np.ndarray]:

@@ -4,23 +4,24 @@ A thread of its own opens the runs and logs to them: opening sixteen takes more 
 network's time-out online. `log_block` only queues arrays. Whatever fails is said once, and training goes on.
 """
 
+import contextlib
 import queue
 import secrets
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from purepg.run.record import nested_lists, plain, reason, say, setting_label
+from purepg.run.record import WANDB, nested_lists, plain, reason, say, setting_label
 from purepg.run.statistics import mean_interval
 
 INIT_SECONDS = 15  # W&B's own time-outs: a run that cannot go online within it is recorded offline,
-FINISH_SECONDS = 45  # and what is not uploaded by then stays on disk
+FINISH_SECONDS = 30  # and what is not uploaded by then stays on disk
 PATIENCE_SECONDS = 60  # `finish` waits for as long as there is progress within this time
-NUM_FINISHERS = 16  # runs that finish at once: each waits for its own upload
+NUM_FINISHERS = 16  # runs that finish at once
 
 MAX_NAME_LENGTH = 128  # W&B's
 
@@ -37,8 +38,9 @@ class Member(NamedTuple):
 
 class Block(NamedTuple):
     settings: Sequence[int]
+    seeds: Sequence[int]
     start: int
-    metrics: Mapping[str, np.ndarray]  # each [H', S, U']
+    metrics: Mapping[str, np.ndarray]  # each [H', S', U']
 
 
 class End(NamedTuple):
@@ -80,11 +82,12 @@ class WandbSink:
         self._config = config
         self._hyperparameters = hyperparameters
         self._seeds = seeds
-        positions = range(len(seeds)) if per == "seed" else [None]
-        self._members = [Member(h, s) for h in range(len(hyperparameters)) for s in positions]
+        self._per: Per = per
         self._env_steps = np.zeros((len(hyperparameters), len(seeds)), np.int64)  # consumed so far
+        self._gathered: dict[tuple[int, int], tuple[set[int], dict[str, np.ndarray]]] = {}  # see _gather
         self._runs: dict[Member, Any] = {}
         self._said: set[str] = set()
+        self._say_lock = threading.Lock()
         self._queue: queue.SimpleQueue[Block | End] = queue.SimpleQueue()
         self._progress = time.monotonic()
         # A daemon: where the program ends without `finish`, a dead network must not keep the process alive.
@@ -92,16 +95,23 @@ class WandbSink:
         if mode != "disabled":
             self._thread.start()
 
-    def log_block(self, settings: Sequence[int], start: int, metrics: Mapping[str, np.ndarray]) -> None:
+    def log_block(
+        self,
+        settings: Sequence[int],
+        start: int,
+        metrics: Mapping[str, np.ndarray],
+        seeds: Sequence[int] | None = None,
+    ) -> None:
         """Queues a block's rows and returns at once. The arrays are read later: do not write to them.
 
         Args:
           settings: the `H'` settings that the block holds.
           start: the block's first update.
-          metrics: each `[H', S, U']`, `env_steps` among them: those of one update.
+          metrics: each `[H', S', U']`, `env_steps` among them: those of one update.
+          seeds: the `S'` places on the seed axis that the block holds; None: all.
         """
         if self._thread.is_alive():
-            self._queue.put(Block(settings, start, metrics))
+            self._queue.put(Block(settings, seeds if seeds is not None else range(len(self._seeds)), start, metrics))
 
     def finish(self, summary: Mapping[str, Any], curves: Path | None = None) -> None:
         """Logs summary and picture to every run, ends them, and waits for as long as something moves.
@@ -118,7 +128,7 @@ class WandbSink:
         while self._thread.is_alive():
             self._thread.join(0.1)
             if time.monotonic() - self._progress > PATIENCE_SECONDS:
-                self._say_once("wait", f"gave up waiting; `wandb sync {self._out}/wandb/*run-*` sends what is missing")
+                self._say_once("finish", f"gave up waiting; {self._sync('*run-*')} sends what is missing")
                 return
 
     def _work(self) -> None:
@@ -128,8 +138,9 @@ class WandbSink:
 
             # Silent for the process and not only for each run: else a missing key makes a terminal prompt for one.
             wandb.setup(wandb.Settings(silent=True, mode=self._mode))
-            for member in self._members:
-                self._open(member)
+            for h in range(len(self._hyperparameters)):
+                for s in range(len(self._seeds)) if self._per == "seed" else [None]:
+                    self._open(Member(h, s))
             while isinstance(item := self._queue.get(), Block):
                 self._log(item)
             self._end(item)
@@ -142,7 +153,7 @@ class WandbSink:
                 self._runs[member] = self._init(member)
             except Exception as error:
                 self._mode = "offline"  # for the runs still to open too: each would wait for the time-out
-                sync = f"`wandb sync {self._out}/wandb/offline-run-*` sends the files"
+                sync = f"{self._sync('offline-run-*')} sends the files"
                 self._say_once("online", f"cannot go online ({reason(error)}); recording offline, {sync}")
         if member not in self._runs:
             try:
@@ -181,6 +192,7 @@ class WandbSink:
                 x_disable_machine_info=True,
                 init_timeout=INIT_SECONDS,
                 finish_timeout=FINISH_SECONDS,
+                finish_timeout_raises=True,
                 reinit="create_new",
             ),
         )
@@ -189,49 +201,74 @@ class WandbSink:
         return run
 
     def _log(self, block: Block) -> None:
-        settings = list(block.settings)
-        num_env_steps = np.nan_to_num(block.metrics["env_steps"].astype(np.float64)).astype(np.int64)  # [H', S, U']
-        totals = self._env_steps[settings][:, :, None] + np.cumsum(num_env_steps, axis=-1)
-        self._env_steps[settings] = totals[:, :, -1]
-        active = np.asarray(num_env_steps > 0)
-        if self._members[0].seed is None:
-            columns = columns_over_seeds(block.metrics, active, totals)
-            active = active.any(axis=1, keepdims=True)
-        else:
-            columns = dict(block.metrics) | {"env_steps": totals}
-        lists = {name: nested_lists(value + 0) for name, value in columns.items()}  # + 0: W&B plots no booleans
         for i, setting in enumerate(block.settings):
-            for s in range(active.shape[1]):
-                member = Member(setting, None if self._members[0].seed is None else s)
-                for u in np.flatnonzero(active[i, s]):
-                    row = {name: value[i][s][u] for name, value in lists.items() if value[i][s][u] is not None}
-                    self._send(member, row | {"update": block.start + int(u)})
+            metrics = {name: value[i] for name, value in block.metrics.items()}
+            if self._per == "setting":
+                self._gather(setting, block.seeds, block.start, metrics)
+                continue
+            active, totals = self._advance(setting, block.seeds, metrics["env_steps"])
+            columns = metrics | {"env_steps": totals}
+            for j, seed in enumerate(block.seeds):
+                column = {name: value[j] for name, value in columns.items()}
+                self._send(Member(setting, seed), block.start, column, active[j])
 
-    def _send(self, member: Member, row: dict[str, Any]) -> None:
-        if member in self._runs:
+    def _gather(self, setting: int, seeds: Sequence[int], start: int, metrics: Mapping[str, np.ndarray]) -> None:
+        """Logs a setting's block, each `[S', U']`, once all its seeds have come: they may be trained in turns."""
+        shape = len(self._seeds), metrics["env_steps"].shape[1]
+        have, whole = self._gathered.setdefault((setting, start), (set(), {n: np.full(shape, np.nan) for n in metrics}))
+        have.update(seeds)
+        for name, value in metrics.items():
+            whole[name][list(seeds)] = value
+        if len(have) == len(self._seeds):
+            self._log_gathered(setting, start)
+
+    def _log_gathered(self, setting: int, start: int) -> None:
+        _, metrics = self._gathered.pop((setting, start))
+        active, totals = self._advance(setting, range(len(self._seeds)), metrics["env_steps"])
+        self._send(Member(setting, None), start, columns_over_seeds(metrics, active, totals), np.max(active, axis=0))
+
+    def _advance(self, setting: int, seeds: Sequence[int], env_steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Adds a block's `env_steps [S', U']` to what its members have consumed.
+
+        Returns:
+          (active, totals), each `[S', U']`: whether the member still made this update, and its steps after it.
+        """
+        active = np.asarray(env_steps > 0)  # NaN is not
+        totals = self._env_steps[setting, list(seeds), None] + np.cumsum(np.where(active, env_steps, 0), axis=1)
+        self._env_steps[setting, list(seeds)] = totals[:, -1]
+        return active, totals.astype(np.int64)
+
+    def _send(self, member: Member, start: int, columns: Mapping[str, np.ndarray], active: np.ndarray) -> None:
+        """Logs a row for each active update; every column is `[U']`."""
+        lists = {name: nested_lists(value + 0) for name, value in columns.items()}  # + 0: W&B plots no booleans
+        for u in np.flatnonzero(active) if member in self._runs else ():
+            row = {name: values[u] for name, values in lists.items() if values[u] is not None}
             try:
-                self._runs[member].log(row)
+                self._runs[member].log(row | {"update": start + int(u)})
             except Exception as error:
                 self._say_once("log", f"a row was not logged ({reason(error)}); training goes on")
-        self._progress = time.monotonic()
+            self._progress = time.monotonic()
 
     def _end(self, end: End) -> None:
-        """Gives every run its summary and picture, and ends them side by side."""
-        runs = queue.SimpleQueue()
+        """Gives every run its summary and picture, and ends them side by side: each waits for its own upload."""
+        import wandb
+
+        for setting, start in sorted(self._gathered):  # of seeds that stopped a block before the others
+            self._log_gathered(setting, start)
+        runs: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for member, run in self._runs.items():
-            runs.put((member, run))
+            with self._ending():
+                run.summary.update(plain(member_summary(end.summary, member)))
+                if end.curves is not None and end.curves.exists():
+                    run.log({"curves": wandb.Image(str(end.curves))})  # not by many threads: PIL's import breaks
+            runs.put(run)
 
         def finish_runs() -> None:
-            while True:
-                try:
-                    member, run = runs.get_nowait()
-                except queue.Empty:
-                    return
-                try:
-                    self._close(member, run, end)
-                except Exception as error:
-                    self._say_once("finish", f"a run did not end well ({reason(error)})")
-                self._progress = time.monotonic()
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    run = runs.get_nowait()
+                    with self._ending():
+                        run.finish()
 
         finishers = [threading.Thread(target=finish_runs, daemon=True) for _ in range(NUM_FINISHERS)]
         for thread in finishers:
@@ -239,20 +276,23 @@ class WandbSink:
         for thread in finishers:
             thread.join()
 
-    def _close(self, member: Member, run: Any, end: End) -> None:
-        import wandb
-
+    @contextlib.contextmanager
+    def _ending(self) -> Iterator[None]:
         try:
-            if end.curves is not None and end.curves.exists():
-                run.log({"curves": wandb.Image(str(end.curves))})
-            run.summary.update(plain(member_summary(end.summary, member)))
-        finally:
-            run.finish()
+            yield
+        except Exception as error:
+            sync = f"{self._sync('*run-*')} sends what is missing"
+            self._say_once("finish", f"a run did not end well ({reason(error)}); {sync}")
+        self._progress = time.monotonic()
+
+    def _sync(self, runs: str) -> str:
+        return f"`wandb sync {self._out}/{WANDB}/{runs}`"
 
     def _say_once(self, kind: str, line: str) -> None:
-        if kind not in self._said:
-            self._said.add(kind)
-            say(f"wandb: {line}")
+        with self._say_lock:
+            if kind not in self._said:
+                self._said.add(kind)
+                say(f"wandb: {line}")
 
 
 def columns_over_seeds(
@@ -261,40 +301,49 @@ def columns_over_seeds(
     """A setting's rows: each metric's mean over active seeds by its own name, the interval under `lo/` and `hi/`.
 
     Args:
-      metrics: each `[H', S, U']`.
-      active: `[H', S, U']` whether the member still made this update.
-      totals: `[H', S, U']` environment steps so far. Their mean is over all seeds, those that have stopped too: it
-        must not go back when one stops.
+      metrics: each `[S, U']`.
+      active: `[S, U']` whether the member still made this update.
+      totals: `[S, U']` environment steps so far. Their mean is over all seeds, those that have stopped too: it must
+        not go back when one stops.
     Returns:
-      each `[H', 1, U']`.
+      each `[U']`.
     """
-    columns = {"env_steps": totals.mean(axis=1, keepdims=True).round().astype(np.int64)}
+    columns = {"env_steps": totals.mean(axis=0).round().astype(np.int64)}
     for name, value in metrics.items():
         if name != "env_steps":
-            mean, lo, hi = mean_interval(np.where(active, value, np.nan), axis=1)
+            mean, lo, hi = mean_interval(np.where(active, value, np.nan), axis=0)
             for key, column in ((name, mean), (f"lo/{name}", lo), (f"hi/{name}", hi)):
-                columns[key] = column[:, None].astype(np.float32)
+                columns[key] = column.astype(np.float32)
     return columns
 
 
 def member_config(config: Mapping[str, Any], hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration with a setting's hyperparameters on top, and in the section that has an entry of that name."""
-
-    def replace(section: Any) -> Any:
-        if not isinstance(section, Mapping):
-            return section
-        return {name: hyperparameters.get(name, entry) for name, entry in section.items()}
-
-    return {name: replace(section) for name, section in config.items()} | dict(hyperparameters)
+    """The configuration with a setting's hyperparameters in it: `section.field` in that section; a bare name in every
+    section that has it, and on top."""
+    own = {name: dict(entry) if isinstance(entry, Mapping) else entry for name, entry in config.items()}
+    for name, value in hyperparameters.items():
+        section, _, field = name.rpartition(".")
+        for key, entry in own.items():
+            if section in ("", key) and isinstance(entry, dict) and field in entry:
+                entry[field] = value
+        if not section:
+            own[field] = value
+    return own
 
 
 def member_summary(summary: Mapping[str, Any], member: Member) -> dict[str, Any]:
     """What is common to all runs, and the entry of the member's setting; of a list over seeds, the member's number."""
+
+    def of_seed(entry: Mapping[str, Any], seed: int) -> dict[str, Any]:
+        own: dict[str, Any] = dict(entry)
+        if "finals" in own:
+            own["final"] = own.pop("finals")[seed]
+        return {name: of_seed(value, seed) if isinstance(value, Mapping) else value for name, value in own.items()}
+
     own = {name: value for name, value in summary.items() if name != "settings"}
-    settings = summary.get("settings", ())
-    for name, value in settings[member.setting].items() if settings else ():
-        if name.startswith("finals") and member.seed is not None:
-            own[name.replace("finals", "final", 1)] = value[member.seed]
-        elif name != "hyperparameters":
-            own[name] = value
+    if "settings" in summary:
+        entry = {
+            name: value for name, value in summary["settings"][member.setting].items() if name != "hyperparameters"
+        }
+        own |= entry if member.seed is None else of_seed(entry, member.seed)
     return own
