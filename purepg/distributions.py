@@ -1,7 +1,10 @@
 """Policies' distributions over actions. Leading axes are batch axes; every method keeps them.
 
-sample(key) -> action        log_prob(action) -> [...]        entropy() -> [...]
-kl(other) = KL(self || other) -> [...]                        mode() -> action
+    sample(key) -> action      log_prob(action) -> [...]      entropy() -> [...]      mode() -> action
+    kl(other) = KL(self || other) -> [...]
+
+A sample is a fixed noise, transformed: sample(key) = transform(noise(key)). `noise` looks at shapes alone, so that a
+rollout can draw all its random numbers in one batch before its loop begins.
 """
 
 import math
@@ -18,6 +21,8 @@ class Distribution(Protocol):
     """What every algorithm may ask of a policy."""
 
     def sample(self, key: Key) -> Action: ...
+    def noise(self, key: Key) -> Array: ...
+    def transform(self, noise: Array) -> Action: ...
     def log_prob(self, action: Action) -> Array: ...
     def entropy(self) -> Array: ...
     def kl(self, other) -> Array: ...
@@ -30,10 +35,16 @@ class Categorical(NamedTuple):
     logits: Array
 
     def sample(self, key: Key) -> Action:
-        """Inverts the cumulative distribution at one uniform number per sample, where Gumbel's trick draws A."""
+        return self.transform(self.noise(key))
+
+    def noise(self, key: Key) -> Array:
+        return jax.random.uniform(key, self.logits.shape[:-1])
+
+    def transform(self, noise: Array) -> Action:
+        """Inverts the cumulative distribution: one uniform number for an action, where Gumbel's trick takes A."""
         cumulative = jnp.cumsum(jax.nn.softmax(self.logits), axis=-1)
-        # Scaled by the last entry, which rounding may leave off 1, so that the last action is never overshot.
-        threshold = jax.random.uniform(key, self.logits.shape[:-1]) * cumulative[..., -1]
+        # Scaled by the last entry, which rounding may leave off 1, so that no action of probability 0 is reached.
+        threshold = noise * cumulative[..., -1]
         return jnp.sum(threshold[..., None] >= cumulative[..., :-1], axis=-1, dtype=jnp.int32)
 
     def log_prob(self, action: Action) -> Array:
@@ -67,7 +78,13 @@ class DiagGaussian(NamedTuple):
     log_std: Array
 
     def sample(self, key: Key) -> Action:
-        return self.mean + jnp.exp(self.log_std) * jax.random.normal(key, self.mean.shape)
+        return self.transform(self.noise(key))
+
+    def noise(self, key: Key) -> Array:
+        return jax.random.normal(key, self.mean.shape)
+
+    def transform(self, noise: Array) -> Action:
+        return self.mean + jnp.exp(self.log_std) * noise
 
     def log_prob(self, action: Action) -> Array:
         chex.assert_equal_shape([action, self.mean])

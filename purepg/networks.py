@@ -127,12 +127,18 @@ def actor_critic(env: Env, config: NetworkConfig) -> ActorCritic:
 def actor(network: Network, params: Params, moments: Moments | None = None) -> Actor:
     """The acting side of a policy: raw observations to sampled actions and their log-probabilities."""
 
-    def act(key, obs):
-        distribution, _ = network.apply(params, normalize.apply(moments, obs))
-        action = distribution.sample(key)
-        return action, distribution.log_prob(action)
+    def distribution(obs):
+        return network.apply(params, normalize.apply(moments, obs))[0]
 
-    return act
+    def noise(key, obs):
+        return jax.eval_shape(distribution, obs).noise(key)
+
+    def act(noise, obs):
+        policy = distribution(obs)
+        action = policy.transform(noise)
+        return action, policy.log_prob(action)
+
+    return Actor(noise, act)
 
 
 def evaluation_policy(network: Network, params: Params, deterministic: bool, moments: Moments | None = None) -> Act:

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from purepg.lanes import any_lane
 from purepg.types import Actor, Array, Env, Key, Metrics, Obs, Transition
 
+SMALL_RESET_BYTES = 256
+
 
 class RolloutState(NamedTuple):
     """N running environments; leaves are `[N, ...]`."""
@@ -48,16 +50,20 @@ def rollout(
     """
     num_envs = world.episode_return.shape[0]
     k_act, k_step, k_reset = jax.random.split(key, 3)
-    keys = (
-        jax.random.split(k_act, num_steps),
-        jax.random.split(k_step, (num_steps, num_envs)),
-        jax.random.split(k_reset, (num_steps, num_envs)),
-    )
+    noise = jax.vmap(actor.noise, in_axes=(0, None))(jax.random.split(k_act, num_steps), world.obs)
+    k_step = jax.random.split(k_step, (num_steps, num_envs))
+    # Small resets are made in one batch for every step that might need one, which is far cheaper than a little
+    # randomness in every step of the loop; large ones would fill the memory.
+    reset = jax.vmap(env.reset)
+    resets = jax.random.split(k_reset, (num_steps, num_envs))
+    resets_are_small = _num_bytes(jax.eval_shape(env.reset, key)) <= SMALL_RESET_BYTES
+    if resets_are_small:
+        resets = jax.vmap(reset)(resets)
 
-    def step(carry, keys):
+    def step(carry, inputs):
         world, finished = carry
-        k_act, k_step, k_reset = keys
-        action, log_prob = actor(k_act, world.obs)
+        noise, k_step, fresh = inputs
+        action, log_prob = actor.act(noise, world.obs)
         env_state, (next_obs, reward, terminated, truncated) = jax.vmap(env.step)(k_step, world.env_state, action)
         transition = Transition(world.obs, action, log_prob, reward, terminated, truncated, next_obs)
 
@@ -70,12 +76,16 @@ def rollout(
                 jnp.sum(ended).astype(jnp.float32),
             ]
         )
-        env_state, obs = select(ended, jax.vmap(env.reset)(k_reset), (env_state, next_obs))
+        env_state, obs = select(ended, fresh if resets_are_small else reset(fresh), (env_state, next_obs))
         world = RolloutState(env_state, obs, jnp.where(ended, 0.0, episode_return), jnp.where(ended, 0, episode_length))
         return (world, finished), transition
 
-    (world, finished), trajectory = jax.lax.scan(step, (world, jnp.zeros(3)), keys)
+    (world, finished), trajectory = jax.lax.scan(step, (world, jnp.zeros(3)), (noise, k_step, resets))
     return world, trajectory, _info(*finished, jnp.int32(num_steps * num_envs))
+
+
+def _num_bytes(tree: Any) -> int:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def _info(return_sum: Array, length_sum: Array, num_episodes: Array, env_steps: Array) -> Metrics:
@@ -113,7 +123,7 @@ def episodes(key: Key, env: Env, actor: Actor, num_episodes: int, max_steps: int
 
     def act_and_step(t, world):
         k_act, k_step = jax.random.split(jax.random.fold_in(k_run, t))
-        action, log_prob = actor(k_act, world.obs)
+        action, log_prob = actor.act(actor.noise(k_act, world.obs), world.obs)
         env_state, time_step = jax.vmap(env.step)(jax.random.split(k_step, num_episodes), world.env_state, action)
         truncated = time_step.truncated | ((t == max_steps - 1) & ~time_step.terminated)
         transition = Transition(

@@ -105,7 +105,17 @@ class State(NamedTuple):
 
 
 Act = Callable[[Key, Obs], Action]  # raw observations [N, ...] to actions [N, ...]
-Actor = Callable[[Key, Obs], tuple[Action, Array]]  # the same, with the actions' log-probabilities [N]
+
+
+class Actor(NamedTuple):
+    """A policy as rollouts drive it.
+
+    noise: the random numbers of one step, `noise(key, obs)`; of `obs` only shapes are read.
+    act: `act(noise, obs) -> (action [N, ...], log_prob [N])`.
+    """
+
+    noise: Callable[[Key, Obs], Any]
+    act: Callable[[Any, Obs], tuple[Action, Array]]
 
 
 class Algorithm(NamedTuple):
