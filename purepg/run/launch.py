@@ -181,15 +181,17 @@ def launch(plan: Plan, script: str) -> tuple[dict[str, Any], Path]:
             hyperparameters,
             list(range(run.num_seeds)),
         )
-        parts, interrupted = _train(
-            plan, [lambda h, s, u, m: record.append_block(h, u, m), lambda h, s, u, m: wandb.log_block(h, u, m)]
-        )
-        metrics, num_updates = assemble(parts, len(plan.settings), run.num_seeds)
-        summary = summarize(plan.settings, parts, metrics, num_updates, interrupted)
-        record.write_metrics(metrics, num_updates)
-        record.write_summary(summary)
-        record.write(CURVES, lambda file: curves(file, metrics, labels, f"{script} on {run.env}"))
-        wandb.finish(summary, out / CURVES)
+        summary: dict[str, Any] = {}
+        try:
+            parts, interrupted = _train(plan, [record.append_block, wandb.log_block])
+            metrics, num_updates = assemble(parts, len(plan.settings), run.num_seeds)
+            summary = summarize(plan.settings, parts, metrics, num_updates, interrupted)
+            record.write_metrics(metrics, num_updates)
+            record.write_summary(summary)
+            record.write(CURVES, lambda file: curves(file, metrics, labels, f"{script} on {run.env}"))
+        finally:  # W&B keeps what it was given, whatever went wrong here
+            picture = out / CURVES
+            wandb.finish(summary, picture if picture.exists() else None)
     return summary, out
 
 

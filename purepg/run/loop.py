@@ -19,7 +19,7 @@ HostMetrics = dict[str, np.ndarray]  # each [H, S, U]
 class Sink(Protocol):
     """Where blocks of metrics go as they come: the record, W&B."""
 
-    def __call__(self, settings: list[int], seeds: list[int], start: int, metrics: HostMetrics) -> None: ...
+    def __call__(self, settings: list[int], start: int, metrics: HostMetrics, seeds: list[int], /) -> None: ...
 
 
 class Interrupt:
@@ -59,7 +59,7 @@ class Progress:
         )
         self._updates = 0
 
-    def __call__(self, settings: list[int], seeds: list[int], start: int, metrics: HostMetrics) -> None:
+    def __call__(self, settings: list[int], start: int, metrics: HostMetrics, seeds: list[int]) -> None:
         del settings, seeds
         self._updates = start + next(iter(metrics.values())).shape[-1]
         returns = metrics["episode_return"]
@@ -101,7 +101,7 @@ def run_chunk(
         """Logs a block once it is done. False where no member moved in its last update: all have spent their budget."""
         metrics = {name: np.asarray(x) for name, x in jax.device_get(device_metrics).items()}
         for sink in sinks:
-            sink(settings, seeds, start, metrics)
+            sink(settings, start, metrics, seeds)
         blocks.append(metrics)
         return bool(metrics["env_steps"][..., -1].any())
 
