@@ -15,7 +15,17 @@ from purepg import envs
 from purepg.config import Count, check
 from purepg.run.loop import Progress, Sink, ctrl_c_finishes_the_block, run_chunk
 from purepg.run.plot import curves
-from purepg.run.population import Configs, Group, Make, Population, Setting, chunks, grid, group_by_program
+from purepg.run.population import (
+    Configs,
+    Group,
+    Make,
+    Population,
+    Setting,
+    chunks,
+    grid,
+    group_by_program,
+    most_devices,
+)
 from purepg.run.record import CURVES, Record, new_folder, say, setting_label
 from purepg.run.summary import Part, assemble, diverged, summarize
 from purepg.run.wandb_sink import WandbSink
@@ -128,15 +138,11 @@ def prepare_devices(devices: int | None, num_seeds: int, num_settings: int) -> i
     Raises:
       UsageError: more devices than there are, or a number that divides neither seeds nor settings.
     """
-
-    def divides(n: int) -> bool:
-        return num_seeds % n == 0 or num_settings % n == 0
-
-    if devices is not None and not divides(devices):
+    if devices is not None and most_devices(devices, num_seeds, num_settings) != devices:
         raise UsageError(f"devices ({devices}) must divide num_seeds ({num_seeds}) or the settings ({num_settings})")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if not backend_is_running():
-        cpu_devices = devices or max(n for n in range(1, cores + 1) if divides(n))
+        cpu_devices = devices or most_devices(cores, num_seeds, num_settings)
         if cpu_devices > 1:
             # With one thread a device, XLA's worker pool can starve: every device needs a second one.
             os.environ.setdefault("NPROC", str(2 * max(cores, cpu_devices)))
@@ -144,7 +150,7 @@ def prepare_devices(devices: int | None, num_seeds: int, num_settings: int) -> i
     available = jax.device_count()
     if devices is not None and devices > available:
         raise UsageError(f"devices ({devices}) must be at most {available}, what this machine has")
-    return devices or max(n for n in range(1, available + 1) if divides(n))
+    return devices or most_devices(available, num_seeds, num_settings)
 
 
 def use_compile_cache() -> None:

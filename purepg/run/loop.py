@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from purepg.run.population import Chunk, Group, Population
+from purepg.run.population import Chunk, Group, Population, block_lengths
 
 HostMetrics = dict[str, np.ndarray]  # each [H, S, U]
 
@@ -94,7 +94,6 @@ def run_chunk(
     """Trains and evaluates a chunk. `log_every` 0 makes the whole run one block."""
     settings = list(group.settings[chunk.settings])
     seeds = list(range(chunk.seeds.start, chunk.seeds.stop))
-    block = log_every or group.num_updates
     blocks: list[HostMetrics] = []
 
     def fetch(start, device_metrics) -> bool:
@@ -105,27 +104,26 @@ def run_chunk(
         blocks.append(metrics)
         return bool(metrics["env_steps"][..., -1].any())
 
+    lengths = block_lengths(group, log_every)
+    population.start_compiling(*lengths)
     state = population.init()
-    compile_seconds = population.compile_seconds
-    begun, stalled = time.perf_counter(), 0.0
+    begun, compiled = time.perf_counter(), population.compile_seconds
     running = None  # the block that the device works on while the one before it is logged
-    for start in range(0, group.num_updates, block):
-        before = population.compile_seconds
-        state, device_metrics = population.advance(state, start, min(block, group.num_updates - start))
-        stalled += population.compile_seconds - before
+    start = 0
+    for length in lengths:
+        state, device_metrics = population.advance(state, start, length)
         if running is not None and not fetch(*running):
             running = None
             break
         running = (start, device_metrics)
+        start += length
         if interrupt.requested:
             break
     if running is not None:
         fetch(*running)
-    run_seconds = time.perf_counter() - begun - stalled
-    compile_seconds += stalled
-
-    before = population.compile_seconds
+    run_seconds = time.perf_counter() - begun - (population.compile_seconds - compiled)
     evaluation = jax.device_get(population.final(state))
-    compile_seconds += population.compile_seconds - before
     metrics = {name: np.concatenate([b[name] for b in blocks], axis=-1) for name in blocks[0]}
-    return Outcome(metrics, np.asarray(evaluation.sampled), np.asarray(evaluation.mode), compile_seconds, run_seconds)
+    return Outcome(
+        metrics, np.asarray(evaluation.sampled), np.asarray(evaluation.mode), population.compile_seconds, run_seconds
+    )

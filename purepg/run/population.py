@@ -6,6 +6,7 @@ the trace. Each value of a static field (an int, a string, a tuple, an optional 
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import pairwise, product
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from purepg.config import float_fields
@@ -41,7 +42,8 @@ class Group(NamedTuple):
     settings: tuple[int, ...]  # positions in the sweep
     configs: Configs  # of the first of them: their static fields are equal
     hyper: dict[str, dict[str, np.ndarray]]  # float fields, each [H]
-    num_updates: int
+    num_updates: int  # the most that the budget of environment steps allows
+    updates_have_one_length: bool
 
 
 def grid(configs: Configs, sweep: Mapping[str, Sequence[Any]]) -> list[Setting]:
@@ -87,10 +89,12 @@ def group_by_program(settings: Sequence[Setting], make: Make, total_steps: int) 
     groups = []
     for members in by_static.values():
         configs = settings[members[0]].configs
-        num_updates = 0
-        for h in members:
-            algorithm = make(settings[h].configs)  # every value is checked before anything compiles
-            num_updates = max_num_updates(algorithm, total_steps)
+        # Every value is checked here, before anything compiles; the schedules' length is not known yet.
+        made = [make(with_anneal_updates(settings[h].configs, 1)) for h in members]
+        shortest, longest = made[0].min_env_steps_per_update, made[0].max_env_steps_per_update
+        if total_steps < longest:
+            raise UsageError(f"total_steps ({total_steps}) must be at least {longest}, what one update may take")
+        num_updates = (total_steps - longest) // shortest + 1
         hyper = {
             name: {
                 field: np.array([getattr(settings[h].configs[name], field) for h in members], np.float32)
@@ -98,16 +102,10 @@ def group_by_program(settings: Sequence[Setting], make: Make, total_steps: int) 
             }
             for name, config in configs.items()
         }
-        groups.append(Group(tuple(members), with_anneal_updates(configs, num_updates), hyper, num_updates))
+        groups.append(
+            Group(tuple(members), with_anneal_updates(configs, num_updates), hyper, num_updates, shortest == longest)
+        )
     return groups
-
-
-def max_num_updates(algorithm: Algorithm, total_steps: int) -> int:
-    """How many updates a budget of environment steps allows at most; exactly, where they have one length."""
-    shortest, longest = algorithm.min_env_steps_per_update, algorithm.max_env_steps_per_update
-    if total_steps < longest:
-        raise UsageError(f"total_steps ({total_steps}) must be at least {longest}, what one update may take")
-    return (total_steps - longest) // shortest + 1
 
 
 def with_anneal_updates(configs: Configs, num_updates: int) -> Configs:
@@ -156,7 +154,7 @@ class Population:
       group: the settings' static and float fields.
       chunk: which of them, and which seeds.
       seed: the run's; member s is keyed by `fold_in(key(seed), s)`, whatever its setting.
-      num_devices: over how many devices the seeds (or else the settings) are spread; must divide their number.
+      num_devices: over how many devices the seeds (or else the settings) are spread, at most.
     """
 
     def __init__(
@@ -204,8 +202,7 @@ class Population:
             ]
             return Evaluation(returns[0].mean(), returns[1].mean())
 
-        over = _Spread(num_settings, len(seeds), num_devices)
-        self._hyper, self._seeds = hyper, seeds
+        self._over = over = _Spread(num_settings, len(seeds), num_devices)
         self._init = jax.jit(over(init))
         self._advance = jax.jit(
             lambda hyper, s, state, start, num_updates: over(
@@ -215,41 +212,61 @@ class Population:
             donate_argnames="state",
         )
         self._final = jax.jit(over(final))
-        self._programs: dict[Any, Any] = {}
+        self._member = hyper, seeds
+        self._programs: dict[Any, Future] = {}
+        self._compilers = ThreadPoolExecutor()
+
+    def start_compiling(self, *block_lengths: int) -> None:
+        """Traces every program and compiles them side by side, in the background."""
+        state = self._over.abstract(jax.eval_shape(self._init, *self._member))
+        start = jax.eval_shape(lambda: jnp.int32(0))
+        for num_updates in dict.fromkeys(block_lengths):  # the largest program first
+            self._compile(self._advance, *self._member, state, start, num_updates=num_updates)
+        self._compile(self._init, *self._member)
+        self._compile(self._final, *self._member, state)
 
     def init(self) -> State:
         """The state before the first update."""
-        return self._call(self._init, "init", self._hyper, self._seeds)
+        return self._compile(self._init, *self._member)(*self._member)
 
     def advance(self, state: State, start: int, num_updates: int) -> tuple[State, Metrics]:
         """`num_updates` updates from number `start` on; consumes `state`. Metrics are `[H, S, num_updates]`. Returns at
         once, while the device works."""
-        arguments = (self._hyper, self._seeds, state, jnp.int32(start))
-        return self._call(self._advance, "advance", *arguments, num_updates=num_updates)
+        arguments = (*self._member, state, jnp.int32(start))
+        return self._compile(self._advance, *arguments, num_updates=num_updates)(*arguments)
 
     def final(self, state: State) -> Evaluation:
         """The evaluation of every member's policy."""
-        return self._call(self._final, "final", self._hyper, self._seeds, state)
+        return self._compile(self._final, *self._member, state)(*self._member, state)
 
-    def _call(self, function: Any, name: str, *arguments: Any, **static: Any) -> Any:
-        program = (name, *static.items())
+    def _compile(self, function: Any, *arguments: Any, **static: Any) -> Callable:
+        """The compiled program, as a function that waits for it. XLA compiles outside of Python's lock."""
+        program = (function, *static.items())
+        begun = time.perf_counter()
         if program not in self._programs:
-            begun = time.perf_counter()
-            self._programs[program] = function.lower(*arguments, **static).compile()
+            lowered = function.lower(*arguments, **static)
+            self._programs[program] = self._compilers.submit(lowered.compile)
             self.compile_seconds += time.perf_counter() - begun
-        return self._programs[program](*arguments)
+
+        def call(*arguments):
+            begun = time.perf_counter()
+            compiled = self._programs[program].result()
+            self.compile_seconds += time.perf_counter() - begun
+            return compiled(*arguments)
+
+        return call
 
 
 class _Spread:
     """Lays a function of one member, (hyper, seed, *rest), over [H, S], and over devices along the axis they divide."""
 
     def __init__(self, num_settings: int, num_seeds: int, num_devices: int):
-        if num_devices > 1 and num_seeds % num_devices and num_settings % num_devices:
-            raise UsageError(
-                f"devices ({num_devices}) must divide the seeds ({num_seeds}) or settings ({num_settings})"
-            )
-        self._along_seeds = num_seeds % num_devices == 0
+        num_devices = most_devices(num_devices, num_seeds, num_settings)
         self._mesh = Mesh(np.array(jax.devices()[:num_devices]), ("member",)) if num_devices > 1 else None
+        everywhere, spread = P(), P("member")
+        self._hyper, self._seeds, self._leaf = (
+            (everywhere, spread, P(None, "member")) if num_seeds % num_devices == 0 else (spread, everywhere, spread)
+        )
 
     def __call__(self, member: Callable) -> Callable:
         def population(hyper, s, *rest):
@@ -260,15 +277,41 @@ class _Spread:
 
         if self._mesh is None:
             return population
-        everywhere, spread = P(), P("member")
-        hyper_spec, seed_spec, leaf_spec = (
-            (everywhere, spread, P(None, "member")) if self._along_seeds else (spread, everywhere, spread)
-        )
 
         def sharded(hyper, s, *rest):
-            specs = (hyper_spec, seed_spec, *(leaf_spec for _ in rest))
-            return jax.shard_map(population, mesh=self._mesh, in_specs=specs, out_specs=leaf_spec, check_vma=False)(
-                hyper, s, *rest
+            in_specs = (self._hyper, self._seeds, *(self._leaf for _ in rest))
+            # Nothing is exchanged between devices, so there is nothing to check in what varies over them.
+            spread = jax.shard_map(
+                population, mesh=self._mesh, in_specs=in_specs, out_specs=self._leaf, check_vma=False
             )
+            return spread(hyper, s, *rest)
 
         return sharded
+
+    def abstract(self, state: Any) -> Any:
+        """Shapes and dtypes of a state, with the sharding it will have."""
+        if self._mesh is None:
+            return state
+        sharding = NamedSharding(self._mesh, self._leaf)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state)
+
+
+def most_devices(available: int, num_seeds: int, num_settings: int) -> int:
+    """The most devices, up to those available, that divide the seeds or else the settings."""
+    return max(n for n in range(1, available + 1) if num_seeds % n == 0 or num_settings % n == 0)
+
+
+def block_lengths(group: Group, log_every: int) -> list[int]:
+    """The run in blocks of at most `log_every` updates (0: one block for all).
+
+    A last block of another length would have to be compiled. So all have one length where a divisor of the run's comes
+    near enough to `log_every`, and where the budget, and not the number of updates, ends the run.
+    """
+    n = group.num_updates
+    if log_every == 0 or log_every >= n:
+        return [n]
+    if not group.updates_have_one_length:
+        return [log_every] * -(-n // log_every)
+    divisors = [length for length in range(-(-log_every // 2), log_every + 1) if n % length == 0]
+    block = max(divisors, default=log_every)
+    return [block] * (n // block) + [n % block] * (n % block > 0)
