@@ -40,7 +40,7 @@ def gradient_step(
     grads, metrics = jax.grad(loss, has_aux=True)(params, batch)
     direction, opt_state = tx.update(grads, opt_state, params)
     params = jax.tree.map(lambda p, d: p - learning_rate * d, params, direction)
-    return params, opt_state, metrics | {"grad_norm": optax.global_norm(grads)}
+    return params, opt_state, metrics | {"grad_norm": optax.tree.norm(grads)}
 
 
 def shuffle(key: Key, n: int) -> Array:

@@ -208,21 +208,24 @@ def _train(plan: Plan, sinks: list[Sink]) -> tuple[list[Part], bool]:
     progress = Progress(run.total_steps * len(plan.settings) * run.num_seeds)
     with ctrl_c_finishes_the_block() as interrupt:
         for group in plan.groups:
+            populations: dict[tuple[int, int], Population] = {}  # by shape
             for chunk in chunks(len(group.settings), run.num_seeds, run.max_parallel):
                 if interrupt.requested:
                     break
-                population = Population(
-                    plan.env,
-                    plan.make,
-                    group,
-                    chunk,
-                    run.seed,
-                    run.total_steps,
-                    plan.num_devices,
-                    run.eval_seed,
-                    run.eval_episodes,
-                    plan.eval_max_steps,
-                )
+                if chunk.shape not in populations:
+                    populations[chunk.shape] = Population(
+                        plan.env,
+                        plan.make,
+                        group,
+                        chunk.shape,
+                        run.seed,
+                        run.total_steps,
+                        plan.num_devices,
+                        run.eval_seed,
+                        run.eval_episodes,
+                        plan.eval_max_steps,
+                    )
+                population = populations[chunk.shape]
                 outcome = run_chunk(population, group, chunk, run.log_every, [*sinks, progress], interrupt)
                 parts.append(Part(group, chunk, outcome))
                 _say_divergence(plan.settings, parts[-1])

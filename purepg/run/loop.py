@@ -105,13 +105,15 @@ def run_chunk(
         return bool(metrics["env_steps"][..., -1].any())
 
     lengths = block_lengths(group, log_every)
-    population.start_compiling(*lengths)
-    state = population.init()
+    members = population.members(chunk)
+    compiled_before = population.compile_seconds
+    population.start_compiling(members, *lengths)
+    state = population.init(members)
     begun, compiled = time.perf_counter(), population.compile_seconds
     running = None  # the block that the device works on while the one before it is logged
     start = 0
     for length in lengths:
-        state, device_metrics = population.advance(state, start, length)
+        state, device_metrics = population.advance(members, state, start, length)
         if running is not None and not fetch(*running):
             running = None
             break
@@ -122,8 +124,12 @@ def run_chunk(
     if running is not None:
         fetch(*running)
     run_seconds = time.perf_counter() - begun - (population.compile_seconds - compiled)
-    evaluation = jax.device_get(population.final(state))
+    evaluation = jax.device_get(population.final(members, state))
     metrics = {name: np.concatenate([b[name] for b in blocks], axis=-1) for name in blocks[0]}
     return Outcome(
-        metrics, np.asarray(evaluation.sampled), np.asarray(evaluation.mode), population.compile_seconds, run_seconds
+        metrics,
+        np.asarray(evaluation.sampled),
+        np.asarray(evaluation.mode),
+        population.compile_seconds - compiled_before,
+        run_seconds,
     )

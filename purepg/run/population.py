@@ -123,6 +123,10 @@ class Chunk:
     settings: slice  # of the group's
     seeds: slice
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.settings.stop - self.settings.start, self.seeds.stop - self.seeds.start
+
 
 def chunks(num_settings: int, num_seeds: int, max_parallel: int | None) -> list[Chunk]:
     """Splits [H, S] into near-equal parts of at most `max_parallel` members, whole settings where they fit."""
@@ -146,13 +150,18 @@ class Evaluation(NamedTuple):
     mode: Array  # its distribution's mode is taken
 
 
+Members = tuple[Hyper, np.ndarray]  # float fields, each [H]; seeds [S]
+
+
 class Population:
-    """A chunk of a group, compiled and ready to advance. Every leaf of its state is `[H, S, ...]`.
+    """H settings x S seeds of a group, compiled and ready to advance. Every leaf of a state is `[H, S, ...]`.
+
+    Chunks of one shape are trained by one population, each as its `members`.
 
     Args:
       make: configs to algorithm.
       group: the settings' static and float fields.
-      chunk: which of them, and which seeds.
+      shape: (H, S).
       seed: the run's; member s is keyed by `fold_in(key(seed), s)`, whatever its setting.
       num_devices: over how many devices the seeds (or else the settings) are spread, at most.
     """
@@ -162,7 +171,7 @@ class Population:
         env: Env,
         make: Make,
         group: Group,
-        chunk: Chunk,
+        shape: tuple[int, int],
         seed: int,
         total_steps: int,
         num_devices: int,
@@ -170,14 +179,7 @@ class Population:
         eval_episodes: int,
         eval_max_steps: int,
     ):
-        self.num_updates = group.num_updates
         self.compile_seconds = 0.0
-        hyper = {
-            config: {field: values[chunk.settings] for field, values in fields.items()}
-            for config, fields in group.hyper.items()
-        }
-        seeds = np.arange(chunk.seeds.start, chunk.seeds.stop)
-        num_settings = chunk.settings.stop - chunk.settings.start
 
         def algorithm(hyper: Hyper) -> Algorithm:
             configs = {name: replace(config, **hyper[name]) for name, config in group.configs.items()}
@@ -202,7 +204,7 @@ class Population:
             ]
             return Evaluation(returns[0].mean(), returns[1].mean())
 
-        self._over = over = _Spread(num_settings, len(seeds), num_devices)
+        self._over = over = _Spread(*shape, num_devices)
         self._init = jax.jit(over(init))
         self._advance = jax.jit(
             lambda hyper, s, state, start, num_updates: over(
@@ -212,32 +214,40 @@ class Population:
             donate_argnames="state",
         )
         self._final = jax.jit(over(final))
-        self._member = hyper, seeds
+        self._hyper = group.hyper
         self._programs: dict[Any, Future] = {}
         self._compilers = ThreadPoolExecutor()
 
-    def start_compiling(self, *block_lengths: int) -> None:
+    def members(self, chunk: Chunk) -> Members:
+        """The arguments that make this population the one of a chunk."""
+        hyper = {
+            config: {field: values[chunk.settings] for field, values in fields.items()}
+            for config, fields in self._hyper.items()
+        }
+        return hyper, np.arange(chunk.seeds.start, chunk.seeds.stop)
+
+    def start_compiling(self, members: Members, *block_lengths: int) -> None:
         """Traces every program and compiles them side by side, in the background."""
-        state = self._over.abstract(jax.eval_shape(self._init, *self._member))
+        state = self._over.abstract(jax.eval_shape(self._init, *members))
         start = jax.eval_shape(lambda: jnp.int32(0))
         for num_updates in dict.fromkeys(block_lengths):  # the largest program first
-            self._compile(self._advance, *self._member, state, start, num_updates=num_updates)
-        self._compile(self._init, *self._member)
-        self._compile(self._final, *self._member, state)
+            self._compile(self._advance, *members, state, start, num_updates=num_updates)
+        self._compile(self._init, *members)
+        self._compile(self._final, *members, state)
 
-    def init(self) -> State:
+    def init(self, members: Members) -> State:
         """The state before the first update."""
-        return self._compile(self._init, *self._member)(*self._member)
+        return self._compile(self._init, *members)(*members)
 
-    def advance(self, state: State, start: int, num_updates: int) -> tuple[State, Metrics]:
+    def advance(self, members: Members, state: State, start: int, num_updates: int) -> tuple[State, Metrics]:
         """`num_updates` updates from number `start` on; consumes `state`. Metrics are `[H, S, num_updates]`. Returns at
         once, while the device works."""
-        arguments = (*self._member, state, jnp.int32(start))
+        arguments = (*members, state, jnp.int32(start))
         return self._compile(self._advance, *arguments, num_updates=num_updates)(*arguments)
 
-    def final(self, state: State) -> Evaluation:
+    def final(self, members: Members, state: State) -> Evaluation:
         """The evaluation of every member's policy."""
-        return self._compile(self._final, *self._member, state)(*self._member, state)
+        return self._compile(self._final, *members, state)(*members, state)
 
     def _compile(self, function: Any, *arguments: Any, **static: Any) -> Callable:
         """The compiled program, as a function that waits for it. XLA compiles outside of Python's lock."""

@@ -1,0 +1,177 @@
+"""A population on the host: which settings share a program, how it is split, and that no split changes a result."""
+
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+import pytest
+
+from purepg.algorithms.ppo import PPOConfig, ppo
+from purepg.envs import make as make_env
+from purepg.networks import NetworkConfig, actor_critic
+from purepg.run.loop import Interrupt, run_chunk
+from purepg.run.population import (
+    Chunk,
+    Group,
+    Population,
+    block_lengths,
+    chunks,
+    grid,
+    group_by_program,
+    most_devices,
+)
+from purepg.run.summary import Part, assemble
+from purepg.types import UsageError
+
+STEPS = 4 * 16
+CONFIGS = {
+    "ppo": PPOConfig(num_envs=2, num_steps=8, num_epochs=2, num_minibatches=2, learning_rate=1e-2),
+    "network": NetworkConfig(hidden=(8,)),
+}
+
+
+@pytest.fixture(scope="module")
+def env():
+    return make_env("CartPole-v1", {"max_steps_in_episode": 20})
+
+
+@pytest.fixture(scope="module")
+def run(env):
+    """Trains settings x seeds in blocks and gives the parts."""
+
+    def make(configs):
+        return ppo(env, actor_critic(env, configs["network"]), configs["ppo"])
+
+    def train(sweep, num_seeds=2, log_every=2, max_parallel=None):
+        settings = grid(CONFIGS, sweep)
+        parts = []
+        for group in group_by_program(settings, make, STEPS):
+            for chunk in chunks(len(group.settings), num_seeds, max_parallel):
+                population = Population(env, make, group, chunk.shape, 0, STEPS, 1, 0, 4, 20)
+                parts.append(Part(group, chunk, run_chunk(population, group, chunk, log_every, [], Interrupt())))
+        metrics, num_updates = assemble(parts, len(settings), num_seeds)
+        return parts, metrics, num_updates
+
+    return train
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name], equal_nan=True) for name in a)
+
+
+def test_blocks_give_the_whole_run_bit_for_bit(run):
+    whole, blocks = run({}, log_every=0), run({}, log_every=2)
+    assert whole[1]["policy_loss"].shape == (1, 2, 4)
+    assert same(whole[1], blocks[1])
+    np.testing.assert_array_equal(whole[0][0].outcome.sampled, blocks[0][0].outcome.sampled)
+
+
+def test_a_split_population_agrees_with_the_whole_to_rounding(run):
+    _, whole, _ = run({"learning_rate": [1e-2, 3e-3], "gamma": [0.9, 0.99]})
+    for max_parallel in 1, 4:
+        _, split, _ = run({"learning_rate": [1e-2, 3e-3], "gamma": [0.9, 0.99]}, max_parallel=max_parallel)
+        assert split.keys() == whole.keys()
+        for name in whole:
+            np.testing.assert_allclose(split[name], whole[name], rtol=1e-3, atol=1e-5, err_msg=name)
+
+
+def test_static_settings_are_trained_apart_and_padded_to_one_length(run):
+    parts, metrics, num_updates = run({"num_steps": [8, 16]})
+    assert [part.group.settings for part in parts] == [(0,), (1,)]
+    np.testing.assert_array_equal(num_updates, [4, 2])
+    np.testing.assert_array_equal(metrics["env_steps"][:, 0], [[16, 16, 16, 16], [32, 32, np.nan, np.nan]])
+    assert np.isnan(metrics["policy_loss"][1, :, 2:]).all() and np.isfinite(metrics["policy_loss"][1, :, :2]).all()
+
+
+def test_a_diverged_setting_is_frozen_and_leaves_the_others_bit_identical(run):
+    # A step of 1e38 overflows a parameter: the injected infinity.
+    _, healthy, _ = run({"learning_rate": [1e-2, 1e-2]})
+    _, metrics, _ = run({"learning_rate": [1e-2, 1e38]})
+    assert metrics["finite"][0].all() and not metrics["finite"][1].any()
+    for name in metrics:
+        np.testing.assert_array_equal(metrics[name][0], healthy[name][0], err_msg=name)
+        np.testing.assert_array_equal(healthy[name][1], healthy[name][0], err_msg=name)
+
+
+def test_seeds_differ_and_are_the_same_for_every_setting(run):
+    _, metrics, _ = run({"gamma": [0.9, 0.99]})
+    first_returns = metrics["episode_return"][:, :, 0]
+    np.testing.assert_array_equal(first_returns[0], first_returns[1])
+    assert first_returns[0, 0] != first_returns[0, 1]
+
+
+def test_settings_that_differ_in_floats_share_a_program():
+    settings = grid(CONFIGS, {"gamma": [0.9, 0.99], "hidden": [(4,), (8,)], "target_kl": [None, 0.01, 0.02]})
+    assert len(settings) == 12
+    groups = group_by_program(settings, lambda configs: _Fixed(16, 16), STEPS)
+    assert sorted(len(group.settings) for group in groups) == [2, 2, 4, 4]
+    for group in groups:
+        for h, gamma in zip(group.settings, group.hyper["ppo"]["gamma"], strict=True):
+            assert np.float32(settings[h].hyperparameters["gamma"]) == gamma
+            assert settings[h].configs["network"].hidden == group.configs["network"].hidden
+
+
+@dataclass
+class _Fixed:
+    min_env_steps_per_update: int
+    max_env_steps_per_update: int
+
+
+@pytest.mark.parametrize("shortest, longest, total, expected", [(16, 16, 64, 4), (16, 16, 79, 4), (1, 10, 20, 11)])
+def test_the_number_of_updates_is_the_most_that_the_budget_can_hold(shortest, longest, total, expected):
+    (group,) = group_by_program(grid(CONFIGS, {}), lambda configs: _Fixed(shortest, longest), total)
+    assert group.num_updates == expected
+    # An update may begin while the longest one still fits.
+    assert (expected - 1) * shortest + longest <= total < expected * shortest + longest
+
+
+def test_a_budget_below_one_update_is_refused():
+    with pytest.raises(UsageError, match=r"total_steps \(15\) must be at least 16"):
+        group_by_program(grid(CONFIGS, {}), lambda configs: _Fixed(16, 16), 15)
+
+
+@pytest.mark.parametrize("num_updates", [1, 7, 96, 97, 100])
+@pytest.mark.parametrize("log_every", [0, 1, 5, 10, 200])
+@pytest.mark.parametrize("one_length", [True, False])
+def test_blocks_cover_the_run_in_at_most_two_lengths(num_updates, log_every, one_length):
+    lengths = block_lengths(Group((0,), {}, {}, num_updates, one_length), log_every)
+    assert sum(lengths) == num_updates if one_length else sum(lengths) >= num_updates
+    assert max(lengths) <= (log_every or num_updates) and len(set(lengths[:-1])) <= 1
+    if log_every and log_every < num_updates:
+        assert min(lengths[:-1]) >= log_every / 2
+
+
+def test_blocks_divide_the_run_where_they_can():
+    assert block_lengths(Group((0,), {}, {}, 96, True), 10) == [8] * 12
+
+
+@pytest.mark.parametrize(
+    "num_settings, num_seeds, at_most", [(3, 4, None), (3, 4, 12), (3, 4, 5), (3, 4, 8), (2, 7, 3)]
+)
+def test_chunks_hold_every_member_once_and_no_more_than_allowed(num_settings, num_seeds, at_most):
+    count = np.zeros((num_settings, num_seeds), int)
+    for chunk in chunks(num_settings, num_seeds, at_most):
+        assert count[chunk.settings, chunk.seeds].size <= (at_most or num_settings * num_seeds)
+        count[chunk.settings, chunk.seeds] += 1
+    assert (count == 1).all()
+
+
+def test_devices_divide_the_seeds_or_the_settings():
+    assert most_devices(8, 16, 1) == 8
+    assert most_devices(8, 5, 1) == 5
+    assert most_devices(4, 5, 6) == 3
+    assert most_devices(4, 5, 7) == 1
+
+
+def test_a_float_of_any_config_is_swept_inside_one_program(env):
+    settings = grid(CONFIGS, {"policy_scale": [1e-9, 10.0]})
+
+    def make(configs):
+        return ppo(env, actor_critic(env, configs["network"]), configs["ppo"])
+
+    (group,) = group_by_program(settings, make, STEPS)
+    population = Population(env, make, group, (2, 1), 0, STEPS, 1, 0, 4, 20)
+    members = population.members(Chunk(slice(0, 2), slice(0, 1)))
+    _, metrics = population.advance(members, population.init(members), 0, 1)
+    entropy = jax.device_get(metrics["entropy"])[:, 0, 0]
+    assert entropy[0] > entropy[1]
