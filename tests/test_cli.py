@@ -1,0 +1,193 @@
+"""The command line from its arguments to the out folder: what a run leaves, and what it says to bad input."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from purepg.algorithms.a2c import A2CConfig, a2c
+from purepg.algorithms.ppo import PPOConfig, ppo
+from purepg.algorithms.reinforce import REINFORCEConfig, reinforce
+from purepg.networks import NetworkConfig, actor_critic
+from purepg.run.cli import main
+from purepg.run.launch import RunConfig
+from purepg.run.record import read_log
+from purepg.run.statistics import iqm
+
+TINY_PPO = PPOConfig(num_envs=2, num_steps=8, num_epochs=1, num_minibatches=1)
+TINY_NETWORK = NetworkConfig(hidden=(4,))
+TINY_RUN = RunConfig(total_steps=64, num_seeds=2, eval_episodes=2, eval_max_steps=10, log_every=2, wandb="disabled")
+SCRIPT = Path(__file__).parent.parent / "experiments" / "ppo.py"
+
+
+def command(*arguments, algorithm=ppo, config=TINY_PPO, run=TINY_RUN):
+    """Runs a script's main with arguments; gives its exit code."""
+    with pytest.raises(SystemExit) as exit_:
+        main(algorithm, config, actor_critic, TINY_NETWORK, run, arguments=arguments)
+    return exit_.value.code
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """The out folder of a small sweep."""
+    out = tmp_path_factory.mktemp("sweep") / "out"
+    arguments = ("--out", str(out), "--sweep", "learning_rate=1e-3,1e-2", "--sweep", "ppo.gamma=0.9", "--seed", "3")
+    assert command(*arguments) == 0
+    return out
+
+
+def test_a_run_leaves_all_its_files(swept):
+    assert {"config.json", "metrics.npz", "summary.json", "log.jsonl", "curves.png"} <= {
+        p.name for p in swept.iterdir()
+    }
+    assert (swept / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_config_json_holds_all_arguments_and_versions(swept):
+    config = json.loads((swept / "config.json").read_text())
+    assert config["run"]["seed"] == 3 and config["run"]["total_steps"] == 64
+    assert config["ppo"]["num_steps"] == 8 and config["network"]["hidden"] == [4]
+    assert config["settings"] == [{"learning_rate": 1e-3, "ppo.gamma": 0.9}, {"learning_rate": 1e-2, "ppo.gamma": 0.9}]
+    assert config["versions"]["jax"] and config["devices"]
+
+
+def test_metrics_are_settings_by_seeds_by_updates_and_count_every_step(swept):
+    with np.load(swept / "metrics.npz") as metrics:
+        assert {metrics[name].shape for name in metrics if name != "num_updates"} == {(2, 2, 4)}
+        assert metrics["env_steps"].sum() == 2 * 2 * 64
+        np.testing.assert_array_equal(metrics["num_updates"], [4, 4])
+        assert np.isfinite(metrics["policy_loss"]).all()
+
+
+def test_log_jsonl_holds_the_same_numbers_as_metrics_npz(swept):
+    log = read_log(swept / "log.jsonl")
+    with np.load(swept / "metrics.npz") as metrics:
+        for name in log:
+            np.testing.assert_array_equal(log[name].astype(metrics[name].dtype), metrics[name], err_msg=name)
+    assert len((swept / "log.jsonl").read_text().splitlines()) == 2
+
+
+def test_the_summary_says_what_the_finals_come_to(swept):
+    summary = json.loads((swept / "summary.json").read_text())
+    assert [s["hyperparameters"]["learning_rate"] for s in summary["settings"]] == [1e-3, 1e-2]
+    for setting in summary["settings"]:
+        assert len(setting["finals"]) == 2 and all(1 <= final <= 10 for final in setting["finals"])
+        assert setting["iqm"] == pytest.approx(float(iqm(np.array(setting["finals"]))))
+        assert setting["mean"] == pytest.approx(np.mean(setting["finals"]))
+        assert setting["interval"][0] <= setting["iqm"] <= setting["interval"][1]
+        assert setting["diverged"] == []
+    for name in "compile_seconds", "run_seconds", "env_steps_per_second", "peak_memory_bytes":
+        assert summary[name] > 0
+
+
+def test_a_run_is_repeated_bit_for_bit_by_its_command(swept, tmp_path):
+    arguments = ("--sweep", "learning_rate=1e-3,1e-2", "--sweep", "ppo.gamma=0.9", "--seed", "3")
+    assert command("--out", str(tmp_path / "again"), "--log-every", "0", *arguments) == 0
+    with np.load(swept / "metrics.npz") as first, np.load(tmp_path / "again" / "metrics.npz") as again:
+        for name in first:
+            np.testing.assert_array_equal(first[name], again[name], err_msg=name)
+
+
+def test_an_out_folder_with_a_run_is_refused_and_kept(swept, capsys):
+    before = {p.name: p.stat().st_mtime_ns for p in swept.iterdir()}
+    assert command("--out", str(swept)) == 2
+    assert "already holds a run" in capsys.readouterr().err
+    assert {p.name: p.stat().st_mtime_ns for p in swept.iterdir()} == before
+
+
+def test_reinforce_stops_before_its_budget_and_pads_what_differs(tmp_path):
+    config = REINFORCEConfig(num_episodes=2, max_steps=15)
+    run = RunConfig(total_steps=200, num_seeds=3, eval_episodes=2, eval_max_steps=10, log_every=4, wandb="disabled")
+    assert command("--out", str(tmp_path / "r"), algorithm=reinforce, config=config, run=run) == 0
+    with np.load(tmp_path / "r" / "metrics.npz") as metrics:
+        steps = np.nansum(metrics["env_steps"], axis=-1)
+        assert (steps <= 200).all() and (steps > 200 - 2 * 15).all()
+        made = np.isfinite(metrics["policy_loss"]).sum(-1)
+        np.testing.assert_array_equal(metrics["num_updates"], made.max(axis=1))
+        np.testing.assert_array_equal(np.isfinite(metrics["env_steps"]).sum(-1), made)
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--env", "CartPol-v1"], "unknown environment 'CartPol-v1'; did you mean CartPole-v1?"),
+        (["--ppo.num-minibatches", "3"], "num_envs * num_steps (16) must be divisible by num_minibatches (3)"),
+        (["--ppo.num-envs", "0"], "num_envs (0) must be at least 1"),
+        (["--num-seeds", "-1"], "num_seeds (-1) must be at least 1"),
+        (["--total-steps", "15"], "total_steps (15) must be at least 16"),
+        (["--ppo.gamma", "1.5"], "gamma (1.5) must be in [0, 1]"),
+        (["--ppo.learning-rate", "nan"], "learning_rate (nan) must be above 0"),
+        (["--sweep", "learning_rate=1e-3,-1"], "learning_rate (-1.0) must be above 0"),
+        (["--sweep", "learningrate=1e-3"], "cannot sweep 'learningrate'; what can be swept: ppo.num_envs"),
+        (["--sweep", "learning_rate="], "must be a name and its values"),
+        (["--sweep", "=1"], "must be a name and its values"),
+        (["--sweep", "gamma=0.9", "--sweep", "ppo.gamma=0.8"], "names ppo.gamma twice"),
+        (["--sweep", "num_steps=8.5"], "'8.5' is not an integer"),
+        (["--sweep", "num_minibatches=1,3"], "must be divisible by num_minibatches (3)"),
+        (["--ppo.gama", "0.9"], "did you mean --ppo.gamma?"),
+        (["--ppo.gamma", "high"], "could not convert string to float: 'high'"),
+        (["--network.torso", "cnn"], "needs observations [height, width, channels]"),
+        (["--devices", "3"], "devices (3) must divide num_seeds (2)"),
+        (["--out", "/dev/null/run"], "cannot write a run to /dev/null/run"),
+        (["--log-every", "-1"], "log_every (-1) must be at least 0"),
+    ],
+)
+def test_bad_input_ends_with_one_line_and_exit_code_2(arguments, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert command(*arguments) == 2
+    line = capsys.readouterr().err
+    assert said in line and line.count("\n") == 1 and ": error: " in line
+    assert not list(tmp_path.iterdir())  # and nothing was made
+
+
+def test_an_algorithm_is_refused_an_action_space_that_it_cannot_act_in(capsys, monkeypatch):
+    import purepg.envs
+    from purepg.types import Box
+
+    matrix = purepg.envs.make("Pendulum-v1")._replace(action_space=Box(-np.ones((2, 2)), np.ones((2, 2))), name="M")
+    monkeypatch.setattr(purepg.envs, "make", lambda name: matrix)
+    assert command(algorithm=a2c, config=A2CConfig()) == 2
+    assert "a Box action space must be one-dimensional; M has shape (2, 2)" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_the_run_with_what_it_has(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, SCRIPT, "--out", tmp_path / "out", "--wandb", "disabled"]
+        + "--total-steps 100000000 --network.hidden 4 --num-seeds 2 --eval-episodes 2 --log-every 5".split(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    log = tmp_path / "out" / "log.jsonl"
+    deadline = time.monotonic() + 100
+    while not (log.exists() and log.read_text().count("\n") > 3):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "interrupted" in said and "Traceback" not in said
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["interrupted"] and len(summary["settings"][0]["finals"]) == 2
+    with np.load(tmp_path / "out" / "metrics.npz") as metrics:
+        assert metrics["env_steps"].shape[-1] == read_log(log)["env_steps"].shape[-1] == metrics["num_updates"][0]
+
+
+def test_two_cpu_devices_give_what_one_gives_to_rounding(tmp_path):
+    returns = []
+    for devices in "1", "2":
+        subprocess.run(
+            [sys.executable, SCRIPT, "--out", tmp_path / devices, "--devices", devices, "--wandb", "disabled"]
+            + "--total-steps 384 --num-seeds 4 --ppo.num-envs 4 --ppo.num-steps 32 --network.hidden 8".split(),
+            check=True,
+            timeout=120,
+        )
+        assert len(json.loads((tmp_path / devices / "config.json").read_text())["devices"]) == int(devices)
+        with np.load(tmp_path / devices / "metrics.npz") as metrics:
+            returns.append({name: metrics[name] for name in metrics})
+    for name in returns[0]:
+        np.testing.assert_allclose(returns[1][name], returns[0][name], rtol=1e-3, atol=1e-5, err_msg=name)
