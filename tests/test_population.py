@@ -1,7 +1,5 @@
 """A population on the host: which settings share a program, how it is split, and that no split changes a result."""
 
-from dataclasses import dataclass
-
 import jax
 import numpy as np
 import pytest
@@ -21,9 +19,20 @@ from purepg.run.population import (
     most_devices,
 )
 from purepg.run.summary import Part, assemble
-from purepg.types import UsageError
+from purepg.types import Algorithm, UsageError
 
 STEPS = 4 * 16
+
+
+def sized(shortest, longest):
+    """Makes algorithms of which only the updates' length is looked at."""
+
+    def unused(*_):
+        raise AssertionError
+
+    return lambda configs: Algorithm(unused, unused, unused, shortest, longest)
+
+
 CONFIGS = {
     "ppo": PPOConfig(num_envs=2, num_steps=8, num_epochs=2, num_minibatches=2, learning_rate=1e-2),
     "network": NetworkConfig(hidden=(8,)),
@@ -103,7 +112,7 @@ def test_seeds_differ_and_are_the_same_for_every_setting(run):
 def test_settings_that_differ_in_floats_share_a_program():
     settings = grid(CONFIGS, {"gamma": [0.9, 0.99], "hidden": [(4,), (8,)], "target_kl": [None, 0.01, 0.02]})
     assert len(settings) == 12
-    groups = group_by_program(settings, lambda configs: _Fixed(16, 16), STEPS)
+    groups = group_by_program(settings, sized(16, 16), STEPS)
     assert sorted(len(group.settings) for group in groups) == [2, 2, 4, 4]
     for group in groups:
         for h, gamma in zip(group.settings, group.hyper["ppo"]["gamma"], strict=True):
@@ -111,15 +120,9 @@ def test_settings_that_differ_in_floats_share_a_program():
             assert settings[h].configs["network"].hidden == group.configs["network"].hidden
 
 
-@dataclass
-class _Fixed:
-    min_env_steps_per_update: int
-    max_env_steps_per_update: int
-
-
 @pytest.mark.parametrize("shortest, longest, total, expected", [(16, 16, 64, 4), (16, 16, 79, 4), (1, 10, 20, 11)])
 def test_the_number_of_updates_is_the_most_that_the_budget_can_hold(shortest, longest, total, expected):
-    (group,) = group_by_program(grid(CONFIGS, {}), lambda configs: _Fixed(shortest, longest), total)
+    (group,) = group_by_program(grid(CONFIGS, {}), sized(shortest, longest), total)
     assert group.num_updates == expected
     # An update may begin while the longest one still fits.
     assert (expected - 1) * shortest + longest <= total < expected * shortest + longest
@@ -127,7 +130,7 @@ def test_the_number_of_updates_is_the_most_that_the_budget_can_hold(shortest, lo
 
 def test_a_budget_below_one_update_is_refused():
     with pytest.raises(UsageError, match=r"total_steps \(15\) must be at least 16"):
-        group_by_program(grid(CONFIGS, {}), lambda configs: _Fixed(16, 16), 15)
+        group_by_program(grid(CONFIGS, {}), sized(16, 16), 15)
 
 
 @pytest.mark.parametrize("num_updates", [1, 7, 96, 97, 100])
