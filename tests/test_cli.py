@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ TINY_RUN = RunConfig(total_steps=64, num_seeds=2, eval_episodes=2, eval_max_step
 SCRIPT = Path(__file__).parent.parent / "experiments" / "ppo.py"
 
 
-def command(*arguments, algorithm=ppo, config=TINY_PPO, run=TINY_RUN):
+def command(*arguments, algorithm: Any = ppo, config: Any = TINY_PPO, run=TINY_RUN):
     """Runs a script's main with arguments; gives its exit code."""
     with pytest.raises(SystemExit) as exit_:
         main(algorithm, config, actor_critic, TINY_NETWORK, run, arguments=arguments)

@@ -8,7 +8,7 @@ The first line printed is {"ready": true, ...} once the program is compiled and 
 then brings one line {"seconds": ..., "env_steps": ...}; `quit` or the end of stdin ends the worker.
 
 The work is rejax's own `train` under `jit(vmap(...))`. Evaluation is off: none at the start, and the one that `train`
-insists on at the end is replaced by a constant. What rejax does otherwise than purepg and has no switch for: it clips
+insists on at the end is replaced by a constant. A run goes on from the state where the last one stopped. What rejax does otherwise than purepg and has no switch for: it clips
 each gradient element (not the global norm), it always clips the value, and it steps actor and critic apart.
 """
 
@@ -46,11 +46,13 @@ def make_program(args):
     )
     algorithm = algorithm.replace(eval_callback=lambda algorithm, state, rng: jnp.zeros(()))  # ... which does nothing
 
-    def train(keys):
-        state, _ = jax.vmap(lambda key: algorithm.train(key))(keys)
-        return state.actor_ts.params, state.critic_ts.params, state.global_step
+    def init(keys):
+        return jax.vmap(algorithm.init_state)(keys)
 
-    return train, env_steps * args.num_seeds
+    def train(state):
+        return jax.vmap(lambda state: algorithm.train(train_state=state)[0])(state)
+
+    return init, train, env_steps * args.num_seeds
 
 
 def main():
@@ -63,18 +65,17 @@ def main():
     floats = dict(learning_rate=2.5e-4, gamma=0.99, gae_lambda=0.95, clip_eps=0.2, entropy_coef=0.01, value_coef=0.5)
     for name, default in floats.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=float, default=default)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max-grad-norm", type=float, default=0.5)
     args = parser.parse_args()
-    train, env_steps = make_program(args)
+    init, train, env_steps = make_program(args)
 
-    def keys(run):
-        return jax.random.split(jax.random.PRNGKey(run), args.num_seeds)
-
+    state = jax.block_until_ready(jax.jit(init)(jax.random.split(jax.random.PRNGKey(args.seed), args.num_seeds)))
     start = time.perf_counter()
-    program = jax.jit(train).lower(keys(0)).compile()
+    program = jax.jit(train, donate_argnums=0).lower(state).compile()
     compile_seconds = time.perf_counter() - start
-    trained = jax.block_until_ready(program(keys(0)))
-    assert int(trained[2].sum()) == env_steps, "rejax made another number of environment steps than it was asked for"
+    state = jax.block_until_ready(program(state))
+    assert int(state.global_step.sum()) == env_steps, "rejax made another number of environment steps than asked for"
     ready = {
         "ready": True,
         "peer": "rejax",
@@ -86,12 +87,11 @@ def main():
     }
     print(json.dumps(ready), flush=True)
 
-    for run, line in enumerate(sys.stdin, start=1):
+    for line in sys.stdin:
         if line.strip() == "quit":
             break
-        inputs = jax.block_until_ready(keys(run))
         start = time.perf_counter()
-        jax.block_until_ready(program(inputs))
+        state = jax.block_until_ready(program(state))
         seconds = time.perf_counter() - start
         record = {"seconds": seconds, "env_steps": env_steps, "env_steps_per_second": env_steps / seconds}
         print(json.dumps(record), flush=True)
