@@ -1,4 +1,4 @@
-"""REINFORCE."""
+"""REINFORCE over whole episodes. As it stands: CartPole-v1 with a leave-one-out baseline over four episodes."""
 
 from purepg.algorithms.reinforce import REINFORCEConfig, reinforce
 from purepg.networks import NetworkConfig, actor_critic
@@ -6,4 +6,5 @@ from purepg.run.cli import main
 from purepg.run.launch import RunConfig
 
 if __name__ == "__main__":
-    main(reinforce, REINFORCEConfig(), actor_critic, NetworkConfig(), RunConfig(), __doc__)
+    config = REINFORCEConfig(num_episodes=4, learning_rate=4e-3, gamma=0.99, baseline="leave_one_out")
+    main(reinforce, config, actor_critic, NetworkConfig(), RunConfig(total_steps=200_000), __doc__)

@@ -1,0 +1,189 @@
+"""How fast PPO trains on CartPole: environment steps a second, compile seconds and peak memory, at several sizes.
+
+Every measurement runs in a process of its own, compiled and warmed up before it is timed. With `--peer rejax`, rejax's
+PPO does the same work (128 steps, 4 epochs, 4 minibatches, two 64-wide tanh networks) in an environment of its own, the
+two in turn: A B A B.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+import venv
+from pathlib import Path
+
+SIZES = ("4x1", "4x4", "4x16", "64x1", "64x16", "2048x1")  # environments x seeds
+STEPS_PER_RUN = 400_000  # about a second, so that a run is long against the clock and short against the machine's moods
+PEERS = {"rejax": ("rejax==0.1.3", "gymnax==0.0.9", "jax==0.10.2", "jaxlib==0.10.2")}
+NUM_STEPS = 128
+HERE = Path(__file__).parent
+
+
+def purepg_worker(num_envs: int, num_seeds: int, num_updates: int, devices: int | None) -> None:
+    """Compiles a population, says so, and trains it once for every line `run` on stdin."""
+    import jax
+
+    from purepg.algorithms.ppo import PPOConfig, ppo
+    from purepg.networks import NetworkConfig, actor_critic
+    from purepg.run.launch import RunConfig, prepare
+    from purepg.run.population import Population, chunks
+    from purepg.run.summary import peak_memory_bytes
+
+    config = PPOConfig(num_envs=num_envs, num_steps=NUM_STEPS, learning_rate=2.5e-4, entropy_coef=0.01)
+    total_steps = num_envs * NUM_STEPS * num_updates
+    run = RunConfig(num_seeds=num_seeds, total_steps=total_steps, devices=devices, compile_cache=False)
+    plan = prepare(ppo, actor_critic, {"ppo": config, "network": NetworkConfig()}, run, {})
+    (group,) = plan.groups
+    (chunk,) = chunks(1, num_seeds, None)
+    population = Population(plan.env, plan.make, group, chunk.shape, 0, total_steps, plan.num_devices, 0, 1, 1)
+    members = population.members(chunk)
+    state = population.init(members)
+
+    def train(state):
+        state, metrics = population.advance(members, state, 0, num_updates)
+        jax.block_until_ready(metrics)
+        return state
+
+    before = population.compile_seconds
+    state = train(state)
+    answer(
+        ready=True,
+        compile_seconds=population.compile_seconds - before,
+        devices=plan.num_devices,
+        device=jax.devices()[0].device_kind,
+        xla_flags=os.environ.get("XLA_FLAGS", ""),
+    )
+    for line in sys.stdin:
+        if line.strip() != "run":
+            break
+        begun = time.perf_counter()
+        state = train(state)
+        answer(
+            seconds=time.perf_counter() - begun,
+            env_steps=total_steps * num_seeds,
+            peak_memory_bytes=peak_memory_bytes(),
+        )
+
+
+def answer(**values) -> None:
+    print(json.dumps(values), flush=True)
+
+
+class Worker:
+    """A process that trains at every call."""
+
+    def __init__(self, command: list[str], **variables: str):
+        environment = os.environ | variables
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        self.ready = self._answer()
+
+    def _answer(self) -> dict:
+        line = self._process.stdout.readline()
+        if not line:
+            sys.exit(f"benchmark: error: a worker ended early: {' '.join(map(str, self._process.args))}")
+        return json.loads(line)
+
+    def run(self) -> dict:
+        self._process.stdin.write("run\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def peer_python(peer: str) -> Path:
+    """The Python of a virtual environment that holds the peer; made at the first call."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "purepg" / "peers" / peer
+    python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
+    done = folder / "installed"
+    if not done.exists():
+        print(f"installing {' '.join(PEERS[peer])} into {folder}", file=sys.stderr)
+        venv.create(folder, with_pip=True, clear=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", *PEERS[peer]], check=True)
+        done.touch()
+    return python
+
+
+def measure(size: str, peer: str | None, repeats: int, devices: int | None) -> dict:
+    """Times one size: medians over `repeats`, and against the peer the ratio pair by pair."""
+    num_envs, num_seeds = map(int, size.split("x"))
+    num_updates = max(1, STEPS_PER_RUN // (num_envs * num_seeds * NUM_STEPS))
+    sizes = [str(num_envs), str(num_seeds), str(num_updates)]
+    workers = {"purepg": Worker([sys.executable, __file__, "--worker", *sizes, str(devices or 0)])}
+    if peer:
+        names = ("--num-envs", "--num-seeds", "--num-updates")
+        flags = [part for pair in zip(names, sizes, strict=True) for part in pair]
+        # The same flags for both: without purepg's, jaxlib 0.10.2 deadlocks here whoever wrote the program.
+        same_flags = {"XLA_FLAGS": workers["purepg"].ready["xla_flags"]}
+        workers[peer] = Worker([str(peer_python(peer)), str(HERE / "peers" / f"{peer}_ppo.py"), *flags], **same_flags)
+    runs = {name: [] for name in workers}
+    for _ in range(repeats):
+        for name, worker in workers.items():
+            runs[name].append(worker.run())
+    result = {"size": size, "num_updates": num_updates, "repeats": repeats}
+    for name, worker in workers.items():
+        worker.close()
+        result[name] = {
+            **worker.ready,
+            "env_steps_per_second": statistics.median(r["env_steps"] / r["seconds"] for r in runs[name]),
+            "peak_memory_bytes": runs[name][-1].get("peak_memory_bytes"),
+            "seconds": [r["seconds"] for r in runs[name]],
+        }
+    if peer:
+        ratios = [b["seconds"] / a["seconds"] for a, b in zip(runs["purepg"], runs[peer], strict=True)]
+        result["ratio"] = {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
+    return result
+
+
+def row(result: dict, peer: str | None) -> str:
+    """A line of the table."""
+    ours = result["purepg"]
+    text = (
+        f"{result['size']:>8}  {ours['env_steps_per_second']:>12,.0f}  {ours['compile_seconds']:>9.1f}  "
+        f"{ours['peak_memory_bytes'] / 2**20:>8,.0f}  {ours['devices']:>7}"
+    )
+    if peer:
+        theirs, ratio = result[peer], result["ratio"]
+        text += f"  {theirs['env_steps_per_second']:>12,.0f}  {theirs['compile_seconds']:>9.1f}"
+        text += f"  {ratio['median']:>5.2f} [{ratio['min']:.2f}, {ratio['max']:.2f}]"
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--peer", choices=PEERS, help="time it in turn; installed on first use")
+    parser.add_argument("--sizes", default=",".join(SIZES), help="environments x seeds (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=7, help="timed runs of each (default: %(default)s)")
+    parser.add_argument("--devices", type=int, help="devices for the seeds (default: as many as divide them)")
+    parser.add_argument("--out", type=Path, help="also write the figures to this JSON file")
+    parser.add_argument("--worker", nargs=4, type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        num_envs, num_seeds, num_updates, devices = arguments.worker
+        purepg_worker(num_envs, num_seeds, num_updates, devices or None)
+        return
+
+    heading = f"{'size':>8}  {'steps/s':>12}  {'compile s':>9}  {'peak MiB':>8}  {'devices':>7}"
+    if arguments.peer:
+        heading += f"  {arguments.peer + ' steps/s':>12}  {'compile s':>9}  ratio: median [range]"
+    print(heading)
+    results = []
+    for size in arguments.sizes.split(","):
+        results.append(measure(size, arguments.peer, arguments.repeats, arguments.devices))
+        print(row(results[-1], arguments.peer), flush=True)
+    sides = ["purepg", *([arguments.peer] if arguments.peer else [])]
+    for side in sides:
+        print(f"{side}: {results[0][side]['device']}, XLA_FLAGS={results[0][side]['xla_flags']!r}")
+    if arguments.out:
+        arguments.out.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,25 @@
+"""PPO on Pendulum-v1, whose every episode ends by the clock: here a time limit must not be taken for a death.
+
+`--sweep bootstrap_at_truncation=true,false` shows what the common mistake costs.
+"""
+
+from purepg.algorithms.ppo import PPOConfig, ppo
+from purepg.networks import NetworkConfig, actor_critic
+from purepg.run.cli import main
+from purepg.run.launch import RunConfig
+
+if __name__ == "__main__":
+    config = PPOConfig(
+        num_envs=16,
+        num_steps=128,
+        num_epochs=10,
+        num_minibatches=16,
+        learning_rate=1e-3,
+        anneal_learning_rate=True,
+        gamma=0.95,
+        gae_lambda=0.95,
+        normalize_obs=True,
+        scale_reward=True,
+    )
+    run = RunConfig(env="Pendulum-v1", total_steps=1_000_000)
+    main(ppo, config, actor_critic, NetworkConfig(), run, __doc__)
