@@ -12,9 +12,9 @@ if __name__ == "__main__":
     config = PPOConfig(
         num_envs=16,
         num_steps=128,
-        num_epochs=10,
+        num_epochs=4,
         num_minibatches=16,
-        learning_rate=1e-3,
+        learning_rate=3e-4,
         anneal_learning_rate=True,
         gamma=0.95,
         gae_lambda=0.95,

@@ -42,10 +42,12 @@ class Categorical(NamedTuple):
 
     def transform(self, noise: Array) -> Action:
         """Inverts the cumulative distribution: one uniform number for an action, where Gumbel's trick takes A."""
-        cumulative = jnp.cumsum(jax.nn.softmax(self.logits), axis=-1)
-        # Scaled by the last entry, which rounding may leave off 1, so that no action of probability 0 is reached.
-        threshold = noise * cumulative[..., -1]
-        return jnp.sum(threshold[..., None] >= cumulative[..., :-1], axis=-1, dtype=jnp.int32)
+        probability = jax.nn.softmax(self.logits)
+        # Rounding may leave the sum off 1, and unordered by a bit where A is large. So an action of probability 0 is
+        # stepped over, and the threshold stays below the largest sum, which some other action has.
+        cumulative = jnp.where(probability > 0, jnp.cumsum(probability, axis=-1), -1.0)
+        threshold = noise * jnp.max(cumulative, axis=-1) * (1 - 2.0**-22)
+        return jnp.argmax(cumulative > threshold[..., None], axis=-1).astype(jnp.int32)
 
     def log_prob(self, action: Action) -> Array:
         chex.assert_shape(action, self.logits.shape[:-1])

@@ -48,12 +48,12 @@ def apply(moments: Moments | None, x: Array, clip: float = 10.0, eps: float = 1e
     return jnp.clip((x - moments.mean) * jax.lax.rsqrt(moments.variance + eps), -clip, clip)
 
 
-def scale(moments: Moments | None, reward: Array, eps: float = 1e-8) -> Array:
+def scale(moments: Moments | None, reward: Array, clip: float = 10.0, eps: float = 1e-8) -> Array:
     """Reward over the standard deviation of the running discounted return: scaled, not centred, since a shift of the
-    reward would change the problem."""
+    reward would change the problem. Clipped to [-clip, clip]: before the first reward was seen, the deviation is 0."""
     if moments is None:
         return reward
-    return reward * jax.lax.rsqrt(moments.variance + eps)
+    return jnp.clip(reward * jax.lax.rsqrt(moments.variance + eps), -clip, clip)
 
 
 def running_return(

@@ -44,17 +44,34 @@ def gradient_step(
 
 
 def shuffle(key: Key, n: int) -> Array:
-    """A random permutation of 0, ..., n - 1, `[n]` int32, without sorting pairs.
+    """A random permutation of 0, ..., n - 1, `[n]` int32, without a sort: O(n), and vectorised.
 
-    Each index is packed below as many random bits as its 32-bit word still holds, and the words are sorted. Ties
-    between random bits fall back to the index order, which is why huge n, which leaves them few bits, sorts twice.
+    A Feistel network permutes the 2^w >= n numbers of w bits: each round adds to one half of the bits a hash of the
+    other half and of a random round key. Where n is no power of two, numbers that fall outside are sent through again
+    until they fall inside ("cycle walking"; Black & Rogaway 2002). Eight rounds: with six, minibatch means of some
+    data spread a few per cent too wide.
     """
-    index_bits = max(n - 1, 1).bit_length()
-    if index_bits > 20:
-        return jax.random.permutation(key, n)
-    bits = jax.random.bits(key, (n,), jnp.uint32)
-    words = (bits << index_bits) | jnp.arange(n, dtype=jnp.uint32)
-    return (jnp.sort(words) & ((1 << index_bits) - 1)).astype(jnp.int32)
+    width = max(2, (n - 1).bit_length())
+    low = width // 2
+    low_mask, high_mask = jnp.uint32((1 << low) - 1), jnp.uint32((1 << (width - low)) - 1)
+    round_keys = jax.random.bits(key, (8,), jnp.uint32)
+
+    def mix(x, round_key):  # a multiplicative hash; the constants are those of xxHash32 (Collet)
+        x = (x ^ round_key) * jnp.uint32(0x9E3779B1)
+        x = (x ^ (x >> 15)) * jnp.uint32(0x85EBCA77)
+        return x ^ (x >> 13)
+
+    def permute(x):
+        left, right = x >> low, x & low_mask
+        for i in range(0, len(round_keys), 2):
+            left = left ^ (mix(right, round_keys[i]) & high_mask)
+            right = right ^ (mix(left, round_keys[i + 1]) & low_mask)
+        return (left << low) | right
+
+    x = permute(jnp.arange(n, dtype=jnp.uint32))
+    if n != 1 << width:
+        x = jax.lax.while_loop(lambda x: any_lane(x >= n), lambda x: jnp.where(x >= n, permute(x), x), x)
+    return x.astype(jnp.int32)
 
 
 def minibatch_epochs(

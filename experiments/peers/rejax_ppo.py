@@ -8,8 +8,9 @@ The first line printed is {"ready": true, ...} once the program is compiled and 
 then brings one line {"seconds": ..., "env_steps": ...}; `quit` or the end of stdin ends the worker.
 
 The work is rejax's own `train` under `jit(vmap(...))`. Evaluation is off: none at the start, and the one that `train`
-insists on at the end is replaced by a constant. A run goes on from the state where the last one stopped. What rejax does otherwise than purepg and has no switch for: it clips
-each gradient element (not the global norm), it always clips the value, and it steps actor and critic apart.
+insists on at the end is replaced by a constant. A run goes on from the state where the last one stopped. What rejax
+does otherwise than purepg and has no switch for: it clips each gradient element (not the global norm), it always clips
+the value, and it steps actor and critic apart.
 """
 
 import argparse
@@ -78,7 +79,7 @@ def main():
     assert int(state.global_step.sum()) == env_steps, "rejax made another number of environment steps than asked for"
     ready = {
         "ready": True,
-        "peer": "rejax",
+        "device": jax.devices()[0].device_kind,
         "compile_seconds": compile_seconds,
         "env_steps": env_steps,
         "versions": {name: version(name) for name in ("rejax", "gymnax", "jax", "jaxlib", "flax", "optax")},

@@ -1,0 +1,157 @@
+"""A toy environment in which everything is known beforehand, and what several test files need."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.extend.core
+import jax.numpy as jnp
+import numpy as np
+
+from purepg.config import float_fields
+from purepg.distributions import Categorical, DiagGaussian
+from purepg.types import Array, Box, Discrete, Env, Space, TimeStep
+
+NUM_IDS = 900
+TERMINATED, TRUNCATED, BOTH = ENDINGS = range(3)
+
+
+class ToyState(NamedTuple):
+    id: Array  # drawn at the reset; fixes the episode's length and how it ends
+    t: Array
+
+
+def episode_length(id: Any) -> Any:
+    """2, 3 or 4 steps; for ints and arrays alike."""
+    return 2 + id % 3
+
+
+def terminates(id: Any) -> Any:
+    return id // 3 % 3 != 1
+
+
+def truncates(id: Any) -> Any:
+    """Two episodes in three; half of those have both flags at their end."""
+    return id // 3 % 3 != 0
+
+
+def _toy(observe: Callable, reward: Callable, observation_space: Space, action_space: Space, ending: Any) -> Env:
+    def reset(key):
+        # A key's own bits are random enough, and cost nothing to compile.
+        state = ToyState((jax.random.key_data(key)[-1] % NUM_IDS).astype(jnp.int32), jnp.int32(0))
+        return state, observe(state)
+
+    def step(key, state, action):
+        del key
+        now = ToyState(state.id, state.t + 1)
+        ended = now.t == episode_length(state.id)
+        terminated = ended & (terminates(state.id) if ending is None else ending != TRUNCATED)
+        truncated = ended & (truncates(state.id) if ending is None else ending != TERMINATED)
+        # Nothing may look at what a step past the end brings: no number, first no flag, and then both.
+        paid = jnp.where(now.t > episode_length(state.id), jnp.nan, reward(state, action))
+        late = now.t > episode_length(state.id) + 1
+        return now, TimeStep(observe(now), paid, terminated | late, truncated | late)
+
+    return Env(reset, step, observation_space, action_space, 4, "toy")
+
+
+def _box(size: int, bound: float) -> Box:
+    return Box(np.full(size, -bound, np.float32), np.full(size, bound, np.float32))
+
+
+def diary_env() -> Env:
+    """Observes (episode's id, t) as integers, and pays id + t + action / 2: a trajectory tells its own story."""
+
+    def observe(state):
+        return jnp.stack([state.id, state.t])
+
+    def reward(state, action):
+        return state.id + state.t + 0.5 * action
+
+    return _toy(observe, reward, _box(2, NUM_IDS), Discrete(2), None)
+
+
+def arms_env(action_space: Space | None = None, ending: Any = None) -> Env:
+    """A bandit with two arms, action 1 (or a positive number) and the rest, that pays 1 and 0, in episodes of several
+    steps whose observations say nothing of it and are far from mean 0 and variance 1.
+
+    Args:
+      ending: one of ENDINGS, maybe a tracer, for every episode; None: an episode's own.
+    """
+
+    def observe(state):
+        return 5.0 + 3.0 * jnp.stack([jnp.sin(state.id.astype(jnp.float32)), jnp.cos(1.0 * state.id + state.t)])
+
+    def reward(state, action):
+        return (action.reshape(()) > 0).astype(jnp.float32)
+
+    return _toy(observe, reward, _box(2, 8.0), action_space or Discrete(2), ending)
+
+
+class TinyNetwork(NamedTuple):
+    """A network by hand, with one hidden layer of 8: anything with `init` and `apply` will do."""
+
+    action_space: Space
+    on_apply: Callable[[], None] = lambda: None
+
+    def init(self, key, obs):
+        num_out = self.action_space.n if isinstance(self.action_space, Discrete) else 1
+        weight = jax.random.normal(key, (8, obs.shape[-1] + num_out + 1))  # one draw compiles faster than three
+        return {
+            "hidden": 0.1 * weight[:, num_out + 1 :].T,
+            "bias": jnp.zeros(8),
+            "policy": 0.3 * weight[:, 1 : num_out + 1],
+            "shift": jnp.zeros(num_out),
+            "value": weight[:, 0],
+            "log_std": jnp.zeros(num_out),
+        }
+
+    def apply(self, params, obs):
+        self.on_apply()
+        x = jnp.tanh(obs.astype(jnp.float32) @ params["hidden"] + params["bias"])
+        y = x @ params["policy"] + params["shift"]
+        if isinstance(self.action_space, Discrete):
+            return Categorical(y), x @ params["value"]
+        return DiagGaussian(y, jnp.broadcast_to(params["log_std"], y.shape)), x @ params["value"]
+
+
+def settings(config: Any, num_settings: int) -> dict[str, Array]:
+    """Every float of a config swept at once: setting h has 0.8^h of each."""
+    return {
+        name: getattr(config, name) * 0.8 ** jnp.arange(num_settings, dtype=jnp.float32)
+        for name in float_fields(config)
+    }
+
+
+@functools.cache
+def _quick_options() -> dict[str, Any]:
+    options = {
+        "xla_backend_optimization_level": 0,
+        "xla_llvm_disable_expensive_passes": True,
+        "xla_cpu_use_fusion_emitters": False,
+    }
+    try:
+        jax.jit(lambda x: x + 1, compiler_options=options)(0.0)
+    except jax.errors.JaxRuntimeError:  # a jaxlib without one of them
+        return {}
+    return options
+
+
+def quick_jit(function: Callable, **kwargs: Any) -> Callable:
+    """jax.jit with few optimisations: these tests compile much and run little. It takes a quarter of the time."""
+    return jax.jit(function, compiler_options=_quick_options(), **kwargs)
+
+
+def loops_are_unbatched(function: Callable, *args: Any) -> bool:
+    """Whether every while_loop of a vmapped function still counts its trips in a scalar, for all lanes together."""
+
+    def whiles(jaxpr):
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "while":
+                yield equation
+            for inner in jax.extend.core.jaxprs_in_params(equation.params):
+                yield from whiles(inner)
+
+    carries = [[x.aval for x in loop.outvars] for loop in whiles(jax.make_jaxpr(function)(*args).jaxpr)]
+    return bool(carries) and all(any(x.shape == () and x.dtype == jnp.int32 for x in carry) for carry in carries)

@@ -1,0 +1,182 @@
+"""Distributions against scipy.stats, numeric integration and sums."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.integrate
+import scipy.stats
+
+from purepg.distributions import Categorical, DiagGaussian
+
+NUM_SAMPLES = 20_000
+LOGITS = np.array([[0.3, -1.2, 2.0, 0.0], [5.0, 5.0, -3.0, 1.0], [-400.0, 0.0, 400.0, 1.0]], np.float32)
+OTHER_LOGITS = np.array([[1.0, 0.0, 0.5, -2.0], [0.0, 1.0, 2.0, 3.0], [-390.0, 10.0, 400.0, 0.0]], np.float32)
+MASKED = np.array([-np.inf, 0.5, -np.inf, 1.5, 0.0, -np.inf], np.float32)
+MEAN = np.array([[0.5, -2.0], [3.0, 0.1]], np.float32)
+LOG_STD = np.array([[-1.0, 0.7], [0.0, -2.0]], np.float32)
+
+
+def normal(mean: Any, std: Any) -> Any:
+    """Any, for pyright takes scipy's frozen distributions for discrete ones."""
+    return scipy.stats.norm(mean, std)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    weight = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
+    return weight / weight.sum(-1, keepdims=True)
+
+
+def samples(distribution, seed: int = 0) -> np.ndarray:
+    """Independent samples of one distribution, drawn as a batch from a single key."""
+    batch = jax.tree.map(lambda x: jnp.broadcast_to(x, (NUM_SAMPLES, *jnp.shape(x))), distribution)
+    return np.asarray(batch.sample(jax.random.key(seed)))
+
+
+def test_categorical_log_prob_is_that_of_the_multinomial_of_one_draw():
+    distribution = Categorical(jnp.asarray(LOGITS[:2]))
+    for action in range(4):
+        one_draw = np.broadcast_to(np.eye(4)[action], (2, 4))
+        expected = [scipy.stats.multinomial.logpmf(x, 1, p) for x, p in zip(one_draw, softmax(LOGITS[:2]), strict=True)]
+        np.testing.assert_allclose(distribution.log_prob(jnp.full(2, action)), np.array(expected), rtol=1e-5)
+
+
+def test_categorical_log_prob_of_a_hopeless_action_does_not_underflow_to_minus_infinity():
+    # exp(-800) is 0 in float32, so log(softmax) would say -inf.
+    np.testing.assert_allclose(Categorical(jnp.asarray(LOGITS[2])).log_prob(jnp.int32(0)), -800.0, rtol=1e-6)
+
+
+def test_categorical_entropy_is_that_of_scipy():
+    expected = scipy.stats.entropy(softmax(LOGITS), axis=-1)
+    np.testing.assert_allclose(Categorical(jnp.asarray(LOGITS)).entropy(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_categorical_kl_is_the_sum_over_actions_of_self_against_other():
+    p, q = softmax(LOGITS[:2]), softmax(OTHER_LOGITS[:2])
+    kl = Categorical(jnp.asarray(LOGITS[:2])).kl(Categorical(jnp.asarray(OTHER_LOGITS[:2])))
+    np.testing.assert_allclose(kl, (p * np.log(p / q)).sum(-1), rtol=1e-5)
+    assert Categorical(jnp.asarray(LOGITS)).kl(Categorical(jnp.asarray(LOGITS))).tolist() == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("logits", [LOGITS[0], MASKED], ids=["plain", "masked"])
+def test_categorical_samples_follow_the_distribution(logits):
+    actions = samples(Categorical(jnp.asarray(logits)))
+    assert actions.dtype == np.int32
+    counts, probs = np.bincount(actions, minlength=len(logits)), softmax(logits)
+    assert not counts[probs == 0].any()
+    possible = probs > 0
+    assert scipy.stats.chisquare(counts[possible], NUM_SAMPLES * probs[possible]).pvalue > 0.01
+
+
+@pytest.mark.parametrize("num_actions", [6, 40, 1000])
+def test_no_uniform_number_samples_a_masked_action(num_actions):
+    rng = np.random.default_rng(0)
+    logits = 2 * rng.normal(size=num_actions).astype(np.float32)
+    logits[rng.random(num_actions) < 0.5] = -np.inf
+    logits[[0, -1]] = -np.inf
+    # The ends of the unit interval, and the edges of every action's share of it. A long cumulative sum is made in
+    # blocks, so it may rise, by rounding, where nothing is added.
+    edge = np.asarray(jnp.cumsum(jax.nn.softmax(jnp.asarray(logits))))
+    edge = np.concatenate([np.array([0, 1], np.float32), edge / edge[-1]])
+    uniform = np.concatenate([edge, np.nextafter(edge, np.float32(0)), np.nextafter(edge, np.float32(1))])
+    uniform = jnp.asarray(np.clip(uniform, 0, np.float32(1 - 2**-23)))
+    action = Categorical(jnp.broadcast_to(logits, (len(uniform), num_actions))).transform(uniform)
+    assert np.isfinite(logits[np.asarray(action)]).all()
+
+
+def test_a_masked_action_leaves_log_probs_entropy_and_kl_those_of_the_rest():
+    rest = np.isfinite(MASKED)
+    masked, other = Categorical(jnp.asarray(MASKED)), Categorical(jnp.asarray(MASKED * 0.5))
+    p, q = softmax(MASKED[rest]), softmax(0.5 * MASKED[rest])
+    log_prob = jax.vmap(masked.log_prob)(jnp.arange(6))
+    np.testing.assert_allclose(log_prob[rest], np.log(p), rtol=1e-5)
+    assert np.isneginf(log_prob[~rest]).all()
+    np.testing.assert_allclose(masked.entropy(), scipy.stats.entropy(p), rtol=1e-5)
+    np.testing.assert_allclose(masked.kl(other), (p * np.log(p / q)).sum(), rtol=1e-4)
+    unmasked = np.where(rest, MASKED, 0.0)
+    np.testing.assert_allclose(
+        masked.kl(Categorical(jnp.asarray(unmasked))), (p * np.log(p / softmax(unmasked)[rest])).sum(), rtol=1e-5
+    )
+    assert np.isposinf(Categorical(jnp.asarray(unmasked)).kl(masked))
+
+
+def test_gradients_stay_finite_where_an_action_is_masked():
+    rest = np.isfinite(MASKED)
+
+    def everything(logits, action):
+        masked, other = Categorical(logits), Categorical(jax.lax.stop_gradient(0.5 * logits))
+        return masked.log_prob(action) + masked.entropy() + masked.kl(other) + other.kl(masked)
+
+    grad = jax.grad(everything)(jnp.asarray(MASKED), jnp.int32(3))
+    assert not np.asarray(grad)[~rest].any()
+    np.testing.assert_allclose(grad[rest], jax.grad(everything)(jnp.asarray(MASKED[rest]), jnp.int32(1)), atol=1e-6)
+
+
+def test_categorical_score_is_one_hot_minus_probability():
+    score = jax.grad(lambda logits: Categorical(logits).log_prob(jnp.int32(2)))(jnp.asarray(LOGITS[0]))
+    np.testing.assert_allclose(score, np.eye(4)[2] - softmax(LOGITS[0]), atol=1e-6)
+
+
+def test_gaussian_log_prob_and_entropy_are_sums_of_scipys_normals():
+    distribution = DiagGaussian(jnp.asarray(MEAN), jnp.asarray(LOG_STD))
+    expected = normal(MEAN, np.exp(LOG_STD))
+    action = np.array([[0.3, 4.0], [2.0, 0.15]], np.float32)
+    np.testing.assert_allclose(distribution.log_prob(jnp.asarray(action)), expected.logpdf(action).sum(-1), rtol=1e-5)
+    np.testing.assert_allclose(distribution.entropy(), expected.entropy().sum(-1), rtol=1e-5)
+
+
+def test_gaussian_kl_is_the_integral_of_the_log_ratio():
+    other_mean, other_log_std = np.array([0.0, -1.0], np.float32), np.array([0.3, 0.2], np.float32)
+    expected = 0.0
+    for i in range(2):
+        p = normal(MEAN[0, i], np.exp(LOG_STD[0, i]))
+        q = normal(other_mean[i], np.exp(other_log_std[i]))
+        expected += scipy.integrate.quad(
+            lambda x, p=p, q=q: p.pdf(x) * (p.logpdf(x) - q.logpdf(x)), *p.interval(1 - 1e-12), epsabs=1e-9
+        )[0]
+    kl = DiagGaussian(jnp.asarray(MEAN[0]), jnp.asarray(LOG_STD[0])).kl(
+        DiagGaussian(jnp.asarray(other_mean), jnp.asarray(other_log_std))
+    )
+    np.testing.assert_allclose(kl, expected, rtol=1e-5)
+
+
+def test_gaussian_samples_follow_the_distribution_and_their_dimensions_are_independent():
+    actions = samples(DiagGaussian(jnp.asarray(MEAN[0]), jnp.asarray(LOG_STD[0])))
+    for i in range(2):
+        expected = normal(MEAN[0, i], np.exp(LOG_STD[0, i]))
+        assert scipy.stats.kstest(actions[:, i], expected.cdf).pvalue > 0.01
+    assert abs(np.corrcoef(actions.T)[0, 1]) < 3 / np.sqrt(NUM_SAMPLES)
+
+
+@pytest.mark.parametrize("distribution", [Categorical, DiagGaussian], ids=["categorical", "gaussian"])
+def test_a_sample_is_its_noise_transformed_and_the_noise_looks_at_shapes_alone(distribution):
+    """So that a rollout may draw it before there is an observation."""
+    key, parameters = jax.random.key(1), [jnp.asarray(x) for x in (MEAN, LOG_STD)]
+    policy = distribution(*parameters[: len(distribution._fields)])
+    noise = jax.eval_shape(lambda: policy).noise(key)
+    np.testing.assert_array_equal(policy.transform(noise), policy.sample(key))
+
+
+def test_the_mode_is_where_the_log_prob_is_largest():
+    categorical = Categorical(jnp.asarray(LOGITS[[0, 2]]))
+    assert categorical.mode().tolist() == [2, 2]
+    assert categorical.mode().dtype == jnp.int32
+    gaussian = DiagGaussian(jnp.asarray(MEAN), jnp.asarray(LOG_STD))
+    gradient = jax.grad(lambda action: gaussian.log_prob(action).sum())(gaussian.mode())
+    np.testing.assert_array_equal(gradient, np.zeros_like(MEAN))
+
+
+@pytest.mark.parametrize(
+    ("distribution", "action"),
+    [
+        (Categorical(jnp.zeros((3, 4))), np.zeros((3, 1), np.int32)),
+        (Categorical(jnp.zeros((3, 4))), np.int32(0)),
+        (DiagGaussian(jnp.zeros((3, 1)), jnp.zeros((3, 1))), np.zeros(3, np.float32)),
+        (DiagGaussian(jnp.zeros((3, 2)), jnp.zeros((3, 2))), np.zeros((3, 1), np.float32)),
+    ],
+)
+def test_an_action_of_another_shape_raises(distribution, action):
+    with pytest.raises(AssertionError):
+        distribution.log_prob(jnp.asarray(action))
