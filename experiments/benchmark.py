@@ -15,6 +15,8 @@ import time
 import venv
 from pathlib import Path
 
+from purepg.runtime import SCHEDULER_FLAG
+
 SIZES = ("4x1", "4x4", "4x16", "64x1", "64x16", "2048x1")  # environments x seeds
 STEPS_PER_RUN = 400_000  # about a second, so that a run is long against the clock and short against the machine's moods
 PEERS = {"rejax": ("rejax==0.1.3", "gymnax==0.0.9", "jax==0.10.2", "jaxlib==0.10.2")}
@@ -120,9 +122,9 @@ def measure(size: str, peer: str | None, repeats: int, devices: int | None) -> d
     if peer:
         names = ("--num-envs", "--num-seeds", "--num-updates")
         flags = [part for pair in zip(names, sizes, strict=True) for part in pair]
-        # The same flags for both: without purepg's, jaxlib 0.10.2 deadlocks here whoever wrote the program.
-        same_flags = {"XLA_FLAGS": workers["purepg"].ready["xla_flags"]}
-        workers[peer] = Worker([str(peer_python(peer)), str(HERE / "peers" / f"{peer}_ppo.py"), *flags], **same_flags)
+        # Without purepg's cure, jaxlib 0.10.2 deadlocks on few cores whoever wrote the program.
+        cure = {"XLA_FLAGS": f"--{SCHEDULER_FLAG}=false"}
+        workers[peer] = Worker([str(peer_python(peer)), str(HERE / "peers" / f"{peer}_ppo.py"), *flags], **cure)
     runs = {name: [] for name in workers}
     for _ in range(repeats):
         for name, worker in workers.items():

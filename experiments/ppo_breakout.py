@@ -1,4 +1,4 @@
-"""PPO on Breakout-MinAtar, with the batch and the widths of gymnax-blines."""
+"""PPO on Breakout-MinAtar, from dense layers over the raw 10 x 10 x 4 bits."""
 
 from purepg.algorithms.ppo import PPOConfig, ppo
 from purepg.networks import NetworkConfig, actor_critic
@@ -11,12 +11,12 @@ if __name__ == "__main__":
         num_steps=128,
         num_epochs=4,
         num_minibatches=8,
-        learning_rate=1e-3,
+        learning_rate=5e-3,
         anneal_learning_rate=True,
         gamma=0.99,
-        gae_lambda=0.95,
-        entropy_coef=0.01,
+        gae_lambda=0.8,
+        entropy_coef=0.02,
     )
-    network = NetworkConfig(hidden=(256, 256), activation="relu")
+    network = NetworkConfig(hidden=(64, 64), activation="relu")
     run = RunConfig(env="Breakout-MinAtar", total_steps=1_000_000)
     main(ppo, config, actor_critic, network, run, __doc__)

@@ -50,37 +50,6 @@ def as_features(obs: Obs, space: Space) -> Array:
     return obs.astype(jnp.float32)
 
 
-@jax.custom_jvp
-def matmul(x: Array, kernel: Array) -> Array:
-    """`x @ kernel`, `[..., in] @ [in, out]`, differentiated so that a CPU computes the kernel's gradient at full speed.
-
-    That gradient is x^T d, a contraction over the batch in both factors, which XLA's CPU backend multiplies far more
-    slowly than plain matrices. Here the tangent is written as (dkernel^T x^T)^T, whose transpose, which reverse mode
-    takes, is the plain product d^T x.
-    """
-    return x @ kernel
-
-
-@matmul.defjvp
-def _matmul_jvp(primals, tangents):
-    (x, kernel), (x_dot, kernel_dot) = primals, tangents
-    y = x @ kernel
-    from_kernel = jax.lax.dot_general(kernel_dot, x.reshape(-1, x.shape[-1]), (((0,), (1,)), ((), ())))
-    return y, x_dot @ kernel + from_kernel.T.reshape(y.shape)
-
-
-class Dense(nn.Module):
-    """x @ kernel + bias."""
-
-    features: int
-    kernel_init: nn.initializers.Initializer
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        return matmul(x, kernel) + self.param("bias", nn.initializers.zeros, (self.features,))
-
-
 class Torso(nn.Module):
     """Features `[..., hidden[-1]]` of an observation. Orthogonal initialisation, as PPO's implementations do."""
 
@@ -97,7 +66,7 @@ class Torso(nn.Module):
             x = activation(nn.Conv(16, (3, 3), padding="VALID", kernel_init=dense, name="conv")(x))
         x = x.reshape(*x.shape[: x.ndim - rank], -1)
         for i, width in enumerate(self.config.hidden):
-            x = activation(Dense(width, kernel_init=dense, name=f"hidden_{i}")(x))
+            x = activation(nn.Dense(width, kernel_init=dense, name=f"hidden_{i}")(x))
         return x
 
 
@@ -111,9 +80,9 @@ class PolicyHead(nn.Module):
     def __call__(self, x: Array) -> Categorical | DiagGaussian:
         init = nn.initializers.orthogonal(self.config.policy_scale)
         if isinstance(self.space, Discrete):
-            return Categorical(Dense(self.space.n, kernel_init=init, name="logits")(x))
+            return Categorical(nn.Dense(self.space.n, kernel_init=init, name="logits")(x))
         size = int(np.prod(self.space.shape))
-        mean = Dense(size, kernel_init=init, name="mean")(x)
+        mean = nn.Dense(size, kernel_init=init, name="mean")(x)
         log_std = self.param("log_std", nn.initializers.constant(jnp.log(self.config.initial_std)), (size,))
         return DiagGaussian(mean, jnp.broadcast_to(log_std, mean.shape))
 
@@ -134,7 +103,7 @@ class ActorCritic(nn.Module):
             else Torso(self.observation_space, self.config, name="value_torso")(obs)
         )
         distribution = PolicyHead(self.action_space, self.config, name="policy_head")(policy_features)
-        value = Dense(1, kernel_init=nn.initializers.orthogonal(1.0), name="value")(value_features)
+        value = nn.Dense(1, kernel_init=nn.initializers.orthogonal(1.0), name="value")(value_features)
         return distribution, value.squeeze(-1)
 
 

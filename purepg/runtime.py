@@ -14,6 +14,8 @@ import jax
 AFFECTED_JAXLIB = ("0.10.2",)
 SCHEDULER_FLAG = "xla_cpu_enable_concurrency_optimized_scheduler"
 
+_flags_before: str | None = None  # the user's XLA_FLAGS, where the cure was added to them
+
 
 def make_cpu_safe() -> None:
     """Adds the cure to `XLA_FLAGS`, unless the user's own `XLA_FLAGS` names the flag or `NPROC` is set.
@@ -32,7 +34,22 @@ def make_cpu_safe() -> None:
                 stacklevel=3,
             )
         return
+    global _flags_before
+    _flags_before = flags
     os.environ["XLA_FLAGS"] = f"{flags} --{SCHEDULER_FLAG}=false".strip()
+
+
+def split_cpu(num_devices: int, num_cores: int) -> None:
+    """Lets the CPU appear as several devices, once the backend starts.
+
+    With two, the flag above is no cure: runs hung with it, and hung without it at one worker thread a device. A larger
+    pool of workers (`NPROC`) is: so the flag goes, unless it is the user's own.
+    """
+    if "NPROC" not in os.environ:
+        os.environ["NPROC"] = str(2 * max(num_cores, num_devices))
+        if _flags_before is not None:
+            os.environ["XLA_FLAGS"] = _flags_before
+    jax.config.update("jax_num_cpu_devices", num_devices)
 
 
 def backend_is_running() -> bool:

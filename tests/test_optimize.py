@@ -214,7 +214,7 @@ def test_one_epoch_of_one_minibatch_is_a_gradient_step():
         (0.11, 0.0, range(1, 3)),  # the first epoch
         (0.4, 0.0, range(3, 9)),
         (0.01, 1.0, range(1)),  # the very first minibatch is past it
-        (0.65, 0.0, range(6, NUM_STEPS)),
+        (0.7, 0.0, range(6, NUM_STEPS)),
         (10.0, 0.0, range(NUM_STEPS, NUM_STEPS + 1)),  # never
     ],
 )

@@ -29,7 +29,7 @@ from purepg.run.population import (
 from purepg.run.record import CURVES, Record, new_folder, say, setting_label
 from purepg.run.summary import Part, assemble, diverged, summarize
 from purepg.run.wandb_sink import WandbSink
-from purepg.runtime import backend_is_running
+from purepg.runtime import backend_is_running, split_cpu
 from purepg.types import Algorithm, Env, Network, UsageError
 
 
@@ -144,9 +144,7 @@ def prepare_devices(devices: int | None, num_seeds: int, num_settings: int) -> i
     if not backend_is_running():
         cpu_devices = devices or most_devices(cores, num_seeds, num_settings)
         if cpu_devices > 1:
-            # With one thread a device, XLA's worker pool can starve: every device needs a second one.
-            os.environ.setdefault("NPROC", str(2 * max(cores, cpu_devices)))
-            jax.config.update("jax_num_cpu_devices", cpu_devices)
+            split_cpu(cpu_devices, cores)
     available = jax.device_count()
     if devices is not None and devices > available:
         raise UsageError(f"devices ({devices}) must be at most {available}, what this machine has")
