@@ -1,4 +1,4 @@
-"""PPO-Clip. As it stands: sixteen seeds of CartPole-v1, solved."""
+"""PPO-Clip. As it stands: sixteen seeds of CartPole-v1, solved in 25,600 environment steps each."""
 
 from purepg.algorithms.ppo import PPOConfig, ppo
 from purepg.networks import NetworkConfig, actor_critic
@@ -6,4 +6,15 @@ from purepg.run.cli import main
 from purepg.run.launch import RunConfig
 
 if __name__ == "__main__":
-    main(ppo, PPOConfig(), actor_critic, NetworkConfig(), RunConfig(), __doc__)
+    config = PPOConfig(
+        num_envs=4,
+        num_steps=32,
+        num_epochs=8,
+        num_minibatches=4,
+        learning_rate=2e-3,
+        anneal_learning_rate=True,
+        anneal_clip_eps=True,
+        gamma=0.98,
+        gae_lambda=0.9,
+    )
+    main(ppo, config, actor_critic, NetworkConfig(), RunConfig(total_steps=25_600), __doc__)
