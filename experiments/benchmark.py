@@ -78,25 +78,26 @@ class Worker:
     """A process that trains at every call."""
 
     def __init__(self, command: list[str], **variables: str):
-        environment = os.environ | variables
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
+        self._command = " ".join(command)
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=os.environ | variables)
+        assert self._process.stdin and self._process.stdout
+        self._input, self._output = self._process.stdin, self._process.stdout
         self.ready = self._answer()
 
     def _answer(self) -> dict:
-        line = self._process.stdout.readline()
+        line = self._output.readline()
         if not line:
-            sys.exit(f"benchmark: error: a worker ended early: {' '.join(map(str, self._process.args))}")
+            sys.exit(f"benchmark: error: a worker ended early: {self._command}")
         return json.loads(line)
 
     def run(self) -> dict:
-        self._process.stdin.write("run\n")
-        self._process.stdin.flush()
+        self._input.write("run\n")
+        self._input.flush()
         return self._answer()
 
     def close(self) -> None:
-        self._process.stdin.close()
+        self._input.close()
         self._process.wait()
 
 
@@ -159,7 +160,7 @@ def row(result: dict, peer: str | None) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--peer", choices=PEERS, help="time it in turn; installed on first use")
     parser.add_argument("--sizes", default=",".join(SIZES), help="environments x seeds (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=7, help="timed runs of each (default: %(default)s)")

@@ -81,7 +81,8 @@ def rollout(
         return (world, finished), transition
 
     (world, finished), trajectory = jax.lax.scan(step, (world, jnp.zeros(3)), (noise, k_step, resets))
-    return world, trajectory, _info(*finished, jnp.int32(num_steps * num_envs))
+    return_sum, length_sum, num_episodes = finished
+    return world, trajectory, _info(return_sum, length_sum, num_episodes, jnp.int32(num_steps * num_envs))
 
 
 def _num_bytes(tree: Any) -> int:

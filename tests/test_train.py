@@ -309,3 +309,10 @@ def test_evaluation_acts_on_what_it_observes_with_keys_of_its_own():
     # Two coins in an episode of four steps: a key used at every step would let both fall alike.
     coins = (stats.episode_return - length * (length - 1) / 2 - 0.5 * (length // 2)) % length
     assert set(coins[length == 4].tolist()) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("num_steps", [8, 8_000_000])
+def test_metrics_grow_with_updates_and_not_with_environment_steps(num_steps):
+    algorithm = a2c(arms_env(), TinyNetwork(Discrete(2)), A2CConfig(num_envs=2, num_steps=num_steps))
+    shapes = jax.eval_shape(lambda key: train(key, algorithm, algorithm.init(key), 0, 5)[1], jax.random.key(0))
+    assert {x.shape for x in jax.tree.leaves(shapes)} == {(5,)}

@@ -22,7 +22,7 @@ from importlib.metadata import version
 
 import jax
 import jax.numpy as jnp
-from rejax import PPO
+from rejax import PPO  # pyright: ignore[reportMissingImports]
 
 
 def make_program(args):
@@ -57,7 +57,7 @@ def make_program(args):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--env", default="CartPole-v1")
     for name, default in dict(
         num_envs=4, num_seeds=1, num_updates=100, num_steps=128, num_epochs=4, num_minibatches=4

@@ -26,7 +26,7 @@ EVALUATION_TAG = 2**31 - 1
 
 Configs = dict[str, Any]  # name of a config, "ppo" or "network", to the dataclass
 Make = Callable[[Configs], Algorithm]
-Hyper = Mapping[str, Mapping[str, Array]]  # name of a config to the values of its float fields
+Hyper = Mapping[str, Mapping[str, Any]]  # name of a config to the values of its float fields
 
 
 class Setting(NamedTuple):
