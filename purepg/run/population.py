@@ -23,6 +23,7 @@ from purepg.types import Algorithm, Array, Env, Metrics, State, UsageError
 
 # The evaluation's keys and the members' keys never meet: members are folded in by their seed, from 0 on.
 EVALUATION_TAG = 2**31 - 1
+INT32_MAX = 2**31 - 1
 
 Configs = dict[str, Any]  # name of a config, "ppo" or "network", to the dataclass
 Make = Callable[[Configs], Algorithm]
@@ -94,6 +95,8 @@ def group_by_program(settings: Sequence[Setting], make: Make, total_steps: int) 
         shortest, longest = made[0].min_env_steps_per_update, made[0].max_env_steps_per_update
         if total_steps < longest:
             raise UsageError(f"total_steps ({total_steps}) must be at least {longest}, what one update may take")
+        if shortest < longest and total_steps > INT32_MAX:  # then a member counts its steps on the device
+            raise UsageError(f"total_steps ({total_steps}) must be at most {INT32_MAX} where updates vary in length")
         num_updates = (total_steps - longest) // shortest + 1
         hyper = {
             name: {
