@@ -17,7 +17,7 @@ from purepg.algorithms.reinforce import REINFORCEConfig, reinforce
 from purepg.networks import NetworkConfig, actor_critic
 from purepg.run.cli import main
 from purepg.run.launch import RunConfig
-from purepg.run.record import read_log
+from purepg.run.record import Record, RecordError, read_log
 from purepg.run.statistics import iqm
 
 TINY_PPO = PPOConfig(num_envs=2, num_steps=8, num_epochs=1, num_minibatches=1)
@@ -154,6 +154,17 @@ def test_an_algorithm_is_refused_an_action_space_that_it_cannot_act_in(capsys, m
     monkeypatch.setattr(purepg.envs, "make", lambda name: matrix)
     assert command(algorithm=a2c, config=A2CConfig()) == 2
     assert "a Box action space must be one-dimensional; M has shape (2, 2)" in capsys.readouterr().err
+
+
+def test_a_result_that_cannot_be_written_is_said_and_the_others_are_kept(tmp_path, monkeypatch, capsys):
+    def full(self, metrics, num_updates):
+        raise RecordError("cannot write metrics.npz: No space left on device")
+
+    monkeypatch.setattr(Record, "write_metrics", full)
+    assert command("--out", str(tmp_path / "out")) == 1
+    captured = capsys.readouterr()
+    assert "IQM" in captured.out and captured.err.endswith("cannot write metrics.npz: No space left on device\n")
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"config.json", "log.jsonl", "summary.json", "curves.png"}
 
 
 def test_ctrl_c_ends_the_run_with_what_it_has(tmp_path):

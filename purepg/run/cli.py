@@ -40,18 +40,20 @@ def main(
         arguments = sys.argv[1:] if arguments is None else arguments
         configs, run, sweep = parse(name, config, network_config, run or RunConfig(), arguments, description)
         plan = prepare(algorithm, network, configs, run, parse_sweep(configs, sweep))
-        summary, out = launch(plan, script)
+        results = launch(plan, script)
     except UsageError as error:
         _exit(script, error, 2)
     except RecordError as error:
         _exit(script, error, 1)
     else:
-        print(report(summary))
-        print(f"wrote {out}")
-        sys.exit(130 if summary["interrupted"] else 0)
+        print(report(results.summary))
+        if results.lost:
+            _exit(script, "; ".join(results.lost), 1)
+        print(f"wrote {results.out}")
+        sys.exit(130 if results.summary["interrupted"] else 0)
 
 
-def _exit(script: str, error: Exception, code: int) -> None:
+def _exit(script: str, error: object, code: int) -> None:
     print(f"{script}: error: {error}", file=sys.stderr)
     sys.exit(code)
 

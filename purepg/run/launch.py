@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 
@@ -26,7 +26,7 @@ from purepg.run.population import (
     group_by_program,
     most_devices,
 )
-from purepg.run.record import CURVES, Record, new_folder, say, setting_label
+from purepg.run.record import CURVES, Record, RecordError, new_folder, say, setting_label
 from purepg.run.summary import Part, assemble, diverged, summarize
 from purepg.run.wandb_sink import WandbSink
 from purepg.runtime import backend_is_running, split_cpu
@@ -160,13 +160,19 @@ def use_compile_cache() -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def launch(plan: Plan, script: str) -> tuple[dict[str, Any], Path]:
+class Results(NamedTuple):
+    """What is left of a run."""
+
+    summary: dict[str, Any]  # the contents of summary.json
+    out: Path
+    lost: list[str]  # what could not be written, a line each
+
+
+def launch(plan: Plan, script: str) -> Results:
     """Trains, evaluates and records the whole population.
 
-    Returns:
-      (summary, out): what summary.json holds, and the folder.
     Raises:
-      UsageError: the folder cannot be written. RecordError: a result could not.
+      UsageError: the folder cannot be written. RecordError: it is full from the start.
     """
     run = plan.run
     out = run.out or new_folder(script)
@@ -190,13 +196,20 @@ def launch(plan: Plan, script: str) -> tuple[dict[str, Any], Path]:
             parts, interrupted = _train(plan, [record.append_block, wandb.log_block])
             metrics, num_updates = assemble(parts, len(plan.settings), run.num_seeds)
             summary = summarize(plan.settings, parts, metrics, num_updates, interrupted)
-            record.write_metrics(metrics, num_updates)
-            record.write_summary(summary)
-            record.write(CURVES, lambda file: curves(file, metrics, labels, f"{script} on {run.env}"))
+            lost = []
+            for write in (
+                lambda: record.write_summary(summary),  # the smallest first, where a disk is nearly full
+                lambda: record.write(CURVES, lambda file: curves(file, metrics, labels, f"{script} on {run.env}")),
+                lambda: record.write_metrics(metrics, num_updates),
+            ):
+                try:
+                    write()
+                except RecordError as error:
+                    lost.append(str(error))
         finally:  # W&B keeps what it was given, whatever went wrong here
             picture = out / CURVES
             wandb.finish(summary, picture if picture.exists() else None)
-    return summary, out
+    return Results(summary, out, lost)
 
 
 def _train(plan: Plan, sinks: list[Sink]) -> tuple[list[Part], bool]:
