@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from purepg.types import Array
+from purepg.types import Array, Discrete, Env, UsageError
 
 
 class Moments(NamedTuple):
@@ -19,6 +19,13 @@ class Moments(NamedTuple):
     mean: Array
     variance: Array
     num_samples: Array
+
+
+def check_space(env: Env) -> None:
+    """Raises UsageError where observations are the numbers of categories, whose mean says nothing."""
+    if isinstance(env.observation_space, Discrete):
+        n = env.observation_space.n
+        raise UsageError(f"normalize_obs (True) must be off: {env.name} observes one of {n} categories")
 
 
 def init(example: Array | float) -> Moments:

@@ -132,6 +132,7 @@ def test_reinforce_stops_before_its_budget_and_pads_what_differs(tmp_path):
         (["--sweep", "num_minibatches=1,3"], "must be divisible by num_minibatches (3)"),
         (["--ppo.gama", "0.9"], "did you mean --ppo.gamma?"),
         (["--ppo.gamma", "high"], "could not convert string to float: 'high'"),
+        (["--env", "FrozenLake-misc", "--ppo.normalize-obs"], "FrozenLake-misc observes one of 16 categories"),
         (["--network.torso", "cnn"], "needs observations [height, width, channels]"),
         (["--devices", "3"], "devices (3) must divide num_seeds (2)"),
         (["--out", "/dev/null/run"], "cannot write a run to /dev/null/run"),

@@ -79,12 +79,14 @@ def a2c(env: Env, network: Network, config: A2CConfig) -> Algorithm:
     """A2C on `env`.
 
     Raises:
-      UsageError: a number out of its range, or annealing without a length.
+      UsageError: a number out of its range, annealing without a length, or categories to be normalised.
     """
     c = config
     check(c)
     if c.anneal_learning_rate and c.anneal_updates is None:
         raise UsageError("anneal_updates (None) must be a number of updates where something is annealed")
+    if c.normalize_obs:
+        normalize.check_space(env)
     tx = adam(c.max_grad_norm, c.adam_eps)
 
     def init(key):

@@ -93,7 +93,8 @@ def ppo(env: Env, network: Network, config: PPOConfig) -> Algorithm:
     """PPO-Clip on `env`.
 
     Raises:
-      UsageError: a number out of its range, a batch that the minibatches do not divide, or annealing without a length.
+      UsageError: a number out of its range, a batch that the minibatches do not divide, annealing without a length, or
+        categories to be normalised.
     """
     c = config
     check(c)
@@ -104,6 +105,8 @@ def ppo(env: Env, network: Network, config: PPOConfig) -> Algorithm:
             f"num_envs * num_steps ({c.num_envs * c.num_steps}) must be divisible by num_minibatches "
             f"({c.num_minibatches})"
         )
+    if c.normalize_obs:
+        normalize.check_space(env)
     tx = adam(c.max_grad_norm, c.adam_eps)
 
     def init(key):
