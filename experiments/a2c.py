@@ -1,4 +1,4 @@
-"""A2C. As it stands: CartPole-v1 from 8 environments x 8 steps an update, with GAE."""
+"""A2C. As it stands: CartPole-v1, 8 environments x 8 steps an update, with eight-step advantages (lambda = 1)."""
 
 from purepg.algorithms.a2c import A2CConfig, a2c
 from purepg.networks import NetworkConfig, actor_critic
@@ -7,6 +7,6 @@ from purepg.run.launch import RunConfig
 
 if __name__ == "__main__":
     config = A2CConfig(
-        num_envs=8, num_steps=8, learning_rate=2e-3, anneal_learning_rate=True, gamma=0.98, gae_lambda=0.9
+        num_envs=8, num_steps=8, learning_rate=4e-3, anneal_learning_rate=True, gamma=0.98, gae_lambda=1.0
     )
     main(a2c, config, actor_critic, NetworkConfig(), RunConfig(total_steps=200_000, log_every=100), __doc__)
