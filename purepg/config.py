@@ -30,6 +30,7 @@ class Range(NamedTuple):
 
 
 Count = Annotated[int, Range(1)]
+CountOrZero = Annotated[int, Range(0)]
 Positive = Annotated[float, Range(0.0, above=True)]
 NonNegative = Annotated[float, Range(0.0)]
 UnitInterval = Annotated[float, Range(0.0, 1.0)]

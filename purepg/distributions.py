@@ -8,25 +8,13 @@ rollout can draw all its random numbers in one batch before its loop begins.
 """
 
 import math
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 
 from purepg.types import Action, Array, Key
-
-
-class Distribution(Protocol):
-    """What every algorithm may ask of a policy."""
-
-    def sample(self, key: Key) -> Action: ...
-    def noise(self, key: Key) -> Array: ...
-    def transform(self, noise: Array) -> Action: ...
-    def log_prob(self, action: Action) -> Array: ...
-    def entropy(self) -> Array: ...
-    def kl(self, other) -> Array: ...
-    def mode(self) -> Action: ...
 
 
 class Categorical(NamedTuple):

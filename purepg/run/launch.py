@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 
 from purepg import envs
-from purepg.config import Count, check
+from purepg.config import Count, CountOrZero, check
 from purepg.run.loop import Progress, Sink, ctrl_c_finishes_the_block, run_chunk
 from purepg.run.plot import curves
 from purepg.run.population import (
@@ -54,14 +54,15 @@ class RunConfig:
       overwrite: replace the run that the folder holds.
       wandb: online (log in once with `wandb login`), offline (files in the folder), or disabled.
       wandb_per: a W&B run for every seed, or for every setting with mean and interval.
-      wandb_project: W&B's project. wandb_group: its group; None: the folder's name.
+      wandb_project: W&B's project.
+      wandb_group: W&B's group; None: the folder's name.
     """
 
     env: str = "CartPole-v1"
     total_steps: Count = 100_000
     num_seeds: Count = 16
     seed: int = 0
-    log_every: int = 10
+    log_every: CountOrZero = 10
     eval_episodes: Count = 128
     eval_seed: int = 0
     eval_max_steps: Count | None = None
@@ -109,8 +110,6 @@ def prepare(
       UsageError: in one line, what is wrong and what to do.
     """
     check(run)
-    if run.log_every < 0:
-        raise UsageError(f"log_every ({run.log_every}) must be at least 0")
     settings = grid(configs, sweep)
     for setting in settings:
         for config in setting.configs.values():

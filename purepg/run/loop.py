@@ -57,13 +57,11 @@ class Progress:
         self._bar = tqdm(
             total=total_steps, unit="step", unit_scale=True, disable=None, smoothing=0.1, dynamic_ncols=True
         )
-        self._updates = 0
 
     def __call__(self, settings: list[int], start: int, metrics: HostMetrics, seeds: list[int]) -> None:
         del settings, seeds
-        self._updates = start + next(iter(metrics.values())).shape[-1]
         returns = metrics["episode_return"]
-        described = {"updates": self._updates}
+        described = {"updates": start + returns.shape[-1]}
         if np.isfinite(returns).any():
             described["return"] = f"{np.nanmean(returns):.1f}"
         self._bar.set_postfix(described, refresh=False)
@@ -98,7 +96,7 @@ def run_chunk(
 
     def fetch(start, device_metrics) -> bool:
         """Logs a block once it is done. False where no member moved in its last update: all have spent their budget."""
-        metrics = {name: np.asarray(x) for name, x in jax.device_get(device_metrics).items()}
+        metrics = jax.device_get(device_metrics)
         for sink in sinks:
             sink(settings, start, metrics, seeds)
         blocks.append(metrics)
@@ -128,8 +126,8 @@ def run_chunk(
     metrics = {name: np.concatenate([b[name] for b in blocks], axis=-1) for name in blocks[0]}
     return Outcome(
         metrics,
-        np.asarray(evaluation.sampled),
-        np.asarray(evaluation.mode),
+        evaluation.sampled,
+        evaluation.mode,
         population.compile_seconds - compiled_before,
         run_seconds,
     )
