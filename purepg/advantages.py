@@ -78,6 +78,24 @@ def leave_one_out_mean(weight: Array, mask: Array) -> Array:
     return others / jnp.maximum(num_others, 1)
 
 
+def trajectory_ratio(log_prob: Array, old_log_prob: Array, mask: Array) -> Array:
+    """prod_t pi(a_t|s_t) / pi_old(a_t|s_t) over the whole episode, `[T, N]`, equal at its steps; 1 outside the mask.
+
+    Makes episodes of pi_old speak for pi without bias, at a variance that grows exponentially with their length.
+    """
+    chex.assert_equal_shape([log_prob, old_log_prob, mask])
+    log_ratio = jnp.sum(log_prob - old_log_prob, axis=0, where=mask)
+    return jnp.where(mask, jnp.exp(log_ratio), 1.0)
+
+
+def per_decision_ratio(log_prob: Array, old_log_prob: Array, mask: Array) -> Array:
+    """The product up to step t and no further, `[T, N]` (Precup et al. 2000): all that reaching (s_t, a_t) asks for;
+    1 outside the mask."""
+    chex.assert_equal_shape([log_prob, old_log_prob, mask])
+    log_ratio = jnp.cumsum(jnp.where(mask, log_prob - old_log_prob, 0.0), axis=0)
+    return jnp.where(mask, jnp.exp(log_ratio), 1.0)
+
+
 def standardise(weight: Array, mask: Array | None = None) -> Array:
     """(weight - mean) / standard deviation over all elements of the mask; 0 where all are equal.
 

@@ -23,6 +23,15 @@ def policy_gradient(log_prob: Array, weight: Array) -> Array:
     return -log_prob * stop_gradient(weight)
 
 
+def surrogate(log_prob: Array, old_log_prob: Array, weight: Array) -> Array:
+    """-ratio * weight, ratio = pi(a|s) / pi_old(a|s), for actions of an older policy (Schulman et al. 2015, eq. 14).
+
+    Its gradient is -ratio * weight * grad log pi; where the policies agree, that of `policy_gradient`.
+    """
+    chex.assert_equal_shape([log_prob, old_log_prob, weight])
+    return -jnp.exp(log_prob - stop_gradient(old_log_prob)) * stop_gradient(weight)
+
+
 def clipped_surrogate(log_prob: Array, old_log_prob: Array, advantage: Array, clip_eps: Array | float) -> Array:
     """PPO's pessimistic surrogate (Schulman et al. 2017, eq. 7), negated.
 

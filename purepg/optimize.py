@@ -1,7 +1,7 @@
 """From a loss to new parameters: one gradient step, or epochs of shuffled minibatches."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import chex
 import jax
@@ -14,11 +14,13 @@ from purepg.types import Array, Key, Metrics, Params
 Loss = Callable[[Params, Any], tuple[Array, Metrics]]  # (params, batch) -> (scalar, metrics)
 
 
-def adam(max_grad_norm: Array | float | None, eps: float = 1e-5) -> optax.GradientTransformation:
-    """Adam's direction of a gradient clipped to a global norm (None: not clipped). The caller multiplies by the
-    learning rate, so that no schedule's counter hides in the optimiser's state."""
+def step_direction(
+    optimizer: Literal["adam", "sgd"], max_grad_norm: Array | float | None, adam_eps: Array | float = 1e-5
+) -> optax.GradientTransformation:
+    """Adam's direction, or the gradient itself, of a gradient clipped to a global norm (None: not clipped). The caller
+    multiplies by the learning rate, so that no schedule's counter hides in the optimiser's state."""
     clip = optax.identity() if max_grad_norm is None else optax.clip_by_global_norm(max_grad_norm)
-    return optax.chain(clip, optax.scale_by_adam(eps=eps))
+    return optax.chain(clip, optax.scale_by_adam(eps=adam_eps) if optimizer == "adam" else optax.identity())
 
 
 def anneal(value: Array | float, update: Array, anneal_updates: int | None) -> Array | float:

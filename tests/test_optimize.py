@@ -10,7 +10,7 @@ import pytest
 import scipy.stats
 from helpers import quick_jit
 
-from purepg.optimize import adam, anneal, gradient_step, minibatch_epochs, shuffle
+from purepg.optimize import anneal, gradient_step, minibatch_epochs, shuffle, step_direction
 
 # --- shuffles ---
 
@@ -93,7 +93,7 @@ def test_a_gradient_step_goes_down_the_gradient_by_the_learning_rate():
 @pytest.mark.parametrize(("max_grad_norm", "scale"), [(None, 1.0), (100.0, 1.0), (2.5, 0.5)])
 def test_max_grad_norm_bounds_the_norm_over_all_leaves_together(max_grad_norm, scale):
     """The gradient is (3, 0) in one leaf and 4 in another: 5 in all, and each less than 5."""
-    tx = adam(max_grad_norm)
+    tx = step_direction("adam", max_grad_norm)
     _, opt_state, metrics = gradient_step(quadratic, tx, 0.1, PARAMS, tx.init(PARAMS), ZEROS)
     first_moment = optax.tree.get(opt_state, "mu")  # (1 - b1) times the first gradient
     first_moment = np.concatenate([np.ravel(x) for x in jax.tree.leaves(first_moment)])
@@ -102,7 +102,7 @@ def test_max_grad_norm_bounds_the_norm_over_all_leaves_together(max_grad_norm, s
 
 
 def test_adams_first_step_is_the_learning_rate_in_each_coordinate():
-    tx = adam(None, eps=1e-8)
+    tx = step_direction("adam", None, adam_eps=1e-8)
     params, _, _ = gradient_step(quadratic, tx, 0.1, PARAMS, tx.init(PARAMS), ZEROS)
     np.testing.assert_allclose(params["x"], [2.9, 0.0], rtol=1e-5)
     np.testing.assert_allclose(params["y"], [[3.9]], rtol=1e-5)
@@ -197,7 +197,7 @@ def test_every_epoch_sees_every_sample_exactly_once_in_an_order_of_its_own():
 
 
 def test_one_epoch_of_one_minibatch_is_a_gradient_step():
-    tx = adam(0.5)
+    tx = step_direction("adam", 0.5)
     data = tuple(np.random.default_rng(0).normal(size=(T, N, *x.shape)).astype(np.float32) for x in PARAMS.values())
     args = (quadratic, tx, 0.1, PARAMS, tx.init(PARAMS))
     params, opt_state, metrics = minibatch_epochs(KEY, *args, data, 1, 1)

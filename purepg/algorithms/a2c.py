@@ -5,7 +5,7 @@ phi   <- phi   - lr * value_coef * E[ grad (V(s) - target)^2 / 2 ]
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from purepg.config import Count, NonNegative, Positive, UnitInterval, check
 from purepg.losses import explained_variance, policy_gradient, squared_error
 from purepg.networks import actor, evaluation_policy
 from purepg.normalize import Moments
-from purepg.optimize import adam, anneal, gradient_step
+from purepg.optimize import anneal, gradient_step, step_direction
 from purepg.rollout import RolloutState, rollout, start, truncation_as_termination
 from purepg.types import Algorithm, Array, Env, Network, Params, State, UsageError
 
@@ -29,7 +29,8 @@ class A2CConfig:
     Attributes:
       num_envs: parallel environments, N.
       num_steps: steps of each environment in one update, T.
-      learning_rate: Adam's.
+      optimizer: adam, or sgd, the plain gradient.
+      learning_rate: the optimiser's.
       anneal_learning_rate: let it fall linearly to 0 over `anneal_updates`.
       anneal_updates: length of the schedule; None: the run's.
       adam_eps: Adam's epsilon.
@@ -47,6 +48,7 @@ class A2CConfig:
 
     num_envs: Count = 8
     num_steps: Count = 32
+    optimizer: Literal["adam", "sgd"] = "adam"
     learning_rate: Positive = 1e-3
     anneal_learning_rate: bool = False
     anneal_updates: Count | None = None
@@ -87,7 +89,7 @@ def a2c(env: Env, network: Network, config: A2CConfig) -> Algorithm:
         raise UsageError("anneal_updates (None) must be a number of updates where something is annealed")
     if c.normalize_obs:
         normalize.check_space(env)
-    tx = adam(c.max_grad_norm, c.adam_eps)
+    tx = step_direction(c.optimizer, c.max_grad_norm, c.adam_eps)
 
     def init(key):
         k_params, k_world = jax.random.split(key)

@@ -21,7 +21,7 @@ from purepg.config import Count, NonNegative, Positive, UnitInterval, check
 from purepg.losses import clipped_squared_error, clipped_surrogate, explained_variance, kl_k3, squared_error
 from purepg.networks import actor, evaluation_policy
 from purepg.normalize import Moments
-from purepg.optimize import adam, anneal, minibatch_epochs
+from purepg.optimize import anneal, minibatch_epochs, step_direction
 from purepg.rollout import RolloutState, rollout, start, truncation_as_termination
 from purepg.types import Algorithm, Array, Env, Network, Params, State, UsageError
 
@@ -35,7 +35,8 @@ class PPOConfig:
       num_steps: steps of each environment in one update, T.
       num_epochs: passes over the N * T steps.
       num_minibatches: gradient steps in one pass.
-      learning_rate: Adam's.
+      optimizer: adam, or sgd, the plain gradient.
+      learning_rate: the optimiser's.
       anneal_learning_rate: let it fall linearly to 0 over `anneal_updates`.
       anneal_clip_eps: let `clip_eps` fall linearly to 0 over `anneal_updates`.
       anneal_updates: length of the schedules; None: the run's.
@@ -58,6 +59,7 @@ class PPOConfig:
     num_steps: Count = 128
     num_epochs: Count = 4
     num_minibatches: Count = 4
+    optimizer: Literal["adam", "sgd"] = "adam"
     learning_rate: Positive = 3e-4
     anneal_learning_rate: bool = False
     anneal_clip_eps: bool = False
@@ -107,7 +109,7 @@ def ppo(env: Env, network: Network, config: PPOConfig) -> Algorithm:
         )
     if c.normalize_obs:
         normalize.check_space(env)
-    tx = adam(c.max_grad_norm, c.adam_eps)
+    tx = step_direction(c.optimizer, c.max_grad_norm, c.adam_eps)
 
     def init(key):
         k_params, k_world = jax.random.split(key)

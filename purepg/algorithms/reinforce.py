@@ -25,7 +25,7 @@ from purepg.advantages import (
 from purepg.config import Count, NonNegative, Positive, UnitInterval, check
 from purepg.losses import policy_gradient, squared_error
 from purepg.networks import actor, evaluation_policy
-from purepg.optimize import adam, gradient_step
+from purepg.optimize import gradient_step, step_direction
 from purepg.rollout import episodes
 from purepg.types import Algorithm, Env, Network, Params, State, UsageError
 
@@ -37,7 +37,8 @@ class REINFORCEConfig:
     Attributes:
       num_episodes: whole episodes per update, N.
       max_steps: an episode still running after this many steps is truncated; None: at the environment's time limit.
-      learning_rate: Adam's.
+      optimizer: adam, or sgd, the plain gradient.
+      learning_rate: the optimiser's.
       adam_eps: Adam's epsilon.
       gamma: discount per environment step.
       weight: what multiplies grad log pi: the episode's total return at every step, or the return to go.
@@ -54,6 +55,7 @@ class REINFORCEConfig:
 
     num_episodes: Count = 4
     max_steps: Count | None = None
+    optimizer: Literal["adam", "sgd"] = "adam"
     learning_rate: Positive = 2e-3
     adam_eps: Positive = 1e-5
     gamma: UnitInterval = 0.99
@@ -85,7 +87,7 @@ def reinforce(env: Env, network: Network, config: REINFORCEConfig) -> Algorithm:
         raise UsageError(f"{env.name} has no time limit: max_steps (None) must be set, so that an episode ends")
     if c.discount_states and c.weight == "total_return":
         raise UsageError("discount_states (True) needs weight 'return_to_go'; 'total_return' counts from the start")
-    tx = adam(c.max_grad_norm, c.adam_eps)
+    tx = step_direction(c.optimizer, c.max_grad_norm, c.adam_eps)
 
     def init(key):
         k_params, k_obs = jax.random.split(key)

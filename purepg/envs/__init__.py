@@ -3,10 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
+from purepg.envs.finite_mdp import NAMED, finite_mdp
 from purepg.envs.gymnax import gymnax_env
 from purepg.types import Env
 
 
 def make(name: str, params: Mapping[str, Any] | None = None, **constructor_kwargs: Any) -> Env:
-    """The environment of a name, as scripts take it from `--env NAME`; see `gymnax_env`."""
+    """The environment of a name, as scripts take it from `--env NAME`: one of `finite_mdp.NAMED`, whose arguments are
+    `constructor_kwargs`, or else a gymnax environment (`gymnax_env`)."""
+    if name in NAMED and params is None:
+        return finite_mdp(NAMED[name](**constructor_kwargs))
     return gymnax_env(name, params, **constructor_kwargs)

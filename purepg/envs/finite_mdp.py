@@ -1,0 +1,301 @@
+"""Finite Markov decision processes: environments of which everything can be computed (`purepg.lab`).
+
+A `FiniteMDP` is data; `finite_mdp` makes an `Env` of it, which observes the state's number; `unroll` puts the time into
+the state. The named ones are functions of few arguments, and `purepg.envs.make` knows them by name.
+"""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from purepg.types import Array, Discrete, Env, TimeStep, UsageError
+
+
+@dataclass(frozen=True, eq=False)
+class FiniteMDP:
+    """A process with S states and A actions. Arrays are float64, whatever they were given as.
+
+    Attributes:
+      transition: `[S, A, S]`, P(s' | s, a).
+      reward: `[S, A]`, the reward of action a in state s.
+      start: `[S]`, distribution of an episode's first state.
+      gamma: the objective's discount per step, in [0, 1].
+      terminal: `[S]` bool, states in which an episode ends; their rows of `transition` and `reward` mean nothing, and
+        are made absorbing and zero. None: there are none.
+      horizon: an episode ends after this many steps at the latest; None: the clock ends none.
+      horizon_terminates: whether the horizon is part of the process, after which nothing of value follows, or a time
+        limit on the experience, which leaves values and objective those of the process without it.
+      alias: `[S]` int, what a policy can tell of a state: `purepg.networks.tabular_policy` has one row for each number.
+        Left out: all of it.
+      name: for messages.
+    Raises:
+      UsageError: the shapes do not fit, a distribution does not sum to one, a start in a terminal state, or gamma = 1
+        where an episode may last for ever.
+    """
+
+    transition: np.ndarray
+    reward: np.ndarray
+    start: np.ndarray
+    gamma: float
+    terminal: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+    horizon: int | None = None
+    horizon_terminates: bool = False
+    alias: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    name: str = "finite MDP"
+
+    def __post_init__(self):
+        transition, reward = np.array(self.transition, np.float64), np.array(self.reward, np.float64)
+        start = np.array(self.start, np.float64)
+        if transition.ndim != 3 or transition.shape[0] != transition.shape[2]:
+            raise UsageError(f"{self.name}: transition has shape {transition.shape}, which must be [S, A, S]")
+        S, A, _ = transition.shape
+        terminal = np.array(self.terminal, bool) if len(self.terminal) else np.zeros(S, bool)
+        alias = np.array(self.alias, np.int64) if len(self.alias) else np.arange(S)
+        expected = {"reward": (S, A), "start": (S,), "terminal": (S,), "alias": (S,)}
+        given = {"reward": reward, "start": start, "terminal": terminal, "alias": alias}
+        for name, shape in expected.items():
+            if given[name].shape != shape:
+                raise UsageError(f"{self.name}: {name} has shape {given[name].shape}, which must be {shape}")
+        transition[terminal] = np.eye(S)[terminal][:, None]
+        reward[terminal] = 0.0
+        for name, x in {"transition": transition, "start": start}.items():
+            if np.any(x < 0) or np.any(np.abs(x.sum(-1) - 1) > 1e-9):
+                raise UsageError(f"{self.name}: {name} must hold distributions, not negative and with sum 1")
+        if not np.all(np.isfinite(reward)):
+            raise UsageError(f"{self.name}: reward must be finite")
+        if np.any(start[terminal] > 0):
+            raise UsageError(f"{self.name}: an episode cannot start in a terminal state")
+        if not 0 <= self.gamma <= 1:
+            raise UsageError(f"{self.name}: gamma ({self.gamma}) must be in [0, 1]")
+        if self.horizon is not None and self.horizon < 1:
+            raise UsageError(f"{self.name}: horizon ({self.horizon}) must be at least 1")
+        if self.horizon is None and self.horizon_terminates:
+            raise UsageError(f"{self.name}: horizon_terminates (True) needs a horizon")
+        if np.any(alias < 0):
+            raise UsageError(f"{self.name}: alias must hold numbers from 0 on")
+        if self.gamma == 1 and not self.horizon_terminates and not np.all(_reaches(transition, terminal)):
+            raise UsageError(
+                f"{self.name}: gamma (1) needs a way to a terminal state from every state, or a horizon that terminates"
+            )
+        for name, x in {"transition": transition, **given}.items():
+            object.__setattr__(self, name, x)
+
+    @property
+    def num_states(self) -> int:
+        return self.reward.shape[0]
+
+    @property
+    def num_actions(self) -> int:
+        return self.reward.shape[1]
+
+
+def _reaches(transition: np.ndarray, terminal: np.ndarray) -> np.ndarray:
+    """`[S]` bool: whether some path leads to a terminal state."""
+    edge = transition.sum(axis=1) > 0
+    reaches = terminal
+    for _ in range(len(terminal)):
+        reaches = reaches | (edge & reaches).any(axis=1)
+    return reaches
+
+
+class MDPState(NamedTuple):
+    state: Array  # int32
+    t: Array  # int32, steps since the reset
+
+
+def finite_mdp(mdp: FiniteMDP) -> Env:
+    """The process as an environment, which observes the state's number; a policy's `alias` is the policy's business."""
+    start, transition = _cumulative(mdp.start), _cumulative(mdp.transition)
+    reward, terminal = np.asarray(mdp.reward, np.float32), mdp.terminal
+
+    def reset(key):
+        state = MDPState(_draw(key, jnp.asarray(start)), jnp.int32(0))
+        return state, state.state
+
+    def step(key, state, action):
+        s, t = state
+        next_s = _draw(key, jnp.asarray(transition)[s, action])
+        at_horizon = jnp.bool_(False) if mdp.horizon is None else t + 1 >= mdp.horizon
+        terminated = jnp.asarray(terminal)[next_s]
+        if mdp.horizon_terminates:
+            terminated, at_horizon = terminated | at_horizon, jnp.bool_(False)
+        time_step = TimeStep(next_s, jnp.asarray(reward)[s, action], terminated, at_horizon)
+        return MDPState(next_s, t + 1), time_step
+
+    spaces = Discrete(mdp.num_states), Discrete(mdp.num_actions)
+    return Env(reset, step, *spaces, mdp.horizon, mdp.name)
+
+
+def _cumulative(probability: np.ndarray) -> np.ndarray:
+    """Cumulative sums in float32, beyond any uniform number from the last possible outcome on."""
+    later = np.cumsum(probability[..., ::-1], axis=-1)[..., ::-1] - probability
+    return np.where(later <= 0, 2.0, np.cumsum(probability, axis=-1)).astype(np.float32)
+
+
+def _draw(key: Array, cumulative: Array) -> Array:
+    return jnp.argmax(cumulative > jax.random.uniform(key), axis=-1).astype(jnp.int32)
+
+
+def unroll(mdp: FiniteMDP) -> FiniteMDP:
+    """The process whose states are (t, s), numbered t * S + s, and one terminal state after them.
+
+    Where a horizon terminates, values depend on the time that is left. Here that time is in the state, so that values
+    are functions of it, and no clock is needed. Policies cannot tell the time (`alias`): their parameters are those of
+    the process that was unrolled.
+
+    Raises:
+      UsageError: the process has no horizon that terminates.
+    """
+    if mdp.horizon is None or not mdp.horizon_terminates:
+        raise UsageError(f"{mdp.name}: to unroll needs a horizon that terminates")
+    H, S, A = mdp.horizon, mdp.num_states, mdp.num_actions
+    end = H * S
+    index = np.arange(end).reshape(H, S)
+    transition = np.zeros((end + 1, A, end + 1))
+    for t in range(H):
+        onward = np.where(mdp.terminal, end, index[t + 1] if t + 1 < H else end)
+        for s_next in range(S):
+            transition[index[t], :, onward[s_next]] += mdp.transition[:, :, s_next]
+    terminal = np.append(np.tile(mdp.terminal, H), True)
+    return FiniteMDP(
+        transition,
+        np.append(np.tile(mdp.reward, (H, 1)), np.zeros((1, A)), axis=0),
+        np.append(mdp.start, np.zeros(end + 1 - S)),
+        mdp.gamma,
+        terminal,
+        alias=np.append(np.tile(mdp.alias, H), 0),
+        name=f"{mdp.name}, unrolled",
+    )
+
+
+# --- named processes ---
+
+
+def bandit(reward: tuple[float, ...] = (1.0, 0.0), horizon: int = 1) -> FiniteMDP:
+    """One state, an arm for each reward, played `horizon` times, undiscounted. As it stands: two arms a unit apart."""
+    A = len(reward)
+    return FiniteMDP(
+        np.ones((1, A, 1)), np.array([reward]), np.ones(1), 1.0, horizon=horizon, horizon_terminates=True, name="bandit"
+    )
+
+
+def contextual_bandit(seed: int = 0, num_contexts: int = 4, num_arms: int = 3) -> FiniteMDP:
+    """A context is drawn uniformly, an arm pulled once; each pair's reward is a fixed standard normal number."""
+    reward = np.random.default_rng(seed).normal(size=(num_contexts, num_arms))
+    return FiniteMDP(
+        np.full((num_contexts, num_arms, num_contexts), 1 / num_contexts),
+        reward,
+        np.full(num_contexts, 1 / num_contexts),
+        1.0,
+        horizon=1,
+        horizon_terminates=True,
+        name="contextual bandit",
+    )
+
+
+def chain(num_states: int = 5, slip: float = 0.2, gamma: float = 0.95, horizon: int = 100) -> FiniteMDP:
+    """The chain of Strens (2000): action 0 walks on and earns 10 at the end, where it stays; action 1 goes back to the
+    beginning and earns 2. With probability `slip` the other one happens, its reward too. The horizon is a time limit.
+    """
+    S = num_states
+    walk, back = np.zeros((S, S)), np.zeros((S, S))
+    walk[np.arange(S), np.minimum(np.arange(S) + 1, S - 1)] = 1
+    back[:, 0] = 1
+    walk_reward, back_reward = np.where(np.arange(S) == S - 1, 10.0, 0.0), np.full(S, 2.0)
+    mix = np.array([[1 - slip, slip], [slip, 1 - slip]])
+    return FiniteMDP(
+        np.einsum("ak,kst->sat", mix, np.stack([walk, back])),
+        np.einsum("ak,ks->sa", mix, np.stack([walk_reward, back_reward])),
+        np.eye(S)[0],
+        gamma,
+        horizon=horizon,
+        name="chain",
+    )
+
+
+def cliff(width: int = 12, height: int = 4, gamma: float = 0.99, horizon: int = 200) -> FiniteMDP:
+    """The gridworld with a cliff (Sutton & Barto 2018, example 6.6): from the lower left corner to the lower right one,
+    -1 a step; a step off the cliff between them costs 100 and leads back to the start. Actions: up, right, down, left;
+    a state is row * width + column, rows from the top. The horizon is a time limit.
+    """
+    S = width * height
+    start, goal = S - width, S - 1
+    row, column = np.divmod(np.arange(S), width)
+    transition, reward = np.zeros((S, 4, S)), np.full((S, 4), -1.0)
+    for a, (down, right) in enumerate([(-1, 0), (0, 1), (1, 0), (0, -1)]):
+        to = np.clip(row + down, 0, height - 1) * width + np.clip(column + right, 0, width - 1)
+        falls = (start < to) & (to < goal)
+        reward[falls, a] = -100.0
+        transition[np.arange(S), a, np.where(falls, start, to)] = 1
+    return FiniteMDP(
+        transition, reward, np.eye(S)[start], gamma, terminal=np.arange(S) == goal, horizon=horizon, name="cliff"
+    )
+
+
+def aliased() -> FiniteMDP:
+    """Five states that a policy cannot tell apart, on which the usual update without gamma^t walks to the worst policy
+    (in the spirit of Nota & Thomas 2020).
+
+    Action 0 earns 1 in state 0. In state 1 it goes on, to a reward of 8 three steps later, which gamma = .5 makes worth
+    1 there, while action 1 stops with 2.5. So action 0 is right in state 0 and wrong in state 1, which comes a step
+    later and counts half.
+    """
+    S = 6
+    transition, reward = np.zeros((S, 2, S)), np.zeros((S, 2))
+    for s, to in {0: 1, 1: 2, 2: 3, 3: 4, 4: 5}.items():
+        transition[s, :, to] = 1
+    transition[1, 1] = np.eye(S)[5]
+    reward[0, 0], reward[1, 1], reward[4] = 1.0, 2.5, 8.0
+    terminal = np.arange(S) == 5
+    transition[5, :, 5] = 1
+    alias = np.zeros(S, int)
+    return FiniteMDP(transition, reward, np.eye(S)[0], 0.5, terminal, alias=alias, name="aliased")
+
+
+def garnet(
+    seed: int = 0,
+    num_states: int = 6,
+    num_actions: int = 3,
+    branching: int = 3,
+    gamma: float = 0.9,
+    horizon: int | None = None,
+    horizon_terminates: bool = False,
+) -> FiniteMDP:
+    """A random process (Archibald et al. 1995, drawn as by Bhatnagar et al. 2009): each (s, a) leads to `branching`
+    states, with probabilities that uniform cuts of [0, 1] give, and pays a fixed standard normal reward. The start is
+    uniform.
+
+    Raises:
+      UsageError: `branching` is not in 1, ..., num_states.
+    """
+    if not 1 <= branching <= num_states:
+        raise UsageError(f"branching ({branching}) must be in 1, ..., num_states ({num_states})")
+    rng = np.random.default_rng(seed)
+    S, A = num_states, num_actions
+    transition = np.zeros((S, A, S))
+    for s in range(S):
+        for a in range(A):
+            cuts = np.sort(rng.uniform(size=branching - 1))
+            transition[s, a, rng.choice(S, branching, replace=False)] = np.diff(cuts, prepend=0.0, append=1.0)
+    return FiniteMDP(
+        transition,
+        rng.normal(size=(S, A)),
+        np.full(S, 1 / S),
+        gamma,
+        horizon=horizon,
+        horizon_terminates=horizon_terminates,
+        name=f"garnet {seed}",
+    )
+
+
+NAMED = {
+    "two_armed_bandit": bandit,
+    "contextual_bandit": contextual_bandit,
+    "chain": chain,
+    "cliff": cliff,
+    "aliased": aliased,
+    "garnet": garnet,
+}

@@ -1,0 +1,189 @@
+"""How far an estimator of the gradient is from the gradient: bias, variance, signal to noise, cosine; and tests.
+
+An estimator is any function from a key to a gradient: a tree of the shape of the parameters, or a dict of such trees.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from purepg.types import Key, Params, UsageError
+
+
+class Statistics(NamedTuple):
+    """What K independent estimates say of an estimator, in float64. Parameters are flattened, D of them.
+
+    Attributes:
+      exact: `[D]`, what is to be estimated. mean, bias: `[D]`; bias = mean - exact.
+      standard_error: `[D]`, of the mean and the bias.
+      variance: total variance of one estimate, the trace of its covariance. variance_error: its standard error.
+      cosine: mean over estimates of the cosine of the angle between one of them and `exact`.
+      length: |exact|. along, along_error: the mean's component along `exact`, which should be `length`, and its error.
+      num_samples: K. batch_size: what the caller says.
+    """
+
+    exact: np.ndarray
+    mean: np.ndarray
+    bias: np.ndarray
+    standard_error: np.ndarray
+    variance: float
+    variance_error: float
+    cosine: float
+    length: float
+    along: float
+    along_error: float
+    num_samples: int
+    batch_size: int
+
+    @property
+    def z(self) -> np.ndarray:
+        """Bias in standard errors, `[D]`; 0 where a parameter has no part in the matter."""
+        return _ratio(self.bias, self.standard_error)
+
+    @property
+    def z_along(self) -> float:
+        return float(_ratio(self.along - self.length, self.along_error))
+
+    @property
+    def signal_to_noise(self) -> float:
+        """|exact| / sqrt(variance)."""
+        return float(self.length / np.sqrt(self.variance)) if self.variance else np.inf
+
+    @property
+    def direction(self) -> float:
+        """Cosine of the angle between the mean and `exact`. Noise in the mean, of squared length variance / K, lowers
+        it a little."""
+        return _cosine(self.mean, self.exact)
+
+
+def gradient_statistics(
+    estimator: Callable[[Key, int], Params],
+    exact: Params,
+    key: Key,
+    num_samples: int,
+    batch_sizes: Sequence[int] = (1,),
+    chunk: int = 1024,
+) -> dict[int, Statistics]:
+    """Statistics of an estimator for each batch size, each from `num_samples` keys in one compiled program.
+
+    Args:
+      estimator: `estimator(key, batch_size)`, a gradient; `batch_size` is static.
+      exact: the tree that it should give in the mean.
+      chunk: estimates made at once; memory grows with it.
+    """
+    return {
+        batch_size: statistics(
+            sample(
+                lambda key, n=batch_size: estimator(key, n), jax.random.fold_in(key, batch_size), num_samples, chunk
+            ),
+            exact,
+            batch_size,
+        )
+        for batch_size in batch_sizes
+    }
+
+
+def sample(estimator: Callable[[Key], Any], key: Key, num_samples: int, chunk: int = 1024) -> Any:
+    """`num_samples` independent estimates in one compiled program: a tree of numpy arrays `[num_samples, ...]`."""
+    keys = jax.random.split(key, num_samples)
+    estimates = jax.jit(lambda keys: jax.lax.map(estimator, keys, batch_size=min(chunk, num_samples)))(keys)
+    return jax.tree.map(np.asarray, estimates)
+
+
+def statistics(samples: Params, exact: Params, batch_size: int = 1) -> Statistics:
+    """Statistics of estimates that were drawn already.
+
+    Args:
+      samples: a tree of arrays `[K, ...]`. exact: the same tree without the first axis.
+    Raises:
+      UsageError: the trees differ, fewer than two estimates, or estimates that are not finite.
+    """
+    if jax.tree.structure(samples) != jax.tree.structure(exact):
+        raise UsageError(
+            f"an estimate is a {jax.tree.structure(samples)} and the exact gradient a {jax.tree.structure(exact)}: "
+            "they must be the same tree"
+        )
+    g = np.concatenate([np.reshape(x, (len(x), -1)) for x in jax.tree.leaves(samples)], axis=1, dtype=np.float64)
+    target = np.concatenate([np.ravel(x) for x in jax.tree.leaves(exact)], dtype=np.float64)
+    K = len(g)
+    if K < 2:
+        raise UsageError(f"num_samples ({K}) must be at least 2")
+    if not np.all(np.isfinite(g)):
+        raise UsageError(f"{np.sum(~np.isfinite(g).all(axis=1))} of {K} estimates are not finite")
+    mean, centred = g.mean(0), g - g.mean(0)
+    square = np.sum(centred**2, axis=1) * K / (K - 1)
+    length = float(np.linalg.norm(target))
+    along = g @ target / length if length else np.zeros(K)
+    norm = np.linalg.norm(g, axis=1)
+    return Statistics(
+        exact=target,
+        mean=mean,
+        bias=mean - target,
+        standard_error=g.std(0, ddof=1) / np.sqrt(K),
+        variance=float(square.mean()),
+        variance_error=float(square.std(ddof=1) / np.sqrt(K)),
+        cosine=float(np.mean(_ratio(along, norm))),
+        length=length,
+        along=float(along.mean()),
+        along_error=float(along.std(ddof=1) / np.sqrt(K)),
+        num_samples=K,
+        batch_size=batch_size,
+    )
+
+
+class Verdict(NamedTuple):
+    """A test that an estimator's mean is `exact`.
+
+    Attributes:
+      max_z: the largest |z| among the parameters.
+      p: the smallest of their p-values, corrected for all tests made together (Holm 1979).
+      unbiased: whether p is above the level: no bias was seen.
+      detectable: the smallest bias, as a share of |exact|, that any of its tests would have missed with the probability
+        1 - power at most: the coarsest of them, at Holm's strictest level.
+    """
+
+    max_z: float
+    p: float
+    unbiased: bool
+    detectable: float
+
+
+def unbiasedness(named: Mapping[str, Statistics], level: float = 0.01, power: float = 0.9) -> dict[str, Verdict]:
+    """Two-sided z-tests of every parameter of every estimator at once: the probability that any unbiased one of them is
+    called biased is at most `level`."""
+    from scipy.stats import norm
+
+    moving = {name: (s.standard_error > 0) | (s.bias != 0) for name, s in named.items()}
+    z = {name: np.abs(s.z[moving[name]]) for name, s in named.items()}
+    adjusted = np.split(holm(2 * norm.sf(np.concatenate(list(z.values())))), np.cumsum([len(x) for x in z.values()]))
+    num_tests = sum(len(x) for x in z.values())
+    factor = norm.isf(level / (2 * max(num_tests, 1))) + norm.isf(1 - power)
+    return {
+        name: Verdict(
+            max_z=float(z[name].max(initial=0.0)),
+            p=float(p.min(initial=1.0)),
+            unbiased=bool(p.min(initial=1.0) > level),
+            detectable=float(factor * s.standard_error.max(initial=0.0) / s.length) if s.length else np.inf,
+        )
+        for (name, s), p in zip(named.items(), adjusted, strict=False)
+    }
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """p-values `[M]` corrected for their number (Holm 1979): the k-th smallest times M - k + 1, made monotone."""
+    order = np.argsort(p)
+    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    return np.minimum(stepped, 1.0)[np.argsort(order)]
+
+
+def _ratio(a: np.ndarray | float, b: np.ndarray | float) -> np.ndarray:
+    """a / b, with 0 / 0 = 0."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        a, b = np.asarray(a), np.asarray(b)
+        return np.where((a == 0) & (b == 0), 0.0, a / b)
+
+
+def _cosine(a: np.ndarray, b: np.ndarray) -> float:
+    return float(_ratio(a @ b, float(np.linalg.norm(a) * np.linalg.norm(b))))
