@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import field, make_dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from purepg.run.launch import MakeAlgorithm, MakeNetwork, RunConfig, launch, prepare
 from purepg.run.population import Configs, find_field
@@ -42,18 +42,19 @@ def main(
         plan = prepare(algorithm, network, configs, run, parse_sweep(configs, sweep))
         results = launch(plan, script)
     except UsageError as error:
-        _exit(script, error, 2)
+        leave(script, error, 2)
     except RecordError as error:
-        _exit(script, error, 1)
+        leave(script, error, 1)
     else:
         print(report(results.summary))
         if results.lost:
-            _exit(script, "; ".join(results.lost), 1)
+            leave(script, "; ".join(results.lost), 1)
         print(f"wrote {results.out}")
         sys.exit(130 if results.summary["interrupted"] else 0)
 
 
-def _exit(script: str, error: object, code: int) -> None:
+def leave(script: str, error: object, code: int) -> NoReturn:
+    """Says in one line why, and exits."""
     print(f"{script}: error: {error}", file=sys.stderr)
     sys.exit(code)
 
@@ -86,10 +87,23 @@ def parse(
         ],
         frozen=True,
     )
+    chosen = parse_flags(commands, arguments, description)
+    return {name: getattr(chosen, name), "network": chosen.network}, chosen.run, chosen.sweep
+
+
+def parse_flags(commands: type, arguments: Sequence[str], description: str | None = None) -> Any:
+    """The command line as an instance of a dataclass.
+
+    Raises:
+      UsageError: an unknown flag or a value that is not of its type.
+      SystemExit: --help was asked for.
+    """
+    import tyro
+
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            chosen: Any = tyro.cli(
+            return tyro.cli(
                 commands,
                 args=["None" if a.lower() == "none" else a for a in arguments],
                 prog=f"python {sys.argv[0]}",
@@ -99,7 +113,6 @@ def parse(
         if not error.code:
             raise
         raise UsageError(_one_line(said.getvalue())) from None
-    return {name: getattr(chosen, name), "network": chosen.network}, chosen.run, chosen.sweep
 
 
 def _one_line(box: str) -> str:
