@@ -15,33 +15,19 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.stats import binom
 
-from purepg.advantages import (
-    batch_mean,
-    discount_power,
-    discounted_return,
-    gae,
-    leave_one_out_mean,
-    n_step,
-    per_decision_ratio,
-    per_time_mean,
-    standardise,
-    total_return,
-    trajectory_ratio,
-)
-from purepg.config import Count
-from purepg.envs.finite_mdp import FiniteMDP, bandit, finite_mdp, garnet, unroll
-from purepg.lab.estimators import Experience, WithCritic, ascent, episode_experience, rollout_experience
-from purepg.lab.exact import bellman_gradient, in_float64, log_policy, values, visitation, weighted_gradient
+from purepg.advantages import standardise, total_return, trajectory_ratio
+from purepg.config import Count, Seed
+from purepg.envs.finite_mdp import bandit, finite_mdp
+from purepg.lab.estimators import WithCritic, ascent, episode_experience
+from purepg.lab.ladder import BROKEN, LAMBDAS, NAMES, OFF_BY_ONE, THEORY, Problem, estimates, pose
 from purepg.lab.statistics import Statistics, Verdict, sample, statistics, unbiasedness, variance_change
-from purepg.lab.theory import gae_bias, n_step_bias, optimal_baseline, standardised_factor
-from purepg.lab.trajectories import state_distributions
-from purepg.losses import clipped_surrogate, squared_error, surrogate
-from purepg.networks import tabular_policy, tabular_q, tabular_value
-from purepg.optimize import gradient_step, step_direction
+from purepg.lab.theory import standardised_factor
+from purepg.losses import surrogate
+from purepg.networks import tabular_policy
 from purepg.run.plot import COLOURS
 from purepg.run.record import say
 from purepg.run.study import Study, main, table
-from purepg.types import Array, Key, Network, Params, UsageError
+from purepg.types import Key, Params, UsageError
 
 
 @dataclass(frozen=True)
@@ -56,243 +42,11 @@ class LadderConfig:
       num_samples: estimates by each estimator at `batch`; at other sizes, as many as use the same number of episodes.
     """
 
-    seed: int = 0
-    sample_seed: int = 1
+    seed: Seed = 0
+    sample_seed: Seed = 1
     batch: Count = 16
     other_batches: tuple[int, ...] = (4, 64)
     num_samples: Count = 20_000
-
-
-HORIZON, TIME_LIMIT = 8, 4
-CLIP_EPS = 0.2
-LAMBDAS = (0.0, 0.5, 0.9, 1.0)
-CRITICS = ("exact", "learned", "wrong")
-CUT = (("exact", 0.9), ("exact", 1.0), ("shifted", 1.0), ("wrong", 1.0))
-GAE = tuple(f"GAE {lam:g}, {critic} V" for critic in CRITICS for lam in LAMBDAS)
-BROKEN = ("the baseline's sign flipped", "gamma^t dropped", "bootstrapped from the reset at truncation")
-# Every estimator, and what theory says of its mean: exact, a formula's, or nothing.
-THEORY = {
-    "whole episodes": {
-        "total return": "exact",
-        "return to go": "exact",
-        "return to go - batch mean": "",
-        "return to go, standardised": "",
-        "return to go - per-time mean": "formula",
-        "return to go - leave-one-out": "exact",
-        "return to go - learned V": "exact",
-        "return to go - exact V": "exact",
-        "return to go - optimal baseline": "exact",
-    },
-    "rollouts": {"learned Q": "formula", "exact Q": "exact", "exact A": "exact", "A2C 1-step, learned V": "formula"}
-    | {"A2C 3-step, learned V": "formula"}
-    | dict.fromkeys(GAE, "formula"),
-    "an older policy's episodes": {
-        "trajectory ratio x total return": "exact",
-        "trajectory ratio x exact A": "exact",
-        "ratios to each reward": "exact",
-        "ratio to t x exact A": "exact",
-        "step ratio x return to go": "formula",
-        "step ratio x exact A": "formula",
-        "clipped ratio x exact A": "formula",
-    },
-    "rollouts cut by a time limit": dict.fromkeys((f"cut: GAE {lam:g}, {name} V" for name, lam in CUT), "formula"),
-}
-NAMES = tuple(name for group in THEORY.values() for name in group)
-
-
-class Problem(NamedTuple):
-    """The process, two policies on it, and all that is known of them; tables are float64."""
-
-    mdp: FiniteMDP  # unrolled: a state is (t, s)
-    params: Params
-    old_params: Params  # an older policy's, for importance sampling
-    value: dict[str, np.ndarray]  # V: exact, learned, wrong
-    q: dict[str, np.ndarray]  # Q: exact, learned
-    advantage: np.ndarray
-    optimal_baseline: np.ndarray
-    exact: Params
-    exact_cut: Params  # of the first steps, until a time limit
-    mean: dict[str, Params]  # what theory says of an estimator's mean
-
-
-# --- the estimators ---
-
-
-def estimates(problem: Problem, key: Key, batch: int) -> dict[str, Params]:
-    """One estimate by every estimator, from `batch` episodes of each kind of experience."""
-    mdp, gamma = problem.mdp, problem.mdp.gamma
-    env = finite_mdp(mdp)
-    policy = tabular_policy(mdp)
-    table = {name: jnp.asarray(x, jnp.float32) for name, x in problem.value.items()}
-    network = WithCritic(policy, table["exact"])
-    k_episodes, k_rollout, k_old, k_limited = jax.random.split(key, 4)
-
-    # Whole episodes of the policy itself.
-    episodes = episode_experience(k_episodes, env, network, problem.params, batch, HORIZON)
-    x, mask = episodes
-    G = discounted_return(x.reward, mask, gamma)
-    discount = discount_power(mask, gamma)
-    best = jnp.asarray(problem.optimal_baseline, jnp.float32)
-    out = ascents(network, problem.params, episodes, {
-        "total return": total_return(x.reward, mask, gamma),
-        "return to go": discount * G,
-        BROKEN[1]: G,
-        "return to go - batch mean": discount * (G - batch_mean(G, mask)),
-        "return to go, standardised": discount * standardise(G, mask),
-        "return to go - per-time mean": discount * (G - per_time_mean(G, mask)),
-        "return to go - leave-one-out": discount * (G - leave_one_out_mean(G, mask)),
-        "return to go - learned V": discount * (G - table["learned"][x.obs]),
-        "return to go - exact V": discount * (G - table["exact"][x.obs]),
-        "return to go - optimal baseline": discount * (G - best[x.obs]),
-    })  # fmt: skip
-
-    # Rollouts: what needs a learned value.
-    rollouts = rollout_experience(k_rollout, env, network, problem.params, batch, HORIZON)
-    x, mask = rollouts
-
-    def estimate_from(critic: str) -> tuple:
-        value = table[critic]
-        return x.reward, value[x.obs], value[x.next_obs], x.terminated, x.truncated, gamma
-
-    weight = {f"{name} Q": jnp.asarray(q, jnp.float32)[x.obs, x.action] for name, q in problem.q.items()}
-    weight["exact A"] = jnp.asarray(problem.advantage, jnp.float32)[x.obs, x.action]
-    weight |= {f"A2C {n}-step, learned V": n_step(*estimate_from("learned"), n=n)[0] for n in (1, 3)}
-    weight |= {
-        f"GAE {lam:g}, {critic} V": gae(*estimate_from(critic), lam=lam)[0] for critic in CRITICS for lam in LAMBDAS
-    }
-    value = table["exact"]
-    weight[BROKEN[0]] = gae(x.reward, -value[x.obs], value[x.next_obs], x.terminated, x.truncated, gamma, 0.9)[0]
-    out |= ascents(network, problem.params, rollouts, {name: discount * w for name, w in weight.items()})
-
-    # Episodes of an older policy.
-    old = episode_experience(k_old, env, network, problem.old_params, batch, HORIZON)
-    x, mask = old
-    log_prob = network.apply(problem.params, x.obs)[0].log_prob(x.action)
-    decision, whole = per_decision_ratio(log_prob, x.log_prob, mask), trajectory_ratio(log_prob, x.log_prob, mask)
-    advantage = discount * jnp.asarray(problem.advantage, jnp.float32)[x.obs, x.action]
-    out |= ascents(network, problem.params, old, {
-        "trajectory ratio x total return": whole * total_return(x.reward, mask, gamma),
-        "trajectory ratio x exact A": whole * advantage,
-        "ratio to t x exact A": decision * advantage,
-        "ratios to each reward": discount * discounted_return(decision * x.reward, mask, gamma),
-    })  # fmt: skip
-    out["step ratio x return to go"] = ascent(
-        network,
-        problem.params,
-        old,
-        discount * discounted_return(x.reward, mask, gamma),
-        lambda log_prob, weight: surrogate(log_prob, x.log_prob, weight),
-    )
-    out["step ratio x exact A"] = ascent(
-        network, problem.params, old, advantage, lambda log_prob, weight: surrogate(log_prob, x.log_prob, weight)
-    )
-    out["clipped ratio x exact A"] = ascent(
-        network,
-        problem.params,
-        old,
-        advantage,
-        lambda log_prob, weight: clipped_surrogate(log_prob, x.log_prob, weight, CLIP_EPS),
-    )
-
-    # Rollouts in which a time limit cuts every episode half way.
-    limited_env = finite_mdp(dataclasses.replace(mdp, horizon=TIME_LIMIT))
-    limited = rollout_experience(k_limited, limited_env, network, problem.params, batch, HORIZON)
-    x, mask = limited
-    discount = jnp.tile(discount_power(mask[:TIME_LIMIT], gamma), (HORIZON // TIME_LIMIT, 1))
-    weight = {f"cut: GAE {lam:g}, {critic} V": gae(*estimate_from(critic), lam=lam)[0] for critic, lam in CUT}
-    value = table["exact"]
-    reset = jnp.roll(value[x.obs], -1, axis=0)  # what comes after in the rollout, which is no next_obs where one ends
-    weight[BROKEN[2]] = gae(x.reward, value[x.obs], reset, x.terminated, x.truncated, gamma, 0.9)[0]
-    return out | ascents(network, problem.params, limited, {name: discount * w for name, w in weight.items()})
-
-
-def ascents(network: WithCritic, params: Params, experience: Experience, weights: Mapping[str, Array]) -> dict:
-    """One estimate for each weight, all in one gradient's code."""
-    shape = experience.mask.shape
-    stacked = jnp.stack([jnp.broadcast_to(w, shape) for w in weights.values()])
-    out = jax.vmap(lambda w: ascent(network, params, experience, w))(stacked)
-    return {name: jax.tree.map(lambda x, i=i: x[i], out) for i, name in enumerate(weights)}
-
-
-# --- what is known of them ---
-
-
-def pose(seed: int) -> Problem:
-    """The process of a seed, two policies, critics learned from 64 episodes or wrong, and what theory says of them."""
-    random = garnet(seed, num_states=5, horizon=HORIZON, horizon_terminates=True)
-    mdp = unroll(dataclasses.replace(random, reward=random.reward + 1))  # rewards of mean 0 would need no baseline
-    rng = np.random.default_rng(seed + 1)
-    logits = 0.7 * rng.normal(size=(5, 3))
-    params, old_params = ({"params": {"logits": x}} for x in (logits, logits + 0.4 * rng.normal(size=(5, 3))))
-    policy = log_policy(tabular_policy(mdp), mdp.num_states)
-    log_pi, log_old = in_float64(policy, params), in_float64(policy, old_params)
-    V, Q, A = in_float64(lambda log_pi: values(mdp, log_pi), log_pi)
-    learned_value, learned_q = learn(mdp, jax.tree.map(jnp.float32, params), jax.random.key(seed))
-    value = {"exact": V, "learned": learned_value, "wrong": V + V.std() * rng.normal(size=V.shape), "shifted": V + 2.0}
-
-    steps_left = np.arange(HORIZON, 0, -1)
-    d = state_distributions(mdp, log_pi, HORIZON, restart=False) * mdp.gamma ** (HORIZON - steps_left)[:, None]
-    d_cut = HORIZON // TIME_LIMIT * d[:TIME_LIMIT]
-
-    def mean_of(distribution, weight):
-        return in_float64(lambda params: weighted_gradient(policy, params, distribution, weight), params)
-
-    def with_critic(distribution, bias, critic, *arguments):  # step by step, for the bias knows how much data is left
-        error = value[critic] - V
-        weight = [A + in_float64(bias, mdp, log_pi, error, *arguments, L) for L in steps_left[-len(distribution) :]]
-        return mean_of(distribution, np.stack(weight))
-
-    exact = in_float64(lambda params: bellman_gradient(mdp, policy, params), params)
-    mean = {name: exact for group in THEORY.values() for name, theory in group.items() if theory == "exact"}
-    mean["learned Q"] = mean_of(d.sum(0), learned_q)
-    mean |= {f"A2C {n}-step, learned V": with_critic(d, n_step_bias, "learned", n) for n in (1, 3)}
-    mean |= {f"GAE {lam:g}, {name} V": with_critic(d, gae_bias, name, lam) for name in CRITICS for lam in LAMBDAS}
-    mean |= {f"cut: GAE {lam:g}, {name} V": with_critic(d_cut, gae_bias, name, lam) for name, lam in CUT}
-    d_old, q_old = in_float64(lambda log_pi: (visitation(mdp, log_pi), values(mdp, log_pi).q), log_old)
-    ratio = np.exp(log_pi - log_old)
-    counts = np.where(A >= 0, ratio <= 1 + CLIP_EPS, ratio >= 1 - CLIP_EPS)
-    mean["step ratio x return to go"] = mean_of(d_old, q_old)
-    mean["step ratio x exact A"] = mean_of(d_old, A)
-    mean["clipped ratio x exact A"] = mean_of(d_old, A * counts)
-    best = in_float64(lambda params: optimal_baseline(mdp, policy, params), params)
-    params, old_params = jax.tree.map(jnp.float32, (params, old_params))
-    return Problem(
-        mdp, params, old_params, value, {"exact": Q, "learned": learned_q}, A, best, exact, mean_of(d_cut, A), mean
-    )
-
-
-def learn(mdp: FiniteMDP, params: Params, key: Key, num_episodes: int = 64) -> tuple[np.ndarray, np.ndarray]:
-    """V and Q as a critic learns them: regressed on the returns to go of a few episodes."""
-    network = WithCritic(tabular_policy(mdp), jnp.zeros(mdp.num_states))
-    critics: dict[str, Network] = {"value": tabular_value(mdp), "q": tabular_q(mdp)}
-    tx = step_direction("adam", None)
-
-    def loss(tables, batch):
-        obs, action, target, mask = batch
-        value = critics["value"].apply(tables["value"], obs)
-        q = jnp.take_along_axis(critics["q"].apply(tables["q"], obs), action[..., None], axis=-1)[..., 0]
-        error = squared_error(value, target) + squared_error(q, target)
-        return jnp.mean(error, where=mask), {}
-
-    @jax.jit
-    def fit(key):
-        x, mask = episode_experience(key, finite_mdp(mdp), network, params, num_episodes, HORIZON)
-        batch = (x.obs, x.action, discounted_return(x.reward, mask, mdp.gamma), mask)
-        tables = {name: critic.init(key, x.obs) for name, critic in critics.items()}
-
-        def step(carry, _):
-            tables, opt_state = carry
-            tables, opt_state, _ = gradient_step(loss, tx, 0.05, tables, opt_state, batch)
-            return (tables, opt_state), None
-
-        (tables, _), _ = jax.lax.scan(step, (tables, tx.init(tables)), length=500)
-        return tables["value"]["params"]["value"], tables["q"]["params"]["value"]
-
-    V, Q = fit(key)
-    return np.asarray(V, np.float64), np.asarray(Q, np.float64)
-
-
-# --- the study ---
 
 
 class Row(NamedTuple):
@@ -310,7 +64,7 @@ def measure(problem: Problem, key: Key, batch: int, num_samples: int) -> tuple[d
     rows = {}
     for name in (*NAMES, *BROKEN):
         estimate = samples[name]
-        exact = problem.exact_cut if name.startswith("cut") or name == BROKEN[2] else problem.exact
+        exact = problem.exact_cut if name.startswith("cut") or name == OFF_BY_ONE else problem.exact
         mean = problem.mean.get(name)
         if name == "return to go - per-time mean":
             mean = jax.tree.map(lambda x: (1 - 1 / batch) * x, problem.exact)

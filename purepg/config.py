@@ -26,11 +26,12 @@ class Range(NamedTuple):
     def __str__(self) -> str:
         if math.isinf(self.high):
             return f"{'above' if self.above else 'at least'} {self.low:g}"
-        return f"in {'(' if self.above else '['}{self.low:g}, {self.high:g}]"
+        return f"in {'(' if self.above else '['}{self.low:g}, {self.high:.10g}]"
 
 
 Count = Annotated[int, Range(1)]
 CountOrZero = Annotated[int, Range(0)]
+Seed = Annotated[int, Range(0, 2**32 - 1)]
 Positive = Annotated[float, Range(0.0, above=True)]
 NonNegative = Annotated[float, Range(0.0)]
 UnitInterval = Annotated[float, Range(0.0, 1.0)]

@@ -142,10 +142,15 @@ def fisher(mdp: FiniteMDP, policy: LogPolicy, params: Params) -> Array:
 def natural_gradient(mdp: FiniteMDP, policy: LogPolicy, params: Params) -> Params:
     """F^+ dJ/dtheta (Kakade 2001), F^+ the pseudo-inverse: a softmax has more logits than it needs.
 
-    For a tabular softmax without terminal states it is A / (1 - gamma), up to a constant in each state.
+    For a tabular softmax without terminal states it is A / (1 - gamma), up to a constant in each state. Eigenvalues of
+    F below 1e-10 of the largest, or below 1e-12, count as zero: a nearly deterministic policy's are as small as the
+    gradient's rounding error. Meant for double precision.
     """
     gradient, unravel = ravel_pytree(bellman_gradient(mdp, policy, params))
-    return unravel(jnp.linalg.pinv(fisher(mdp, policy, params), rtol=1e-10, hermitian=True) @ gradient)
+    eigenvalue, vector = jnp.linalg.eigh(fisher(mdp, policy, params))
+    kept = eigenvalue > jnp.maximum(1e-10 * eigenvalue[-1], 1e-12)
+    inverse = jnp.where(kept, 1 / jnp.where(kept, eigenvalue, 1.0), 0.0)
+    return unravel(vector @ (inverse * (gradient @ vector)))
 
 
 # --- the best there is ---

@@ -85,10 +85,12 @@ def gradient_statistics(
     }
 
 
-def sample(estimator: Callable[[Key], Any], key: Key, num_samples: int, chunk: int = 1024) -> Any:
+def sample(
+    estimator: Callable[[Key], Any], key: Key, num_samples: int, chunk: int = 1024, jit: Callable = jax.jit
+) -> Any:
     """`num_samples` independent estimates in one compiled program: a tree of numpy arrays `[num_samples, ...]`."""
     keys = jax.random.split(key, num_samples)
-    estimates = jax.jit(lambda keys: jax.lax.map(estimator, keys, batch_size=min(chunk, num_samples)))(keys)
+    estimates = jit(lambda keys: jax.lax.map(estimator, keys, batch_size=min(chunk, num_samples)))(keys)
     return jax.tree.map(np.asarray, estimates)
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 
 from purepg import envs
-from purepg.config import Count, CountOrZero, check
+from purepg.config import Count, CountOrZero, Seed, check
 from purepg.run.loop import Progress, Sink, ctrl_c_finishes_the_block, run_chunk
 from purepg.run.plot import curves
 from purepg.run.population import (
@@ -61,10 +61,10 @@ class RunConfig:
     env: str = "CartPole-v1"
     total_steps: Count = 100_000
     num_seeds: Count = 16
-    seed: int = 0
+    seed: Seed = 0
     log_every: CountOrZero = 10
     eval_episodes: Count = 128
-    eval_seed: int = 0
+    eval_seed: Seed = 0
     eval_max_steps: Count | None = None
     max_parallel: Count | None = None
     devices: Count | None = None

@@ -2,11 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
 from purepg.run.statistics import iqm
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # Okabe and Ito's colours without black and yellow: told apart by colour-blind readers, and on white. Seven settings
 # have a colour of their own; the next seven share them in another line style.
@@ -59,18 +62,23 @@ def curves(
     axes.set_xlabel("environment steps per seed")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlim(0, 1.01 * end)
-    axes.grid(axis="y", color="#E5E5E5", linewidth=0.8)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set(linewidth=0.8, color=GREY)
-    axes.tick_params(colors=GREY, width=0.8, labelcolor="black")
-    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", pad=22)
     note = f"IQM over {num_seeds} seeds; band: lower to upper quartile" if num_seeds > 1 else "one seed"
-    axes.annotate(note, (0, 1), (0, 6), xycoords="axes fraction", textcoords="offset points", fontsize=9, color=GREY)
+    dress(axes, title, note)
     if outside:
         figure.legend(loc="outside right upper", frameon=False, fontsize=8)
     elif num_settings > 1:
         axes.legend(frameon=False, fontsize=9)
     figure.savefig(file, format="png")
+
+
+def dress(axes: "Axes", title: str, note: str) -> None:
+    """What every picture here shares: a title, a line of explanation under it, thin axes and a faint grid."""
+    axes.grid(axis="y", color="#E5E5E5", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set(linewidth=0.8, color=GREY)
+    axes.tick_params(colors=GREY, width=0.8, labelcolor="black")
+    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", pad=22)
+    axes.annotate(note, (0, 1), (0, 6), xycoords="axes fraction", textcoords="offset points", fontsize=9, color=GREY)
 
 
 def on_common_grid(env_steps: np.ndarray, value: np.ndarray, window: int = 1) -> tuple[np.ndarray, np.ndarray]:

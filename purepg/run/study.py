@@ -29,8 +29,8 @@ class Study(NamedTuple):
 def main(
     study: Callable[[Any], Study], config: Any, description: str | None = None, arguments: Sequence[str] | None = None
 ) -> None:
-    """Runs `study(config)`, a flag for each field of the config, prints its report and writes what it found into a
-    folder. Exits: 0 done, 2 a bad argument, 1 a failed write, 130 Ctrl-C.
+    """Runs `study(config)`, a flag for each field of the config, writes what it found into a folder and prints the
+    report. Exits: 0 done, 2 a bad argument, 1 a failed write, 130 Ctrl-C.
 
     Args:
       config: a frozen dataclass with the defaults.
@@ -57,14 +57,14 @@ def main(
         leave(script, error, 2)
     except KeyboardInterrupt:
         leave(script, "interrupted; nothing was written", 130)
-    print(found.report)
     try:
         (out / REPORT).write_text(found.report + "\n")
         (out / NUMBERS).write_text(json.dumps(plain(found.numbers), indent=1) + "\n")
         found.figure.savefig(out / FIGURE)
     except OSError as error:
+        print(found.report)
         leave(script, f"cannot write into {out}: {reason(error)}", 1)
-    print(f"wrote {out}")
+    print(f"{found.report}\nwrote {out}")
 
 
 def _folder(out: Path | None, script: str) -> Path:

@@ -1,0 +1,303 @@
+"""What the missing gamma^t does (in the spirit of Nota & Thomas 2020).
+
+On five states that a policy cannot tell apart, the update that most code makes climbs neither the discounted return nor
+the undiscounted one: it walks to the policy that is worst by both. That policy has one parameter, p = sigmoid(theta),
+the probability of action 0 in every state. Its gradients are computed, then estimated by REINFORCE's own update, then
+followed.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from purepg.advantages import discount_power, discounted_return
+from purepg.algorithms.reinforce import REINFORCEConfig, reinforce
+from purepg.config import Count, Positive, Range, Seed
+from purepg.envs.finite_mdp import aliased, finite_mdp
+from purepg.lab.estimators import WithCritic, update_of
+from purepg.lab.exact import bellman_gradient, in_float64, log_policy, objective, score, values, weighted_gradient
+from purepg.lab.statistics import Statistics, sample, statistics
+from purepg.lab.trajectories import enumerate_trajectories, state_distributions
+from purepg.networks import tabular_policy
+from purepg.run.plot import COLOURS, GREY, dress
+from purepg.run.study import Study, main, table
+from purepg.train import train
+from purepg.types import Algorithm, Params
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MDP = aliased()
+UNDISCOUNTED = dataclasses.replace(MDP, gamma=1.0)
+MAX_STEPS = 5  # of the longest episode
+NETWORK = tabular_policy(MDP, pinned=True)
+POLICY = log_policy(NETWORK, MDP.num_states)
+START = 0.5  # p where the update is estimated, and where training begins
+NAMES = {True: "with gamma^t", False: "without gamma^t"}  # by `discount_states`
+Z = 5.0  # standard errors from 0 at which a sign is beyond doubt
+
+
+@dataclass(frozen=True)
+class Config:
+    """Numbers of the experiment; everything computed is the same whatever they are.
+
+    Attributes:
+      seed: of everything random.
+      num_samples: one-episode updates behind each estimate.
+      num_seeds: agents trained with gamma^t, and as many without.
+      num_updates: updates of each agent.
+      num_episodes: episodes an update.
+      learning_rate: of the plain gradient.
+    """
+
+    seed: Seed = 0
+    num_samples: Annotated[int, Range(100)] = 65_536
+    num_seeds: Count = 16
+    num_updates: Count = 800
+    num_episodes: Count = 64
+    learning_rate: Positive = 0.25
+
+
+def parameters(p: float) -> Params:
+    return {"params": {"logits": np.full((1, 1), np.log(p / (1 - p)))}}
+
+
+def theta(params: Params) -> Any:
+    """The one number in a tree of parameters, or in a gradient."""
+    return params["params"]["logits"][..., 0, 0]
+
+
+# --- computed ---
+
+
+def computed(p: float) -> dict[str, tuple[float, float]]:
+    """The gradients and the mean updates at p, each from the laboratory's tables and in closed form."""
+    params, dp = parameters(p), p * (1 - p)
+    visited = state_distributions(MDP, in_float64(POLICY, params), MAX_STEPS, restart=False)  # P(s_t = s), no gamma^t
+
+    def mean_update(params):
+        return weighted_gradient(POLICY, params, jnp.asarray(visited), values(MDP, POLICY(params)).q)
+
+    update = float(theta(in_float64(mean_update, params)))
+    return {
+        "dJ_.5": (float(theta(in_float64(bellman_gradient, MDP, POLICY, params))), 0.25 * dp),
+        "dJ_1": (float(theta(in_float64(bellman_gradient, UNDISCOUNTED, POLICY, params))), 6.5 * dp),
+        "no gamma^t": (update, -0.5 * dp),
+        # REINFORCE's `mean_over_steps`, also without gamma^t, divides the sum over a batch's steps by their number. The
+        # mean of that ratio tends to the ratio of the means as the batch grows; this is the limit.
+        "mean over steps": (update / float(visited.sum()), -0.5 * dp / (2 + 3 * p)),
+    }
+
+
+def one_episode(value: np.ndarray, discount_states: bool) -> tuple[float, float]:
+    """Mean and standard deviation of REINFORCE's update from a single episode at p = 1/2, over all trajectories."""
+
+    def moments(params):
+        trajectory, mask, probability = jax.tree.map(jnp.asarray, enumerate_trajectories(MDP, POLICY(params)))
+        weight = discounted_return(trajectory.reward, mask, MDP.gamma) - value[trajectory.obs]
+        if discount_states:
+            weight *= discount_power(mask, MDP.gamma)
+        update = jnp.sum(score(POLICY, params)[trajectory.obs, trajectory.action, 0] * weight, axis=0, where=mask)
+        mean = probability @ update
+        return mean, jnp.sqrt(probability @ (update - mean) ** 2)
+
+    mean, deviation = in_float64(moments, parameters(START))
+    return float(mean), float(deviation)
+
+
+def returns(p: np.ndarray) -> np.ndarray:
+    """J_.5 and J_1 of policies `[N]`, `[N, 2]`; p may be 0 or 1."""
+
+    def both(p):
+        log_pi = jnp.broadcast_to(jnp.log(jnp.stack([p, 1 - p])), MDP.reward.shape)
+        return jnp.stack([objective(mdp, log_pi) for mdp in (MDP, UNDISCOUNTED)])
+
+    return in_float64(jax.vmap(both), np.asarray(p, np.float64))
+
+
+# --- estimated ---
+
+
+def algorithm(config: Config, value: np.ndarray, **changes: Any) -> Algorithm:
+    """REINFORCE with the plain gradient of the return; `value` is the critic's, and does not learn."""
+    settings = REINFORCEConfig(
+        num_episodes=config.num_episodes,
+        max_steps=MAX_STEPS,
+        optimizer="sgd",
+        learning_rate=config.learning_rate,
+        gamma=MDP.gamma,
+        baseline="none",
+        mean_over_steps=False,
+        value_coef=0.0,
+    )
+    return reinforce(finite_mdp(MDP), WithCritic(NETWORK, jnp.asarray(value)), dataclasses.replace(settings, **changes))
+
+
+class Estimate(NamedTuple):
+    """REINFORCE's update from one episode: as sampled, and as it should be."""
+
+    discounts: bool
+    baseline: str
+    sampled: Statistics
+    mean: float
+    deviation: float
+
+    def z(self, target: float) -> float:
+        """How many standard errors the mean is away from a number."""
+        return float((self.sampled.mean[0] - target) / self.sampled.standard_error[0])
+
+
+def estimated(config: Config) -> list[Estimate]:
+    params = jax.tree.map(jnp.float32, parameters(START))
+    value = in_float64(lambda params: values(MDP, POLICY(params)).value, parameters(START))
+    out = []
+    for baseline, V in {"none": 0 * value, "value": value}.items():
+        for discounts in NAMES:
+            one = algorithm(config, V, num_episodes=1, baseline=baseline, discount_states=discounts)
+            key = jax.random.fold_in(jax.random.key(config.seed), len(out))
+            samples = theta(sample(update_of(one, params, config.learning_rate), key, config.num_samples))
+            mean, deviation = one_episode(V, discounts)
+            out.append(Estimate(discounts, baseline, statistics(samples, np.float64(mean)), mean, deviation))
+    return out
+
+
+def episodes_needed(mean: float, deviation: float) -> float:
+    """Episodes after which a mean is Z standard errors away from 0."""
+    return (Z * deviation / mean) ** 2
+
+
+# --- followed ---
+
+
+def trained(config: Config) -> dict[bool, np.ndarray]:
+    """p before the first update and after each, `[S, U + 1]`, by `discount_states`: one program for all agents."""
+
+    def run(key, discounts):
+        base = algorithm(config, np.zeros(MDP.num_states), discount_states=discounts)
+
+        def step(key, state, update):
+            state, metrics = base.step(key, state, update)
+            return state, metrics | {"p": jax.nn.sigmoid(theta(state.learner.params))}
+
+        k_init, k_train = jax.random.split(key)
+        _, metrics = train(k_train, base._replace(step=step), base.init(k_init), 0, config.num_updates)
+        return jnp.append(START, metrics["p"])
+
+    seeds = jax.vmap(partial(jax.random.fold_in, jax.random.key(config.seed)))(jnp.arange(config.num_seeds))
+    return jax.tree.map(np.asarray, jax.jit(jax.vmap(lambda key: {d: run(key, d) for d in NAMES}))(seeds))
+
+
+def mean_path(config: Config, rate: float) -> np.ndarray:
+    """p before the first update and after each, `[U + 1]`, if each were its mean, rate * p (1 - p)."""
+    logit, path = 0.0, [START]
+    for _ in range(config.num_updates):
+        logit += config.learning_rate * rate * path[-1] * (1 - path[-1])
+        path.append(float(np.exp(-np.logaddexp(0.0, -logit))))  # sigmoid, without overflow
+    return np.array(path)
+
+
+def draw(path: dict[bool, np.ndarray], mean: dict[bool, np.ndarray]) -> "Figure":
+    """p over updates: median and quartiles over the seeds, and the path of the mean update."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.4), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    num_seeds, num_points = path[True].shape
+    update = np.arange(num_points)
+    for discounts, colour in zip(NAMES, COLOURS, strict=False):
+        lower, middle, upper = np.quantile(path[discounts], (0.25, 0.5, 0.75), axis=0)
+        axes.fill_between(update, lower, upper, color=colour, alpha=0.25, linewidth=0)
+        axes.plot(update, middle, color=colour, linewidth=1.8, label=NAMES[discounts].replace("gamma^t", r"$\gamma^t$"))
+        label = None if discounts else "if every update were its mean"
+        axes.plot(update, mean[discounts], "--", color="black", linewidth=0.9, label=label)
+    for p, (discounted, undiscounted) in zip((0.0, 1.0), returns(np.array([0.0, 1.0])), strict=True):
+        text = f"p = {p:g}: $J_{{.5}}$ = {discounted:g}, $J_1$ = {undiscounted:g}"
+        place, side = (p + 0.025, "bottom") if p else (p - 0.025, "top")
+        axes.text(num_points - 1, place, text, ha="right", va=side, fontsize=9, color=GREY)
+    axes.set(xlabel="update", ylabel="p, the probability of action 0", xlim=(0, num_points - 1), ylim=(-0.09, 1.09))
+    axes.set_yticks(np.linspace(0, 1, 6))
+    note = f"$\\gamma$ = 0.5; median over {num_seeds} seeds; band: lower to upper quartile"
+    dress(axes, "REINFORCE on five aliased states", note)
+    axes.legend(frameon=False, fontsize=9, loc="center right")
+    return figure
+
+
+# --- the report ---
+
+
+def study(config: Config) -> Study:
+    """Computes, estimates, trains, and says it in three tables."""
+    exact = {p: computed(p) for p in (0.1, 0.3, 0.5, 0.7, 0.9)}
+    estimates = estimated(config)
+    path = trained(config)
+    return Study(
+        "\n\n".join([say_computed(exact), say_estimated(estimates, exact[START]), say_trained(config, path)]),
+        {
+            "config": dataclasses.asdict(config),
+            "computed": {str(p): columns for p, columns in exact.items()},
+            "estimated": [row._asdict() | {"sampled": row.sampled._asdict()} for row in estimates],
+            "final_p": {NAMES[discounts]: p[:, -1] for discounts, p in path.items()},
+        },
+        draw(path, {discounts: mean_path(config, 0.25 if discounts else -0.5) for discounts in NAMES}),
+    )
+
+
+def say_computed(exact: dict[float, dict[str, tuple[float, float]]]) -> str:
+    forms = [".25 p(1-p)", "6.5 p(1-p)", "-.5 p(1-p)", "-.5 p(1-p)/(2+3p)"]
+    header = ["p", *(x for pair in zip(exact[START], forms, strict=True) for x in pair)]
+    rows = [[f"{p:g}", *(f"{x:.6f}" for pair in columns.values() for x in pair)] for p, columns in exact.items()]
+    worst = max(abs(x - y) for columns in exact.values() for x, y in columns.values())
+    return (
+        f"Computed, and in closed form (largest difference {worst:.0e}). No gamma^t: the mean update without it. Mean "
+        f"over steps: that by an episode's mean length, the limit for large batches\n{table(header, rows)}"
+    )
+
+
+def say_estimated(estimates: list[Estimate], exact: dict[str, tuple[float, float]]) -> str:
+    gradient, update = exact["dJ_.5"][1], exact["no gamma^t"][1]
+    header = ["update", "baseline", "mean", "error", f"z to {gradient:g}", f"z to {update:g}"]
+    header += ["deviation", "exact", f"episodes to z = {Z:g}", "exact"]
+    rows = []
+    for row in estimates:
+        mean, deviation = row.sampled.mean[0], row.sampled.variance**0.5
+        rows.append([
+            NAMES[row.discounts],
+            {"none": "none", "value": "exact V"}[row.baseline],
+            f"{mean:.4f}",
+            f"{row.sampled.standard_error[0]:.4f}",
+            f"{row.z(gradient):.1f}",
+            f"{row.z(update):.1f}",
+            f"{deviation:.4f}",
+            f"{row.deviation:.4f}",
+            f"{episodes_needed(mean, deviation):,.0f}",
+            f"{episodes_needed(row.mean, row.deviation):,.0f}",
+        ])  # fmt: skip
+    return (
+        f"Estimated at p = {START:g}, where dJ_.5 = {gradient:g} and -.5 p(1-p) = {update:g}: REINFORCE's update from "
+        f"one episode, {estimates[0].sampled.num_samples:,} of them\n{table(header, rows)}"
+    )
+
+
+def say_trained(config: Config, path: dict[bool, np.ndarray]) -> str:
+    header = ["policy", "p, median", "lowest", "highest", "above .9", "below .1", "J_.5, median", "J_1, median"]
+    rows = []
+    for discounts, name in NAMES.items():
+        p = path[discounts][:, -1]
+        spread = [f"{x:.3f}" for x in (np.median(p), p.min(), p.max())]
+        shares = [f"{np.mean(p > 0.9):.0%}", f"{np.mean(p < 0.1):.0%}"]
+        rows.append([f"trained {name}", *spread, *shares, *(f"{x:.3f}" for x in np.median(returns(p), axis=0))])
+    for p in (0.0, START, 1.0):
+        rows.append([f"p = {p:g}", f"{p:.3f}", "", "", "", "", *(f"{x:.3f}" for x in returns(np.array([p]))[0])])
+    return (
+        f"Trained from p = {START:g}: {config.num_seeds} seeds, {config.num_updates} updates of {config.num_episodes} "
+        f"episodes, learning rate {config.learning_rate:g}\n{table(header, rows)}"
+    )
+
+
+if __name__ == "__main__":
+    main(study, Config(), __doc__)
