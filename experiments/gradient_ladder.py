@@ -24,7 +24,7 @@ from purepg.lab.statistics import Statistics, Verdict, sample, statistics, unbia
 from purepg.lab.theory import standardised_factor
 from purepg.losses import surrogate
 from purepg.networks import tabular_policy
-from purepg.run.plot import COLOURS
+from purepg.run.plot import COLOURS, dress
 from purepg.run.record import say
 from purepg.run.study import Study, main, table
 from purepg.types import Key, Params, UsageError
@@ -200,7 +200,7 @@ def binary_reward(key: Key, num_samples: int) -> str:
 
 def figure(by_batch: Mapping[int, Mapping[str, Row]]) -> Figure:
     """Variance and cosine of every estimator, for each batch size."""
-    chart = Figure(figsize=(10, 9.5), dpi=110, layout="constrained")
+    chart = Figure(figsize=(10, 9.5), dpi=100, layout="constrained")
     left, right = chart.subplots(1, 2, sharey=True)
     y, ticks, labels = 0, [], []
     for group, names in THEORY.items():
@@ -219,12 +219,13 @@ def figure(by_batch: Mapping[int, Mapping[str, Row]]) -> Figure:
     left.set_ylim(y - 0.5, -1)
     left.set_xscale("log")
     left.set_xlabel("batch x variance / |mean|$^2$")
-    right.set_xlabel("cosine to the exact gradient, mean over estimates")
-    right.set_xlim(right=1.0)
+    right.set_xlabel("cosine, mean over estimates")
+    right.set_xlim(0, 1.02)
+    dress(left, "Noise", "of a single episode's share in the estimate")
+    dress(right, "Direction", "angle between one estimate and the exact gradient")
     for axes in (left, right):
-        axes.grid(axis="both", alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    left.legend(loc="lower right")
+        axes.grid(axis="x", color="#E5E5E5", linewidth=0.8)
+    left.legend(loc="lower right", fontsize=9)
     return chart
 
 
