@@ -18,7 +18,7 @@ import numpy as np
 from purepg.advantages import discount_power, discounted_return
 from purepg.algorithms.reinforce import REINFORCEConfig, reinforce
 from purepg.config import Count, Positive, Range, Seed
-from purepg.envs.finite_mdp import aliased, finite_mdp
+from purepg.envs.finite_mdp import aliased, mdp_env
 from purepg.lab.estimators import WithCritic, update_of
 from purepg.lab.exact import bellman_gradient, in_float64, log_policy, objective, score, values, weighted_gradient
 from purepg.lab.statistics import Statistics, sample, statistics
@@ -135,7 +135,7 @@ def algorithm(config: Config, value: np.ndarray, **changes: Any) -> Algorithm:
         mean_over_steps=False,
         value_coef=0.0,
     )
-    return reinforce(finite_mdp(MDP), WithCritic(NETWORK, jnp.asarray(value)), dataclasses.replace(settings, **changes))
+    return reinforce(mdp_env(MDP), WithCritic(NETWORK, jnp.asarray(value)), dataclasses.replace(settings, **changes))
 
 
 class Estimate(NamedTuple):

@@ -17,7 +17,7 @@ from scipy.stats import binom
 
 from purepg.advantages import standardise, total_return, trajectory_ratio
 from purepg.config import Count, Seed
-from purepg.envs.finite_mdp import bandit, finite_mdp
+from purepg.envs.finite_mdp import bandit, mdp_env
 from purepg.lab.estimators import WithCritic, ascent, episode_experience
 from purepg.lab.ladder import BROKEN, LAMBDAS, NAMES, OFF_BY_ONE, THEORY, Problem, estimates, pose
 from purepg.lab.statistics import Statistics, Verdict, sample, statistics, unbiasedness, variance_change
@@ -150,7 +150,7 @@ def one_state(key: Key, num_samples: int) -> str:
         network = WithCritic(policy, jnp.zeros(1))
 
         def estimate(key, mdp=mdp, network=network, H=H):
-            old_episode = episode_experience(key, finite_mdp(mdp), network, old_params, 1, H)
+            old_episode = episode_experience(key, mdp_env(mdp), network, old_params, 1, H)
             x, mask = old_episode
             log_prob = network.apply(params, x.obs)[0].log_prob(x.action)
             ratio = trajectory_ratio(log_prob, x.log_prob, mask)
@@ -188,7 +188,7 @@ def binary_reward(key: Key, num_samples: int) -> str:
         params = {"params": {"logits": jnp.array([[np.log(p / (1 - p))]])}}
 
         def estimate(key, mdp=mdp, network=network, params=params, G=G):
-            group = episode_experience(key, finite_mdp(mdp), network, params, G, 1)
+            group = episode_experience(key, mdp_env(mdp), network, params, G, 1)
             return ascent(network, params, group, standardise(group.trajectory.reward, group.mask))
 
         exact = standardised_factor(G, p) * p * (1 - p)

@@ -49,8 +49,8 @@ def total_return(reward: Array, mask: Array, gamma: Array | float, final_value: 
 def discount_power(mask: Array, gamma: Array | float) -> Array:
     """gamma^t, `[T, 1]`: the factor that the discounted objective's gradient has and most code drops
     (Nota & Thomas 2020)."""
-    t = jnp.arange(mask.shape[0], dtype=jnp.float32)[:, None]
-    return jnp.power(jnp.asarray(gamma, jnp.float32), t)
+    t = jnp.arange(mask.shape[0], dtype=float)[:, None]
+    return jnp.power(jnp.asarray(gamma, float), t)
 
 
 def batch_mean(weight: Array, mask: Array) -> Array:

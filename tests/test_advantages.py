@@ -15,10 +15,12 @@ from purepg.advantages import (
     gae,
     leave_one_out_mean,
     n_step,
+    per_decision_ratio,
     per_time_mean,
     standardise,
     td_error,
     total_return,
+    trajectory_ratio,
 )
 
 T, N, GAMMA = 8, 6, 0.9
@@ -286,3 +288,43 @@ def test_standardise_gives_mean_zero_and_deviation_one_over_the_mask():
     np.testing.assert_allclose(standardise(weight), (weight - weight.mean()) / weight.std(), rtol=1e-3, atol=1e-4)
     # Rewards of 0 and 1 with one success in a thousand are a signal, not rounding.
     assert np.std(standardise(jnp.zeros(1000).at[3].set(1.0))) > 0.99
+
+
+# --- importance ratios ---
+
+
+def test_ratios_are_products_over_the_whole_episode_or_up_to_a_step_and_one_outside_the_mask():
+    log_prob, old_log_prob = -abs(normal(5, T, N)), -abs(normal(6, T, N))
+    whole, so_far = np.ones((T, N)), np.ones((T, N))
+    for i, length in enumerate(LENGTHS):
+        for t in range(length):
+            so_far[t, i] = np.prod(np.exp(log_prob[: t + 1, i]) / np.exp(old_log_prob[: t + 1, i]))
+        whole[:length, i] = so_far[length - 1, i]
+    # What lies beyond an episode's end was decided by nobody.
+    beyond = jnp.where(MASK, log_prob, 1e6)
+    np.testing.assert_allclose(trajectory_ratio(beyond, old_log_prob, MASK), whole, rtol=1e-4)
+    np.testing.assert_allclose(per_decision_ratio(beyond, old_log_prob, MASK), so_far, rtol=1e-4)
+
+
+def test_an_episodes_ratio_has_mean_one_and_a_variance_that_grows_exponentially():
+    """Two arms, (.7, .3) against (.5, .5), over all 2^H episodes: 1.16^H - 1, and 1.16^(t+1) - 1 up to step t."""
+    action = np.array(list(itertools.product(range(2), repeat=10))).T
+    log_prob, old_log_prob = jnp.log(jnp.array([0.7, 0.3]))[action], jnp.log(jnp.full(action.shape, 0.5))
+    mask = jnp.ones(action.shape, bool)
+    whole, so_far = (np.asarray(f(log_prob, old_log_prob, mask)) for f in (trajectory_ratio, per_decision_ratio))
+    power = 1.16 ** np.arange(1, 11)
+    np.testing.assert_allclose([whole.mean(1), so_far.mean(1)], np.ones((2, 10)), rtol=1e-5)
+    np.testing.assert_allclose(whole.var(1), np.full(10, power[-1] - 1), rtol=1e-4)
+    np.testing.assert_allclose(so_far.var(1), power - 1, rtol=1e-4)
+
+
+def test_ratios_of_shapes_that_do_not_fit_raise():
+    log_prob = normal(7, T, N)
+    for ratio in (trajectory_ratio, per_decision_ratio):
+        for wrong in (
+            (log_prob[:1], log_prob, MASK),
+            (log_prob, log_prob[:1], MASK),
+            (log_prob, log_prob, MASK[:, :1]),
+        ):
+            with pytest.raises(AssertionError):
+                ratio(*wrong)

@@ -10,7 +10,7 @@ from helpers import quick_jit
 
 from purepg.advantages import discount_power, discounted_return
 from purepg.algorithms.reinforce import REINFORCEConfig, reinforce
-from purepg.envs.finite_mdp import aliased, bandit, finite_mdp, garnet, unroll
+from purepg.envs.finite_mdp import aliased, bandit, garnet, mdp_env, unroll
 from purepg.lab.estimators import WithCritic, update_of
 from purepg.lab.exact import (
     bellman_gradient,
@@ -118,7 +118,7 @@ def test_reinforces_own_update_goes_up_with_gamma_t_and_down_without():
         return [
             only_number(
                 update_of(
-                    reinforce(finite_mdp(ALIASED), network, dataclasses.replace(config, discount_states=discounts)),
+                    reinforce(mdp_env(ALIASED), network, dataclasses.replace(config, discount_states=discounts)),
                     params,
                     config.learning_rate,
                 )(key)

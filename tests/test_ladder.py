@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import quick_jit
 
 from purepg.algorithms.a2c import A2CConfig, a2c
 from purepg.algorithms.ppo import PPOConfig, ppo
 from purepg.algorithms.reinforce import REINFORCEConfig, reinforce
-from purepg.envs.finite_mdp import finite_mdp, garnet, unroll
+from purepg.envs.finite_mdp import garnet, mdp_env, unroll
 from purepg.lab.estimators import update_of
 from purepg.lab.exact import bellman_gradient, in_float64, log_policy, values, weighted_gradient
 from purepg.lab.ladder import (
@@ -25,7 +26,6 @@ from purepg.lab.ladder import (
 from purepg.lab.statistics import sample, statistics, unbiasedness, variance_change
 from purepg.lab.trajectories import state_distributions
 from purepg.networks import tabular_actor_critic
-from helpers import quick_jit
 
 BATCH = 4
 DETECTED = 6.0  # |z|
@@ -119,7 +119,7 @@ def test_causality_and_baselines_cut_the_variance_and_the_optimal_one_cuts_it_mo
 
 def test_reinforce_takes_the_exact_gradient_step_with_every_unbiased_baseline():
     mdp, H = unroll(garnet(3, 3, 2, 2, horizon=4, horizon_terminates=True)), 4
-    network, env = tabular_actor_critic(mdp), finite_mdp(mdp)
+    network, env = tabular_actor_critic(mdp), mdp_env(mdp)
     policy = log_policy(network, mdp.num_states)
     params = network.init(jax.random.key(0), jnp.int32(0))
     params["params"]["policy"]["logits"] = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2)), jnp.float32)
@@ -151,7 +151,7 @@ def test_a2c_and_ppo_take_the_mean_gradient_over_the_states_that_a_rollout_visit
     """Episodes of three steps end by the clock, rollouts have seven: with the exact V, every step's advantage is right,
     whatever lambda; taking the limit for a death is seen."""
     mdp, T = garnet(3, 3, 2, 2, horizon=3), 7
-    network, env = tabular_actor_critic(mdp), finite_mdp(mdp)
+    network, env = tabular_actor_critic(mdp), mdp_env(mdp)
     policy = log_policy(network, mdp.num_states)
     params = network.init(jax.random.key(0), jnp.int32(0))
     params["params"]["policy"]["logits"] = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2)), jnp.float32)

@@ -16,6 +16,7 @@ from purepg.losses import (
     kl_k3,
     policy_gradient,
     squared_error,
+    surrogate,
 )
 
 EPS = 0.2
@@ -61,6 +62,13 @@ def test_the_clipped_surrogates_gradient_is_ratio_times_advantage_where_the_clip
     np.testing.assert_allclose(gradient, np.where(free, -ratio * advantage, 0.0), rtol=1e-5)
     # Pessimistic: never better than the surrogate without a clip, and bounded where the clip is in force.
     np.testing.assert_allclose(loss, -np.minimum(ratio * advantage, np.clip(ratio, 0.8, 1.2) * advantage), rtol=1e-5)
+
+
+def test_the_surrogate_is_minus_ratio_times_weight_and_what_a_clip_out_of_reach_leaves():
+    new, old = log_probs(LOGITS), log_probs(0.5 * LOGITS)
+    loss = surrogate(new, old, ADVANTAGE)
+    np.testing.assert_allclose(loss, -np.exp(new) / np.exp(old) * ADVANTAGE, rtol=1e-5)
+    np.testing.assert_allclose(loss, clipped_surrogate(new, old, ADVANTAGE, 1e6), rtol=1e-6)
 
 
 def test_what_the_equations_hold_constant_has_no_gradient():
@@ -128,6 +136,8 @@ def test_all_finite_finds_one_bad_number_anywhere_and_looks_at_floats_only(bad):
     "loss",
     [
         policy_gradient,
+        lambda a, b: surrogate(a, a, b),
+        lambda a, b: surrogate(a, b, a),
         lambda a, b: clipped_surrogate(a, a, b, EPS),
         lambda a, b: clipped_surrogate(a, b, a, EPS),
         squared_error,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from purepg.envs.finite_mdp import NAMED, finite_mdp
+from purepg.envs.finite_mdp import NAMED, mdp_env
 from purepg.envs.gymnax import gymnax_env
 from purepg.types import Env
 
@@ -12,5 +12,5 @@ def make(name: str, params: Mapping[str, Any] | None = None, **constructor_kwarg
     """The environment of a name, as scripts take it from `--env NAME`: one of `finite_mdp.NAMED`, whose arguments are
     `constructor_kwargs`, or else a gymnax environment (`gymnax_env`)."""
     if name in NAMED and params is None:
-        return finite_mdp(NAMED[name](**constructor_kwargs))
+        return mdp_env(NAMED[name](**constructor_kwargs))
     return gymnax_env(name, params, **constructor_kwargs)

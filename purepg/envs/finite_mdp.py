@@ -1,6 +1,6 @@
 """Finite Markov decision processes: environments of which everything can be computed (`purepg.lab`).
 
-A `FiniteMDP` is data; `finite_mdp` makes an `Env` of it, which observes the state's number; `unroll` puts the time into
+A `FiniteMDP` is data; `mdp_env` makes an `Env` of it, which observes the state's number; `unroll` puts the time into
 the state. The named ones are functions of few arguments, and `purepg.envs.make` knows them by name.
 """
 
@@ -49,7 +49,7 @@ class FiniteMDP:
     def __post_init__(self):
         transition, reward = np.array(self.transition, np.float64), np.array(self.reward, np.float64)
         start = np.array(self.start, np.float64)
-        if transition.ndim != 3 or transition.shape[0] != transition.shape[2]:
+        if transition.ndim != 3 or transition.shape[0] != transition.shape[2] or not transition.size:
             raise UsageError(f"{self.name}: transition has shape {transition.shape}, which must be [S, A, S]")
         S, A, _ = transition.shape
         terminal = np.array(self.terminal, bool) if len(self.terminal) else np.zeros(S, bool)
@@ -62,7 +62,7 @@ class FiniteMDP:
         transition[terminal] = np.eye(S)[terminal][:, None]
         reward[terminal] = 0.0
         for name, x in {"transition": transition, "start": start}.items():
-            if np.any(x < 0) or np.any(np.abs(x.sum(-1) - 1) > 1e-9):
+            if not (np.all(x >= 0) and np.all(np.abs(x.sum(-1) - 1) <= 1e-9)):
                 raise UsageError(f"{self.name}: {name} must hold distributions, not negative and with sum 1")
         if not np.all(np.isfinite(reward)):
             raise UsageError(f"{self.name}: reward must be finite")
@@ -70,12 +70,12 @@ class FiniteMDP:
             raise UsageError(f"{self.name}: an episode cannot start in a terminal state")
         if not 0 <= self.gamma <= 1:
             raise UsageError(f"{self.name}: gamma ({self.gamma}) must be in [0, 1]")
-        if self.horizon is not None and self.horizon < 1:
-            raise UsageError(f"{self.name}: horizon ({self.horizon}) must be at least 1")
+        if self.horizon is not None and (self.horizon < 1 or self.horizon != int(self.horizon)):
+            raise UsageError(f"{self.name}: horizon ({self.horizon}) must be a whole number, at least 1")
         if self.horizon is None and self.horizon_terminates:
             raise UsageError(f"{self.name}: horizon_terminates (True) needs a horizon")
-        if np.any(alias < 0):
-            raise UsageError(f"{self.name}: alias must hold numbers from 0 on")
+        if np.any(alias < 0) or np.any(alias != self.alias if len(self.alias) else False):
+            raise UsageError(f"{self.name}: alias must hold whole numbers from 0 on")
         if self.gamma == 1 and not self.horizon_terminates and not np.all(_reaches(transition, terminal)):
             raise UsageError(
                 f"{self.name}: gamma (1) needs a way to a terminal state from every state, or a horizon that terminates"
@@ -106,7 +106,7 @@ class MDPState(NamedTuple):
     t: Array  # int32, steps since the reset
 
 
-def finite_mdp(mdp: FiniteMDP) -> Env:
+def mdp_env(mdp: FiniteMDP) -> Env:
     """The process as an environment, which observes the state's number; a policy's `alias` is the policy's business."""
     start, transition = _cumulative(mdp.start), _cumulative(mdp.transition)
     reward, terminal = np.asarray(mdp.reward, np.float32), mdp.terminal

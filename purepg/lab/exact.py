@@ -167,7 +167,7 @@ def optimum(mdp: FiniteMDP, entropy_coef: float = 0.0) -> Optimum:
     pi = softmax(Q / entropy_coef). In float64.
 
     Raises:
-      RuntimeError: it does not settle in 10,000 iterations (gamma near 1 with entropy).
+      RuntimeError: it does not settle in 10,000 iterations (gamma near 1 with entropy; gamma = 1 and a free way round).
     """
     S, A = mdp.reward.shape
     pi, best = np.full((S, A), 1 / A), -np.inf

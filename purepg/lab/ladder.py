@@ -26,7 +26,7 @@ from purepg.advantages import (
     total_return,
     trajectory_ratio,
 )
-from purepg.envs.finite_mdp import FiniteMDP, finite_mdp, garnet, unroll
+from purepg.envs.finite_mdp import FiniteMDP, garnet, mdp_env, unroll
 from purepg.lab.estimators import Experience, WithCritic, ascent, episode_experience, rollout_experience
 from purepg.lab.exact import bellman_gradient, in_float64, log_policy, values, visitation, weighted_gradient
 from purepg.lab.theory import gae_bias, n_step_bias, optimal_baseline
@@ -100,7 +100,7 @@ Weights = dict[str, Array]  # of grad log pi, [T, N], by the estimator's name
 def estimates(problem: Problem, key: Key, batch: int) -> dict[str, Params]:
     """One estimate by every estimator, and by the `BROKEN` ones, from `batch` episodes of each kind of experience."""
     mdp = problem.mdp
-    env, limited_env = finite_mdp(mdp), finite_mdp(dataclasses.replace(mdp, horizon=TIME_LIMIT))
+    env, limited_env = mdp_env(mdp), mdp_env(dataclasses.replace(mdp, horizon=TIME_LIMIT))
     network = WithCritic(tabular_policy(mdp), table(problem.value["exact"]))
     params = problem.params
     k_episodes, k_rollout, k_old, k_limited = jax.random.split(key, 4)
@@ -273,7 +273,7 @@ def learn(mdp: FiniteMDP, params: Params, key: Key, num_episodes: int = 64) -> t
 
     @jax.jit
     def fit(key):
-        x, mask = episode_experience(key, finite_mdp(mdp), network, params, num_episodes, HORIZON)
+        x, mask = episode_experience(key, mdp_env(mdp), network, params, num_episodes, HORIZON)
         batch = (x.obs, x.action, discounted_return(x.reward, mask, mdp.gamma), mask)
         tables = {name: critic.init(key, x.obs) for name, critic in critics.items()}
 

@@ -15,28 +15,32 @@ MAX_TRAJECTORIES = 1_000_000
 
 
 class Enumeration(NamedTuple):
-    """All trajectories, as `rollout.Episodes` holds sampled ones, each with its probability; numpy float64."""
+    """All trajectories, as `rollout.Episodes` holds sampled ones, each with its probability."""
 
-    trajectory: Transition  # leaves [T, N, ...]
+    trajectory: Transition  # leaves [T, N, ...], in the precision in force
     mask: np.ndarray  # [T, N]
-    probability: np.ndarray  # [N], sum 1
+    probability: np.ndarray  # [N] float64, sum 1
 
 
-def enumerate_trajectories(mdp: FiniteMDP, log_pi: Array, num_steps: int | None = None) -> Enumeration:
+def enumerate_trajectories(mdp: FiniteMDP, log_pi: Array | np.ndarray, num_steps: int | None = None) -> Enumeration:
     """Every trajectory from the start to its end.
 
     Args:
       log_pi: `[S, A]`, the policy that acts.
       num_steps: trajectories still running then are truncated; None: the horizon, or until every one has terminated.
     Raises:
-      UsageError: there are more than a million of them.
+      UsageError: there are more than a million of them, or they have no longest one.
     """
+    if num_steps is not None and num_steps < 1:
+        raise UsageError(f"num_steps ({num_steps}) must be at least 1")
     pi = np.exp(np.asarray(log_pi, np.float64))
     limit = min(x for x in (num_steps, mdp.horizon, np.inf) if x is not None)
     (state,) = np.nonzero(mdp.start)
     probability, alive = mdp.start[state], np.ones(len(state), bool)
     steps = []  # of [N] arrays; each entry follows the trajectories as they branch
     while alive.any() and len(steps) < limit:
+        if len(steps) == mdp.num_states and np.isinf(limit):  # some state was met twice
+            raise UsageError(f"{mdp.name} has trajectories of any length: num_steps (None) must be set")
         joint = np.where(alive[:, None, None], pi[state][:, :, None] * mdp.transition[state], 0.0)
         joint[~alive, 0, 0] = 1.0  # what has ended goes on as one
         parent, action, next_state = np.nonzero(joint)
@@ -53,8 +57,10 @@ def enumerate_trajectories(mdp: FiniteMDP, log_pi: Array, num_steps: int | None 
         )
         at_horizon, at_limit = len(steps) + 1 == mdp.horizon, len(steps) + 1 == limit
         terminated = alive & (mdp.terminal[next_state] | (at_horizon & mdp.horizon_terminates))
-        truncated = alive & ~terminated & at_limit
-        now = (state, action, np.log(pi[state, action]), mdp.reward[state, action], terminated, truncated, next_state)
+        time_is_up = at_horizon & (not mdp.horizon_terminates)
+        truncated = alive & (time_is_up | (at_limit & ~terminated))
+        log_prob = np.log(np.where(alive, pi[state, action], 1.0))
+        now = (state, action, log_prob, mdp.reward[state, action], terminated, truncated, next_state)
         steps.append([*(np.where(alive, x, np.zeros_like(x)) for x in now), alive])
         state, alive = next_state, alive & ~(terminated | truncated)
     *trajectory, mask = (np.stack(x) for x in zip(*steps, strict=True))
@@ -78,7 +84,7 @@ def trajectory_gradient(mdp: FiniteMDP, policy: LogPolicy, params: Params, num_s
     return jax.grad(expected)(params)
 
 
-def state_distributions(mdp: FiniteMDP, log_pi: Array, num_steps: int, restart: bool) -> np.ndarray:
+def state_distributions(mdp: FiniteMDP, log_pi: Array | np.ndarray, num_steps: int, restart: bool) -> np.ndarray:
     """P(s_t = s and the episode is running), `[num_steps, S]`, for experience that begins at the start.
 
     Args:
