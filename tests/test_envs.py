@@ -397,6 +397,7 @@ def test_params_are_a_whole_or_the_fields_that_differ():
     [
         ("CartPol-v1", "did you mean CartPole-v1?"),
         ("cartpole-V1", "did you mean CartPole-v1?"),
+        ("clif", "did you mean cliff?"),
         ("catch", "did you mean Catch-bsuite?"),
         ("MinAtar/Breakout-v1", "did you mean Breakout-MinAtar?"),
         ("MountainCar", "did you mean MountainCar-v0 or MountainCarContinuous-v0?"),
