@@ -123,6 +123,33 @@ def td_error(reward: Array, value: Array, next_value: Array, terminated: Array, 
     return reward + gamma * jnp.where(terminated, 0.0, next_value) - value
 
 
+def segment_ratio(log_prob: Array, old_log_prob: Array, ended: Array) -> Array:
+    """prod_t pi(a_t|s_t) / pi_old(a_t|s_t) over the steps of a rollout that belong to one episode, the same at each.
+
+    Args:
+      log_prob, old_log_prob: `[T, ...]`. ended: `[T, ...]` bool, an episode's last step.
+    """
+    chex.assert_equal_shape([log_prob, old_log_prob, ended])
+
+    def running(log_ratio, starts, reverse):
+        def step(before, now):
+            log_ratio, starts = now
+            total = jnp.where(starts, 0.0, before) + log_ratio
+            return total, total
+
+        return jax.lax.scan(step, jnp.zeros_like(log_ratio[0]), (log_ratio, starts), reverse=reverse)[1]
+
+    log_ratio = log_prob - old_log_prob
+    starts = jnp.roll(ended, 1, axis=0).at[0].set(True)
+    until_now, from_now = running(log_ratio, starts, False), running(log_ratio, ended, True)
+    return jnp.exp(until_now + from_now - log_ratio)
+
+
+def effective_sample_size(ratio: Array, where: Array | None = None) -> Array:
+    """(sum ratio)^2 / (n sum ratio^2), a scalar in (0, 1]: the share of the samples that importance weights leave."""
+    return jnp.square(jnp.mean(ratio, where=where)) / jnp.mean(jnp.square(ratio), where=where)
+
+
 def gae(
     reward: Array,
     value: Array,

@@ -29,6 +29,8 @@ class Range(NamedTuple):
         return f"in {'(' if self.above else '['}{self.low:g}, {self.high:.10g}]"
 
 
+ANNEAL_UPDATES = "anneal_updates"
+
 Count = Annotated[int, Range(1)]
 CountOrZero = Annotated[int, Range(0)]
 Seed = Annotated[int, Range(0, 2**32 - 1)]
@@ -47,6 +49,19 @@ def check(config: Any) -> None:
         value, allowed = getattr(config, name), range_of(hint)
         if allowed is not None and isinstance(value, int | float) and value not in allowed:
             raise UsageError(f"{name} ({value}) must be {allowed}")
+
+
+def check_minibatches(batch_size: int, num_minibatches: int, what: str = "num_minibatches") -> None:
+    """Raises UsageError where a rollout's steps cannot be dealt out evenly."""
+    if batch_size % num_minibatches:
+        raise UsageError(f"num_envs * num_steps ({batch_size}) must be divisible by {what} ({num_minibatches})")
+
+
+def check_schedules(config: Any) -> None:
+    """Raises UsageError where something is to be annealed and no length is given; `run` gives the run's."""
+    annealed = (value for name, value in vars(config).items() if name.startswith("anneal_") and name != ANNEAL_UPDATES)
+    if any(annealed) and getattr(config, ANNEAL_UPDATES) is None:
+        raise UsageError("anneal_updates (None) must be a number of updates where something is annealed")
 
 
 def range_of(hint: Any) -> Range | None:

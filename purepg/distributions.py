@@ -8,13 +8,15 @@ rollout can draw all its random numbers in one batch before its loop begins.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 
 from purepg.types import Action, Array, Key
+
+Distribution = Any  # one of the kinds below; a KL is between two of one kind
 
 
 class Categorical(NamedTuple):

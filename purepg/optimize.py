@@ -45,6 +45,26 @@ def gradient_step(
     return params, opt_state, metrics | {"grad_norm": optax.tree.norm(grads)}
 
 
+def gradient_steps(
+    loss: Loss,
+    tx: optax.GradientTransformation,
+    learning_rate: Array | float,
+    params: Params,
+    opt_state: optax.OptState,
+    batch: Any,
+    num_steps: int,
+) -> tuple[Params, optax.OptState, Metrics]:
+    """`num_steps` gradient steps on the whole batch; the metrics are those of the last."""
+
+    def step(carry, _):
+        params, opt_state = carry
+        params, opt_state, metrics = gradient_step(loss, tx, learning_rate, params, opt_state, batch)
+        return (params, opt_state), metrics
+
+    (params, opt_state), metrics = jax.lax.scan(step, (params, opt_state), length=num_steps)
+    return params, opt_state, jax.tree.map(lambda x: x[-1], metrics)
+
+
 def shuffle(key: Key, n: int) -> Array:
     """A random permutation of 0, ..., n - 1, `[n]` int32, without a sort: O(n), and vectorised.
 

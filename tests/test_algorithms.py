@@ -16,8 +16,12 @@ import purepg.algorithms
 from purepg import normalize
 from purepg.advantages import discounted_return, gae, leave_one_out_mean, n_step, per_time_mean
 from purepg.algorithms.a2c import A2CConfig, a2c
+from purepg.algorithms.npg import NPGConfig, npg
+from purepg.algorithms.off_policy_pg import OffPolicyPGConfig, off_policy_pg
 from purepg.algorithms.ppo import PPOConfig, ppo
+from purepg.algorithms.ppo_penalty import PPOPenaltyConfig, ppo_penalty
 from purepg.algorithms.reinforce import REINFORCEConfig, reinforce
+from purepg.algorithms.trpo import TRPOConfig, trpo
 from purepg.distributions import DiagGaussian
 from purepg.rollout import episodes, rollout
 from purepg.train import train
@@ -36,6 +40,7 @@ class Case(NamedTuple):
 
 EPISODES: dict[str, Any] = {"num_episodes": 8, "learning_rate": 0.05}
 STEPS: dict[str, Any] = {"num_envs": 4, "num_steps": 8, "learning_rate": 0.05, "gamma": 0.8}
+TRUST: dict[str, Any] = {"num_envs": 4, "num_steps": 8, "gamma": 0.8, "num_value_epochs": 2, "num_value_minibatches": 2}
 # Options that have nothing to do with each other share a case, since compiling is what these tests cost.
 CASES = {
     "reinforce": Case(
@@ -88,6 +93,22 @@ CASES = {
         ),
         REAL,
     ),
+    "off-policy": Case(off_policy_pg, OffPolicyPGConfig(**STEPS, entropy_coef=0.01), ARMS),
+    "off-policy by trajectories": Case(
+        off_policy_pg,
+        OffPolicyPGConfig(**STEPS, num_epochs=2, ratio="trajectory", max_ratio=1.5, normalize_advantage=True),
+        REAL,
+    ),
+    "npg": Case(npg, NPGConfig(**TRUST, max_kl=None, normalize_advantage=False), ARMS),
+    "npg by kl": Case(npg, NPGConfig(**TRUST, max_grad_norm=0.5, normalize_obs=True), REAL),
+    "trpo": Case(trpo, TRPOConfig(**TRUST, max_kl=0.05), ARMS),
+    "trpo normalised": Case(trpo, TRPOConfig(**TRUST, max_kl=0.05, normalize_obs=True, scale_reward=True), REAL),
+    "ppo penalty": Case(ppo_penalty, PPOPenaltyConfig(**STEPS, num_epochs=2, num_minibatches=2, target_kl=0.2), ARMS),
+    "ppo penalty fixed": Case(
+        ppo_penalty,
+        PPOPenaltyConfig(**STEPS, num_epochs=2, num_minibatches=2, target_kl=None, penalty="reverse_kl", kl_coef=0.5),
+        REAL,
+    ),
     "ppo in one step": Case(
         ppo,
         PPOConfig(
@@ -111,6 +132,7 @@ class Population(NamedTuple):
     make: Callable
     hyper: Any
     keys: jax.Array
+    init: Callable  # (hyper, keys) -> state
     block: Callable  # (hyper, keys, state, start) -> (state, metrics [H, S, U])
     num_traces: Callable[[], int]
     first: Any
@@ -136,7 +158,7 @@ def population(request):
     first = init(hyper, keys)
     after, metrics = block(hyper, keys, first, 0)
     metrics = jax.tree.map(np.asarray, metrics)
-    return Population(request.param, case, make, hyper, keys, block, lambda: len(calls), first, after, metrics)
+    return Population(request.param, case, make, hyper, keys, init, block, lambda: len(calls), first, after, metrics)
 
 
 def close(a, b):
@@ -193,7 +215,7 @@ def test_metrics_are_one_number_per_update_and_count_the_steps_taken(population)
     p = population
     algorithm = p.make({})
     assert all(x.shape == (H, S, U) for x in p.metrics.values())
-    assert {"episode_return", "episode_length", "num_episodes", "env_steps", "policy_loss", "entropy"} <= set(p.metrics)
+    assert {"episode_return", "episode_length", "num_episodes", "env_steps", "kl", "entropy"} <= set(p.metrics)
     assert all(np.isfinite(x).all() for x in p.metrics.values())
     env_steps = p.metrics["env_steps"]
     assert (algorithm.min_env_steps_per_update <= env_steps).all()
@@ -209,12 +231,18 @@ def test_metrics_are_one_number_per_update_and_count_the_steps_taken(population)
 def test_every_float_of_a_config_has_its_part_in_what_is_learned(population):
     """Save those that another option puts out of play."""
     p = population
-    unused = {"a2c n-step": {"gae_lambda"}, "ppo in one step": {"clip_eps"}}.get(p.name, set())
+    unused = {
+        "a2c n-step": {"gae_lambda"},
+        "npg by kl": {"learning_rate"},
+        "trpo": {"shrink"},  # every first try is good
+        "ppo in one step": {"clip_eps"},
+    }.get(p.name, set())
     if p.case.algorithm is reinforce and p.case.config.baseline != "value":
         unused = {"value_coef"}
     idle = set()
     for name, x in p.hyper.items():
-        other, _ = p.block(p.hyper | {name: 0.1 * x + 0.01}, p.keys, p.first, 0)
+        hyper = p.hyper | {name: 0.1 * x + 0.01}
+        other, _ = p.block(hyper, p.keys, p.init(hyper, p.keys), 0)
         if equal(other.learner.params, p.after.learner.params):
             idle.add(name)
     assert idle == unused
@@ -238,8 +266,7 @@ def only(*names: str):
 @only("ppo in one step")
 def test_the_first_ratio_is_one(population):
     """The policy that scores the data is the policy that acted, statistics and all, at every update."""
-    for name in ("approx_kl", "clip_fraction"):
-        np.testing.assert_allclose(population.metrics[name], 0.0, atol=1e-9)
+    np.testing.assert_allclose(population.metrics["approx_kl"], 0.0, atol=1e-9)
     moved = population.after.learner.obs_moments.mean - population.first.learner.obs_moments.mean
     assert (abs(moved) > 1).any()  # so that normalising by other statistics would show
 
@@ -365,8 +392,7 @@ def updates_by_ending(variants: dict[str, tuple]) -> list[dict[str, Update]]:
         return results
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("purepg.algorithms.a2c.rollout", noting(rollout))
-        patch.setattr("purepg.algorithms.ppo.rollout", noting(rollout))
+        patch.setattr("purepg.on_policy.rollout", noting(rollout))
         patch.setattr("purepg.algorithms.reinforce.episodes", noting(episodes))
         results = quick_jit(jax.vmap(updates))(jnp.array(ENDINGS))
     return [jax.tree.map(lambda x, ending=ending: x[ending], results) for ending in ENDINGS]
@@ -435,7 +461,7 @@ def test_an_actor_critics_update_is_its_equation(actor_critic_updates, name):
             ratio = jnp.exp(log_prob - x.log_prob)
             policy_loss = -jnp.mean((ratio if name == "ppo" else log_prob) * advantage)
             value_loss, entropy = 0.5 * jnp.mean((value - target) ** 2), jnp.mean(distribution.entropy())
-            terms = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
+            terms = {"policy_loss": policy_loss, "value_loss": value_loss}
             return policy_loss + VALUE_COEF * value_loss - ENTROPY_COEF * entropy, terms
 
         check_update(update, loss)
@@ -540,7 +566,7 @@ def test_a_reinforce_update_is_its_equation(reinforce_updates, name):
             count = 5 if name == "sum over steps" else num_steps
             policy_loss = -jnp.sum(distribution.log_prob(x.action) * weight, where=mask) / count
             entropy = jnp.mean(distribution.entropy(), where=mask)
-            terms = {"policy_loss": policy_loss, "entropy": entropy}
+            terms = {"policy_loss": policy_loss}
             total = policy_loss - ENTROPY_COEF * entropy
             if name == "value":
                 terms["value_loss"] = 0.5 * jnp.mean((value - target) ** 2, where=mask)

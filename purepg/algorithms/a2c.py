@@ -5,21 +5,14 @@ phi   <- phi   - lr * value_coef * E[ grad (V(s) - target)^2 / 2 ]
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
-import jax
-import jax.numpy as jnp
-import optax
-
-from purepg import normalize
 from purepg.advantages import gae, n_step, standardise
-from purepg.config import Count, NonNegative, Positive, UnitInterval, check
-from purepg.losses import explained_variance, policy_gradient, squared_error
-from purepg.networks import actor, evaluation_policy
-from purepg.normalize import Moments
+from purepg.config import Count, NonNegative, Positive, UnitInterval, check, check_schedules
+from purepg.losses import policy_gradient, squared_error
+from purepg.on_policy import assemble, collect, diagnostics
 from purepg.optimize import anneal, gradient_step, step_direction
-from purepg.rollout import RolloutState, rollout, start, truncation_as_termination
-from purepg.types import Algorithm, Array, Env, Network, Params, State, UsageError
+from purepg.types import Algorithm, Env, Network, State
 
 
 @dataclass(frozen=True)
@@ -65,18 +58,6 @@ class A2CConfig:
     bootstrap_at_truncation: bool = True
 
 
-class Learner(NamedTuple):
-    params: Params
-    opt_state: optax.OptState
-    obs_moments: Moments | None
-    return_moments: Moments | None
-
-
-class World(NamedTuple):
-    envs: RolloutState
-    running_return: Array | None  # [N], of the running episode, discounted
-
-
 def a2c(env: Env, network: Network, config: A2CConfig) -> Algorithm:
     """A2C on `env`.
 
@@ -85,20 +66,8 @@ def a2c(env: Env, network: Network, config: A2CConfig) -> Algorithm:
     """
     c = config
     check(c)
-    if c.anneal_learning_rate and c.anneal_updates is None:
-        raise UsageError("anneal_updates (None) must be a number of updates where something is annealed")
-    if c.normalize_obs:
-        normalize.check_space(env)
+    check_schedules(c)
     tx = step_direction(c.optimizer, c.max_grad_norm, c.adam_eps)
-
-    def init(key):
-        k_params, k_world = jax.random.split(key)
-        envs = start(k_world, env, c.num_envs)
-        params = network.init(k_params, envs.obs)
-        obs_moments = normalize.init(envs.obs[0]) if c.normalize_obs else None
-        return_moments = normalize.init(0.0) if c.scale_reward else None
-        running_return = jnp.zeros(c.num_envs) if c.scale_reward else None
-        return State(Learner(params, tx.init(params), obs_moments, return_moments), World(envs, running_return))
 
     def loss(params, batch):
         obs, action, advantage, target = batch
@@ -107,43 +76,21 @@ def a2c(env: Env, network: Network, config: A2CConfig) -> Algorithm:
         value_loss = squared_error(value, target).mean()
         entropy = distribution.entropy().mean()
         total = policy_loss + c.value_coef * value_loss - c.entropy_coef * entropy
-        return total, {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
+        return total, {"policy_loss": policy_loss, "value_loss": value_loss}
 
     def step(key, state, update):
-        (params, opt_state, obs_moments, return_moments), world = state
-        act = actor(network, params, obs_moments)
-        envs, trajectory, info = rollout(key, env, act, world.envs, c.num_steps)
-        if not c.bootstrap_at_truncation:
-            trajectory = truncation_as_termination(trajectory)
-        _, action, _, reward, terminated, truncated, _ = trajectory
-
-        obs = normalize.apply(obs_moments, trajectory.obs)
-        _, value = network.apply(params, obs)
-        _, next_value = network.apply(params, normalize.apply(obs_moments, trajectory.next_obs))
-        scaled_reward = normalize.scale(return_moments, reward)
-        estimate = (scaled_reward, value, next_value, terminated, truncated, c.gamma)
+        data, after, info = collect(key, env, network, c, state)
+        estimate = (data.reward, data.value, data.next_value, data.terminated, data.truncated, c.gamma)
         advantage, target = gae(*estimate, c.gae_lambda) if c.n_step is None else n_step(*estimate, c.n_step)
         if c.normalize_advantage:
             advantage = standardise(advantage)
 
         learning_rate = anneal(c.learning_rate, update, c.anneal_updates if c.anneal_learning_rate else None)
-        batch = (obs, action, advantage, target)
-        params, opt_state, metrics = gradient_step(loss, tx, learning_rate, params, opt_state, batch)
-
-        running_return, returns = normalize.running_return(
-            world.running_return, reward, terminated | truncated, c.gamma
+        batch = (data.obs, data.action, advantage, target)
+        params, opt_state, metrics = gradient_step(
+            loss, tx, learning_rate, state.learner.params, state.learner.opt_state, batch
         )
-        learner = Learner(
-            params,
-            opt_state,
-            normalize.update(obs_moments, trajectory.obs),
-            normalize.update(return_moments, returns),
-        )
-        metrics |= {"explained_variance": explained_variance(value, target)}
-        return State(learner, World(envs, running_return)), info | metrics
+        learner = after.learner._replace(params=params, opt_state=opt_state)
+        return State(learner, after.world), info | metrics | diagnostics(network, params, data, target)
 
-    def policy(state, deterministic):
-        return evaluation_policy(network, state.learner.params, deterministic, state.learner.obs_moments)
-
-    env_steps = c.num_envs * c.num_steps
-    return Algorithm(init, step, policy, env_steps, env_steps)
+    return assemble(env, network, c, tx, step)

@@ -9,21 +9,16 @@ over several epochs of shuffled minibatches of the same data.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax
-import jax.numpy as jnp
-import optax
 
-from purepg import normalize
 from purepg.advantages import gae, standardise
-from purepg.config import Count, NonNegative, Positive, UnitInterval, check
-from purepg.losses import clipped_squared_error, clipped_surrogate, explained_variance, kl_k3, squared_error
-from purepg.networks import actor, evaluation_policy
-from purepg.normalize import Moments
+from purepg.config import Count, NonNegative, Positive, UnitInterval, check, check_minibatches, check_schedules
+from purepg.losses import clipped_squared_error, clipped_surrogate, kl_k3, squared_error
+from purepg.on_policy import assemble, collect, diagnostics
 from purepg.optimize import anneal, minibatch_epochs, step_direction
-from purepg.rollout import RolloutState, rollout, start, truncation_as_termination
-from purepg.types import Algorithm, Array, Env, Network, Params, State, UsageError
+from purepg.types import Algorithm, Env, Network, State
 
 
 @dataclass(frozen=True)
@@ -79,18 +74,6 @@ class PPOConfig:
     bootstrap_at_truncation: bool = True
 
 
-class Learner(NamedTuple):
-    params: Params
-    opt_state: optax.OptState
-    obs_moments: Moments | None
-    return_moments: Moments | None
-
-
-class World(NamedTuple):
-    envs: RolloutState
-    running_return: Array | None  # [N], of the running episode, discounted
-
-
 def ppo(env: Env, network: Network, config: PPOConfig) -> Algorithm:
     """PPO-Clip on `env`.
 
@@ -100,25 +83,9 @@ def ppo(env: Env, network: Network, config: PPOConfig) -> Algorithm:
     """
     c = config
     check(c)
-    if (c.anneal_learning_rate or c.anneal_clip_eps) and c.anneal_updates is None:
-        raise UsageError("anneal_updates (None) must be a number of updates where something is annealed")
-    if c.num_envs * c.num_steps % c.num_minibatches:
-        raise UsageError(
-            f"num_envs * num_steps ({c.num_envs * c.num_steps}) must be divisible by num_minibatches "
-            f"({c.num_minibatches})"
-        )
-    if c.normalize_obs:
-        normalize.check_space(env)
+    check_schedules(c)
+    check_minibatches(c.num_envs * c.num_steps, c.num_minibatches)
     tx = step_direction(c.optimizer, c.max_grad_norm, c.adam_eps)
-
-    def init(key):
-        k_params, k_world = jax.random.split(key)
-        envs = start(k_world, env, c.num_envs)
-        params = network.init(k_params, envs.obs)
-        obs_moments = normalize.init(envs.obs[0]) if c.normalize_obs else None
-        return_moments = normalize.init(0.0) if c.scale_reward else None
-        running_return = jnp.zeros(c.num_envs) if c.scale_reward else None
-        return State(Learner(params, tx.init(params), obs_moments, return_moments), World(envs, running_return))
 
     def loss(params, batch, clip_eps):
         obs, action, old_log_prob, old_value, advantage, target = batch
@@ -133,62 +100,32 @@ def ppo(env: Env, network: Network, config: PPOConfig) -> Algorithm:
             value_loss = clipped_squared_error(value, old_value, target, c.clip_value_eps).mean()
         entropy = distribution.entropy().mean()
         total = policy_loss + c.value_coef * value_loss - c.entropy_coef * entropy
-        log_ratio = log_prob - old_log_prob
-        return total, {
-            "policy_loss": policy_loss,
-            "value_loss": value_loss,
-            "entropy": entropy,
-            "approx_kl": kl_k3(log_ratio).mean(),
-            "clip_fraction": jnp.mean(jnp.abs(jnp.expm1(log_ratio)) > clip_eps),
-        }
+        approx_kl = kl_k3(log_prob - old_log_prob).mean()
+        return total, {"policy_loss": policy_loss, "value_loss": value_loss, "approx_kl": approx_kl}
 
     def step(key, state, update):
         k_rollout, k_update = jax.random.split(key)
-        (params, opt_state, obs_moments, return_moments), world = state
-        act = actor(network, params, obs_moments)
-        envs, trajectory, info = rollout(k_rollout, env, act, world.envs, c.num_steps)
-        if not c.bootstrap_at_truncation:
-            trajectory = truncation_as_termination(trajectory)
-        _, action, log_prob, reward, terminated, truncated, _ = trajectory
-
-        obs = normalize.apply(obs_moments, trajectory.obs)
-        _, value = network.apply(params, obs)
-        _, next_value = network.apply(params, normalize.apply(obs_moments, trajectory.next_obs))
-        scaled_reward = normalize.scale(return_moments, reward)
-        advantage, target = gae(scaled_reward, value, next_value, terminated, truncated, c.gamma, c.gae_lambda)
+        data, after, info = collect(k_rollout, env, network, c, state)
+        estimate = (data.reward, data.value, data.next_value, data.terminated, data.truncated, c.gamma)
+        advantage, target = gae(*estimate, c.gae_lambda)
         if c.normalize_advantage == "batch":
             advantage = standardise(advantage)
 
         learning_rate = anneal(c.learning_rate, update, c.anneal_updates if c.anneal_learning_rate else None)
         clip_eps = anneal(c.clip_eps, update, c.anneal_updates if c.anneal_clip_eps else None)
-        batch = (obs, action, log_prob, value, advantage, target)
         params, opt_state, metrics = minibatch_epochs(
             k_update,
             partial(loss, clip_eps=clip_eps),
             tx,
             learning_rate,
-            params,
-            opt_state,
-            batch,
+            state.learner.params,
+            state.learner.opt_state,
+            (data.obs, data.action, data.log_prob, data.value, advantage, target),
             c.num_epochs,
             c.num_minibatches,
             c.target_kl,
         )
+        learner = after.learner._replace(params=params, opt_state=opt_state)
+        return State(learner, after.world), info | metrics | diagnostics(network, params, data, target)
 
-        running_return, returns = normalize.running_return(
-            world.running_return, reward, terminated | truncated, c.gamma
-        )
-        learner = Learner(
-            params,
-            opt_state,
-            normalize.update(obs_moments, trajectory.obs),
-            normalize.update(return_moments, returns),
-        )
-        metrics |= {"explained_variance": explained_variance(value, target)}
-        return State(learner, World(envs, running_return)), info | metrics
-
-    def policy(state, deterministic):
-        return evaluation_policy(network, state.learner.params, deterministic, state.learner.obs_moments)
-
-    env_steps = c.num_envs * c.num_steps
-    return Algorithm(init, step, policy, env_steps, env_steps)
+    return assemble(env, network, c, tx, step)

@@ -25,6 +25,7 @@ from purepg.advantages import (
 from purepg.config import Count, NonNegative, Positive, UnitInterval, check
 from purepg.losses import policy_gradient, squared_error
 from purepg.networks import actor, evaluation_policy
+from purepg.on_policy import policy_change
 from purepg.optimize import gradient_step, step_direction
 from purepg.rollout import episodes
 from purepg.types import Algorithm, Env, Network, Params, State, UsageError
@@ -117,7 +118,7 @@ def reinforce(env: Env, network: Network, config: REINFORCEConfig) -> Algorithm:
         policy_losses = policy_gradient(distribution.log_prob(trajectory.action), weight)
         policy_loss = jnp.sum(policy_losses, where=mask) / (jnp.sum(mask) if c.mean_over_steps else c.num_episodes)
         entropy = jnp.mean(distribution.entropy(), where=mask)
-        metrics = {"policy_loss": policy_loss, "entropy": entropy}
+        metrics = {"policy_loss": policy_loss}
         total = policy_loss - c.entropy_coef * entropy
         if c.baseline == "value":
             metrics["value_loss"] = jnp.mean(squared_error(value, target), where=mask)
@@ -129,7 +130,7 @@ def reinforce(env: Env, network: Network, config: REINFORCEConfig) -> Algorithm:
         params, opt_state = state.learner
         trajectory, mask, info = episodes(key, env, actor(network, params), c.num_episodes, max_steps)
 
-        _, value = network.apply(params, trajectory.obs)
+        old_policy, value = network.apply(params, trajectory.obs)
         final_value = 0.0
         if c.baseline == "value":
             _, next_value = network.apply(params, trajectory.next_obs)
@@ -139,7 +140,9 @@ def reinforce(env: Env, network: Network, config: REINFORCEConfig) -> Algorithm:
 
         batch = (trajectory, mask, weight, target)
         params, opt_state, metrics = gradient_step(loss, tx, c.learning_rate, params, opt_state, batch)
-        return State(Learner(params, opt_state), ()), info | metrics
+        new_policy, _ = network.apply(params, trajectory.obs)
+        metrics |= info | policy_change(old_policy, new_policy, trajectory.action, where=mask)
+        return State(Learner(params, opt_state), ()), metrics
 
     def policy(state, deterministic):
         return evaluation_policy(network, state.learner.params, deterministic)

@@ -1,0 +1,10 @@
+"""Off-policy policy gradient: a rollout serves several steps. As it stands: CartPole-v1."""
+
+from purepg.algorithms.off_policy_pg import OffPolicyPGConfig, off_policy_pg
+from purepg.networks import NetworkConfig, actor_critic
+from purepg.run.cli import main
+from purepg.run.launch import RunConfig
+
+if __name__ == "__main__":
+    config = OffPolicyPGConfig()
+    main(off_policy_pg, config, actor_critic, NetworkConfig(), RunConfig(total_steps=200_000), __doc__)

@@ -1,0 +1,10 @@
+"""PPO with an adaptive KL penalty. As it stands: CartPole-v1."""
+
+from purepg.algorithms.ppo_penalty import PPOPenaltyConfig, ppo_penalty
+from purepg.networks import NetworkConfig, actor_critic
+from purepg.run.cli import main
+from purepg.run.launch import RunConfig
+
+if __name__ == "__main__":
+    config = PPOPenaltyConfig()
+    main(ppo_penalty, config, actor_critic, NetworkConfig(), RunConfig(total_steps=200_000), __doc__)

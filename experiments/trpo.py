@@ -1,0 +1,10 @@
+"""TRPO. As it stands: CartPole-v1."""
+
+from purepg.algorithms.trpo import TRPOConfig, trpo
+from purepg.networks import NetworkConfig, actor_critic
+from purepg.run.cli import main
+from purepg.run.launch import RunConfig
+
+if __name__ == "__main__":
+    config = TRPOConfig()
+    main(trpo, config, actor_critic, NetworkConfig(), RunConfig(total_steps=100_000), __doc__)

@@ -1,0 +1,117 @@
+"""Natural policy gradient (Kakade 2001). Per update, with A from GAE and F the Fisher matrix of the policy:
+
+    g      = E[ A * grad log pi(a|s) ]
+    theta <- theta + length * (F + damping I)^-1 g
+    phi   <- phi - value_lr * E[ grad (V(s) - target)^2 / 2 ], epochs of shuffled minibatches
+
+with the length a learning rate, or such that the mean KL(pi_old || pi_theta), to second order, is `max_kl`.
+"""
+
+from dataclasses import dataclass
+
+import jax
+
+from purepg.advantages import gae, standardise
+from purepg.config import Count, NonNegative, Positive, UnitInterval, check, check_minibatches
+from purepg.losses import surrogate
+from purepg.on_policy import assemble, collect, diagnostics, fit_critic
+from purepg.optimize import step_direction
+from purepg.trust_region import move, natural_gradient, refuse_a_shared_torso
+from purepg.types import Algorithm, Env, Network, State
+
+
+@dataclass(frozen=True)
+class NPGConfig:
+    """Hyperparameters of the natural policy gradient.
+
+    Attributes:
+      num_envs: parallel environments, N.
+      num_steps: steps of each environment in one update, T.
+      max_kl: the KL that a step may have to second order; None: `learning_rate` sets its length.
+      learning_rate: the step's length in natural gradients, where `max_kl` is None.
+      damping: added to the Fisher matrix's diagonal.
+      num_cg_steps: conjugate gradient steps.
+      num_value_epochs: passes over the N * T steps in which the critic is fitted.
+      num_value_minibatches: the critic's gradient steps in one pass.
+      value_learning_rate: the critic's, with Adam.
+      adam_eps: Adam's epsilon.
+      gamma: discount per environment step.
+      gae_lambda: GAE's lambda.
+      max_grad_norm: bound on the critic's gradient's global norm; None: unbounded.
+      normalize_advantage: standardise the batch's advantages.
+      normalize_obs: by their running mean and variance.
+      scale_reward: by the standard deviation of the running discounted return.
+      bootstrap_at_truncation: False takes a time limit for a death, the common mistake.
+    """
+
+    num_envs: Count = 8
+    num_steps: Count = 128
+    max_kl: Positive | None = 0.01
+    learning_rate: Positive = 0.1
+    damping: NonNegative = 0.1
+    num_cg_steps: Count = 10
+    num_value_epochs: Count = 10
+    num_value_minibatches: Count = 8
+    value_learning_rate: Positive = 1e-3
+    adam_eps: Positive = 1e-5
+    gamma: UnitInterval = 0.99
+    gae_lambda: UnitInterval = 0.95
+    max_grad_norm: Positive | None = None
+    normalize_advantage: bool = True
+    normalize_obs: bool = False
+    scale_reward: bool = False
+    bootstrap_at_truncation: bool = True
+
+
+def npg(env: Env, network: Network, config: NPGConfig) -> Algorithm:
+    """Natural policy gradient on `env`.
+
+    Raises:
+      UsageError: a number out of its range, a batch that the minibatches do not divide, a torso that policy and critic
+        share, or categories to be normalised.
+    """
+    c = config
+    check(c)
+    check_minibatches(c.num_envs * c.num_steps, c.num_value_minibatches, "num_value_minibatches")
+    refuse_a_shared_torso(network)
+    tx = step_direction("adam", c.max_grad_norm, c.adam_eps)
+
+    def step(key, state, update):
+        del update
+        k_rollout, k_value = jax.random.split(key)
+        data, after, info = collect(k_rollout, env, network, c, state)
+        estimate = (data.reward, data.value, data.next_value, data.terminated, data.truncated, c.gamma)
+        advantage, target = gae(*estimate, c.gae_lambda)
+        if c.normalize_advantage:
+            advantage = standardise(advantage)
+
+        def gain(params):
+            policy, _ = network.apply(params, data.obs)
+            return -surrogate(policy.log_prob(data.action), data.log_prob, advantage).mean()
+
+        def kl(params):
+            policy, _ = network.apply(params, data.obs)
+            return data.policy.kl(policy).mean()
+
+        natural = natural_gradient(gain, kl, state.learner.params, c.damping, c.num_cg_steps)
+        length = c.learning_rate if c.max_kl is None else natural.length(c.max_kl)
+        params = move(state.learner.params, length, natural.direction)
+        metrics = {"policy_grad_norm": natural.grad_norm, "cg_residual": natural.residual}
+
+        params, opt_state, value_metrics = fit_critic(
+            k_value,
+            network,
+            tx,
+            c.value_learning_rate,
+            params,
+            state.learner.opt_state,
+            data,
+            target,
+            c.num_value_epochs,
+            c.num_value_minibatches,
+        )
+        learner = after.learner._replace(params=params, opt_state=opt_state)
+        metrics |= info | value_metrics | diagnostics(network, params, data, target)
+        return State(learner, after.world), metrics
+
+    return assemble(env, network, c, tx, step)

@@ -1,0 +1,135 @@
+"""Proximal policy optimisation with a KL penalty (Schulman et al. 2017, section 4). Per update, A from GAE:
+
+    ratio  = pi_theta(a|s) / pi_old(a|s)
+    theta <- theta + lr * E[ grad (ratio * A - beta * KL(pi_old || pi_theta)(s)) + entropy_coef * grad H(pi(.|s)) ]
+    phi   <- phi   - lr * value_coef * E[ grad (V(s) - target)^2 / 2 ]
+
+over several epochs of shuffled minibatches of the same data. Then, with d the mean KL that came of it,
+
+    beta <- beta / 2 if d < target_kl / 1.5,  2 beta if d > 1.5 target_kl
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from purepg.advantages import gae, standardise
+from purepg.config import Count, NonNegative, Positive, UnitInterval, check, check_minibatches, check_schedules
+from purepg.losses import squared_error, surrogate
+from purepg.on_policy import assemble, collect, diagnostics
+from purepg.optimize import anneal, minibatch_epochs, step_direction
+from purepg.types import Algorithm, Env, Network, State
+
+
+@dataclass(frozen=True)
+class PPOPenaltyConfig:
+    """Hyperparameters of PPO with a KL penalty.
+
+    Attributes:
+      num_envs: parallel environments, N.
+      num_steps: steps of each environment in one update, T.
+      num_epochs: passes over the N * T steps.
+      num_minibatches: gradient steps in one pass.
+      optimizer: adam, or sgd, the plain gradient.
+      learning_rate: the optimiser's.
+      anneal_learning_rate: let it fall linearly to 0 over `anneal_updates`.
+      anneal_updates: length of the schedules; None: the run's.
+      adam_eps: Adam's epsilon.
+      gamma: discount per environment step.
+      gae_lambda: GAE's lambda.
+      kl_coef: beta, at first.
+      target_kl: what an update's KL should come to, in nats; None: beta stays.
+      penalty: kl, KL(pi_old || pi_theta), or reverse_kl, KL(pi_theta || pi_old).
+      value_coef: weight of the critic's loss.
+      entropy_coef: weight of the entropy bonus.
+      max_grad_norm: bound on the gradient's global norm; None: unbounded.
+      normalize_advantage: standardise the advantages of each minibatch, of the whole batch, or not at all.
+      normalize_obs: by their running mean and variance.
+      scale_reward: by the standard deviation of the running discounted return.
+      bootstrap_at_truncation: False takes a time limit for a death, the common mistake.
+    """
+
+    num_envs: Count = 8
+    num_steps: Count = 128
+    num_epochs: Count = 4
+    num_minibatches: Count = 4
+    optimizer: Literal["adam", "sgd"] = "adam"
+    learning_rate: Positive = 3e-4
+    anneal_learning_rate: bool = False
+    anneal_updates: Count | None = None
+    adam_eps: Positive = 1e-5
+    gamma: UnitInterval = 0.99
+    gae_lambda: UnitInterval = 0.95
+    kl_coef: Positive = 1.0
+    target_kl: Positive | None = 0.01
+    penalty: Literal["kl", "reverse_kl"] = "kl"
+    value_coef: NonNegative = 0.5
+    entropy_coef: NonNegative = 0.0
+    max_grad_norm: Positive | None = 0.5
+    normalize_advantage: Literal["minibatch", "batch", "off"] = "minibatch"
+    normalize_obs: bool = False
+    scale_reward: bool = False
+    bootstrap_at_truncation: bool = True
+
+
+def ppo_penalty(env: Env, network: Network, config: PPOPenaltyConfig) -> Algorithm:
+    """PPO-Penalty on `env`.
+
+    Raises:
+      UsageError: a number out of its range, a batch that the minibatches do not divide, annealing without a length, or
+        categories to be normalised.
+    """
+    c = config
+    check(c)
+    check_schedules(c)
+    check_minibatches(c.num_envs * c.num_steps, c.num_minibatches)
+    tx = step_direction(c.optimizer, c.max_grad_norm, c.adam_eps)
+
+    def loss(params, batch, kl_coef):
+        obs, action, old_log_prob, old_policy, advantage, target = batch
+        distribution, value = network.apply(params, obs)
+        log_prob = distribution.log_prob(action)
+        if c.normalize_advantage == "minibatch":
+            advantage = standardise(advantage)
+        kl = old_policy.kl(distribution) if c.penalty == "kl" else distribution.kl(old_policy)
+        policy_loss = surrogate(log_prob, old_log_prob, advantage).mean() + kl_coef * kl.mean()
+        value_loss = squared_error(value, target).mean()
+        entropy = distribution.entropy().mean()
+        total = policy_loss + c.value_coef * value_loss - c.entropy_coef * entropy
+        return total, {"policy_loss": policy_loss, "value_loss": value_loss}
+
+    def adapt(kl_coef, kl):
+        if c.target_kl is None:
+            return kl_coef
+        factor = jnp.where(kl < c.target_kl / 1.5, 0.5, jnp.where(kl > 1.5 * c.target_kl, 2.0, 1.0))
+        return jnp.clip(kl_coef * factor, 1e-6, 1e6)  # bounds that a run which learns never meets
+
+    def step(key, state, update):
+        k_rollout, k_update = jax.random.split(key)
+        data, after, info = collect(k_rollout, env, network, c, state)
+        estimate = (data.reward, data.value, data.next_value, data.terminated, data.truncated, c.gamma)
+        advantage, target = gae(*estimate, c.gae_lambda)
+        if c.normalize_advantage == "batch":
+            advantage = standardise(advantage)
+
+        learning_rate = anneal(c.learning_rate, update, c.anneal_updates if c.anneal_learning_rate else None)
+        params, opt_state, metrics = minibatch_epochs(
+            k_update,
+            partial(loss, kl_coef=state.learner.kl_coef),
+            tx,
+            learning_rate,
+            state.learner.params,
+            state.learner.opt_state,
+            (data.obs, data.action, data.log_prob, data.policy, advantage, target),
+            c.num_epochs,
+            c.num_minibatches,
+        )
+        metrics |= diagnostics(network, params, data, target) | {"kl_coef": state.learner.kl_coef}
+        kl_coef = adapt(state.learner.kl_coef, metrics[c.penalty])
+        learner = after.learner._replace(params=params, opt_state=opt_state, kl_coef=kl_coef)
+        return State(learner, after.world), info | metrics
+
+    return assemble(env, network, c, tx, step, kl_coef=True)

@@ -1,0 +1,186 @@
+"""What the algorithms on rollouts share: their state, the data of one update, and what is worth watching in it.
+
+An algorithm's own file has its weight of grad log pi, its loss and its step.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from purepg import normalize
+from purepg.advantages import effective_sample_size
+from purepg.distributions import Distribution
+from purepg.losses import explained_variance, squared_error
+from purepg.networks import actor, evaluation_policy
+from purepg.normalize import Moments
+from purepg.optimize import minibatch_epochs
+from purepg.rollout import RolloutState, rollout, start, truncation_as_termination
+from purepg.types import Action, Algorithm, Array, Env, Key, Metrics, Network, Obs, Params, State
+
+CLIP_EPS = 0.2  # a ratio further from 1 than this counts in `clip_fraction`, whatever an algorithm clips at
+
+
+class RolloutConfig(Protocol):
+    """The part of an algorithm's config that is read here."""
+
+    @property
+    def num_envs(self) -> int: ...
+    @property
+    def num_steps(self) -> int: ...
+    @property
+    def gamma(self) -> float: ...
+    @property
+    def normalize_obs(self) -> bool: ...
+    @property
+    def scale_reward(self) -> bool: ...
+    @property
+    def bootstrap_at_truncation(self) -> bool: ...
+
+
+class Learner(NamedTuple):
+    params: Params
+    opt_state: optax.OptState
+    obs_moments: Moments | None
+    return_moments: Moments | None
+    kl_coef: Array | None = None  # of an adaptive penalty
+
+
+class World(NamedTuple):
+    envs: RolloutState
+    running_return: Array | None  # [N], of the running episode, discounted
+
+
+class Data(NamedTuple):
+    """A rollout as an update reads it; every leaf is `[T, N, ...]`."""
+
+    obs: Obs  # normalised
+    action: Action
+    log_prob: Array
+    reward: Array  # scaled
+    terminated: Array
+    truncated: Array
+    value: Array  # V(s_t)
+    next_value: Array  # V of the observation before any reset
+    policy: Distribution  # that acted
+
+
+Step = Callable[[Key, State, Array], tuple[State, Metrics]]
+
+
+def assemble(
+    env: Env, network: Network, c: RolloutConfig, tx: optax.GradientTransformation, step: Step, kl_coef: bool = False
+) -> Algorithm:
+    """The algorithm of a step, with the state that `collect` advances.
+
+    Args:
+      kl_coef: whether the learner carries a coefficient, `c.kl_coef` at first.
+    """
+    if c.normalize_obs:
+        normalize.check_space(env)
+
+    def init(key):
+        k_params, k_world = jax.random.split(key)
+        envs = start(k_world, env, c.num_envs)
+        params = network.init(k_params, envs.obs)
+        learner = Learner(
+            params,
+            tx.init(params),
+            normalize.init(envs.obs[0]) if c.normalize_obs else None,
+            normalize.init(0.0) if c.scale_reward else None,
+            jnp.asarray(getattr(c, "kl_coef", 0.0), jnp.float32) if kl_coef else None,
+        )
+        return State(learner, World(envs, jnp.zeros(c.num_envs) if c.scale_reward else None))
+
+    def policy(state, deterministic):
+        return evaluation_policy(network, state.learner.params, deterministic, state.learner.obs_moments)
+
+    env_steps = c.num_envs * c.num_steps
+    return Algorithm(init, step, policy, env_steps, env_steps)
+
+
+def collect(key: Key, env: Env, network: Network, c: RolloutConfig, state: State) -> tuple[Data, State, Metrics]:
+    """A rollout by the policy of `state`, with both critics' passes over it.
+
+    Returns:
+      (data, state, info): the state has the environments advanced and the rollout's raw data merged into the
+      normalisers, which the data themselves were not normalised with; its parameters are still the old ones.
+    """
+    params, _, obs_moments, return_moments, _ = state.learner
+    envs, trajectory, info = rollout(key, env, actor(network, params, obs_moments), state.world.envs, c.num_steps)
+    if not c.bootstrap_at_truncation:
+        trajectory = truncation_as_termination(trajectory)
+    _, action, log_prob, reward, terminated, truncated, _ = trajectory
+
+    obs = normalize.apply(obs_moments, trajectory.obs)
+    policy, value = network.apply(params, obs)
+    _, next_value = network.apply(params, normalize.apply(obs_moments, trajectory.next_obs))
+    scaled_reward = normalize.scale(return_moments, reward)
+    data = Data(obs, action, log_prob, scaled_reward, terminated, truncated, value, next_value, policy)
+
+    ended = terminated | truncated
+    running_return, returns = normalize.running_return(state.world.running_return, reward, ended, c.gamma)
+    learner = state.learner._replace(
+        obs_moments=normalize.update(obs_moments, trajectory.obs),
+        return_moments=normalize.update(return_moments, returns),
+    )
+    return data, State(learner, World(envs, running_return)), info
+
+
+def fit_critic(
+    key: Key,
+    network: Network,
+    tx: optax.GradientTransformation,
+    learning_rate: Array | float,
+    params: Params,
+    opt_state: optax.OptState,
+    data: Data,
+    target: Array,
+    num_epochs: int,
+    num_minibatches: int,
+) -> tuple[Params, optax.OptState, Metrics]:
+    """phi <- phi - lr * E[ grad (V(s) - target)^2 / 2 ] in epochs of shuffled minibatches; the metrics are `value_loss`
+    and `grad_norm`. Parameters on which V does not depend stay as they are."""
+
+    def loss(params, batch):
+        obs, target = batch
+        _, value = network.apply(params, obs)
+        value_loss = squared_error(value, target).mean()
+        return value_loss, {"value_loss": value_loss}
+
+    params, opt_state, metrics = minibatch_epochs(
+        key, loss, tx, learning_rate, params, opt_state, (data.obs, target), num_epochs, num_minibatches
+    )
+    return params, opt_state, {name: metrics[name] for name in ("value_loss", "grad_norm")}
+
+
+def policy_change(old: Distribution, new: Distribution, action: Action, where: Array | None = None) -> Metrics:
+    """How far an update moved the policy, over the states and actions that it learned from.
+
+    Args:
+      old, new: the policy before and after, at each state.
+      where: which elements count; None: all.
+    Returns:
+      `kl` = KL(old || new) and `reverse_kl` = KL(new || old), exact at each state and averaged; `clip_fraction`, the
+      share of ratios new / old further from 1 than 0.2; `max_ratio`; `effective_sample_size` of the old data
+      for the new policy; `entropy` of the new policy.
+    """
+    log_ratio = new.log_prob(action) - old.log_prob(action)
+    ratio = jnp.exp(log_ratio)
+    return {
+        "kl": jnp.mean(old.kl(new), where=where),
+        "reverse_kl": jnp.mean(new.kl(old), where=where),
+        "clip_fraction": jnp.mean(jnp.abs(jnp.expm1(log_ratio)) > CLIP_EPS, where=where),
+        "max_ratio": jnp.max(ratio, where=where, initial=0.0),
+        "effective_sample_size": effective_sample_size(ratio, where),
+        "entropy": jnp.mean(new.entropy(), where=where),
+    }
+
+
+def diagnostics(network: Network, params: Params, data: Data, target: Array) -> Metrics:
+    """`policy_change` from the policy that collected the data to that of `params`, and the critic's
+    `explained_variance` before the update."""
+    new, _ = network.apply(params, data.obs)
+    return policy_change(data.policy, new, data.action) | {"explained_variance": explained_variance(data.value, target)}
