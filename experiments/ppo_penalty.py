@@ -6,5 +6,5 @@ from purepg.run.cli import main
 from purepg.run.launch import RunConfig
 
 if __name__ == "__main__":
-    config = PPOPenaltyConfig()
+    config = PPOPenaltyConfig(num_steps=32, learning_rate=1e-3, gamma=0.98, target_kl=0.003)
     main(ppo_penalty, config, actor_critic, NetworkConfig(), RunConfig(total_steps=200_000), __doc__)

@@ -1,0 +1,10 @@
+"""TRPO on MountainCar-v0, whose reward is -1 a step whatever happens: the goal must be found by chance first."""
+
+from purepg.algorithms.trpo import TRPOConfig, trpo
+from purepg.networks import NetworkConfig, actor_critic
+from purepg.run.cli import main
+from purepg.run.launch import RunConfig
+
+if __name__ == "__main__":
+    config = TRPOConfig(num_envs=4, gae_lambda=0.9, value_learning_rate=3e-3, normalize_obs=True)
+    main(trpo, config, actor_critic, NetworkConfig(), RunConfig(env="MountainCar-v0", total_steps=100_000), __doc__)
