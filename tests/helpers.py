@@ -116,6 +116,21 @@ class TinyNetwork(NamedTuple):
         return DiagGaussian(y, jnp.broadcast_to(params["log_std"], y.shape)), x @ params["value"]
 
 
+class SeparateNetwork(NamedTuple):
+    """Two TinyNetworks, one for the policy and one for the critic, as a trust region wants it: they share nothing."""
+
+    action_space: Space
+    on_apply: Callable[[], None] = lambda: None
+
+    def init(self, key, obs):
+        tiny, (k_policy, k_critic) = TinyNetwork(self.action_space), jax.random.split(key)
+        return tiny.init(k_policy, obs) | {"critic": tiny.init(k_critic, obs)}
+
+    def apply(self, params, obs):
+        tiny = TinyNetwork(self.action_space, self.on_apply)
+        return tiny.apply(params, obs)[0], tiny.apply(params["critic"], obs)[1]
+
+
 def settings(config: Any, num_settings: int) -> dict[str, Array]:
     """Every float of a config swept at once: setting h has 0.8^h of each."""
     return {

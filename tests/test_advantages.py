@@ -12,11 +12,13 @@ from purepg.advantages import (
     batch_mean,
     discount_power,
     discounted_return,
+    effective_sample_size,
     gae,
     leave_one_out_mean,
     n_step,
     per_decision_ratio,
     per_time_mean,
+    segment_ratio,
     standardise,
     td_error,
     total_return,
@@ -318,9 +320,46 @@ def test_an_episodes_ratio_has_mean_one_and_a_variance_that_grows_exponentially(
     np.testing.assert_allclose(so_far.var(1), power - 1, rtol=1e-4)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 1.0])
+def test_in_a_rollout_the_product_is_over_the_steps_of_one_episode_and_the_same_at_each(share):
+    """Episodes that began before it, or outlast it, have the part that lies inside; some are of one step."""
+    log_prob, old_log_prob = 0.5 * normal(8, T, N, 2), 0.5 * normal(9, T, N, 2)
+    ended = np.random.default_rng(10).random((T, N, 2)) < share
+    expected = np.zeros((T, N, 2))
+    for i in np.ndindex(N, 2):
+        begin = 0
+        for t in range(T):
+            if ended[(t, *i)] or t == T - 1:
+                episode = (slice(begin, t + 1), *i)
+                expected[episode] = np.prod(np.exp(log_prob[episode]) / np.exp(old_log_prob[episode]))
+                begin = t + 1
+    np.testing.assert_allclose(segment_ratio(log_prob, old_log_prob, ended), expected, rtol=1e-4)
+
+
+def test_in_a_rollout_of_whole_episodes_it_is_their_ratio_and_where_each_step_is_an_episode_the_steps():
+    log_prob, old_log_prob = normal(8, T, N), normal(9, T, N)
+    never = jnp.zeros((T, N), bool)
+    whole = trajectory_ratio(log_prob, old_log_prob, ~never)
+    for ended in (never, never.at[-1].set(True)):
+        np.testing.assert_allclose(segment_ratio(log_prob, old_log_prob, ended), whole, rtol=1e-4)
+    ratio = np.exp(log_prob - old_log_prob)
+    np.testing.assert_allclose(segment_ratio(log_prob, old_log_prob, ~never), ratio, rtol=1e-4)
+
+
+def test_the_effective_sample_size_is_the_share_of_samples_that_unequal_weights_leave():
+    """All of them where the weights are equal, one of n where one has it all; their scale has no part in it."""
+    for weight in (1.0, 0.01, 300.0):
+        np.testing.assert_allclose(effective_sample_size(jnp.full((4, 5), weight)), 1.0, rtol=1e-6)
+        one = jnp.zeros((4, 5)).at[2, 3].set(weight)
+        np.testing.assert_allclose(effective_sample_size(one), 1 / 20, rtol=1e-6)
+        np.testing.assert_allclose(effective_sample_size(weight * jnp.array([1.0, 3.0])), 16 / (2 * 10), rtol=1e-6)
+    ratio, where = jnp.array([1.0, 3.0, 1e6]), jnp.array([True, True, False])
+    np.testing.assert_allclose(effective_sample_size(ratio, where), 0.8, rtol=1e-6)
+
+
 def test_ratios_of_shapes_that_do_not_fit_raise():
     log_prob = normal(7, T, N)
-    for ratio in (trajectory_ratio, per_decision_ratio):
+    for ratio in (trajectory_ratio, per_decision_ratio, segment_ratio):
         for wrong in (
             (log_prob[:1], log_prob, MASK),
             (log_prob, log_prob[:1], MASK),

@@ -36,7 +36,8 @@ ROWS = {
     "REINFORCE": Row(lambda new, old, w: policy_gradient(new, w), lambda r, w: w, "Q"),
     "actor-critic": Row(lambda new, old, w: policy_gradient(new, w), lambda r, w: w, "Q"),
     "A2C": Row(lambda new, old, w: policy_gradient(new, w), lambda r, w: w),
-    "off-policy": Row(surrogate, lambda r, w: r * w, "Q"),
+    "off-policy": Row(lambda new, old, w: policy_gradient(new, jnp.exp(new - old) * w), lambda r, w: r * w, "Q"),
+    "TRPO": Row(surrogate, lambda r, w: r * w),
     "PPO-Clip": Row(lambda new, old, w: clipped_surrogate(new, old, w, EPS), ppo_clip),
 }
 
@@ -47,11 +48,14 @@ class Batch(NamedTuple):
     """Actions of random old policies, seen by random new ones not far from them; a state for each."""
 
     policy: Any  # a distribution of numpy arrays: its leaves are the parameters
+    old_policy: Any
     old_log_prob: np.ndarray
     log_prob: np.ndarray
     action: np.ndarray
     weight: np.ndarray
     score: Any  # grad log pi by the parameters, in closed form
+    kl_gradient: Any  # that of KL(pi_old || pi), in closed form
+    reverse_kl_gradient: Any  # that of KL(pi || pi_old)
 
 
 def categorical_batch() -> Batch:
@@ -65,7 +69,18 @@ def categorical_batch() -> Batch:
     log_pi, old_log_pi = log_softmax(logits), log_softmax(old)
     i = np.arange(B), action
     score = Categorical(np.eye(A)[action] - np.exp(log_pi))
-    return Batch(Categorical(logits), old_log_pi[i], log_pi[i], action, rng.normal(size=B), score)
+    reverse_kl = np.sum(np.exp(log_pi) * (log_pi - old_log_pi), axis=1, keepdims=True)
+    return Batch(
+        Categorical(logits),
+        Categorical(old),
+        old_log_pi[i],
+        log_pi[i],
+        action,
+        rng.normal(size=B),
+        score,
+        Categorical(np.exp(log_pi) - np.exp(old_log_pi)),
+        Categorical(np.exp(log_pi) * (log_pi - old_log_pi - reverse_kl)),
+    )
 
 
 def gaussian_batch() -> Batch:
@@ -80,8 +95,18 @@ def gaussian_batch() -> Batch:
 
     z = (action - mean) / np.exp(log_std)
     score = DiagGaussian(z / np.exp(log_std), z**2 - 1)
-    policy = DiagGaussian(mean, log_std)
-    return Batch(policy, log_prob(old_mean, old_log_std), log_prob(mean, log_std), action, rng.normal(size=B), score)
+    variance, old_variance = np.exp(2 * log_std), np.exp(2 * old_log_std)
+    return Batch(
+        DiagGaussian(mean, log_std),
+        DiagGaussian(old_mean, old_log_std),
+        log_prob(old_mean, old_log_std),
+        log_prob(mean, log_std),
+        action,
+        rng.normal(size=B),
+        score,
+        DiagGaussian((mean - old_mean) / variance, 1 - (old_variance + (mean - old_mean) ** 2) / variance),
+        DiagGaussian((mean - old_mean) / old_variance, variance / old_variance - 1),
+    )
 
 
 BATCHES = {"Categorical": categorical_batch(), "DiagGaussian": gaussian_batch()}
@@ -112,6 +137,27 @@ def test_the_losses_gradient_is_the_textbooks_coefficient_times_the_score(row, b
     gradient = in_float64(quick_jit(jax.grad(loss)), batch.policy, batch.old_log_prob, batch.action, batch.weight)
     coefficient = row.coefficient(np.exp(batch.log_prob - batch.old_log_prob), batch.weight)
     assert_is_score_times(gradient, coefficient, batch.score)
+
+
+@OFF_POLICY
+@pytest.mark.parametrize("direction", ["kl", "reverse_kl"])
+def test_the_penalised_surrogates_gradient_is_the_scores_and_beta_times_the_kls(batch, direction):
+    """PPO-Penalty: -ratio * A * grad log pi + beta * grad KL, in either direction; where a KL is 0 it has none."""
+    beta = 0.7
+
+    def loss(policy: Any, old_policy: Any, old_log_prob: Any, action: Any, weight: Any) -> Any:
+        kl = old_policy.kl(policy) if direction == "kl" else policy.kl(old_policy)
+        return jnp.sum(surrogate(policy.log_prob(action), old_log_prob, weight) + beta * kl)
+
+    gradient_of, data = quick_jit(jax.grad(loss)), (batch.action, batch.weight)
+    gradient = in_float64(gradient_of, batch.policy, batch.old_policy, batch.old_log_prob, *data)
+    of_kl = batch.kl_gradient if direction == "kl" else batch.reverse_kl_gradient
+    coefficient = np.exp(batch.log_prob - batch.old_log_prob) * batch.weight
+    for got, score, by in zip(gradient, batch.score, of_kl, strict=True):
+        assert np.abs(by).max() > 0.1
+        np.testing.assert_allclose(got, -coefficient[:, None] * score + beta * by, rtol=1e-10, atol=1e-12)
+    gradient = in_float64(gradient_of, batch.policy, batch.policy, batch.log_prob, *data)
+    assert_is_score_times(gradient, batch.weight, batch.score)
 
 
 @EVERY_ROW

@@ -10,7 +10,7 @@ import pytest
 import scipy.stats
 from helpers import quick_jit
 
-from purepg.optimize import anneal, gradient_step, minibatch_epochs, shuffle, step_direction
+from purepg.optimize import anneal, gradient_step, gradient_steps, minibatch_epochs, shuffle, step_direction
 
 # --- shuffles ---
 
@@ -106,6 +106,19 @@ def test_adams_first_step_is_the_learning_rate_in_each_coordinate():
     params, _, _ = gradient_step(quadratic, tx, 0.1, PARAMS, tx.init(PARAMS), ZEROS)
     np.testing.assert_allclose(params["x"], [2.9, 0.0], rtol=1e-5)
     np.testing.assert_allclose(params["y"], [[3.9]], rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_steps", [1, 3])
+def test_gradient_steps_are_as_many_single_ones_on_the_whole_batch_with_the_metrics_of_the_last(num_steps):
+    tx = step_direction("adam", 2.5)
+    params, opt_state, metrics = PARAMS, tx.init(PARAMS), {}
+    for _ in range(num_steps):
+        params, opt_state, metrics = gradient_step(quadratic, tx, 0.1, params, opt_state, ZEROS)
+    steps = gradient_steps(quadratic, tx, 0.1, PARAMS, tx.init(PARAMS), ZEROS, num_steps)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), steps, (params, opt_state, metrics)
+    )
+    np.testing.assert_allclose(metrics["first"], 3.0 - 0.1 * (num_steps - 1), rtol=1e-3)
 
 
 def test_anneal_falls_linearly_to_zero_and_stays_there():
