@@ -147,6 +147,9 @@ def segment_ratio(log_prob: Array, old_log_prob: Array, ended: Array) -> Array:
 
 def effective_sample_size(ratio: Array, where: Array | None = None) -> Array:
     """(sum ratio)^2 / (n sum ratio^2), a scalar in (0, 1]: the share of the samples that importance weights leave."""
+    ratio = ratio / jnp.max(
+        ratio, where=where, initial=jnp.finfo(ratio.dtype).tiny
+    )  # the square of a product overflows
     return jnp.square(jnp.mean(ratio, where=where)) / jnp.mean(jnp.square(ratio), where=where)
 
 

@@ -71,11 +71,12 @@ def kl_k3(log_ratio: Array) -> Array:
     return jnp.expm1(log_ratio) - log_ratio
 
 
-def explained_variance(value: Array, target: Array) -> Array:
+def explained_variance(value: Array, target: Array, where: Array | None = None) -> Array:
     """1 - Var(target - V) / Var(target), a scalar: 1 perfect, 0 as good as a constant; 0 where targets are equal."""
     chex.assert_equal_shape([value, target])
-    variance = jnp.var(target)
-    return jnp.where(variance > 0, 1 - jnp.var(target - value) / jnp.where(variance > 0, variance, 1), 0.0)
+    variance = jnp.var(target, where=where)
+    left = jnp.var(target - value, where=where)
+    return jnp.where(variance > 0, 1 - left / jnp.where(variance > 0, variance, 1), 0.0)
 
 
 def all_finite(tree) -> Array:

@@ -367,3 +367,9 @@ def test_ratios_of_shapes_that_do_not_fit_raise():
         ):
             with pytest.raises(AssertionError):
                 ratio(*wrong)
+
+
+def test_the_effective_sample_size_has_no_scale():
+    for scale in (1e-24, 1.0, 1e20):
+        np.testing.assert_allclose(effective_sample_size(jnp.array([scale, scale, 0.0, 0.0])), 0.5, rtol=1e-6)
+    np.testing.assert_allclose(effective_sample_size(jnp.array([1e20, 1.0])), 0.5, rtol=1e-6)

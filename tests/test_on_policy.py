@@ -127,7 +127,8 @@ def collected():
         state = State(learner, world._replace(running_return=RUNNING_RETURN))
         raw = rollout(key, env, actor(NETWORK, learner.params, PRIOR_OBS), world.envs, CONFIG["num_steps"])
         data, after, info = collect(key, env, NETWORK, right, state)
-        metrics = diagnostics(NETWORK, jax.tree.map(lambda x: 1.1 * x, learner.params), data, 2 * data.value)
+        new = jax.tree.map(lambda x: 1.1 * x, learner.params)
+        metrics = [diagnostics(NETWORK, learner.params, new, data, 2 * data.value, every) for every in (1, 4)]
         plain = State(learner._replace(obs_moments=None, return_moments=None), world._replace(running_return=None))
         return state, raw, (data, after, info), metrics, collect(key, env, NETWORK, mistaken, plain)
 
@@ -172,11 +173,14 @@ def test_without_normalisers_data_are_raw_and_by_mistake_a_time_limit_is_a_death
     assert data.terminated.any()
 
 
-def test_diagnostics_measure_from_the_policy_that_acted_to_the_one_that_learned(collected):
+@pytest.mark.parametrize("every", [1, 4])
+def test_diagnostics_measure_from_the_policy_that_acted_to_the_one_that_learned(collected, every):
+    """At every step, or at every fourth; the critic at every one."""
     before, _, (data, *_), metrics, _ = collected
+    found = metrics[0 if every == 1 else 1]
     new, _ = NETWORK.apply(jax.tree.map(lambda x: 1.1 * x, before.learner.params), data.obs)
-    expected = policy_change(data.policy, new, data.action)
-    close(metrics, expected | {"explained_variance": metrics["explained_variance"]})
-    assert metrics["kl"] > 1e-6
+    old, new, action = jax.tree.map(lambda x: x[np.arange(0, 6, every)], (data.policy, new, data.action))
+    close(found, policy_change(old, new, action) | {"explained_variance": found["explained_variance"]})
+    assert found["kl"] > 1e-6 and metrics[0]["kl"] != metrics[1]["kl"]
     # The target is twice the value: what is left is as large as the value.
-    np.testing.assert_allclose(metrics["explained_variance"], 1 - 1 / 4, rtol=1e-4)
+    np.testing.assert_allclose(found["explained_variance"], 1 - 1 / 4, rtol=1e-4)

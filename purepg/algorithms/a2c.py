@@ -10,7 +10,7 @@ from typing import Literal
 from purepg.advantages import gae, n_step, standardise
 from purepg.config import Count, NonNegative, Positive, UnitInterval, check, check_schedules
 from purepg.losses import policy_gradient, squared_error
-from purepg.on_policy import assemble, collect, diagnostics
+from purepg.on_policy import SPARSE, assemble, collect, diagnostics
 from purepg.optimize import anneal, gradient_step, step_direction
 from purepg.types import Algorithm, Env, Network, State
 
@@ -91,6 +91,8 @@ def a2c(env: Env, network: Network, config: A2CConfig) -> Algorithm:
             loss, tx, learning_rate, state.learner.params, state.learner.opt_state, batch
         )
         learner = after.learner._replace(params=params, opt_state=opt_state)
-        return State(learner, after.world), info | metrics | diagnostics(network, params, data, target)
+        return State(learner, after.world), info | metrics | diagnostics(
+            network, state.learner.params, params, data, target, SPARSE
+        )
 
     return assemble(env, network, c, tx, step)

@@ -111,7 +111,7 @@ def npg(env: Env, network: Network, config: NPGConfig) -> Algorithm:
             c.num_value_minibatches,
         )
         learner = after.learner._replace(params=params, opt_state=opt_state)
-        metrics |= info | value_metrics | diagnostics(network, params, data, target)
+        metrics |= info | value_metrics | diagnostics(network, state.learner.params, params, data, target, 1)
         return State(learner, after.world), metrics
 
     return assemble(env, network, c, tx, step)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from purepg.advantages import effective_sample_size, gae, segment_ratio, standardise
 from purepg.config import Count, NonNegative, Positive, UnitInterval, check, check_schedules
 from purepg.losses import policy_gradient, squared_error
-from purepg.on_policy import assemble, collect, diagnostics
+from purepg.on_policy import SPARSE, assemble, collect, diagnostics
 from purepg.optimize import anneal, gradient_steps, step_direction
 from purepg.types import Algorithm, Env, Network, State
 
@@ -115,6 +115,8 @@ def off_policy_pg(env: Env, network: Network, config: OffPolicyPGConfig) -> Algo
             loss, tx, learning_rate, state.learner.params, state.learner.opt_state, batch, c.num_epochs
         )
         learner = after.learner._replace(params=params, opt_state=opt_state)
-        return State(learner, after.world), info | metrics | diagnostics(network, params, data, target)
+        return State(learner, after.world), info | metrics | diagnostics(
+            network, state.learner.params, params, data, target, SPARSE
+        )
 
     return assemble(env, network, c, tx, step)

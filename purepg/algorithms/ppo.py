@@ -16,7 +16,7 @@ import jax
 from purepg.advantages import gae, standardise
 from purepg.config import Count, NonNegative, Positive, UnitInterval, check, check_minibatches, check_schedules
 from purepg.losses import clipped_squared_error, clipped_surrogate, kl_k3, squared_error
-from purepg.on_policy import assemble, collect, diagnostics
+from purepg.on_policy import SPARSE, assemble, collect, diagnostics
 from purepg.optimize import anneal, minibatch_epochs, step_direction
 from purepg.types import Algorithm, Env, Network, State
 
@@ -126,6 +126,8 @@ def ppo(env: Env, network: Network, config: PPOConfig) -> Algorithm:
             c.target_kl,
         )
         learner = after.learner._replace(params=params, opt_state=opt_state)
-        return State(learner, after.world), info | metrics | diagnostics(network, params, data, target)
+        return State(learner, after.world), info | metrics | diagnostics(
+            network, state.learner.params, params, data, target, SPARSE
+        )
 
     return assemble(env, network, c, tx, step)

@@ -127,7 +127,9 @@ def ppo_penalty(env: Env, network: Network, config: PPOPenaltyConfig) -> Algorit
             c.num_epochs,
             c.num_minibatches,
         )
-        metrics |= diagnostics(network, params, data, target) | {"kl_coef": state.learner.kl_coef}
+        metrics |= diagnostics(network, state.learner.params, params, data, target, 1) | {
+            "kl_coef": state.learner.kl_coef
+        }
         kl_coef = adapt(state.learner.kl_coef, metrics[c.penalty])
         learner = after.learner._replace(params=params, opt_state=opt_state, kl_coef=kl_coef)
         return State(learner, after.world), info | metrics

@@ -23,9 +23,9 @@ from purepg.advantages import (
     total_return,
 )
 from purepg.config import Count, NonNegative, Positive, UnitInterval, check
-from purepg.losses import policy_gradient, squared_error
+from purepg.losses import explained_variance, policy_gradient, squared_error
 from purepg.networks import actor, evaluation_policy
-from purepg.on_policy import policy_change
+from purepg.on_policy import SPARSE, policy_change
 from purepg.optimize import gradient_step, step_direction
 from purepg.rollout import episodes
 from purepg.types import Algorithm, Env, Network, Params, State, UsageError
@@ -130,7 +130,7 @@ def reinforce(env: Env, network: Network, config: REINFORCEConfig) -> Algorithm:
         params, opt_state = state.learner
         trajectory, mask, info = episodes(key, env, actor(network, params), c.num_episodes, max_steps)
 
-        old_policy, value = network.apply(params, trajectory.obs)
+        _, value = network.apply(params, trajectory.obs)
         final_value = 0.0
         if c.baseline == "value":
             _, next_value = network.apply(params, trajectory.next_obs)
@@ -139,10 +139,12 @@ def reinforce(env: Env, network: Network, config: REINFORCEConfig) -> Algorithm:
         target = discounted_return(trajectory.reward, mask, c.gamma, final_value)
 
         batch = (trajectory, mask, weight, target)
-        params, opt_state, metrics = gradient_step(loss, tx, c.learning_rate, params, opt_state, batch)
-        new_policy, _ = network.apply(params, trajectory.obs)
-        metrics |= info | policy_change(old_policy, new_policy, trajectory.action, where=mask)
-        return State(Learner(params, opt_state), ()), metrics
+        new_params, opt_state, metrics = gradient_step(loss, tx, c.learning_rate, params, opt_state, batch)
+        old_policy, new_policy = (network.apply(x, trajectory.obs[::SPARSE])[0] for x in (params, new_params))
+        metrics |= policy_change(old_policy, new_policy, trajectory.action[::SPARSE], where=mask[::SPARSE])
+        if c.baseline == "value":
+            metrics["explained_variance"] = explained_variance(value, target, where=mask)
+        return State(Learner(new_params, opt_state), ()), info | metrics
 
     def policy(state, deterministic):
         return evaluation_policy(network, state.learner.params, deterministic)

@@ -115,7 +115,7 @@ def trpo(env: Env, network: Network, config: TRPOConfig) -> Algorithm:
             c.num_value_minibatches,
         )
         learner = after.learner._replace(params=params, opt_state=opt_state)
-        metrics |= info | value_metrics | diagnostics(network, params, data, target)
+        metrics |= info | value_metrics | diagnostics(network, state.learner.params, params, data, target, 1)
         return State(learner, after.world), metrics
 
     return assemble(env, network, c, tx, step)
