@@ -1,0 +1,430 @@
+"""What a trust region buys: how far the step size may be off before an algorithm fails on CartPole-v1.
+
+A2C, NPG, TRPO, PPO-Penalty and PPO-Clip, each at its own script's defaults but that nothing is annealed, at the same
+environment steps. A step size is solved where the IQM over seeds of the final evaluation reaches 475; what is compared
+is log10(largest / smallest) of the longest row of solved step sizes, and the KL of the updates on the way.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import numpy as np
+
+from purepg.algorithms.a2c import A2CConfig, a2c
+from purepg.algorithms.npg import NPGConfig, npg
+from purepg.algorithms.ppo import PPOConfig, ppo
+from purepg.algorithms.ppo_penalty import PPOPenaltyConfig, ppo_penalty
+from purepg.algorithms.trpo import TRPOConfig, trpo
+from purepg.config import Count, Positive, Range, Seed
+from purepg.networks import NetworkConfig, actor_critic
+from purepg.run.launch import Plan, RunConfig, prepare
+from purepg.run.loop import Interrupt, run_chunk
+from purepg.run.plot import COLOURS, GREY, dress, on_common_grid, over_seeds
+from purepg.run.population import Chunk, Population
+from purepg.run.record import say
+from purepg.run.statistics import iqm
+from purepg.run.study import Study, main, table
+from purepg.run.summary import Part, assemble, diverged
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+ENV = "CartPole-v1"
+NUM_RESAMPLES = 2000  # of the seeds, for a width's interval
+QUANTILES = 0.05, 0.5, 0.95, 1.0  # of the KL per update
+KL_FLOOR = 1e-8  # what lies below is drawn there
+
+
+@dataclass(frozen=True)
+class Config:
+    """Numbers of the experiment.
+
+    Attributes:
+      seed: of training.
+      total_steps: environment steps of each agent.
+      num_seeds: agents trained at each step size.
+      per_decade: step sizes in a decade, the same for all.
+      eval_episodes: episodes of each agent's final evaluation.
+      solved: the return that the IQM must reach.
+    """
+
+    seed: Seed = 0
+    total_steps: Count = 102_400
+    num_seeds: Annotated[int, Range(2)] = 8
+    per_decade: Count = 3
+    eval_episodes: Count = 64
+    solved: Positive = 475.0
+
+
+class Sweep(NamedTuple):
+    """An algorithm, and the step sizes it is tried at."""
+
+    name: str
+    algorithm: Callable[..., Any]
+    config: Any
+    field: str
+    low: float  # log10 of the ends of the grid
+    high: float
+
+    def grid(self, per_decade: int) -> list[float]:
+        ends = math.ceil(self.low * per_decade - 1e-6), math.floor(self.high * per_decade + 1e-6)
+        return [float(f"{10 ** (i / per_decade):.3g}") for i in range(ends[0], ends[1] + 1)]
+
+    @property
+    def lengths_per_decade(self) -> float:
+        """Decades by which a step grows in length, per decade of the step size: a KL grows as the length's square."""
+        return 0.5 if self.field == "max_kl" else 1.0
+
+    @property
+    def batch(self) -> int:
+        return self.config.num_envs * self.config.num_steps
+
+
+SWEEPS = (
+    Sweep("A2C", a2c, A2CConfig(num_envs=8, num_steps=8, gamma=0.98, gae_lambda=1.0), "learning_rate", -4, -4 / 3),
+    Sweep("NPG", npg, NPGConfig(max_kl=None), "learning_rate", -4 / 3, 4 / 3),
+    Sweep("NPG", npg, NPGConfig(), "max_kl", -4, 2 / 3),
+    Sweep("TRPO", trpo, TRPOConfig(), "max_kl", -4, 2 / 3),
+    Sweep(
+        "PPO-Penalty",
+        ppo_penalty,
+        PPOPenaltyConfig(num_steps=32, gamma=0.98, target_kl=0.003),
+        "learning_rate",
+        -14 / 3,
+        -4 / 3,
+    ),
+    Sweep(
+        "PPO-Clip",
+        ppo,
+        PPOConfig(num_envs=4, num_steps=32, num_epochs=8, num_minibatches=4, gamma=0.98, gae_lambda=0.9),
+        "learning_rate",
+        -14 / 3,
+        -4 / 3,
+    ),
+)
+
+
+# --- trained ---
+
+
+def plan(config: Config, sweep: Sweep) -> Plan:
+    """The run of a sweep; its settings are the step sizes."""
+    run = RunConfig(
+        ENV,
+        config.total_steps,
+        config.num_seeds,
+        config.seed,
+        log_every=0,
+        eval_episodes=config.eval_episodes,
+        wandb="disabled",
+    )
+    configs = {sweep.algorithm.__name__: sweep.config, "network": NetworkConfig()}
+    return prepare(sweep.algorithm, actor_critic, configs, run, {sweep.field: sweep.grid(config.per_decade)})
+
+
+class Trained(NamedTuple):
+    """What became of a sweep's agents."""
+
+    returned: np.ndarray  # [H, S] final evaluation: actions sampled, whole episodes
+    metrics: dict[str, np.ndarray]  # each [H, S, U]
+    num_diverged: int  # agents whose parameters became non-finite; they stay, and are evaluated, as before that update
+
+
+def trained(plan: Plan) -> Trained:
+    """All step sizes and seeds as one program."""
+    run, (group,) = plan.run, plan.groups
+    chunk = Chunk(slice(0, len(plan.settings)), slice(0, run.num_seeds))
+    population = Population(
+        plan.env,
+        plan.make,
+        group,
+        chunk.shape,
+        run.seed,
+        run.total_steps,
+        plan.num_devices,
+        run.eval_seed,
+        run.eval_episodes,
+        plan.eval_max_steps,
+    )
+    outcome = run_chunk(population, group, chunk, run.log_every, [], Interrupt())
+    metrics, _ = assemble([Part(group, chunk, outcome)], *chunk.shape)
+    return Trained(outcome.sampled, metrics, sum(len(diverged(finite)) for finite in metrics["finite"]))
+
+
+# --- measured ---
+
+
+def longest_row(solved: Sequence[bool] | np.ndarray) -> tuple[int, int] | None:
+    """First and last place of the longest row of trues; the first of several, None without any."""
+    rows, start = [], 0
+    for good, members in groupby(solved):
+        stop = start + len(list(members))
+        if good:
+            rows.append((start, stop - 1))
+        start = stop
+    return max(rows, key=lambda row: row[1] - row[0], default=None)
+
+
+class Result(NamedTuple):
+    """What a sweep shows; `[H]` over its step sizes."""
+
+    sweep: Sweep
+    step: np.ndarray  # [H] the step sizes
+    middle: np.ndarray  # IQM of the final return
+    quartiles: np.ndarray  # [2, H]
+    kl: np.ndarray  # [len(QUANTILES), H] per update, over all seeds' updates
+    best: int
+    region: tuple[int, int] | None  # of the solved step sizes
+    interval: tuple[float, float]  # of the region's width, over resampled seeds
+    curve: tuple[np.ndarray, np.ndarray]  # at the best: environment steps, IQM of the training return
+    num_diverged: int
+
+    @property
+    def width(self) -> float:
+        """log10(largest / smallest) of the solved step sizes; 0 for one alone, NaN for none."""
+        return float("nan") if self.region is None else decades(self.step, self.region)
+
+    @property
+    def cut(self) -> bool:
+        """Whether the region reaches an end of the grid: then it is wider than was seen."""
+        return self.region is not None and (self.region[0] == 0 or self.region[1] == len(self.step) - 1)
+
+
+def decades(step: np.ndarray, region: tuple[int, int] | None) -> float:
+    return 0.0 if region is None else float(np.log10(step[region[1]] / step[region[0]]))
+
+
+def measure(config: Config, sweep: Sweep, agents: Trained) -> Result:
+    step, returned, metrics = np.array(sweep.grid(config.per_decade)), agents.returned, agents.metrics
+    num_settings, num_seeds = returned.shape
+    middle = iqm(returned)
+
+    curves = []
+    for h in range(num_settings):
+        window = -(-metrics["kl"].shape[-1] // 50)
+        env_steps, value = on_common_grid(metrics["env_steps"][h], metrics["episode_return"][h], window)
+        curves.append((env_steps, over_seeds(value)[0]))
+    # Where several end equal, as they do at 500, the best is the one that had the most on the way.
+    best = max(range(num_settings), key=lambda h: (middle[h], np.nanmean(curves[h][1])))
+
+    # A seed's agents start alike at every step size: seeds are drawn again, not agents.
+    drawn = np.random.default_rng(config.seed).integers(num_seeds, size=(NUM_RESAMPLES, num_seeds))
+    again = iqm(returned[:, drawn]) >= config.solved
+    widths = [decades(step, longest_row(solved)) for solved in again.T]
+    low, high = np.quantile(widths, (0.025, 0.975))
+
+    return Result(
+        sweep,
+        step,
+        middle,
+        np.quantile(returned, (0.25, 0.75), axis=1),
+        np.nanquantile(metrics["kl"].reshape(num_settings, -1), QUANTILES, axis=1),
+        best,
+        longest_row(middle >= config.solved),
+        (float(low), float(high)),
+        curves[best],
+        agents.num_diverged,
+    )
+
+
+# --- drawn ---
+
+
+def draw(config: Config, results: Sequence[Result]) -> "Figure":
+    """Final return and KL against the step size, a column for each sweep; learning curves; widths."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11.8, 6.9), dpi=100, layout="constrained")
+    upper, lower = (figure.add_subfigure(part) for part in figure.add_gridspec(2, 1, height_ratios=(1.75, 1)))
+    panels = upper.subplots(2, len(results), sharex="col", sharey="row")
+    for r, colour, (above, below) in zip(results, COLOURS, panels.T, strict=False):
+        draw_return(above, config, r, colour)
+        draw_kl(below, r, colour, legend=below is panels[1, 0])
+    panels[0, 0].set_ylabel("final return")
+    panels[1, 0].set_ylabel("KL per update, nats")
+    left, right = lower.subplots(1, 2)
+    draw_curves(left, results)
+    draw_widths(right, results)
+    return figure
+
+
+def draw_return(axes: "Axes", config: Config, r: Result, colour: str) -> None:
+    axes.fill_between(r.step, *r.quartiles, color=colour, alpha=0.25, linewidth=0)
+    axes.plot(r.step, r.middle, "o-", color=colour, linewidth=1.5, markersize=3.5)
+    axes.axhline(config.solved, color="black", linewidth=0.7, linestyle=":")
+    shade(axes, r, colour)
+    centre, half = math.log10(r.step[0] * r.step[-1]) / 2, 2.6  # as many decades in every panel, so that widths compare
+    axes.set_xscale("log")
+    axes.set_xlim(10 ** (centre - half), 10 ** (centre + half))
+    axes.set_xticks([10.0**i for i in range(-8, 8) if i % 2 == 0 and abs(i - centre) < half])
+    axes.minorticks_off()
+    axes.set_ylim(0, 520)
+    axes.set_yticks((0, 250, 500))
+    said = "nowhere solved" if r.region is None else f"solved: {width_of(r)} decades"
+    dress(axes, r.sweep.name, said)
+
+
+def draw_kl(axes: "Axes", r: Result, colour: str, legend: bool) -> None:
+    """Median, band from 5 to 95 %, and the largest.
+
+    Args:
+      legend: say so; what holds the KL is named anyway.
+    """
+    low, middle, high, largest = np.maximum(r.kl, KL_FLOOR)
+    axes.fill_between(r.step, low, high, color=colour, alpha=0.25, linewidth=0)
+    axes.plot(r.step, middle, "o-", color=colour, linewidth=1.5, markersize=3.5, label="median" if legend else None)
+    axes.plot(r.step, largest, ":", color=colour, linewidth=1.5, label="largest" if legend else None)
+    shade(axes, r, colour)
+    if r.sweep.field == "max_kl":
+        axes.plot(r.step, r.step, "--", color="black", linewidth=0.8, label="max_kl")
+    if target_kl := getattr(r.sweep.config, "target_kl", None):
+        axes.axhline(target_kl, linestyle="--", color="black", linewidth=0.8, label="target_kl")
+    axes.set_yscale("log")
+    axes.set_ylim(KL_FLOOR / 2, 1e4)
+    axes.set_yticks([10.0**i for i in range(-8, 4, 2)])
+    axes.minorticks_off()
+    axes.set_xlabel(r.sweep.field)
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(frameon=False, fontsize=8, loc="upper left", handlelength=1.6, borderaxespad=0, labelspacing=0.2)
+    dress(axes, "", "")
+
+
+def shade(axes: "Axes", r: Result, colour: str) -> None:
+    """The solved step sizes."""
+    if r.region is not None:
+        axes.axvspan(*r.step[list(r.region)], color=colour, alpha=0.12, linewidth=0)
+
+
+def draw_curves(axes: "Axes", results: Sequence[Result]) -> None:
+    from matplotlib.ticker import EngFormatter
+
+    for r, colour in zip(results, COLOURS, strict=False):
+        axes.plot(*r.curve, color=colour, linewidth=1.6)
+    axes.set(xlabel="environment steps", ylabel="training return", ylim=(0, 520), xlim=(0, None))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    dress(axes, "At the best step size", "IQM over seeds, in windows of a fiftieth of the run; colours as above")
+
+
+def draw_widths(axes: "Axes", results: Sequence[Result]) -> None:
+    names = []
+    for y, (r, colour) in enumerate(zip(results, COLOURS, strict=False)):
+        scale, field = r.sweep.lengths_per_decade, r.sweep.field
+        width = 0.0 if r.region is None else r.width
+        axes.barh(y, width, height=0.62, color=colour, alpha=0.25, linewidth=0)
+        axes.barh(y, width * scale, height=0.62, color=colour, alpha=0.85, linewidth=0)
+        axes.hlines(y, *r.interval, color="black", linewidth=1.0)
+        names.append(f"{r.sweep.name}, {field}")
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_xlim(0, None)
+    axes.set_xlabel("decades of solved step sizes")
+    dress(axes, "How far the step size may be off", "dark: in the step's length; line: 95 % interval, seeds resampled")
+    axes.grid(visible=False, axis="y")
+    axes.grid(axis="x", color="#E5E5E5", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(axis="y", colors=GREY, labelcolor="black", length=0)
+
+
+# --- the report ---
+
+
+def width_of(r: Result, scale: float = 1.0) -> str:
+    return "none" if r.region is None else f"{'> ' if r.cut else ''}{scale * r.width:.2f}"
+
+
+def say_results(config: Config, results: Sequence[Result]) -> str:
+    header = ["algorithm", "step size", "batch", "tried from", "to", "best", "IQM", "solved from", "to"]
+    header += ["decades", "95 %", "of length", "median KL at best", "largest KL at best"]
+    rows = []
+    for r in results:
+        ends = ["", ""] if r.region is None else [f"{r.step[h]:.3g}" for h in r.region]
+        rows.append([
+            r.sweep.name,
+            r.sweep.field,
+            f"{r.sweep.batch}",
+            f"{r.step[0]:.3g}",
+            f"{r.step[-1]:.3g}",
+            f"{r.step[r.best]:.3g}",
+            f"{r.middle[r.best]:.0f}",
+            *ends,
+            width_of(r),
+            f"{r.interval[0]:.2f} to {r.interval[1]:.2f}",
+            width_of(r, r.sweep.lengths_per_decade),
+            f"{r.kl[1, r.best]:.2g}",
+            f"{r.kl[-1, r.best]:.2g}",
+        ])  # fmt: skip
+    return table(header, rows)
+
+
+def findings(results: Sequence[Result]) -> list[str]:
+    """What the KL came to, in sentences."""
+    said = []
+    for r in results:
+        name = f"{r.sweep.name} by {r.sweep.field}: the largest KL of an update is"
+        if r.sweep.field == "max_kl":
+            excess = r.kl[-1] / r.step
+            said.append(f"{name} {excess.max():.3f} x its bound, at {r.step[excess.argmax()]:.3g}")
+        else:
+            first, last = r.region or (r.best, r.best)
+            said.append(f"{name} {r.kl[-1].max():.3g}, and {r.kl[-1, first : last + 1].max():.3g} where it is solved")
+    return said
+
+
+def study(config: Config) -> Study:
+    """Trains every sweep, and says how wide each one's good region is."""
+    plans = [plan(config, sweep) for sweep in SWEEPS]
+    results = []
+    for sweep, planned in zip(SWEEPS, plans, strict=True):
+        begun = time.perf_counter()
+        say(f"{sweep.name} by {sweep.field}: {len(planned.settings)} step sizes x {config.num_seeds} seeds")
+        results.append(measure(config, sweep, trained(planned)))
+        say(f"  solved over {width_of(results[-1])} decades; {time.perf_counter() - begun:.0f} s")
+    num_agents = sum(len(r.step) for r in results) * config.num_seeds
+    cut = [f"{r.sweep.name} by {r.sweep.field}" for r in results if r.cut]
+    report = [
+        f"{ENV}, {config.total_steps:,} environment steps, {config.num_seeds} seeds, {config.per_decade} step sizes a "
+        f"decade; solved: IQM of the final return (sampled actions, {config.eval_episodes} episodes) at least "
+        f"{config.solved:g}; batch: environment steps of an update",
+        say_results(config, results),
+        "\n".join([
+            "KL: the metric `kl`, exact at each state; A2C and PPO-Clip look at every fourth time step of a rollout",
+            f"an edge lies up to {1 / config.per_decade:.2g} decades beyond the last solved step size",
+            "of length: decades of the step's length, which grows as the square root of max_kl",
+            f"went non-finite, and stayed as before: {sum(r.num_diverged for r in results)} of {num_agents} agents",
+            f"region reaches an end of the grid, and is wider than seen: {', '.join(cut) or 'none'}",
+        ]),
+        "\n".join(findings(results)),
+    ]  # fmt: skip
+    numbers = {
+        "config": dataclasses.asdict(config),
+        "sweeps": [
+            {
+                "algorithm": r.sweep.name,
+                "config": dataclasses.asdict(r.sweep.config),
+                "field": r.sweep.field,
+                "step": r.step,
+                "iqm": r.middle,
+                "quartiles": r.quartiles,
+                "kl": {f"{q:g}": kl for q, kl in zip(QUANTILES, r.kl, strict=True)},
+                "best": r.step[r.best],
+                "solved": None if r.region is None else r.step[list(r.region)],
+                "decades": r.width,
+                "interval": r.interval,
+                "decades_of_length": r.sweep.lengths_per_decade * r.width,
+                "cut": r.cut,
+                "num_diverged": r.num_diverged,
+            }
+            for r in results
+        ],
+    }
+    return Study("\n\n".join(report), numbers, draw(config, results))
+
+
+if __name__ == "__main__":
+    main(study, Config(), __doc__)
