@@ -1,8 +1,9 @@
-"""How fast PPO trains on CartPole: environment steps a second, compile seconds and peak memory, at several sizes.
+"""How fast algorithms train: environment steps a second, compile seconds and peak memory, at several sizes.
 
-Every measurement runs in a process of its own, compiled and warmed up before it is timed. With `--peer rejax`, rejax's
-PPO does the same work (128 steps, 4 epochs, 4 minibatches, two 64-wide tanh networks) in an environment of its own, the
-two in turn: A B A B.
+PPO on CartPole (128 steps, 4 epochs, 4 minibatches, two 64-wide tanh layers), SAC and TD3 on Pendulum (a gradient step
+of 256 transitions for every environment step, two critics, two 64-wide relu layers, replay of 100,000). Every
+measurement runs in a process of its own, compiled and warmed up before it is timed. With `--peer rejax`, rejax does the
+same work in an environment of its own, the two in turn: A B A B.
 """
 
 import argparse
@@ -14,43 +15,62 @@ import sys
 import time
 import venv
 from pathlib import Path
+from typing import Any
 
 from purepg.runtime import SCHEDULER_FLAG
 
-SIZES = ("4x1", "4x4", "4x16", "64x1", "64x16", "2048x1")  # environments x seeds
-STEPS_PER_RUN = 400_000  # about a second, so that a run is long against the clock and short against the machine's moods
+SIZES = (  # algorithm:environments x seeds
+    *("ppo:4x1", "ppo:4x4", "ppo:4x16", "ppo:64x1", "ppo:64x16", "ppo:2048x1"),
+    *("sac:1x1", "sac:1x16", "td3:1x1", "td3:1x16"),
+)
+# About a second of work, so that a run is long against the clock and short against the machine's moods.
+STEPS_PER_RUN = {"ppo": 400_000, "sac": 8_000, "td3": 8_000}
+NUM_STEPS = {"ppo": 128, "sac": 50, "td3": 50}
 PEERS = {"rejax": ("rejax==0.1.3", "gymnax==0.0.9", "jax==0.10.2", "jaxlib==0.10.2")}
-NUM_STEPS = 128
 HERE = Path(__file__).parent
 
 
-def purepg_worker(num_envs: int, num_seeds: int, num_updates: int, devices: int | None) -> None:
+def make(name: str, num_envs: int):
+    """The algorithm, its config, its network's maker and config, and the environment's name."""
+    from purepg.algorithms.ppo import PPOConfig, ppo
+    from purepg.algorithms.sac import SACConfig, sac
+    from purepg.algorithms.td3 import TD3Config, td3
+    from purepg.networks import ActorQConfig, NetworkConfig, actor_critic, actor_q
+
+    steps: dict[str, Any] = {"num_envs": num_envs, "num_steps": NUM_STEPS[name]}
+    if name == "ppo":
+        config = PPOConfig(**steps, learning_rate=2.5e-4, entropy_coef=0.01)
+        return ppo, config, actor_critic, NetworkConfig(), "CartPole-v1"
+    if name == "sac":
+        return sac, SACConfig(**steps), actor_q, ActorQConfig(policy="tanh_gaussian"), "Pendulum-v1"
+    return td3, TD3Config(**steps, exploration_std=0.1), actor_q, ActorQConfig(policy="deterministic"), "Pendulum-v1"
+
+
+def purepg_worker(name: str, num_envs: int, num_seeds: int, num_updates: int, devices: int | None) -> None:
     """Compiles a population, says so, and trains it once for every line `run` on stdin."""
     import jax
 
-    from purepg.algorithms.ppo import PPOConfig, ppo
-    from purepg.networks import NetworkConfig, actor_critic
     from purepg.run.launch import RunConfig, prepare
     from purepg.run.population import Population, chunks
     from purepg.run.summary import peak_memory_bytes
 
-    config = PPOConfig(num_envs=num_envs, num_steps=NUM_STEPS, learning_rate=2.5e-4, entropy_coef=0.01)
-    total_steps = num_envs * NUM_STEPS * num_updates
-    run = RunConfig(num_seeds=num_seeds, total_steps=total_steps, devices=devices, compile_cache=False)
-    plan = prepare(ppo, actor_critic, {"ppo": config, "network": NetworkConfig()}, run, {})
+    algorithm, config, network, network_config, env = make(name, num_envs)
+    total_steps = num_envs * NUM_STEPS[name] * num_updates
+    run = RunConfig(env=env, num_seeds=num_seeds, total_steps=total_steps, devices=devices, compile_cache=False)
+    plan = prepare(algorithm, network, {name: config, "network": network_config}, run, {})
     (group,) = plan.groups
     (chunk,) = chunks(1, num_seeds, None)
     population = Population(plan.env, plan.make, group, chunk.shape, 0, total_steps, plan.num_devices, 0, 1, 1)
     members = population.members(chunk)
     state = population.init(members)
 
-    def train(state):
-        state, metrics = population.advance(members, state, 0, num_updates)
+    def train(state, start):
+        state, metrics = population.advance(members, state, start, num_updates)
         jax.block_until_ready(metrics)
         return state
 
     before = population.compile_seconds
-    state = train(state)
+    state, start = train(state, 0), num_updates
     answer(
         ready=True,
         compile_seconds=population.compile_seconds - before,
@@ -62,7 +82,7 @@ def purepg_worker(num_envs: int, num_seeds: int, num_updates: int, devices: int 
         if line.strip() != "run":
             break
         begun = time.perf_counter()
-        state = train(state)
+        state, start = train(state, start), start + num_updates
         answer(
             seconds=time.perf_counter() - begun,
             env_steps=total_steps * num_seeds,
@@ -116,28 +136,30 @@ def peer_python(peer: str) -> Path:
 
 def measure(size: str, peer: str | None, repeats: int, devices: int | None) -> dict:
     """Times one size: medians over `repeats`, and against the peer the ratio pair by pair."""
-    num_envs, num_seeds = map(int, size.split("x"))
-    num_updates = max(1, STEPS_PER_RUN // (num_envs * num_seeds * NUM_STEPS))
-    sizes = [str(num_envs), str(num_seeds), str(num_updates)]
+    name, shape = size.split(":")
+    num_envs, num_seeds = map(int, shape.split("x"))
+    num_updates = max(1, STEPS_PER_RUN[name] // (num_envs * num_seeds * NUM_STEPS[name]))
+    sizes = [name, str(num_envs), str(num_seeds), str(num_updates)]
     workers = {"purepg": Worker([sys.executable, __file__, "--worker", *sizes, str(devices or 0)])}
     if peer:
-        names = ("--num-envs", "--num-seeds", "--num-updates")
+        names = ("--algorithm", "--num-envs", "--num-seeds", "--num-updates", "--num-steps")
+        sizes.append(str(NUM_STEPS[name]))
         flags = [part for pair in zip(names, sizes, strict=True) for part in pair]
         # Without purepg's cure, jaxlib 0.10.2 deadlocks on few cores whoever wrote the program.
         cure = {"XLA_FLAGS": f"--{SCHEDULER_FLAG}=false"}
-        workers[peer] = Worker([str(peer_python(peer)), str(HERE / "peers" / f"{peer}_ppo.py"), *flags], **cure)
-    runs = {name: [] for name in workers}
+        workers[peer] = Worker([str(peer_python(peer)), str(HERE / "peers" / f"{peer}_worker.py"), *flags], **cure)
+    runs = {side: [] for side in workers}
     for _ in range(repeats):
-        for name, worker in workers.items():
-            runs[name].append(worker.run())
+        for side, worker in workers.items():
+            runs[side].append(worker.run())
     result = {"size": size, "num_updates": num_updates, "repeats": repeats}
-    for name, worker in workers.items():
+    for side, worker in workers.items():
         worker.close()
-        result[name] = {
+        result[side] = {
             **worker.ready,
-            "env_steps_per_second": statistics.median(r["env_steps"] / r["seconds"] for r in runs[name]),
-            "peak_memory_bytes": runs[name][-1].get("peak_memory_bytes"),
-            "seconds": [r["seconds"] for r in runs[name]],
+            "env_steps_per_second": statistics.median(r["env_steps"] / r["seconds"] for r in runs[side]),
+            "peak_memory_bytes": runs[side][-1].get("peak_memory_bytes"),
+            "seconds": [r["seconds"] for r in runs[side]],
         }
     if peer:
         ratios = [b["seconds"] / a["seconds"] for a, b in zip(runs["purepg"], runs[peer], strict=True)]
@@ -149,7 +171,7 @@ def row(result: dict, peer: str | None) -> str:
     """A line of the table."""
     ours = result["purepg"]
     text = (
-        f"{result['size']:>8}  {ours['env_steps_per_second']:>12,.0f}  {ours['compile_seconds']:>9.1f}  "
+        f"{result['size']:>10}  {ours['env_steps_per_second']:>12,.0f}  {ours['compile_seconds']:>9.1f}  "
         f"{ours['peak_memory_bytes'] / 2**20:>8,.0f}  {ours['devices']:>7}"
     )
     if peer:
@@ -162,18 +184,21 @@ def row(result: dict, peer: str | None) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--peer", choices=PEERS, help="time it in turn; installed on first use")
-    parser.add_argument("--sizes", default=",".join(SIZES), help="environments x seeds (default: %(default)s)")
+    parser.add_argument(
+        "--sizes", default=",".join(SIZES), help="algorithm:environments x seeds (default: %(default)s)"
+    )
     parser.add_argument("--repeats", type=int, default=7, help="timed runs of each (default: %(default)s)")
     parser.add_argument("--devices", type=int, help="devices for the seeds (default: as many as divide them)")
     parser.add_argument("--out", type=Path, help="also write the figures to this JSON file")
-    parser.add_argument("--worker", nargs=4, type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", nargs=5, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        num_envs, num_seeds, num_updates, devices = arguments.worker
-        purepg_worker(num_envs, num_seeds, num_updates, devices or None)
+        name, *numbers = arguments.worker
+        num_envs, num_seeds, num_updates, devices = map(int, numbers)
+        purepg_worker(name, num_envs, num_seeds, num_updates, devices or None)
         return
 
-    heading = f"{'size':>8}  {'steps/s':>12}  {'compile s':>9}  {'peak MiB':>8}  {'devices':>7}"
+    heading = f"{'size':>10}  {'steps/s':>12}  {'compile s':>9}  {'peak MiB':>8}  {'devices':>7}"
     if arguments.peer:
         heading += f"  {arguments.peer + ' steps/s':>12}  {'compile s':>9}  ratio: median [range]"
     print(heading)

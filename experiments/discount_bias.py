@@ -23,9 +23,9 @@ from purepg.lab.estimators import WithCritic, update_of
 from purepg.lab.exact import bellman_gradient, in_float64, log_policy, objective, score, values, weighted_gradient
 from purepg.lab.statistics import Statistics, sample, statistics
 from purepg.lab.trajectories import enumerate_trajectories, state_distributions
-from purepg.networks import tabular_policy
 from purepg.run.plot import COLOURS, GREY, dress
 from purepg.run.study import Study, main, table
+from purepg.tabular import tabular_policy
 from purepg.train import train
 from purepg.types import Algorithm, Params
 

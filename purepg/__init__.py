@@ -8,15 +8,22 @@ from purepg.runtime import make_cpu_safe
 make_cpu_safe()
 
 from purepg.algorithms.a2c import A2CConfig, a2c  # noqa: E402
+from purepg.algorithms.ddpg import DDPGConfig, ddpg  # noqa: E402
+from purepg.algorithms.dpg import DPGConfig, dpg  # noqa: E402
 from purepg.algorithms.npg import NPGConfig, npg  # noqa: E402
 from purepg.algorithms.off_policy_pg import OffPolicyPGConfig, off_policy_pg  # noqa: E402
 from purepg.algorithms.ppo import PPOConfig, ppo  # noqa: E402
 from purepg.algorithms.ppo_penalty import PPOPenaltyConfig, ppo_penalty  # noqa: E402
+from purepg.algorithms.q_actor_critic import QActorCriticConfig, q_actor_critic  # noqa: E402
 from purepg.algorithms.reinforce import REINFORCEConfig, reinforce  # noqa: E402
+from purepg.algorithms.sac import SACConfig, sac  # noqa: E402
+from purepg.algorithms.sac_discrete import DiscreteSACConfig, sac_discrete  # noqa: E402
+from purepg.algorithms.td3 import TD3Config, td3  # noqa: E402
 from purepg.algorithms.trpo import TRPOConfig, trpo  # noqa: E402
-from purepg.envs import gymnax_env, mdp_env  # noqa: E402
+from purepg.envs import gymnax_env, lqr_env, mdp_env  # noqa: E402
 from purepg.envs.finite_mdp import FiniteMDP  # noqa: E402
-from purepg.networks import NetworkConfig, actor_critic  # noqa: E402
+from purepg.envs.lqr import LQR  # noqa: E402
+from purepg.networks import ActorQConfig, NetworkConfig, actor_critic, actor_q  # noqa: E402
 from purepg.train import EpisodeStats, evaluate, guard  # noqa: E402
 from purepg.types import (  # noqa: E402
     Algorithm,
@@ -24,6 +31,7 @@ from purepg.types import (  # noqa: E402
     Discrete,
     Env,
     Network,
+    QNetwork,
     State,
     TimeStep,
     Transition,
@@ -31,10 +39,15 @@ from purepg.types import (  # noqa: E402
 )
 
 __all__ = [
+    "LQR",
     "A2CConfig",
+    "ActorQConfig",
     "Algorithm",
     "Box",
+    "DDPGConfig",
+    "DPGConfig",
     "Discrete",
+    "DiscreteSACConfig",
     "Env",
     "EpisodeStats",
     "FiniteMDP",
@@ -44,22 +57,34 @@ __all__ = [
     "OffPolicyPGConfig",
     "PPOConfig",
     "PPOPenaltyConfig",
+    "QActorCriticConfig",
+    "QNetwork",
     "REINFORCEConfig",
+    "SACConfig",
     "State",
+    "TD3Config",
     "TRPOConfig",
     "TimeStep",
     "Transition",
     "UsageError",
     "a2c",
     "actor_critic",
+    "actor_q",
+    "ddpg",
+    "dpg",
     "evaluate",
     "guard",
     "gymnax_env",
+    "lqr_env",
     "mdp_env",
     "npg",
     "off_policy_pg",
     "ppo",
     "ppo_penalty",
+    "q_actor_critic",
     "reinforce",
+    "sac",
+    "sac_discrete",
+    "td3",
     "trpo",
 ]

@@ -118,9 +118,15 @@ def td_error(reward: Array, value: Array, next_value: Array, terminated: Array, 
 
     A time limit is no death: `next_value` is V of the observation before any reset, and only termination zeroes it.
     """
-    chex.assert_equal_shape([reward, value, next_value, terminated])
+    chex.assert_equal_shape([reward, value])
+    return td_target(reward, next_value, terminated, gamma) - value
+
+
+def td_target(reward: Array, next_value: Array, terminated: Array, gamma: Array | float) -> Array:
+    """r_t + gamma * (1 - terminated_t) * V(s_{t+1}), with `next_value` as in `td_error`; all `[...]`."""
+    chex.assert_equal_shape([reward, next_value, terminated])
     chex.assert_type(terminated, bool)
-    return reward + gamma * jnp.where(terminated, 0.0, next_value) - value
+    return reward + gamma * jnp.where(terminated, 0.0, next_value)
 
 
 def segment_ratio(log_prob: Array, old_log_prob: Array, ended: Array) -> Array:

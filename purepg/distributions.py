@@ -4,7 +4,9 @@
     kl(other) = KL(self || other) -> [...]
 
 A sample is a fixed noise, transformed: sample(key) = transform(noise(key)). `noise` looks at shapes alone, so that a
-rollout can draw all its random numbers in one batch before its loop begins.
+rollout can draw all its random numbers in one batch before its loop begins. `scored(noise)` is (action, log_prob) of
+that sample, differentiable where `transform` is. A Deterministic action has no density: it has sample, transform and
+mode alone.
 """
 
 import math
@@ -13,6 +15,7 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from purepg.types import Action, Array, Key
 
@@ -38,6 +41,10 @@ class Categorical(NamedTuple):
         cumulative = jnp.where(probability > 0, jnp.cumsum(probability, axis=-1), -1.0)
         threshold = noise * jnp.max(cumulative, axis=-1) * (1 - 2.0**-22)
         return jnp.argmax(cumulative > threshold[..., None], axis=-1).astype(jnp.int32)
+
+    def scored(self, noise: Array) -> tuple[Action, Array]:
+        action = self.transform(noise)
+        return action, self.log_prob(action)
 
     def log_prob(self, action: Action) -> Array:
         chex.assert_shape(action, self.logits.shape[:-1])
@@ -78,6 +85,10 @@ class DiagGaussian(NamedTuple):
     def transform(self, noise: Array) -> Action:
         return self.mean + jnp.exp(self.log_std) * noise
 
+    def scored(self, noise: Array) -> tuple[Action, Array]:
+        action = self.transform(noise)
+        return action, self.log_prob(action)
+
     def log_prob(self, action: Action) -> Array:
         chex.assert_equal_shape([action, self.mean])
         z = (action - self.mean) * jnp.exp(-self.log_std)
@@ -93,3 +104,75 @@ class DiagGaussian(NamedTuple):
 
     def mode(self) -> Action:
         return self.mean
+
+
+class TanhGaussian(NamedTuple):
+    """tanh(u) of independent normals u: actions in (-1, 1); `mean` and `log_std`, those of u, are `[..., A]`."""
+
+    mean: Array
+    log_std: Array
+
+    def sample(self, key: Key) -> Action:
+        return self.transform(self.noise(key))
+
+    def noise(self, key: Key) -> Array:
+        return jax.random.normal(key, self.mean.shape)
+
+    def transform(self, noise: Array) -> Action:
+        return self.scored(noise)[0]
+
+    def scored(self, noise: Array) -> tuple[Action, Array]:
+        """From u itself: to take it back from its tanh loses all digits where tanh saturates."""
+        u = self._gaussian.transform(noise)
+        return jnp.tanh(u), self._gaussian.log_prob(u) - jnp.sum(_log_tanh_slope(u), axis=-1)
+
+    def log_prob(self, action: Action) -> Array:
+        """For actions whose u was not kept; those nearer than 1e-6 to -1 or 1 are taken to be that near."""
+        u = jnp.arctanh(jnp.clip(action, -1 + 1e-6, 1 - 1e-6))
+        return self._gaussian.log_prob(u) - jnp.sum(_log_tanh_slope(u), axis=-1)
+
+    def entropy(self) -> Array:
+        """The normals' entropy + E[log tanh'(u)], by Gauss-Hermite quadrature: to 1e-3 for deviations of u up to 2."""
+        node, weight = np.polynomial.hermite_e.hermegauss(32)
+        u = self.mean[..., None] + jnp.exp(self.log_std)[..., None] * jnp.asarray(node, self.mean.dtype)
+        slope = jnp.sum(_log_tanh_slope(u) * jnp.asarray(weight / weight.sum(), self.mean.dtype), axis=-1)
+        return self._gaussian.entropy() + jnp.sum(slope, axis=-1)
+
+    def kl(self, other: "TanhGaussian") -> Array:
+        """That of the normals, since tanh is one to one."""
+        return self._gaussian.kl(other._gaussian)
+
+    def mode(self) -> Action:
+        """tanh of the normals' mode: the median, which every implementation acts by; the density's own mode may lie at
+        the bounds."""
+        return jnp.tanh(self.mean)
+
+    @property
+    def _gaussian(self) -> DiagGaussian:
+        return DiagGaussian(self.mean, self.log_std)
+
+
+def _log_tanh_slope(u: Array) -> Array:
+    """log(1 - tanh(u)^2), for any u (Haarnoja et al. 2018 give the plain form, which underflows from |u| = 9 on)."""
+    return 2 * (math.log(2) - u - jax.nn.softplus(-2 * u))
+
+
+class Deterministic(NamedTuple):
+    """One action, `[..., A]`."""
+
+    action: Action
+
+    def sample(self, key: Key) -> Action:
+        del key
+        return self.action
+
+    def noise(self, key: Key) -> tuple[()]:
+        del key
+        return ()
+
+    def transform(self, noise: tuple[()]) -> Action:
+        del noise
+        return self.action
+
+    def mode(self) -> Action:
+        return self.action

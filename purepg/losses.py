@@ -47,6 +47,37 @@ def clipped_surrogate(log_prob: Array, old_log_prob: Array, advantage: Array, cl
     return -jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - clip_eps, 1 + clip_eps) * advantage)
 
 
+def deterministic_policy_gradient(q: Array) -> Array:
+    """-Q(s, mu(s)), whose gradient is -grad mu(s) grad_a Q(s, a) at a = mu(s) (Silver et al. 2014, eq. 9).
+
+    Args:
+      q: `[...]` of the policy's own actions, differentiable by them; the critic's parameters are constants.
+    """
+    return -q
+
+
+def soft_policy_gradient(log_prob: Array, q: Array, temperature: Array | float) -> Array:
+    """temperature * log pi(a|s) - Q(s, a), a a reparameterised sample (Haarnoja et al. 2018b, eq. 7).
+
+    Args:
+      log_prob, q: `[...]`, differentiable by the policy's parameters through a.
+    """
+    chex.assert_equal_shape([log_prob, q])
+    return stop_gradient(temperature) * log_prob - q
+
+
+def expected_soft_policy_gradient(log_prob: Array, q: Array, temperature: Array | float) -> Array:
+    """sum_a pi(a|s) (temperature * log pi(a|s) - Q(s, a)), exact over discrete actions (Christodoulou 2019, eq. 12).
+
+    Args:
+      log_prob: `[..., A]`, of every action. q: `[..., A]`, constants.
+    Returns:
+      `[...]`.
+    """
+    chex.assert_equal_shape([log_prob, q])
+    return jnp.sum(jnp.exp(log_prob) * (stop_gradient(temperature) * log_prob - stop_gradient(q)), axis=-1)
+
+
 def squared_error(value: Array, target: Array) -> Array:
     """(V(s) - target)^2 / 2, the target a constant."""
     chex.assert_equal_shape([value, target])

@@ -1,4 +1,5 @@
-"""flax.linen networks. Algorithms see `init(key, obs)` and `apply(params, obs) -> (distribution, value)`.
+"""flax.linen networks. Algorithms see `init(key, obs)` and `apply(params, obs) -> (distribution, value)`; those that
+learn a Q see `q(params, obs, action)` too.
 
 `obs` is raw or normalised, with any leading batch axes; `value` has exactly those axes.
 """
@@ -6,7 +7,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,13 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from purepg import normalize
-from purepg.config import Positive, check
-from purepg.distributions import Categorical, DiagGaussian
-from purepg.envs.finite_mdp import FiniteMDP
+from purepg.config import Count, Positive, check
+from purepg.distributions import Categorical, Deterministic, DiagGaussian, Distribution, TanhGaussian
 from purepg.normalize import Moments
-from purepg.types import Act, Actor, Array, Box, Discrete, Env, Network, Obs, Params, Space, UsageError
+from purepg.types import Act, Action, Actor, Array, Box, Discrete, Env, Key, Network, Obs, Params, Space, UsageError
 
 ACTIVATIONS = {"tanh": nn.tanh, "relu": nn.relu, "silu": nn.silu}
+LOG_STD_RANGE = (-5.0, 2.0)  # of a tanh-Gaussian policy, whose deviation depends on the state
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,31 @@ class NetworkConfig:
     initial_std: Positive = 1.0
 
 
+@dataclass(frozen=True)
+class ActorQConfig:
+    """Widths and shapes of a policy and of the critics that score its actions; they share no weights.
+
+    Attributes:
+      policy: categorical, for discrete actions; gaussian, with a deviation that does not depend on the state;
+        tanh_gaussian, squashed into bounded actions, with one that does; or deterministic, with a tanh where
+        actions are bounded.
+      torso: what reads the observation: dense layers, or before them a convolution of the size that MinAtar asks for.
+      hidden: widths of the dense layers.
+      activation: after every hidden layer.
+      policy_scale: gain of the policy's last layer.
+      initial_std: a policy's standard deviation at the start, before any tanh.
+      num_critics: critics, K, from initialisations of their own.
+    """
+
+    policy: Literal["categorical", "gaussian", "tanh_gaussian", "deterministic"] = "tanh_gaussian"
+    torso: Literal["mlp", "cnn"] = "mlp"
+    hidden: tuple[int, ...] = (64, 64)
+    activation: Literal["tanh", "relu", "silu"] = "relu"
+    policy_scale: Positive = 0.01
+    initial_std: Positive = 1.0
+    num_critics: Count = 2
+
+
 def as_features(obs: Obs, space: Space) -> Array:
     """Observations as float32: a Discrete one as one-hot, anything else (bool, uint8, int) by value."""
     if isinstance(space, Discrete):
@@ -52,13 +78,14 @@ def as_features(obs: Obs, space: Space) -> Array:
 
 
 class Torso(nn.Module):
-    """Features `[..., hidden[-1]]` of an observation. Orthogonal initialisation, as PPO's implementations do."""
+    """Features `[..., hidden[-1]]` of an observation, or of one and an action. Orthogonal initialisation, as PPO's
+    implementations do."""
 
     space: Space
-    config: NetworkConfig
+    config: NetworkConfig | ActorQConfig
 
     @nn.compact
-    def __call__(self, obs: Obs) -> Array:
+    def __call__(self, obs: Obs, action: Action | None = None) -> Array:
         activation = ACTIVATIONS[self.config.activation]
         dense = nn.initializers.orthogonal(math.sqrt(2))
         x = as_features(obs, self.space)
@@ -66,6 +93,8 @@ class Torso(nn.Module):
         if self.config.torso == "cnn":  # 16 filters of 3 x 3 (Young & Tian 2019)
             x = activation(nn.Conv(16, (3, 3), padding="VALID", kernel_init=dense, name="conv")(x))
         x = x.reshape(*x.shape[: x.ndim - rank], -1)
+        if action is not None:
+            x = jnp.concatenate([x, action], axis=-1)
         for i, width in enumerate(self.config.hidden):
             x = activation(nn.Dense(width, kernel_init=dense, name=f"hidden_{i}")(x))
         return x
@@ -75,7 +104,7 @@ class PolicyHead(nn.Module):
     """The distribution over actions that the space asks for."""
 
     space: Space
-    config: NetworkConfig
+    config: NetworkConfig | ActorQConfig
 
     @nn.compact
     def __call__(self, x: Array) -> Categorical | DiagGaussian:
@@ -108,6 +137,113 @@ class ActorCritic(nn.Module):
         return distribution, value.squeeze(-1)
 
 
+class Policy(nn.Module):
+    """pi(a|s) of the kind that `config.policy` names."""
+
+    observation_space: Space
+    action_space: Space
+    config: ActorQConfig
+
+    @nn.compact
+    def __call__(self, obs: Obs) -> Distribution:
+        c = self.config
+        x = Torso(self.observation_space, c, name="torso")(obs)
+        if c.policy in ("categorical", "gaussian"):
+            return PolicyHead(self.action_space, c, name="head")(x)
+        assert isinstance(self.action_space, Box)
+        size = int(np.prod(self.action_space.shape))
+        init = nn.initializers.orthogonal(c.policy_scale)
+        mean = nn.Dense(size, kernel_init=init, name="mean")(x)
+        if c.policy == "deterministic":
+            return Deterministic(jnp.tanh(mean) if self.action_space.bounded else mean)
+        # A smooth map into the range, where a clip would have no gradient beyond its ends.
+        low, high = LOG_STD_RANGE
+        at_start = jnp.arctanh(2 * (jnp.log(c.initial_std) - low) / (high - low) - 1)
+        raw = nn.Dense(size, kernel_init=init, name="log_std")(x) + at_start
+        return TanhGaussian(mean, low + 0.5 * (high - low) * (1 + jnp.tanh(raw)))
+
+
+class Critic(nn.Module):
+    """Q(s, a), `[...]`; or, where actions are discrete, Q(s, .) of all of them, `[..., A]`."""
+
+    observation_space: Space
+    action_space: Space
+    config: ActorQConfig
+
+    @nn.compact
+    def __call__(self, obs: Obs, action: Action | None = None) -> Array:
+        x = Torso(self.observation_space, self.config, name="torso")(obs, action)
+        init = nn.initializers.orthogonal(1.0)
+        if isinstance(self.action_space, Discrete):
+            return nn.Dense(self.action_space.n, kernel_init=init, name="q")(x)
+        return nn.Dense(1, kernel_init=init, name="q")(x).squeeze(-1)
+
+
+class ActorQ(NamedTuple):
+    """A policy and K critics of one shape, as a network whose params are `{"policy", "critic"}`.
+
+    The critics are one network with a leading axis on its parameters, evaluated in one batch. `apply` reads the
+    policy's half of the parameters alone, `q` and `q_of_all` the critics'.
+
+    Attributes:
+      policy: its `apply(params, obs)` gives a distribution.
+      critic: its `apply(params, obs, action)` gives `[...]`, or, where actions are discrete, `apply(params, obs)` gives
+        `[..., A]`.
+    """
+
+    policy: Any
+    critic: Any
+    action_space: Space
+    num_critics: int = 1
+
+    def init(self, key: Key, obs: Obs) -> Params:
+        k_policy, k_critic = jax.random.split(key)
+        distribution, policy = self.policy.init_with_output(k_policy, obs)
+        inputs = (obs, distribution.mode()) if isinstance(self.action_space, Box) else (obs,)
+        critic = jax.vmap(lambda key: self.critic.init(key, *inputs))(jax.random.split(k_critic, self.num_critics))
+        return {"policy": policy, "critic": critic}
+
+    def apply(self, params: Params, obs: Obs) -> tuple[Distribution, None]:
+        return self.policy.apply(params["policy"], obs), None
+
+    def q(self, params: Params, obs: Obs, action: Action) -> Array:
+        """Q_k(s, a) of every critic, `[K, ...]`."""
+        if isinstance(self.action_space, Box):
+            return self._critics(params, obs, action)
+        taken = action[..., None] == jnp.arange(self.action_space.n)
+        return jnp.sum(self.q_of_all(params, obs), axis=-1, where=taken)
+
+    def q_of_all(self, params: Params, obs: Obs) -> Array:
+        """Q_k(s, .) of every critic and every discrete action, `[K, ..., A]`."""
+        return self._critics(params, obs)
+
+    def _critics(self, params: Params, *inputs: Array) -> Array:
+        if self.num_critics == 1:  # plain products are faster than batched ones
+            return self.critic.apply(jax.tree.map(lambda x: x[0], params["critic"]), *inputs)[None]
+        return jax.vmap(lambda critic: self.critic.apply(critic, *inputs))(params["critic"])
+
+
+def actor_q(env: Env, config: ActorQConfig) -> ActorQ:
+    """Policy and critics for an environment's spaces.
+
+    Raises:
+      UsageError: a space or a setting that no network here fits.
+    """
+    check(config)
+    _check_torso(env, config)
+    if isinstance(env.action_space, Discrete) != (config.policy == "categorical"):
+        kind = "continuous" if config.policy == "categorical" else "discrete"
+        raise UsageError(f"policy ({config.policy}) does not fit {env.name}, whose actions are {kind}")
+    if config.policy == "tanh_gaussian" and isinstance(env.action_space, Box):
+        low, high = LOG_STD_RANGE
+        if isinstance(config.initial_std, float) and not math.exp(low) < config.initial_std < math.exp(high):
+            raise UsageError(f"initial_std ({config.initial_std}) must be above {math.exp(low):.2g}, below 7.4")
+        if not env.action_space.bounded:
+            raise UsageError(f"policy (tanh_gaussian) needs bounded actions; those of {env.name} are not: try gaussian")
+    spaces = (env.observation_space, env.action_space)
+    return ActorQ(Policy(*spaces, config), Critic(*spaces, config), env.action_space, config.num_critics)
+
+
 def actor_critic(env: Env, config: NetworkConfig) -> ActorCritic:
     """The network for an environment's spaces.
 
@@ -115,6 +251,11 @@ def actor_critic(env: Env, config: NetworkConfig) -> ActorCritic:
       UsageError: a space or a setting that no network here fits.
     """
     check(config)
+    _check_torso(env, config)
+    return ActorCritic(env.observation_space, env.action_space, config)
+
+
+def _check_torso(env: Env, config: NetworkConfig | ActorQConfig) -> None:
     obs_space, action_space = env.observation_space, env.action_space
     if not config.hidden or min(config.hidden) < 1:
         raise UsageError(f"hidden ({_join(config.hidden)}) must hold positive widths")
@@ -122,70 +263,6 @@ def actor_critic(env: Env, config: NetworkConfig) -> ActorCritic:
         raise UsageError(f"torso 'cnn' needs observations [height, width, channels]; {env.name} has {obs_space}")
     if isinstance(action_space, Box) and len(action_space.shape) != 1:
         raise UsageError(f"a Box action space must be one-dimensional; {env.name} has shape {action_space.shape}")
-    return ActorCritic(obs_space, action_space, config)
-
-
-class TabularPolicy(nn.Module):
-    """A softmax over free logits, one row of them for each number in `rows`; at first uniform.
-
-    rows: the row of logits that each observation reads, `[S]`; several states may share one.
-    pinned: the last action's logit is 0 and not a parameter, so that two actions have a single one, p = sigmoid(theta).
-    """
-
-    num_actions: int
-    rows: tuple[int, ...]
-    pinned: bool = False
-
-    @nn.compact
-    def __call__(self, obs: Array) -> Categorical:
-        shape = (max(self.rows) + 1, self.num_actions - self.pinned)
-        logits = self.param("logits", nn.initializers.zeros, shape, float)
-        if self.pinned:
-            logits = jnp.pad(logits, ((0, 0), (0, 1)))
-        return Categorical(logits[jnp.asarray(self.rows)[obs]])
-
-
-class TabularValue(nn.Module):
-    """A number for each observation, V(s) `[...]`; or, with `num_actions`, one for each action too, Q(s, .) `[..., A]`.
-    All 0 at first."""
-
-    num_states: int
-    num_actions: int | None = None
-
-    @nn.compact
-    def __call__(self, obs: Array) -> Array:
-        shape = (self.num_states,) if self.num_actions is None else (self.num_states, self.num_actions)
-        return self.param("value", nn.initializers.zeros, shape, float)[obs]
-
-
-class TabularActorCritic(nn.Module):
-    """pi(a|s) and V(s) from tables."""
-
-    policy: TabularPolicy
-    value: TabularValue
-
-    def __call__(self, obs: Array) -> tuple[Categorical, Array]:
-        return self.policy(obs), self.value(obs)
-
-
-def tabular_policy(mdp: FiniteMDP, pinned: bool = False) -> TabularPolicy:
-    """The softmax policy that tells states apart as far as `mdp.alias` does."""
-    return TabularPolicy(mdp.num_actions, tuple(mdp.alias.tolist()), pinned)
-
-
-def tabular_value(mdp: FiniteMDP) -> TabularValue:
-    """V, which sees the true state."""
-    return TabularValue(mdp.num_states)
-
-
-def tabular_q(mdp: FiniteMDP) -> TabularValue:
-    """Q, which sees the true state, and gives all actions' values at once."""
-    return TabularValue(mdp.num_states, mdp.num_actions)
-
-
-def tabular_actor_critic(mdp: FiniteMDP, pinned: bool = False) -> TabularActorCritic:
-    """The network that every algorithm takes: `tabular_policy` and `tabular_value`."""
-    return TabularActorCritic(tabular_policy(mdp, pinned), tabular_value(mdp))
 
 
 def actor(network: Network, params: Params, moments: Moments | None = None) -> Actor:
@@ -198,9 +275,7 @@ def actor(network: Network, params: Params, moments: Moments | None = None) -> A
         return jax.eval_shape(distribution, obs).noise(key)
 
     def act(noise, obs):
-        policy = distribution(obs)
-        action = policy.transform(noise)
-        return action, policy.log_prob(action)
+        return distribution(obs).scored(noise)
 
     return Actor(noise, act)
 

@@ -18,7 +18,7 @@ from purepg.networks import actor, evaluation_policy
 from purepg.normalize import Moments
 from purepg.optimize import minibatch_epochs
 from purepg.rollout import RolloutState, rollout, start, truncation_as_termination
-from purepg.types import Action, Algorithm, Array, Env, Key, Metrics, Network, Obs, Params, State
+from purepg.types import Action, Actor, Algorithm, Array, Env, Key, Metrics, Network, Obs, Params, State
 
 SPARSE = 4  # `diagnostics` of an algorithm that does not act on them look at every fourth time step
 CLIP_EPS = 0.2  # a ratio further from 1 than this counts in `clip_fraction`, whatever an algorithm clips at
@@ -66,17 +66,24 @@ class Data(NamedTuple):
     value: Array  # V(s_t)
     next_value: Array  # V of the observation before any reset
     policy: Distribution  # that acted
+    next_obs: Obs  # normalised, before any reset
 
 
 Step = Callable[[Key, State, Array], tuple[State, Metrics]]
 
 
 def assemble(
-    env: Env, network: Network, c: RolloutConfig, tx: optax.GradientTransformation, step: Step, kl_coef: bool = False
+    env: Env,
+    network: Network,
+    c: RolloutConfig,
+    init_opt_state: Callable[[Params], optax.OptState],
+    step: Step,
+    kl_coef: bool = False,
 ) -> Algorithm:
     """The algorithm of a step, with the state that `collect` advances.
 
     Args:
+      init_opt_state: the optimiser's first state for the network's parameters.
       kl_coef: whether the learner carries a coefficient, `c.kl_coef` at first.
     """
     if c.normalize_obs:
@@ -88,7 +95,7 @@ def assemble(
         params = network.init(k_params, envs.obs)
         learner = Learner(
             params,
-            tx.init(params),
+            init_opt_state(params),
             normalize.init(envs.obs[0]) if c.normalize_obs else None,
             normalize.init(0.0) if c.scale_reward else None,
             jnp.asarray(getattr(c, "kl_coef", 0.0), jnp.float32) if kl_coef else None,
@@ -102,24 +109,30 @@ def assemble(
     return Algorithm(init, step, policy, env_steps, env_steps)
 
 
-def collect(key: Key, env: Env, network: Network, c: RolloutConfig, state: State) -> tuple[Data, State, Metrics]:
+def collect(
+    key: Key, env: Env, network: Network, c: RolloutConfig, state: State, explorer: Actor | None = None
+) -> tuple[Data, State, Metrics]:
     """A rollout by the policy of `state`, with both critics' passes over it.
 
+    Args:
+      explorer: acts in the policy's place.
     Returns:
       (data, state, info): the state has the environments advanced and the rollout's raw data merged into the
       normalisers, which the data themselves were not normalised with; its parameters are still the old ones.
     """
     params, _, obs_moments, return_moments, _ = state.learner
-    envs, trajectory, info = rollout(key, env, actor(network, params, obs_moments), state.world.envs, c.num_steps)
+    explorer = explorer or actor(network, params, obs_moments)
+    envs, trajectory, info = rollout(key, env, explorer, state.world.envs, c.num_steps)
     if not c.bootstrap_at_truncation:
         trajectory = truncation_as_termination(trajectory)
     _, action, log_prob, reward, terminated, truncated, _ = trajectory
 
     obs = normalize.apply(obs_moments, trajectory.obs)
+    next_obs = normalize.apply(obs_moments, trajectory.next_obs)
     policy, value = network.apply(params, obs)
-    _, next_value = network.apply(params, normalize.apply(obs_moments, trajectory.next_obs))
+    _, next_value = network.apply(params, next_obs)
     scaled_reward = normalize.scale(return_moments, reward)
-    data = Data(obs, action, log_prob, scaled_reward, terminated, truncated, value, next_value, policy)
+    data = Data(obs, action, log_prob, scaled_reward, terminated, truncated, value, next_value, policy, next_obs)
 
     ended = terminated | truncated
     running_return, returns = normalize.running_return(state.world.running_return, reward, ended, c.gamma)

@@ -65,6 +65,15 @@ def gradient_steps(
     return params, opt_state, jax.tree.map(lambda x: x[-1], metrics)
 
 
+def by_half(**metrics: Metrics) -> Metrics:
+    """Each half's metrics of its gradient step, under one name each: `policy_loss`, `critic_grad_norm`."""
+    return {
+        f"{half}_{name}" if name in ("loss", "grad_norm") else name: x
+        for half, values in metrics.items()
+        for name, x in values.items()
+    }
+
+
 def shuffle(key: Key, n: int) -> Array:
     """A random permutation of 0, ..., n - 1, `[n]` int32, without a sort: O(n), and vectorised.
 

@@ -3,13 +3,14 @@
 The only place where environments are reset.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from purepg.lanes import any_lane
-from purepg.types import Actor, Array, Env, Key, Metrics, Obs, Transition
+from purepg.types import Action, Actor, Array, Env, Key, Metrics, Obs, Transition
 
 SMALL_RESET_BYTES = 256
 
@@ -38,6 +39,59 @@ def select(ended: Array, fresh: Any, current: Any) -> Any:
     return jax.tree.map(choose, fresh, current)
 
 
+class Draws(NamedTuple):
+    """All that is random in T steps of N environments, drawn before the first of them; leaves are `[T, ...]`."""
+
+    noise: Any  # the policy's
+    k_step: Key  # [T, N]
+    reset: Any  # a fresh environment for every step that might need one, [T, N, ...], or only its key
+
+
+def draw(key: Key, env: Env, noise: Callable[[Key, Obs], Any], world: RolloutState, num_steps: int) -> Draws:
+    """The random numbers of `num_steps` steps.
+
+    Small resets are made here too, in one batch, which is far cheaper than a little randomness in every step of a loop;
+    large ones would fill the memory.
+    """
+    num_envs = world.episode_return.shape[0]
+    k_act, k_step, k_reset = jax.random.split(key, 3)
+    noise = jax.vmap(noise, in_axes=(0, None))(jax.random.split(k_act, num_steps), world.obs)
+    reset = jax.random.split(k_reset, (num_steps, num_envs))
+    if _resets_are_small(env):
+        reset = jax.vmap(jax.vmap(env.reset))(reset)
+    return Draws(noise, jax.random.split(k_step, (num_steps, num_envs)), reset)
+
+
+def step(
+    env: Env, act: Callable[[Any, Obs], tuple[Action, Any]], world: RolloutState, draws: Draws
+) -> tuple[RolloutState, Transition, Array]:
+    """One step of N environments, and a reset of those whose episode ends.
+
+    Args:
+      act: as an `Actor`'s. draws: of this step, without a time axis.
+    Returns:
+      (world, transition, finished): `finished` `[3]` holds the sums of return and length over the episodes that ended
+      here, and their number; added over steps, what `episode_info` takes.
+    """
+    action, log_prob = act(draws.noise, world.obs)
+    env_state, (next_obs, reward, terminated, truncated) = jax.vmap(env.step)(draws.k_step, world.env_state, action)
+    transition = Transition(world.obs, action, log_prob, reward, terminated, truncated, next_obs)
+
+    ended = terminated | truncated
+    episode_return, episode_length = world.episode_return + reward, world.episode_length + 1
+    finished = jnp.stack(
+        [
+            jnp.sum(episode_return, where=ended),
+            jnp.sum(episode_length, where=ended).astype(jnp.float32),
+            jnp.sum(ended).astype(jnp.float32),
+        ]
+    )
+    fresh = draws.reset if _resets_are_small(env) else jax.vmap(env.reset)(draws.reset)
+    env_state, obs = select(ended, fresh, (env_state, next_obs))
+    world = RolloutState(env_state, obs, jnp.where(ended, 0.0, episode_return), jnp.where(ended, 0, episode_length))
+    return world, transition, finished
+
+
 def rollout(
     key: Key, env: Env, actor: Actor, world: RolloutState, num_steps: int
 ) -> tuple[RolloutState, Transition, Metrics]:
@@ -48,48 +102,25 @@ def rollout(
       reset. `info` has the means of `episode_return` and `episode_length` over the episodes that ended in this rollout
       (NaN if none did), their number `num_episodes`, and `env_steps` = T * N.
     """
-    num_envs = world.episode_return.shape[0]
-    k_act, k_step, k_reset = jax.random.split(key, 3)
-    noise = jax.vmap(actor.noise, in_axes=(0, None))(jax.random.split(k_act, num_steps), world.obs)
-    k_step = jax.random.split(k_step, (num_steps, num_envs))
-    # Small resets are made in one batch for every step that might need one, which is far cheaper than a little
-    # randomness in every step of the loop; large ones would fill the memory.
-    reset = jax.vmap(env.reset)
-    resets = jax.random.split(k_reset, (num_steps, num_envs))
-    resets_are_small = _num_bytes(jax.eval_shape(env.reset, key)) <= SMALL_RESET_BYTES
-    if resets_are_small:
-        resets = jax.vmap(reset)(resets)
 
-    def step(carry, inputs):
+    def advance(carry, draws):
         world, finished = carry
-        noise, k_step, fresh = inputs
-        action, log_prob = actor.act(noise, world.obs)
-        env_state, (next_obs, reward, terminated, truncated) = jax.vmap(env.step)(k_step, world.env_state, action)
-        transition = Transition(world.obs, action, log_prob, reward, terminated, truncated, next_obs)
+        world, transition, finished_now = step(env, actor.act, world, draws)
+        return (world, finished + finished_now), transition
 
-        ended = terminated | truncated
-        episode_return, episode_length = world.episode_return + reward, world.episode_length + 1
-        finished += jnp.stack(
-            [
-                jnp.sum(episode_return, where=ended),
-                jnp.sum(episode_length, where=ended).astype(jnp.float32),
-                jnp.sum(ended).astype(jnp.float32),
-            ]
-        )
-        env_state, obs = select(ended, fresh if resets_are_small else reset(fresh), (env_state, next_obs))
-        world = RolloutState(env_state, obs, jnp.where(ended, 0.0, episode_return), jnp.where(ended, 0, episode_length))
-        return (world, finished), transition
+    draws = draw(key, env, actor.noise, world, num_steps)
+    (world, finished), trajectory = jax.lax.scan(advance, (world, jnp.zeros(3)), draws)
+    return world, trajectory, episode_info(finished, jnp.int32(trajectory.reward.size))
 
-    (world, finished), trajectory = jax.lax.scan(step, (world, jnp.zeros(3)), (noise, k_step, resets))
+
+def _resets_are_small(env: Env) -> bool:
+    shapes = jax.eval_shape(env.reset, jax.eval_shape(jax.random.key, 0))
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes)) <= SMALL_RESET_BYTES
+
+
+def episode_info(finished: Array, env_steps: Array) -> Metrics:
+    """What a rollout says of its episodes, from `finished` `[3]`, their returns, lengths and number in sum."""
     return_sum, length_sum, num_episodes = finished
-    return world, trajectory, _info(return_sum, length_sum, num_episodes, jnp.int32(num_steps * num_envs))
-
-
-def _num_bytes(tree: Any) -> int:
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
-
-
-def _info(return_sum: Array, length_sum: Array, num_episodes: Array, env_steps: Array) -> Metrics:
     some = num_episodes > 0
     count = jnp.where(some, num_episodes, 1.0)
     return {
@@ -147,5 +178,5 @@ def episodes(key: Key, env: Env, actor: Actor, num_episodes: int, max_steps: int
     carry = (jnp.int32(0), world, jnp.ones(num_episodes, bool), trajectory, jnp.zeros((max_steps, num_episodes), bool))
     *_, trajectory, mask = jax.lax.while_loop(lambda carry: any_lane(carry[2]), body, carry)
     env_steps = jnp.sum(mask)
-    info = _info(jnp.sum(trajectory.reward), env_steps.astype(jnp.float32), jnp.float32(num_episodes), env_steps)
-    return Episodes(trajectory, mask, info)
+    finished = jnp.stack([jnp.sum(trajectory.reward), env_steps.astype(jnp.float32), jnp.float32(num_episodes)])
+    return Episodes(trajectory, mask, episode_info(finished, env_steps))

@@ -76,7 +76,7 @@ class Transition(NamedTuple):
 
     obs: Obs
     action: Action
-    log_prob: Array  # log pi(action | obs) under the policy that acted
+    log_prob: Any  # [...] log pi(action | obs) under the policy that acted; None in replay, which does not ask for it
     reward: Array
     terminated: Array
     truncated: Array
@@ -91,6 +91,15 @@ class Network(Protocol):
 
     def init(self, key: Key, obs: Obs, /) -> Params: ...
     def apply(self, params: Params, obs: Obs, /) -> Any: ...
+
+
+class QNetwork(Protocol):
+    """A policy and K critics; `params` is `{"policy": ..., "critic": ...}`, and each method reads its half alone."""
+
+    def init(self, key: Key, obs: Obs, /) -> Params: ...
+    def apply(self, params: Params, obs: Obs, /) -> tuple[Any, None]: ...
+    def q(self, params: Params, obs: Obs, action: Action, /) -> Array: ...  # [K, ...]
+    def q_of_all(self, params: Params, obs: Obs, /) -> Array: ...  # [K, ..., A], of discrete actions
 
 
 class State(NamedTuple):
@@ -111,11 +120,11 @@ class Actor(NamedTuple):
     """A policy as rollouts drive it.
 
     noise: the random numbers of one step, `noise(key, obs)`; of `obs` only shapes are read.
-    act: `act(noise, obs) -> (action [N, ...], log_prob [N])`.
+    act: `act(noise, obs) -> (action [N, ...], log_prob [N])`; log_prob may be None where nothing asks for it.
     """
 
     noise: Callable[[Key, Obs], Any]
-    act: Callable[[Any, Obs], tuple[Action, Array]]
+    act: Callable[[Any, Obs], tuple[Action, Any]]
 
 
 class Algorithm(NamedTuple):

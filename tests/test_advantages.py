@@ -21,6 +21,7 @@ from purepg.advantages import (
     segment_ratio,
     standardise,
     td_error,
+    td_target,
     total_return,
     trajectory_ratio,
 )
@@ -116,6 +117,13 @@ def test_gae_with_lambda_zero_is_the_td_error(seed):
     np.testing.assert_allclose(advantage, data.reward + GAMMA * bootstrap - data.value, rtol=1e-5, atol=1e-6)
 
 
+def test_the_td_target_of_a_transition_is_its_reward_and_unless_it_terminated_the_discounted_next_value():
+    """A batch from a replay buffer, without a time axis. A terminated state's value may be anything."""
+    reward, next_value = jnp.array([1.0, 2.0, 3.0]), jnp.array([4.0, jnp.inf, -8.0])
+    target = td_target(reward, next_value, jnp.array([False, True, False]), 0.5)
+    np.testing.assert_array_equal(target, [3, 2, -1])
+
+
 def test_gae_with_lambda_one_is_the_discounted_return_minus_value_where_episodes_end():
     """Episodes that end at steps 1, 4 and 7 by termination: every other value cancels, right or wrong."""
     reward, value = normal(0, 2, T, N)
@@ -170,6 +178,12 @@ def test_shapes_and_flags_that_do_not_fit_raise():
             if field in ("terminated", "truncated"):
                 with pytest.raises(AssertionError):
                     estimator(data._replace(**{field: getattr(data, field).astype(np.float32)}))
+    for field in ("reward", "next_value", "terminated"):
+        bad = data._replace(**{field: getattr(data, field)[..., None]})
+        with pytest.raises(AssertionError):
+            td_target(bad.reward, bad.next_value, bad.terminated, GAMMA)
+    with pytest.raises(AssertionError):
+        td_target(data.reward, data.next_value, data.terminated.astype(np.float32), GAMMA)
     mask = data.terminated
     for returns in (discounted_return, total_return):
         with pytest.raises(AssertionError):

@@ -9,20 +9,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import SeparateNetwork, TinyNetwork, arms_env, quick_jit, settings
+from helpers import SeparateNetwork, TinyNetwork, TinyQNetwork, arms_env, quick_jit, settings
 
 import purepg.algorithms
 from purepg import normalize
 from purepg.algorithms.a2c import A2CConfig, a2c
+from purepg.algorithms.ddpg import DDPGConfig, ddpg
+from purepg.algorithms.dpg import DPGConfig, dpg
 from purepg.algorithms.npg import NPGConfig, npg
 from purepg.algorithms.off_policy_pg import OffPolicyPGConfig, off_policy_pg
 from purepg.algorithms.ppo import PPOConfig, ppo
 from purepg.algorithms.ppo_penalty import PPOPenaltyConfig, ppo_penalty
+from purepg.algorithms.q_actor_critic import QActorCriticConfig, q_actor_critic
 from purepg.algorithms.reinforce import REINFORCEConfig, reinforce
+from purepg.algorithms.sac import SACConfig, sac
+from purepg.algorithms.sac_discrete import DiscreteSACConfig, sac_discrete
+from purepg.algorithms.td3 import TD3Config, td3
 from purepg.algorithms.trpo import TRPOConfig, trpo
 from purepg.distributions import DiagGaussian
 from purepg.envs.finite_mdp import garnet, mdp_env
-from purepg.networks import NetworkConfig, actor_critic, tabular_actor_critic
+from purepg.networks import NetworkConfig, actor_critic
+from purepg.tabular import tabular_actor_critic
 from purepg.train import train
 from purepg.types import Box, Discrete, Space, State, UsageError
 
@@ -35,11 +42,16 @@ class Case(NamedTuple):
     algorithm: Callable
     config: Any
     action_space: Space
+    q_network: Any = None  # the kind of policy, where the critic is a Q
 
 
 EPISODES: dict[str, Any] = {"num_episodes": 8, "learning_rate": 0.05}
 STEPS: dict[str, Any] = {"num_envs": 4, "num_steps": 8, "learning_rate": 0.05, "gamma": 0.8}
 TRUST: dict[str, Any] = {"num_envs": 4, "num_steps": 8, "gamma": 0.8, "num_value_epochs": 2, "num_value_minibatches": 2}
+REPLAY: dict[str, Any] = {
+    **{"num_envs": 4, "num_steps": 8, "batch_size": 32, "capacity": 256, "warmup_steps": 24, "gamma": 0.8},
+    **{"policy_learning_rate": 0.05, "critic_learning_rate": 0.03, "tau": 0.1, "max_grad_norm": 1.0},
+}
 # Options that have nothing to do with each other share a case, since compiling is what these tests cost.
 CASES = {
     "reinforce": Case(
@@ -108,6 +120,52 @@ CASES = {
         PPOPenaltyConfig(**STEPS, num_epochs=2, num_minibatches=2, target_kl=None, penalty="reverse_kl", kl_coef=0.5),
         REAL,
     ),
+    "q actor-critic": Case(
+        q_actor_critic,
+        QActorCriticConfig(**STEPS, entropy_coef=0.1, scale_reward=True, bootstrap_at_truncation=False),
+        ARMS,
+        "categorical",
+    ),
+    "q actor-critic, continuous": Case(
+        q_actor_critic,
+        QActorCriticConfig(
+            **STEPS,
+            entropy_coef=0.3,
+            normalize_weight=True,
+            normalize_obs=True,
+            anneal_learning_rate=True,
+            anneal_updates=120,
+        ),
+        REAL,
+        "gaussian",
+    ),
+    "dpg": Case(
+        dpg,
+        DPGConfig(
+            **{"num_envs": 4, "num_steps": 8, "num_critic_steps": 5, "policy_learning_rate": 0.03, "gamma": 0.8},
+            **{"exploration_std": 0.5, "normalize_obs": True, "scale_reward": True, "max_grad_norm": 1.0},
+            anneal_learning_rate=True,
+            anneal_updates=120,
+        ),
+        REAL,
+        "deterministic",
+    ),
+    "ddpg": Case(
+        ddpg,
+        DDPGConfig(**REPLAY, normalize_obs=True, exploration_std=0.1, noise_correlation=0.9, num_gradient_steps=2),
+        REAL,
+        "deterministic",
+    ),
+    "td3": Case(td3, TD3Config(**REPLAY, exploration_std=0.3, bootstrap_at_truncation=False), REAL, "deterministic"),
+    "sac": Case(
+        sac,
+        SACConfig(**REPLAY, temperature=0.2, target_entropy=-2.0, normalize_obs=True, temperature_learning_rate=0.03),
+        REAL,
+        "tanh_gaussian",
+    ),
+    "sac discrete": Case(
+        sac_discrete, DiscreteSACConfig(**REPLAY, temperature=0.1, learn_temperature=False), ARMS, "categorical"
+    ),
     "ppo in one step": Case(
         ppo,
         PPOConfig(
@@ -128,6 +186,7 @@ class Population(NamedTuple):
 
     name: str
     case: Case
+    network: Any
     make: Callable
     hyper: Any
     keys: jax.Array
@@ -145,6 +204,8 @@ def population(request):
     # A trust region is one where the critic's fit does not move the policy.
     network_of = SeparateNetwork if case.algorithm in (npg, trpo) else TinyNetwork
     network = network_of(case.action_space, lambda: calls.append(1))
+    if case.q_network is not None:
+        network = TinyQNetwork(case.q_network, on_apply=lambda: calls.append(1))
     env = arms_env(case.action_space)
 
     def make(hyper):
@@ -159,7 +220,9 @@ def population(request):
     first = init(hyper, keys)
     after, metrics = block(hyper, keys, first, 0)
     metrics = jax.tree.map(np.asarray, metrics)
-    return Population(request.param, case, make, hyper, keys, init, block, lambda: len(calls), first, after, metrics)
+    return Population(
+        request.param, case, network, make, hyper, keys, init, block, lambda: len(calls), first, after, metrics
+    )
 
 
 def close(a, b):
@@ -168,6 +231,12 @@ def close(a, b):
 
 def equal(a, b):
     return all(jax.tree.leaves(jax.tree.map(np.array_equal, a, b)))
+
+
+def policy_parameters(state):
+    """Of every member, `[H, S, ...]`."""
+    leaves = jax.tree.leaves(state.learner.params["policy"])
+    return np.concatenate([np.reshape(x, (H, S, -1)) for x in leaves], axis=-1)
 
 
 def test_every_algorithm_is_among_the_cases():
@@ -190,7 +259,7 @@ def test_vmapped_settings_and_seeds_equal_a_plain_loop(population):
 
 def test_the_settings_and_the_seeds_differ(population):
     """Otherwise the plain loop shows little."""
-    policy = np.asarray(population.after.learner.params["policy"])
+    policy = policy_parameters(population.after)
     assert len(np.unique(policy.reshape(H * S, -1), axis=0)) == H * S
 
 
@@ -208,17 +277,26 @@ def test_the_key_decides_everything_that_is_random(population):
     again = p.block(p.hyper, p.keys, p.first, 0)
     assert equal(again[0].learner, p.after.learner)
     other, _ = p.block(p.hyper, p.keys[::-1], p.first, 0)
-    params, other_params = p.after.learner.params["policy"], other.learner.params["policy"]
-    assert (params != other_params).any(axis=(-1, -2)).all()
+    assert (policy_parameters(p.after) != policy_parameters(other)).any(axis=-1).all()
 
 
 def test_metrics_are_one_number_per_update_and_count_the_steps_taken(population):
     p = population
     algorithm = p.make({})
     assert all(x.shape == (H, S, U) for x in p.metrics.values())
-    assert {"episode_return", "episode_length", "num_episodes", "env_steps", "grad_norm"} <= set(p.metrics)
-    assert {"kl", "reverse_kl", "clip_fraction", "max_ratio", "effective_sample_size", "entropy"} <= set(p.metrics)
-    assert p.case.algorithm is reinforce or {"explained_variance", "value_loss"} <= set(p.metrics)
+    assert {"episode_return", "episode_length", "num_episodes", "env_steps"} <= set(p.metrics)
+    change = {"kl", "reverse_kl", "clip_fraction", "max_ratio", "effective_sample_size", "entropy"}
+    critic = set() if p.case.algorithm is reinforce else {"explained_variance", "value_loss"}
+    by_half = {"policy_loss", "policy_grad_norm", "critic_loss", "critic_grad_norm", "q"}
+    expected = {
+        q_actor_critic: by_half - {"q"} | change | {"explained_variance"},
+        dpg: by_half | {"explained_variance"},
+        ddpg: by_half,
+        td3: by_half,
+        sac: by_half | {"entropy", "temperature"},
+        sac_discrete: by_half | {"entropy", "temperature"},
+    }.get(p.case.algorithm, change | critic | {"grad_norm"})
+    assert expected <= set(p.metrics)
     assert all(np.isfinite(x).all() for x in p.metrics.values())
     env_steps = p.metrics["env_steps"]
     assert (algorithm.min_env_steps_per_update <= env_steps).all()
@@ -238,6 +316,7 @@ def test_every_float_of_a_config_has_its_part_in_what_is_learned(population):
         "a2c n-step": {"gae_lambda"},
         "npg by kl": {"learning_rate"},
         "ppo in one step": {"clip_eps"},
+        "sac discrete": {"temperature_learning_rate", "target_entropy"},
     }.get(p.name, set())
     if p.case.algorithm is reinforce and p.case.config.baseline != "value":
         unused = {"value_coef"}
@@ -273,13 +352,15 @@ def test_the_first_ratio_is_one(population):
     assert (abs(moved) > 1).any()  # so that normalising by other statistics would show
 
 
-@only("a2c n-step", "ppo with everything")
+@only("a2c n-step", "ppo with everything", "q actor-critic, continuous", "dpg")
 def test_an_annealed_learning_rate_ends_at_zero(population):
     p = population
     after, _ = p.block(p.hyper, p.keys, p.after, p.case.config.anneal_updates)
-    assert equal(after.learner.params, p.after.learner.params)
+    np.testing.assert_array_equal(policy_parameters(after), policy_parameters(p.after))
     late, _ = p.block(p.hyper, p.keys, p.after, p.case.config.anneal_updates - 1)
-    assert not equal(late.learner.params, p.after.learner.params)
+    assert (policy_parameters(late) != policy_parameters(p.after)).any()
+    # The critics of an actor-critic with Q go on: its schedule is the policy's.
+    assert p.case.algorithm is q_actor_critic or equal(after.learner.params, p.after.learner.params)
 
 
 @only("ppo with everything")
@@ -367,13 +448,13 @@ def test_without_a_target_the_coefficient_of_the_penalty_stays(population):
     assert np.ptp(p.metrics["kl"]) > 0
 
 
-@only("a2c gae", "ppo with everything", "reinforce")
+@only("a2c gae", "ppo with everything", "reinforce", "sac")
 def test_a_policy_acts_on_raw_observations_by_the_learners_own_statistics(population):
     p = population
     state = jax.tree.map(lambda x: x[1, 0], p.after)
     obs = 5 + 3 * jax.random.normal(jax.random.key(0), (200, 2))
     seen = normalize.apply(getattr(state.learner, "obs_moments", None), obs)
-    distribution, _ = TinyNetwork(p.case.action_space).apply(state.learner.params, seen)
+    distribution, _ = p.network.apply(state.learner.params, seen)
     k1, k2 = jax.random.split(jax.random.key(1))
     mode, sample = p.make({}).policy(state, True), p.make({}).policy(state, False)
     np.testing.assert_allclose(mode(k1, obs), distribution.mode(), rtol=1e-5)
@@ -428,6 +509,14 @@ def test_a_policy_acts_on_raw_observations_by_the_learners_own_statistics(popula
         (off_policy_pg, OffPolicyPGConfig(max_ratio=0.0), "max_ratio (0.0) must be above 0"),
         (ppo_penalty, PPOPenaltyConfig(kl_coef=0.0), "kl_coef (0.0) must be above 0"),
         (ppo_penalty, PPOPenaltyConfig(target_kl=0.0), "target_kl (0.0) must be above 0"),
+        (q_actor_critic, QActorCriticConfig(sarsa_lambda=1.1), "sarsa_lambda (1.1) must be in [0, 1]"),
+        (dpg, DPGConfig(num_critic_steps=0), "num_critic_steps (0) must be at least 1"),
+        (ddpg, DDPGConfig(tau=1.5), "tau (1.5) must be in [0, 1]"),
+        (ddpg, DDPGConfig(noise_correlation=-0.5), "noise_correlation (-0.5) must be in [0, 1]"),
+        (td3, TD3Config(policy_delay=0), "policy_delay (0) must be at least 1"),
+        (td3, TD3Config(target_noise_clip=-0.5), "target_noise_clip (-0.5) must be at least 0"),
+        (sac, SACConfig(temperature=0.0), "temperature (0.0) must be above 0"),
+        (sac_discrete, DiscreteSACConfig(target_entropy=2.0), "target_entropy (2.0) must be in [0, 1]"),
         (a2c, A2CConfig(num_steps=-1), "num_steps (-1) must be at least 1"),
         (a2c, A2CConfig(n_step=0), "n_step (0) must be at least 1"),
         (a2c, A2CConfig(max_grad_norm=0.0), "max_grad_norm (0.0) must be above 0"),
@@ -441,6 +530,8 @@ def test_a_policy_acts_on_raw_observations_by_the_learners_own_statistics(popula
                 (ppo, PPOConfig(anneal_clip_eps=True)),
                 (off_policy_pg, OffPolicyPGConfig(anneal_learning_rate=True)),
                 (ppo_penalty, PPOPenaltyConfig(anneal_learning_rate=True)),
+                (q_actor_critic, QActorCriticConfig(anneal_learning_rate=True)),
+                (dpg, DPGConfig(anneal_learning_rate=True)),
             )
         ),
         (
@@ -474,6 +565,8 @@ def test_a_trust_region_refuses_a_torso_that_its_critic_would_move(algorithm, co
         (trpo, TRPOConfig(normalize_obs=True)),
         (ppo_penalty, PPOPenaltyConfig(normalize_obs=True)),
         (ppo, PPOConfig(normalize_obs=True)),
+        (q_actor_critic, QActorCriticConfig(normalize_obs=True)),
+        (sac_discrete, DiscreteSACConfig(normalize_obs=True)),
     ],
 )
 def test_the_numbers_of_categories_are_not_normalised(algorithm, config):

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import scipy.integrate
 import scipy.stats
+from helpers import quick_jit
 
-from purepg.distributions import Categorical, DiagGaussian
+from purepg.distributions import Categorical, Deterministic, DiagGaussian, TanhGaussian
+from purepg.lab.exact import in_float64
 
 NUM_SAMPLES = 20_000
 LOGITS = np.array([[0.3, -1.2, 2.0, 0.0], [5.0, 5.0, -3.0, 1.0], [-400.0, 0.0, 400.0, 1.0]], np.float32)
@@ -150,13 +152,18 @@ def test_gaussian_samples_follow_the_distribution_and_their_dimensions_are_indep
     assert abs(np.corrcoef(actions.T)[0, 1]) < 3 / np.sqrt(NUM_SAMPLES)
 
 
-@pytest.mark.parametrize("distribution", [Categorical, DiagGaussian], ids=["categorical", "gaussian"])
+@pytest.mark.parametrize(
+    "distribution", [Categorical, DiagGaussian, TanhGaussian], ids=["categorical", "gaussian", "tanh gaussian"]
+)
 def test_a_sample_is_its_noise_transformed_and_the_noise_looks_at_shapes_alone(distribution):
     """So that a rollout may draw it before there is an observation."""
     key, parameters = jax.random.key(1), [jnp.asarray(x) for x in (MEAN, LOG_STD)]
     policy = distribution(*parameters[: len(distribution._fields)])
     noise = jax.eval_shape(lambda: policy).noise(key)
+    action, log_prob = policy.scored(noise)
     np.testing.assert_array_equal(policy.transform(noise), policy.sample(key))
+    np.testing.assert_array_equal(action, policy.sample(key))
+    np.testing.assert_allclose(log_prob, policy.log_prob(action), rtol=1e-4)
 
 
 def test_the_mode_is_where_the_log_prob_is_largest():
@@ -174,9 +181,123 @@ def test_the_mode_is_where_the_log_prob_is_largest():
         (Categorical(jnp.zeros((3, 4))), np.zeros((3, 1), np.int32)),
         (Categorical(jnp.zeros((3, 4))), np.int32(0)),
         (DiagGaussian(jnp.zeros((3, 1)), jnp.zeros((3, 1))), np.zeros(3, np.float32)),
+        (TanhGaussian(jnp.zeros((3, 1)), jnp.zeros((3, 1))), np.zeros(3, np.float32)),
         (DiagGaussian(jnp.zeros((3, 2)), jnp.zeros((3, 2))), np.zeros((3, 1), np.float32)),
     ],
 )
 def test_an_action_of_another_shape_raises(distribution, action):
     with pytest.raises(AssertionError):
         distribution.log_prob(jnp.asarray(action))
+
+
+# --- squashed ---
+
+WIDTHS = [(0.0, 0.05), (0.3, 0.5), (-1.5, 1.0), (0.7, 2.0), (4.0, 1.0)]  # mean and deviation before the tanh
+
+
+def tanh_gaussian(mean: Any, std: Any, *batch: int) -> TanhGaussian:
+    shape = np.broadcast_shapes(np.shape(mean), np.shape(std), (1,))
+    return TanhGaussian(*(jnp.broadcast_to(jnp.asarray(x, float), (*batch, *shape)) for x in (mean, np.log(std))))
+
+
+def log_density(u: Any, mean: Any, std: Any) -> Any:
+    """Of tanh(u), per dimension, in double precision: log N(u) - log tanh'(u), with tanh'(u) = 4 / (e^u + e^-u)^2."""
+    u = np.asarray(u, np.float64)
+    return normal(mean, std).logpdf(u) - np.log(4) + 2 * np.logaddexp(u, -u)
+
+
+def test_a_tanh_gaussians_density_is_the_slope_of_its_distribution_function_and_has_mass_one():
+    """P(a <= x) = P(u <= arctanh x), differentiated by x on a grid."""
+    for mean, std in WIDTHS[:4]:
+        edge = np.tanh(mean + std * np.linspace(-6, 6, 4001))
+        mass = np.diff(normal(mean, std).cdf(np.arctanh(edge)))
+        middle, width = (edge[1:] + edge[:-1]) / 2, np.diff(edge)
+        inside = (np.abs(middle) < 1 - 1e-5) & (width > 1e-9)
+        policy = tanh_gaussian(mean, std, int(np.sum(inside)))
+        log_prob = policy.log_prob(jnp.asarray(middle[inside, None], float))
+        density, likely = np.exp(log_prob), mass[inside] > 1e-7
+        np.testing.assert_allclose(density[likely], (mass / width)[inside][likely], rtol=5e-3)
+        np.testing.assert_allclose(np.sum(density * width[inside]), mass[inside].sum(), rtol=1e-3)
+        assert mass[inside].sum() > 0.95
+
+
+def test_a_tanh_gaussian_scores_its_samples_by_the_change_of_variables_however_far_out():
+    """Where tanh(u) is 1 to the last digit, and log(1 - tanh(u)^2) is minus infinity."""
+    u = np.linspace(-50, 50, 201).astype(np.float32)
+    for mean, std in WIDTHS:
+        policy = tanh_gaussian(mean, std, len(u))
+        action, log_prob = policy.scored(jnp.asarray((u[:, None] - mean) / std))
+        np.testing.assert_allclose(action[:, 0], np.tanh(u), atol=1e-6)
+        np.testing.assert_allclose(log_prob, log_density(u, mean, std), rtol=1e-5, atol=1e-3)
+    assert np.tanh(u[-1]) == 1
+
+
+def test_a_tanh_gaussians_log_prob_of_an_action_is_that_of_the_sample_and_finite_at_the_bounds():
+    """Of several dimensions it is the sum."""
+    mean, std = np.array([0.3, -1.0, 0.5], np.float32), np.array([0.5, 1.0, 2.0], np.float32)
+    noise = np.random.default_rng(0).normal(size=(200, 3)).astype(np.float32)
+    u = mean + std * noise
+    near = np.abs(u).max(-1) < 3.5
+    policy = tanh_gaussian(mean, std, 200)
+    action, log_prob = policy.scored(jnp.asarray(noise))
+    expected = log_density(u, mean, std).sum(-1)
+    np.testing.assert_allclose(log_prob, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(policy.log_prob(action)[near], expected[near], rtol=1e-3, atol=1e-2)
+    assert near.sum() > 100
+    assert np.isfinite([tanh_gaussian(mean, std).log_prob(jnp.full(3, a)) for a in (-1.0, 1.0)]).all()
+
+
+@pytest.mark.parametrize(("mean", "std"), WIDTHS)
+def test_a_tanh_gaussians_entropy_is_the_integral_of_its_log_density(mean, std):
+    u, du = np.linspace(mean - 10 * std, mean + 10 * std, 20_001, retstep=True)
+    expected = -np.sum(normal(mean, std).pdf(u) * log_density(u, mean, std)) * du
+    np.testing.assert_allclose(tanh_gaussian(mean, std).entropy(), expected, atol=1e-3)
+
+
+def test_a_tanh_gaussians_kl_and_entropy_of_several_dimensions_are_sums_and_the_kl_that_before_the_tanh():
+    (m1, s1), (m2, s2) = WIDTHS[1], WIDTHS[2]
+    p, q = tanh_gaussian([m1, m2], [s1, s2]), tanh_gaussian([m2, m1], [s2, s1])
+    expected = 0.0
+    for (m, s), (other_m, other_s) in (((m1, s1), (m2, s2)), ((m2, s2), (m1, s1))):
+        u, du = np.linspace(m - 10 * s, m + 10 * s, 20_001, retstep=True)
+        log_ratio = log_density(u, m, s) - log_density(u, other_m, other_s)
+        expected += np.sum(normal(m, s).pdf(u) * log_ratio) * du
+    np.testing.assert_allclose(p.kl(q), expected, rtol=1e-4)
+    np.testing.assert_allclose(p.kl(q), DiagGaussian(*p).kl(DiagGaussian(*q)), rtol=1e-6)
+    apart = tanh_gaussian(m1, s1).entropy() + tanh_gaussian(m2, s2).entropy()
+    np.testing.assert_allclose(p.entropy(), apart, rtol=1e-5)
+
+
+def test_gradients_of_a_tanh_gaussians_scored_sample_are_finite_differences():
+    """Of the action and of its log-probability, by mean and log_std; some samples far out."""
+    noise = np.array([[0.3, -1.2], [2.0, 0.1], [-9.0, 12.0]])
+    at = np.array([[0.4, -0.3], [np.log(0.7), np.log(1.5)]])
+
+    def both(parameters: Any) -> Any:
+        policy = TanhGaussian(*(jnp.broadcast_to(x, noise.shape) for x in parameters))
+        action, log_prob = policy.scored(jnp.asarray(noise))
+        return jnp.sum(jnp.asarray([1.0, 2.0, 3.0]) @ action), log_prob @ jnp.asarray([1.0, -2.0, 0.5])
+
+    value = quick_jit(both)
+    jacobian = in_float64(quick_jit(jax.jacobian(both)), at)
+    h = 1e-5
+    for i in np.ndindex(at.shape):
+        step = np.zeros_like(at)
+        step[i] = h
+        up, down = in_float64(value, at + step), in_float64(value, at - step)
+        for j in range(2):
+            np.testing.assert_allclose(jacobian[j][i], (up[j] - down[j]) / (2 * h), rtol=1e-6, atol=1e-8)
+
+
+def test_a_tanh_gaussians_mode_is_its_median():
+    actions = samples(tanh_gaussian(0.8, 1.3))
+    assert abs(np.mean(actions < tanh_gaussian(0.8, 1.3).mode()) - 0.5) < 3 * 0.5 / np.sqrt(NUM_SAMPLES)
+    assert (np.abs(actions) <= 1).all()
+
+
+def test_a_deterministic_policys_samples_are_its_one_action_whatever_the_key():
+    policy, key = Deterministic(jnp.asarray(MEAN)), jax.random.key(0)
+    noise = jax.eval_shape(lambda: policy).noise(key)
+    assert noise == ()
+    for action in (policy.sample(key), policy.transform(noise), policy.mode()):
+        np.testing.assert_array_equal(action, MEAN)

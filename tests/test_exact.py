@@ -32,7 +32,8 @@ from purepg.lab.exact import (
     weighted_gradient,
 )
 from purepg.lab.trajectories import trajectory_gradient
-from purepg.networks import NetworkConfig, actor_critic, tabular_policy
+from purepg.networks import NetworkConfig, actor_critic
+from purepg.tabular import tabular_policy
 from purepg.types import UsageError
 
 FOUR = garnet(1, num_states=4, num_actions=2, branching=2)

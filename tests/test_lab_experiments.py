@@ -26,7 +26,7 @@ from purepg.lab.exact import (
     weighted_gradient,
 )
 from purepg.lab.trajectories import enumerate_trajectories, state_distributions
-from purepg.networks import tabular_policy
+from purepg.tabular import tabular_policy
 
 ALIASED = aliased()
 ALIASED_NETWORK = tabular_policy(ALIASED, pinned=True)

@@ -17,7 +17,7 @@ from purepg.distributions import Categorical, DiagGaussian
 from purepg.envs.finite_mdp import garnet
 from purepg.lab.exact import bellman_gradient, in_float64, log_policy, values, visitation
 from purepg.losses import clipped_surrogate, policy_gradient, surrogate
-from purepg.networks import tabular_policy
+from purepg.tabular import tabular_policy
 
 EPS = 0.2
 

@@ -10,7 +10,7 @@ from helpers import diary_env, episode_length, loops_are_unbatched, quick_jit, t
 
 import purepg.rollout
 from purepg.distributions import Categorical
-from purepg.rollout import episodes, rollout, start, truncation_as_termination
+from purepg.rollout import draw, episode_info, episodes, rollout, start, step, truncation_as_termination
 from purepg.types import Actor, Discrete, Env, TimeStep
 
 ENV = diary_env()
@@ -125,6 +125,21 @@ def test_resets_too_large_to_be_made_beforehand_are_the_same_resets(two_rollouts
     _, _, key = jax.random.split(jax.random.key(0), 3)
     after, trajectory, info = quick_jit(lambda key, world: rollout(key, ENV, actor(), world, T))(key, begun)
     jax.tree.map(np.testing.assert_array_equal, [trajectory, info, after], expected)
+
+
+def test_steps_taken_one_at_a_time_on_the_draws_of_a_rollout_are_the_rollout(two_rollouts):
+    world, *expected = two_rollouts[1]
+    _, _, key = jax.random.split(jax.random.key(0), 3)
+    draws = quick_jit(lambda key, world: draw(key, ENV, actor().noise, world, T))(key, world)
+    advance = quick_jit(lambda world, draws: step(ENV, actor().act, world, draws))
+    transitions, finished = [], []
+    for t in range(T):
+        world, transition, finished_now = advance(world, jax.tree.map(lambda x, t=t: x[t], draws))
+        transitions.append(transition)
+        finished.append(finished_now)
+    trajectory = jax.tree.map(lambda *x: np.stack(x), *transitions)
+    info = episode_info(jnp.stack(finished).sum(0), jnp.int32(T * N))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), [trajectory, info, world], expected)
 
 
 def test_truncation_as_termination_changes_the_terminated_flag_alone(two_rollouts):

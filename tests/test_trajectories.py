@@ -25,8 +25,9 @@ from purepg.advantages import (
 from purepg.envs.finite_mdp import FiniteMDP, aliased, bandit, garnet, mdp_env, unroll
 from purepg.lab.exact import bellman_gradient, in_float64, log_policy, values, visitation
 from purepg.lab.trajectories import Enumeration, enumerate_trajectories, state_distributions, trajectory_gradient
-from purepg.networks import actor, tabular_actor_critic, tabular_policy
+from purepg.networks import actor
 from purepg.rollout import episodes
+from purepg.tabular import tabular_actor_critic, tabular_policy
 from purepg.types import UsageError
 
 # A terminal state, a start that is not everywhere, two aliases; four steps, after which nothing is of value.

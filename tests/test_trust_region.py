@@ -16,7 +16,8 @@ from jax.flatten_util import ravel_pytree
 from purepg.distributions import Categorical
 from purepg.envs.finite_mdp import garnet, mdp_env
 from purepg.lab import exact
-from purepg.networks import NetworkConfig, actor_critic, tabular_actor_critic
+from purepg.networks import NetworkConfig, actor_critic
+from purepg.tabular import tabular_actor_critic
 from purepg.trust_region import (
     conjugate_gradient,
     fisher_vector_product,

@@ -95,4 +95,4 @@ def a2c(env: Env, network: Network, config: A2CConfig) -> Algorithm:
             network, state.learner.params, params, data, target, SPARSE
         )
 
-    return assemble(env, network, c, tx, step)
+    return assemble(env, network, c, tx.init, step)

@@ -114,4 +114,4 @@ def npg(env: Env, network: Network, config: NPGConfig) -> Algorithm:
         metrics |= info | value_metrics | diagnostics(network, state.learner.params, params, data, target, 1)
         return State(learner, after.world), metrics
 
-    return assemble(env, network, c, tx, step)
+    return assemble(env, network, c, tx.init, step)

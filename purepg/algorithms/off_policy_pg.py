@@ -119,4 +119,4 @@ def off_policy_pg(env: Env, network: Network, config: OffPolicyPGConfig) -> Algo
             network, state.learner.params, params, data, target, SPARSE
         )
 
-    return assemble(env, network, c, tx, step)
+    return assemble(env, network, c, tx.init, step)

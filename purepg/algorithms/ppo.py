@@ -130,4 +130,4 @@ def ppo(env: Env, network: Network, config: PPOConfig) -> Algorithm:
             network, state.learner.params, params, data, target, SPARSE
         )
 
-    return assemble(env, network, c, tx, step)
+    return assemble(env, network, c, tx.init, step)

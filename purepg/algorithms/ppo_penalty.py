@@ -134,4 +134,4 @@ def ppo_penalty(env: Env, network: Network, config: PPOPenaltyConfig) -> Algorit
         learner = after.learner._replace(params=params, opt_state=opt_state, kl_coef=kl_coef)
         return State(learner, after.world), info | metrics
 
-    return assemble(env, network, c, tx, step, kl_coef=True)
+    return assemble(env, network, c, tx.init, step, kl_coef=True)

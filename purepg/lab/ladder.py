@@ -32,8 +32,8 @@ from purepg.lab.exact import bellman_gradient, in_float64, log_policy, values, v
 from purepg.lab.theory import gae_bias, n_step_bias, optimal_baseline
 from purepg.lab.trajectories import state_distributions
 from purepg.losses import clipped_surrogate, policy_gradient, squared_error, surrogate
-from purepg.networks import tabular_policy, tabular_q, tabular_value
 from purepg.optimize import gradient_step, step_direction
+from purepg.tabular import tabular_policy, tabular_q, tabular_value
 from purepg.types import Array, Key, Network, Params
 
 HORIZON, TIME_LIMIT = 8, 4

@@ -30,7 +30,7 @@ from purepg.run.record import CURVES, Record, RecordError, new_folder, say, sett
 from purepg.run.summary import Part, assemble, diverged, summarize
 from purepg.run.wandb_sink import WandbSink
 from purepg.runtime import backend_is_running, split_cpu
-from purepg.types import Algorithm, Env, Network, UsageError
+from purepg.types import Algorithm, Env, UsageError
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ class RunConfig:
     wandb_group: str | None = None
 
 
-MakeAlgorithm = Callable[[Env, Network, Any], Algorithm]
-MakeNetwork = Callable[[Env, Any], Network]
+MakeAlgorithm = Callable[[Env, Any, Any], Algorithm]
+MakeNetwork = Callable[[Env, Any], Any]  # a network of the kind that the algorithm takes
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,8 @@ def _train(plan: Plan, sinks: list[Sink]) -> tuple[list[Part], bool]:
             for chunk in chunks(len(group.settings), run.num_seeds, run.max_parallel):
                 if interrupt.requested:
                     break
-                if chunk.shape not in populations:
+                is_new = chunk.shape not in populations
+                if is_new:
                     populations[chunk.shape] = Population(
                         plan.env,
                         plan.make,
@@ -236,7 +237,9 @@ def _train(plan: Plan, sinks: list[Sink]) -> tuple[list[Part], bool]:
                         plan.eval_max_steps,
                     )
                 population = populations[chunk.shape]
-                outcome = run_chunk(population, group, chunk, run.log_every, [*sinks, progress], interrupt)
+                outcome = run_chunk(
+                    population, group, chunk, run.log_every, [*sinks, progress], interrupt, announce=is_new
+                )
                 parts.append(Part(group, chunk, outcome))
                 _say_divergence(plan.settings, parts[-1])
         progress.close()

@@ -11,7 +11,9 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from purepg.run.memory import forecast
 from purepg.run.population import Chunk, Group, Population, block_lengths
+from purepg.run.record import say
 
 HostMetrics = dict[str, np.ndarray]  # each [H, S, U]
 
@@ -88,8 +90,9 @@ def run_chunk(
     log_every: int,
     sinks: list[Sink],
     interrupt: Interrupt,
+    announce: bool = False,
 ) -> Outcome:
-    """Trains and evaluates a chunk. `log_every` 0 makes the whole run one block."""
+    """Trains and evaluates a chunk. `log_every` 0 makes the whole run one block; `announce`: say its memory."""
     settings = list(group.settings[chunk.settings])
     seeds = list(range(chunk.seeds.start, chunk.seeds.stop))
     blocks: list[HostMetrics] = []
@@ -106,6 +109,8 @@ def run_chunk(
     members = population.members(chunk)
     compiled_before = population.compile_seconds
     population.start_compiling(members, *lengths)
+    if announce:
+        say(forecast(population.memory(members, lengths[0]), population.num_members))
     state = population.init(members)
     begun, compiled = time.perf_counter(), population.compile_seconds
     running = None  # the block that the device works on while the one before it is logged

@@ -153,6 +153,14 @@ class Evaluation(NamedTuple):
     mode: Array  # its distribution's mode is taken
 
 
+class Memory(NamedTuple):
+    """Bytes that a population takes while it trains."""
+
+    per_device: int
+    num_devices: int
+    replay: int  # of all devices together
+
+
 Members = tuple[Hyper, np.ndarray]  # float fields, each [H]; seeds [S]
 
 
@@ -183,6 +191,7 @@ class Population:
         eval_max_steps: int,
     ):
         self.compile_seconds = 0.0
+        self.num_members = shape[0] * shape[1]
 
         def algorithm(hyper: Hyper) -> Algorithm:
             configs = {name: replace(config, **hyper[name]) for name, config in group.configs.items()}
@@ -238,6 +247,14 @@ class Population:
         self._compile(self._init, *members)
         self._compile(self._final, *members, state)
 
+    def memory(self, members: Members, num_updates: int) -> Memory:
+        """What a block's program, once it is compiled, says of itself: arguments, results and temporaries."""
+        found = self._compiled((self._advance, ("num_updates", num_updates))).memory_analysis()
+        whole = found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
+        buffer = getattr(jax.eval_shape(self._init, *members).world, "buffer", ())
+        replay = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(buffer))
+        return Memory(whole - found.alias_size_in_bytes, self._over.num_devices, replay)
+
     def init(self, members: Members) -> State:
         """The state before the first update."""
         return self._compile(self._init, *members)(*members)
@@ -260,21 +277,21 @@ class Population:
             lowered = function.lower(*arguments, **static)
             self._programs[program] = self._compilers.submit(lowered.compile)
             self.compile_seconds += time.perf_counter() - begun
+        return lambda *arguments: self._compiled(program)(*arguments)
 
-        def call(*arguments):
-            begun = time.perf_counter()
-            compiled = self._programs[program].result()
-            self.compile_seconds += time.perf_counter() - begun
-            return compiled(*arguments)
-
-        return call
+    def _compiled(self, program: Any) -> Any:
+        """A program that was sent to be compiled, once it is; the wait counts."""
+        begun = time.perf_counter()
+        compiled = self._programs[program].result()
+        self.compile_seconds += time.perf_counter() - begun
+        return compiled
 
 
 class _Spread:
     """Lays a function of one member, (hyper, seed, *rest), over [H, S], and over devices along the axis they divide."""
 
     def __init__(self, num_settings: int, num_seeds: int, num_devices: int):
-        num_devices = most_devices(num_devices, num_seeds, num_settings)
+        self.num_devices = num_devices = most_devices(num_devices, num_seeds, num_settings)
         self._mesh = Mesh(np.array(jax.devices()[:num_devices]), ("member",)) if num_devices > 1 else None
         everywhere, spread = P(), P("member")
         self._hyper, self._seeds, self._leaf = (

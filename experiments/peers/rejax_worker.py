@@ -1,4 +1,4 @@
-"""rejax 0.1.3's PPO on CartPole as a worker that a benchmark can time in turn with purepg.
+"""rejax 0.1.3's PPO, SAC and TD3 as workers that a benchmark can time in turn with purepg.
 
 It runs in a virtual environment of its own, for rejax needs gymnax 0.0.9 and purepg needs gymnax 1.0.1:
 
@@ -9,8 +9,9 @@ then brings one line {"seconds": ..., "env_steps": ...}; `quit` or the end of st
 
 The work is rejax's own `train` under `jit(vmap(...))`. Evaluation is off: none at the start, and the one that `train`
 insists on at the end is replaced by a constant. A run goes on from the state where the last one stopped. What rejax
-does otherwise than purepg and has no switch for: it clips each gradient element (not the global norm), it always clips
-the value, and it steps actor and critic apart.
+does otherwise than purepg and has no switch for: it clips each gradient element (not the global norm), its PPO always
+clips the value and steps actor and critic apart, its replay samples without replacement, in time that grows with the
+capacity, and its SAC steps the policy before the critics.
 """
 
 import argparse
@@ -22,29 +23,49 @@ from importlib.metadata import version
 
 import jax
 import jax.numpy as jnp
-from rejax import PPO  # pyright: ignore[reportMissingImports]
+from rejax import PPO, SAC, TD3  # pyright: ignore[reportMissingImports]
+
+
+def make_algorithm(args, env_steps):
+    common = {
+        "num_envs": args.num_envs,
+        "gamma": args.gamma,
+        "learning_rate": args.learning_rate,
+        "total_timesteps": env_steps,
+        "eval_freq": env_steps,  # one evaluation, after all updates ...
+        "skip_initial_evaluation": True,
+    }
+    if args.algorithm == "ppo":
+        return PPO.create(
+            env="CartPole-v1",
+            agent_kwargs={"activation": "tanh", "hidden_layer_sizes": (64, 64)},
+            num_steps=args.num_steps,
+            num_epochs=args.num_epochs,
+            num_minibatches=args.num_minibatches,
+            gae_lambda=args.gae_lambda,
+            clip_eps=args.clip_eps,
+            ent_coef=args.entropy_coef,
+            vf_coef=args.value_coef,
+            max_grad_norm=args.max_grad_norm,
+            **common,
+        )
+    replay = {
+        "env": "Pendulum-v1",
+        "buffer_size": args.capacity,
+        "fill_buffer": args.warmup_steps,
+        "batch_size": args.batch_size,
+        "num_epochs": 1,
+        "polyak": 1 - args.tau,
+    }
+    if args.algorithm == "sac":  # its networks are 64 x 64 where nothing else is said
+        return SAC.create(agent_kwargs={"activation": "relu"}, **replay, **common)
+    relu = {"activation": "relu"}
+    return TD3.create(actor_kwargs=dict(relu), critic_kwargs=dict(relu), exploration_noise=0.2, **replay, **common)
 
 
 def make_program(args):
     env_steps = args.num_envs * args.num_steps * args.num_updates
-    algorithm = PPO.create(
-        env=args.env,
-        agent_kwargs={"activation": "tanh", "hidden_layer_sizes": (64, 64)},
-        num_envs=args.num_envs,
-        num_steps=args.num_steps,
-        num_epochs=args.num_epochs,
-        num_minibatches=args.num_minibatches,
-        learning_rate=args.learning_rate,
-        gamma=args.gamma,
-        gae_lambda=args.gae_lambda,
-        clip_eps=args.clip_eps,
-        ent_coef=args.entropy_coef,
-        vf_coef=args.value_coef,
-        max_grad_norm=args.max_grad_norm,
-        total_timesteps=env_steps,
-        eval_freq=env_steps,  # one evaluation, after all updates ...
-        skip_initial_evaluation=True,
-    )
+    algorithm = make_algorithm(args, env_steps)
     algorithm = algorithm.replace(eval_callback=lambda algorithm, state, rng: jnp.zeros(()))  # ... which does nothing
 
     def init(keys):
@@ -58,16 +79,13 @@ def make_program(args):
 
 def main():
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--env", default="CartPole-v1")
-    for name, default in dict(
-        num_envs=4, num_seeds=1, num_updates=100, num_steps=128, num_epochs=4, num_minibatches=4
-    ).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
+    parser.add_argument("--algorithm", default="ppo", choices=["ppo", "sac", "td3"])
+    ints = dict(num_envs=4, num_seeds=1, num_updates=100, num_steps=128, num_epochs=4, num_minibatches=4)
+    ints |= dict(capacity=100_000, warmup_steps=1000, batch_size=256, seed=0)
     floats = dict(learning_rate=2.5e-4, gamma=0.99, gae_lambda=0.95, clip_eps=0.2, entropy_coef=0.01, value_coef=0.5)
-    for name, default in floats.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=float, default=default)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--max-grad-norm", type=float, default=0.5)
+    floats |= dict(max_grad_norm=0.5, tau=0.005)
+    for name, default in (ints | floats).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
     args = parser.parse_args()
     init, train, env_steps = make_program(args)
 

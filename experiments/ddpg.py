@@ -1,0 +1,12 @@
+"""DDPG on Pendulum-v1: one environment, one gradient step a transition."""
+
+from purepg.algorithms.ddpg import DDPGConfig, ddpg
+from purepg.networks import ActorQConfig, actor_q
+from purepg.run.cli import main
+from purepg.run.launch import RunConfig
+
+if __name__ == "__main__":
+    config = DDPGConfig(capacity=20_000, batch_size=128, gamma=0.98)
+    network = ActorQConfig(policy="deterministic", num_critics=1)
+    run = RunConfig(env="Pendulum-v1", total_steps=20_000, num_seeds=10)
+    main(ddpg, config, actor_q, network, run, __doc__)

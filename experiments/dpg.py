@@ -1,0 +1,23 @@
+"""DPG on linear-quadratic regulation, with a linear policy and a quadratic Q."""
+
+from purepg.algorithms.dpg import DPGConfig, dpg
+from purepg.linear import LinearQuadraticConfig, linear_quadratic
+from purepg.run.cli import main
+from purepg.run.launch import RunConfig
+
+if __name__ == "__main__":
+    # Q learns what actions are worth from noise of the actions' own size. Gradients shrink a hundredfold and more, and
+    # Adam, were they not clipped, would go on dividing by what they once were.
+    config = DPGConfig(
+        num_envs=16,
+        num_steps=8,
+        num_critic_steps=20,
+        policy_learning_rate=0.03,
+        critic_learning_rate=0.03,
+        anneal_learning_rate=True,
+        gamma=0.95,
+        exploration_std=4.0,
+        max_grad_norm=1.0,
+    )
+    run = RunConfig(env="lqr", total_steps=51_200, num_seeds=10)
+    main(dpg, config, linear_quadratic, LinearQuadraticConfig(), run, __doc__)

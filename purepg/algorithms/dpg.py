@@ -1,0 +1,125 @@
+"""Deterministic policy gradient on fresh data (Silver et al. 2014). Per update, over a rollout by mu(s) + noise:
+
+    y     = r + gamma * (1 - terminated) * Q(s', mu(s'))
+    phi   <- phi   - lr * E[ grad (Q(s, a) - y)^2 / 2 ]                                                several times
+    theta <- theta + lr * E[ grad mu(s) grad_a Q(s, a) at a = mu(s) ]
+
+Without noise this is their on-policy actor-critic (eq. 11 to 13), which explores only where the environment does; with
+it, the off-policy one (eq. 16 to 18), on data that are never older than an update.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax.numpy as jnp
+
+from purepg import normalize
+from purepg.advantages import td_target
+from purepg.config import Count, NonNegative, Positive, UnitInterval, check, check_schedules
+from purepg.distributions import Deterministic
+from purepg.losses import deterministic_policy_gradient, explained_variance, squared_error
+from purepg.off_policy import gaussian_noise, require
+from purepg.on_policy import assemble, collect
+from purepg.optimize import anneal, by_half, gradient_step, gradient_steps, step_direction
+from purepg.types import Actor, Algorithm, Env, QNetwork, State
+
+
+@dataclass(frozen=True)
+class DPGConfig:
+    """Hyperparameters of DPG.
+
+    Attributes:
+      num_envs: parallel environments, N.
+      num_steps: steps of each environment in one update, T.
+      num_critic_steps: gradient steps of the critics on each rollout, each with a target of the critics as they are.
+      optimizer: adam, or sgd, the plain gradient.
+      policy_learning_rate: the optimiser's, for the policy.
+      critic_learning_rate: the optimiser's, for the critics.
+      anneal_learning_rate: let both fall linearly to 0 over `anneal_updates`.
+      anneal_updates: length of the schedule; None: the run's.
+      adam_eps: Adam's epsilon.
+      gamma: discount per environment step.
+      exploration_std: standard deviation of the noise on an action, in canonical [-1, 1] where actions are bounded.
+      max_grad_norm: bound on each gradient's global norm; None: unbounded.
+      normalize_obs: by their running mean and variance.
+      scale_reward: by the standard deviation of the running discounted return.
+      bootstrap_at_truncation: False takes a time limit for a death, the common mistake.
+    """
+
+    num_envs: Count = 16
+    num_steps: Count = 32
+    num_critic_steps: Count = 10
+    optimizer: Literal["adam", "sgd"] = "adam"
+    policy_learning_rate: Positive = 1e-3
+    critic_learning_rate: Positive = 1e-2
+    anneal_learning_rate: bool = False
+    anneal_updates: Count | None = None
+    adam_eps: Positive = 1e-8
+    gamma: UnitInterval = 0.99
+    exploration_std: NonNegative = 0.1
+    max_grad_norm: Positive | None = None
+    normalize_obs: bool = False
+    scale_reward: bool = False
+    bootstrap_at_truncation: bool = True
+
+
+def dpg(env: Env, network: QNetwork, config: DPGConfig) -> Algorithm:
+    """DPG on `env`.
+
+    Raises:
+      UsageError: a number out of its range, a policy that is not deterministic, annealing without a length, or
+        categories to be normalised.
+    """
+    c = config
+    check(c)
+    check_schedules(c)
+    require(env, network, "dpg", {"deterministic": Deterministic})
+    tx = step_direction(c.optimizer, c.max_grad_norm, c.adam_eps)
+    exploration = gaussian_noise(network, env, c.exploration_std, correlation=0.0)
+
+    def critic_loss(critic, batch):
+        data, policy = batch
+        params = {"policy": policy, "critic": critic}
+        next_action = network.apply(params, data.next_obs)[0].mode()
+        next_q = network.q(params, data.next_obs, next_action).mean(0)
+        y = td_target(data.reward, next_q, data.terminated, c.gamma)
+        q = network.q(params, data.obs, data.action)
+        loss = squared_error(q, jnp.broadcast_to(y, q.shape)).mean()
+        return loss, {"loss": loss, "q": q.mean(), "explained_variance": explained_variance(q.mean(0), y)}
+
+    def policy_loss(policy, batch):
+        obs, critic = batch
+        action = network.apply({"policy": policy}, obs)[0].mode()
+        loss = deterministic_policy_gradient(network.q({"critic": critic}, obs, action).mean(0)).mean()
+        return loss, {"loss": loss}
+
+    def step(key, state, update):
+        learner = state.learner
+        params, opt_state = learner.params, learner.opt_state
+
+        def act(noise, obs):
+            return exploration.act(params, noise, normalize.apply(learner.obs_moments, obs)), None
+
+        data, after, info = collect(key, env, network, c, state, Actor(exploration.noise, act))
+        share = anneal(1.0, update, c.anneal_updates if c.anneal_learning_rate else None)
+        critic, critic_opt, critic_metrics = gradient_steps(
+            critic_loss,
+            tx,
+            share * c.critic_learning_rate,
+            params["critic"],
+            opt_state["critic"],
+            (data, params["policy"]),
+            c.num_critic_steps,
+        )
+        policy, policy_opt, policy_metrics = gradient_step(
+            policy_loss, tx, share * c.policy_learning_rate, params["policy"], opt_state["policy"], (data.obs, critic)
+        )
+        learner = after.learner._replace(
+            params={"policy": policy, "critic": critic}, opt_state={"policy": policy_opt, "critic": critic_opt}
+        )
+        return State(learner, after.world), info | by_half(policy=policy_metrics, critic=critic_metrics)
+
+    def init_opt_state(params):
+        return {name: tx.init(half) for name, half in params.items()}
+
+    return assemble(env, network, c, init_opt_state, step)

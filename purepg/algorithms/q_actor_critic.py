@@ -1,0 +1,126 @@
+"""Actor-critic with a learned Q (Sutton et al. 2000, theorem 1; the critic is Sarsa's). Per update, over a rollout:
+
+phi   <- phi   - lr * E[ grad (Q(s, a) - target)^2 / 2 ]                                           several times
+theta <- theta + lr * E[ grad log pi(a|s) * Q(s, a) + entropy_coef * grad H(pi(.|s)) ]
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from purepg.advantages import gae, standardise
+from purepg.config import Count, NonNegative, Positive, UnitInterval, check, check_schedules
+from purepg.losses import policy_gradient, squared_error
+from purepg.on_policy import SPARSE, assemble, collect, diagnostics
+from purepg.optimize import anneal, by_half, gradient_step, gradient_steps, step_direction
+from purepg.types import Algorithm, Env, QNetwork, State
+
+
+@dataclass(frozen=True)
+class QActorCriticConfig:
+    """Hyperparameters of the actor-critic with Q.
+
+    Attributes:
+      num_envs: parallel environments, N.
+      num_steps: steps of each environment in one update, T.
+      optimizer: adam, or sgd, the plain gradient.
+      learning_rate: the optimiser's, for the policy.
+      critic_learning_rate: the optimiser's, for the critics.
+      num_critic_steps: gradient steps of the critics on each rollout.
+      anneal_learning_rate: let both fall linearly to 0 over `anneal_updates`.
+      anneal_updates: length of the schedule; None: the run's.
+      adam_eps: Adam's epsilon.
+      gamma: discount per environment step.
+      sarsa_lambda: lambda of the critic's target; 0 is r + gamma Q(s', a'), 1 the return over what is left of the
+        rollout.
+      entropy_coef: weight of the entropy bonus.
+      max_grad_norm: bound on each gradient's global norm; None: unbounded.
+      normalize_weight: standardise the batch's Q: its mean is a baseline, if a crude one.
+      normalize_obs: by their running mean and variance.
+      scale_reward: by the standard deviation of the running discounted return.
+      bootstrap_at_truncation: False takes a time limit for a death, the common mistake.
+    """
+
+    num_envs: Count = 8
+    num_steps: Count = 32
+    optimizer: Literal["adam", "sgd"] = "adam"
+    learning_rate: Positive = 5e-4
+    critic_learning_rate: Positive = 1e-3
+    num_critic_steps: Count = 10
+    anneal_learning_rate: bool = False
+    anneal_updates: Count | None = None
+    adam_eps: Positive = 1e-5
+    gamma: UnitInterval = 0.99
+    sarsa_lambda: UnitInterval = 0.5
+    entropy_coef: NonNegative = 0.0
+    max_grad_norm: Positive | None = 0.5
+    normalize_weight: bool = False
+    normalize_obs: bool = False
+    scale_reward: bool = False
+    bootstrap_at_truncation: bool = True
+
+
+def q_actor_critic(env: Env, network: QNetwork, config: QActorCriticConfig) -> Algorithm:
+    """Actor-critic with Q on `env`.
+
+    Raises:
+      UsageError: a number out of its range, annealing without a length, or categories to be normalised.
+    """
+    c = config
+    check(c)
+    check_schedules(c)
+    tx = step_direction(c.optimizer, c.max_grad_norm, c.adam_eps)
+
+    def critic_loss(critic, batch):
+        obs, action, target = batch
+        q = network.q({"critic": critic}, obs, action)
+        loss = squared_error(q, jnp.broadcast_to(target, q.shape)).mean()
+        return loss, {"loss": loss}
+
+    def policy_loss(policy, batch):
+        obs, action, weight = batch
+        distribution, _ = network.apply({"policy": policy}, obs)
+        loss = policy_gradient(distribution.log_prob(action), weight).mean()
+        return loss - c.entropy_coef * distribution.entropy().mean(), {"loss": loss}
+
+    def step(key, state, update):
+        k_rollout, k_next = jax.random.split(key)
+        data, after, info = collect(k_rollout, env, network, c, state)
+        params, opt_state = state.learner.params, state.learner.opt_state
+        next_action = network.apply(params, data.next_obs)[0].sample(k_next)
+        q = network.q(params, data.obs, data.action).mean(0)
+        next_q = network.q(params, data.next_obs, next_action).mean(0)
+        left = (data.terminated | data.truncated).at[-1].set(True)  # elsewhere a' is the action taken next
+        next_q = jnp.where(left, next_q, jnp.roll(q, -1, axis=0))
+        _, target = gae(data.reward, q, next_q, data.terminated, data.truncated, c.gamma, c.sarsa_lambda)
+        share = anneal(1.0, update, c.anneal_updates if c.anneal_learning_rate else None)
+        critic, critic_opt, critic_metrics = gradient_steps(
+            critic_loss,
+            tx,
+            share * c.critic_learning_rate,
+            params["critic"],
+            opt_state["critic"],
+            (data.obs, data.action, target),
+            c.num_critic_steps,
+        )
+        weight = network.q({"critic": critic}, data.obs, data.action).mean(0)
+        if c.normalize_weight:
+            weight = standardise(weight)
+
+        batch = (data.obs, data.action, weight)
+        policy, policy_opt, policy_metrics = gradient_step(
+            policy_loss, tx, share * c.learning_rate, params["policy"], opt_state["policy"], batch
+        )
+        new_params = {"policy": policy, "critic": critic}
+        learner = after.learner._replace(params=new_params, opt_state={"policy": policy_opt, "critic": critic_opt})
+        metrics = by_half(policy=policy_metrics, critic=critic_metrics)
+        return State(learner, after.world), info | metrics | diagnostics(
+            network, params, new_params, data._replace(value=q), target, SPARSE
+        )
+
+    def init_opt_state(params):
+        return {name: tx.init(half) for name, half in params.items()}
+
+    return assemble(env, network, c, init_opt_state, step)

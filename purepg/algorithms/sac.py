@@ -1,0 +1,145 @@
+"""Soft actor-critic (Haarnoja et al. 2018b). Per gradient step, on a batch of replayed transitions, a' ~ pi(.|s'):
+
+    y         = r + gamma * (1 - terminated) * (min_k Q_k'(s', a') - alpha * log pi(a'|s'))
+    phi_k     <- phi_k - lr * E[ grad (Q_k(s, a) - y)^2 / 2 ]                                       for each critic
+    theta     <- theta - lr * E[ grad (alpha * log pi(a|s) - min_k Q_k(s, a)) ]       through the sample a = f(noise; s)
+    log alpha <- log alpha - lr * E[ -log pi(a|s) - target entropy ]
+
+and the targets Q_k' follow by tau. Actions explore by being sampled.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from purepg.advantages import td_target
+from purepg.config import Count, Positive, UnitInterval, check
+from purepg.distributions import DiagGaussian, TanhGaussian
+from purepg.losses import soft_policy_gradient, squared_error
+from purepg.off_policy import Learner, Temperature, assemble, own_samples, require
+from purepg.optimize import by_half, gradient_step, step_direction
+from purepg.types import Algorithm, Env, QNetwork
+
+
+@dataclass(frozen=True)
+class SACConfig:
+    """Hyperparameters of SAC.
+
+    Attributes:
+      num_envs: parallel environments, N.
+      num_steps: steps of each environment in one update, which is what a row of the log sums up.
+      num_gradient_steps: gradient steps after each step of the environments; the updates-to-data ratio is this over N.
+      batch_size: transitions of a gradient step, B.
+      capacity: transitions in the replay buffer.
+      warmup_steps: transitions made by random actions before learning begins.
+      optimizer: adam, or sgd, the plain gradient.
+      policy_learning_rate: the optimiser's, for the policy.
+      critic_learning_rate: the optimiser's, for the critics.
+      adam_eps: Adam's epsilon.
+      gamma: discount per environment step.
+      tau: share of the new parameters in each step of a target (Polyak averaging).
+      temperature: weight of the entropy, alpha; the first one, where it is learned.
+      learn_temperature: so that the policy's entropy comes to the target's.
+      temperature_learning_rate: the optimiser's, for the logarithm of the temperature.
+      target_entropy: in nats, of canonical actions; None: minus the number of action dimensions.
+      max_grad_norm: bound on each gradient's global norm; None: unbounded.
+      normalize_obs: by their running mean and variance.
+      bootstrap_at_truncation: False takes a time limit for a death, the common mistake.
+    """
+
+    num_envs: Count = 1
+    num_steps: Count = 50
+    num_gradient_steps: Count = 1
+    batch_size: Count = 256
+    capacity: Count = 100_000
+    warmup_steps: Count = 1000
+    optimizer: Literal["adam", "sgd"] = "adam"
+    policy_learning_rate: Positive = 1e-3
+    critic_learning_rate: Positive = 1e-3
+    adam_eps: Positive = 1e-8
+    gamma: UnitInterval = 0.99
+    tau: UnitInterval = 0.005
+    temperature: Positive = 1.0
+    learn_temperature: bool = True
+    temperature_learning_rate: Positive = 1e-3
+    target_entropy: float | None = None
+    max_grad_norm: Positive | None = None
+    normalize_obs: bool = False
+    bootstrap_at_truncation: bool = True
+
+
+def sac(env: Env, network: QNetwork, config: SACConfig) -> Algorithm:
+    """SAC on `env`, with continuous actions.
+
+    Raises:
+      UsageError: a number out of its range, a policy that is not Gaussian, or what `off_policy.assemble` refuses.
+    """
+    c = config
+    check(c)
+    require(env, network, "sac", {"tanh_gaussian": TanhGaussian, "gaussian": DiagGaussian})
+    tx = step_direction(c.optimizer, c.max_grad_norm, c.adam_eps)
+
+    def critic_loss(critic, batch):
+        transition, target = batch
+        q = network.q({"critic": critic}, transition.obs, transition.action)
+        loss = squared_error(q, jnp.broadcast_to(target, q.shape)).mean()
+        return loss, {"loss": loss, "q": q.mean()}
+
+    def policy_loss(policy, batch):
+        obs, critic, noise, alpha = batch
+        action, log_prob = network.apply({"policy": policy}, obs)[0].scored(noise)
+        q = network.q({"critic": critic}, obs, action).min(0)
+        loss = soft_policy_gradient(log_prob, q, alpha).mean()
+        return loss, {"loss": loss, "entropy": -log_prob.mean()}
+
+    def temperature_loss(log_alpha, excess_entropy):
+        return log_alpha * excess_entropy, {}
+
+    def learn(key, learner, batch, number):
+        del number
+        params, target, opt_state, temperature, _ = learner
+        k_next, k_policy = jax.random.split(key)
+        alpha = jnp.exp(temperature.log) if c.learn_temperature else c.temperature
+        policy_at_next, _ = network.apply(params, batch.next_obs)
+        next_action, next_log_prob = policy_at_next.scored(policy_at_next.noise(k_next))
+        next_q = network.q(target, batch.next_obs, next_action).min(0)
+        y = td_target(batch.reward, next_q - alpha * next_log_prob, batch.terminated, c.gamma)
+
+        critic, critic_opt, critic_metrics = gradient_step(
+            critic_loss, tx, c.critic_learning_rate, params["critic"], opt_state["critic"], (batch, y)
+        )
+        noise = policy_at_next.noise(k_policy)
+        policy, policy_opt, policy_metrics = gradient_step(
+            policy_loss,
+            tx,
+            c.policy_learning_rate,
+            params["policy"],
+            opt_state["policy"],
+            (batch.obs, critic, noise, alpha),
+        )
+        if c.learn_temperature:
+            target_entropy = -batch.action.shape[-1] if c.target_entropy is None else c.target_entropy
+            excess = policy_metrics["entropy"] - target_entropy
+            log_alpha, alpha_opt, _ = gradient_step(
+                temperature_loss, tx, c.temperature_learning_rate, temperature.log, temperature.opt_state, excess
+            )
+            temperature = Temperature(log_alpha, alpha_opt)
+        learner = learner._replace(
+            params={"policy": policy, "critic": critic},
+            target={"critic": optax.incremental_update(critic, target["critic"], c.tau)},
+            opt_state={"policy": policy_opt, "critic": critic_opt},
+            temperature=temperature,
+        )
+        metrics = by_half(policy=policy_metrics, critic=critic_metrics)
+        return learner, metrics | {"temperature": jnp.asarray(alpha, jnp.float32)}
+
+    def init_learner(params):
+        log_alpha = jnp.log(jnp.float32(c.temperature))
+        temperature = Temperature(log_alpha, tx.init(log_alpha)) if c.learn_temperature else None
+        opt_state = {name: tx.init(half) for name, half in params.items()}
+        return Learner(params, {"critic": params["critic"]}, opt_state, temperature)
+
+    return assemble(env, network, c, init_learner, own_samples(network), learn)

@@ -1,0 +1,138 @@
+"""Soft actor-critic with discrete actions (Christodoulou 2019): every expectation over actions is a sum. Per gradient
+step, on a batch of replayed transitions:
+
+    y         = r + gamma * (1 - terminated) * sum_a' pi(a'|s') (min_k Q_k'(s', a') - alpha * log pi(a'|s'))
+    phi_k     <- phi_k - lr * E[ grad (Q_k(s, a) - y)^2 / 2 ]                                       for each critic
+    theta     <- theta - lr * E[ grad sum_a pi(a|s) (alpha * log pi(a|s) - min_k Q_k(s, a)) ]
+    log alpha <- log alpha - lr * E[ H(pi(.|s)) - target entropy ]
+
+and the targets Q_k' follow by tau. Actions explore by being sampled.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from purepg.advantages import td_target
+from purepg.config import Count, Positive, UnitInterval, check
+from purepg.distributions import Categorical
+from purepg.losses import expected_soft_policy_gradient, squared_error
+from purepg.off_policy import Learner, Temperature, assemble, own_samples, require
+from purepg.optimize import by_half, gradient_step, step_direction
+from purepg.types import Algorithm, Env, QNetwork
+
+
+@dataclass(frozen=True)
+class DiscreteSACConfig:
+    """Hyperparameters of discrete SAC.
+
+    Attributes:
+      num_envs: parallel environments, N.
+      num_steps: steps of each environment in one update, which is what a row of the log sums up.
+      num_gradient_steps: gradient steps after each step of the environments; the updates-to-data ratio is this over N.
+      batch_size: transitions of a gradient step, B.
+      capacity: transitions in the replay buffer.
+      warmup_steps: transitions made by random actions before learning begins.
+      optimizer: adam, or sgd, the plain gradient.
+      policy_learning_rate: the optimiser's, for the policy.
+      critic_learning_rate: the optimiser's, for the critics.
+      adam_eps: Adam's epsilon.
+      gamma: discount per environment step.
+      tau: share of the new parameters in each step of a target (Polyak averaging).
+      temperature: weight of the entropy, alpha; the first one, where it is learned.
+      learn_temperature: so that the policy's entropy comes to the target's.
+      temperature_learning_rate: the optimiser's, for the logarithm of the temperature.
+      target_entropy: as a fraction of log A, the uniform policy's.
+      max_grad_norm: bound on each gradient's global norm; None: unbounded.
+      normalize_obs: by their running mean and variance.
+      bootstrap_at_truncation: False takes a time limit for a death, the common mistake.
+    """
+
+    num_envs: Count = 1
+    num_steps: Count = 50
+    num_gradient_steps: Count = 1
+    batch_size: Count = 256
+    capacity: Count = 100_000
+    warmup_steps: Count = 1000
+    optimizer: Literal["adam", "sgd"] = "adam"
+    policy_learning_rate: Positive = 1e-3
+    critic_learning_rate: Positive = 1e-3
+    adam_eps: Positive = 1e-8
+    gamma: UnitInterval = 0.99
+    tau: UnitInterval = 0.005
+    temperature: Positive = 1.0
+    learn_temperature: bool = True
+    temperature_learning_rate: Positive = 1e-3
+    target_entropy: UnitInterval = 0.5
+    max_grad_norm: Positive | None = None
+    normalize_obs: bool = False
+    bootstrap_at_truncation: bool = True
+
+
+def sac_discrete(env: Env, network: QNetwork, config: DiscreteSACConfig) -> Algorithm:
+    """SAC on `env`, with discrete actions.
+
+    Raises:
+      UsageError: a number out of its range, a policy that is not categorical, or what `off_policy.assemble` refuses.
+    """
+    c = config
+    check(c)
+    require(env, network, "sac_discrete", {"categorical": Categorical})
+    tx = step_direction(c.optimizer, c.max_grad_norm, c.adam_eps)
+
+    def critic_loss(critic, batch):
+        transition, target = batch
+        q = network.q({"critic": critic}, transition.obs, transition.action)
+        loss = squared_error(q, jnp.broadcast_to(target, q.shape)).mean()
+        return loss, {"loss": loss, "q": q.mean()}
+
+    def policy_loss(policy, batch):
+        obs, critic, alpha = batch
+        distribution, _ = network.apply({"policy": policy}, obs)
+        q = network.q_of_all({"critic": critic}, obs).min(0)
+        loss = expected_soft_policy_gradient(jax.nn.log_softmax(distribution.logits), q, alpha).mean()
+        return loss, {"loss": loss, "entropy": distribution.entropy().mean()}
+
+    def temperature_loss(log_alpha, excess_entropy):
+        return log_alpha * excess_entropy, {}
+
+    def learn(key, learner, batch, number):
+        del key, number
+        params, target, opt_state, temperature, _ = learner
+        alpha = jnp.exp(temperature.log) if c.learn_temperature else c.temperature
+        next_log_prob = jax.nn.log_softmax(network.apply(params, batch.next_obs)[0].logits)
+        next_q = network.q_of_all(target, batch.next_obs).min(0)
+        next_value = -expected_soft_policy_gradient(next_log_prob, next_q, alpha)
+        y = td_target(batch.reward, next_value, batch.terminated, c.gamma)
+
+        critic, critic_opt, critic_metrics = gradient_step(
+            critic_loss, tx, c.critic_learning_rate, params["critic"], opt_state["critic"], (batch, y)
+        )
+        policy, policy_opt, policy_metrics = gradient_step(
+            policy_loss, tx, c.policy_learning_rate, params["policy"], opt_state["policy"], (batch.obs, critic, alpha)
+        )
+        if c.learn_temperature:
+            excess = policy_metrics["entropy"] - c.target_entropy * jnp.log(next_log_prob.shape[-1])
+            log_alpha, alpha_opt, _ = gradient_step(
+                temperature_loss, tx, c.temperature_learning_rate, temperature.log, temperature.opt_state, excess
+            )
+            temperature = Temperature(log_alpha, alpha_opt)
+        learner = learner._replace(
+            params={"policy": policy, "critic": critic},
+            target={"critic": optax.incremental_update(critic, target["critic"], c.tau)},
+            opt_state={"policy": policy_opt, "critic": critic_opt},
+            temperature=temperature,
+        )
+        metrics = by_half(policy=policy_metrics, critic=critic_metrics)
+        return learner, metrics | {"temperature": jnp.asarray(alpha, jnp.float32)}
+
+    def init_learner(params):
+        log_alpha = jnp.log(jnp.float32(c.temperature))
+        temperature = Temperature(log_alpha, tx.init(log_alpha)) if c.learn_temperature else None
+        opt_state = {name: tx.init(half) for name, half in params.items()}
+        return Learner(params, {"critic": params["critic"]}, opt_state, temperature)
+
+    return assemble(env, network, c, init_learner, own_samples(network), learn)

@@ -1,0 +1,263 @@
+"""What the algorithms with a replay buffer share: their state, and the rounds of acting and learning of an update.
+
+An algorithm's own file has its exploration and `learn`, its gradient steps on a batch.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from purepg import normalize, replay, rollout
+from purepg.distributions import Distribution
+from purepg.networks import evaluation_policy
+from purepg.normalize import Moments
+from purepg.rollout import RolloutState
+from purepg.types import (
+    Action,
+    Algorithm,
+    Array,
+    Box,
+    Discrete,
+    Env,
+    Key,
+    Metrics,
+    Obs,
+    Params,
+    QNetwork,
+    State,
+    Transition,
+    UsageError,
+)
+
+
+class ReplayConfig(Protocol):
+    """The part of an algorithm's config that is read here."""
+
+    @property
+    def num_envs(self) -> int: ...
+    @property
+    def num_steps(self) -> int: ...
+    @property
+    def num_gradient_steps(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def capacity(self) -> int: ...
+    @property
+    def warmup_steps(self) -> int: ...
+    @property
+    def normalize_obs(self) -> bool: ...
+    @property
+    def bootstrap_at_truncation(self) -> bool: ...
+
+
+class Temperature(NamedTuple):
+    """SAC's entropy coefficient, as it is learned."""
+
+    log: Array
+    opt_state: optax.OptState
+
+
+class Learner(NamedTuple):
+    params: Params  # {"policy", "critic"}
+    target: Params  # what targets are computed from, in the same halves; no policy where it has no target
+    opt_state: dict[str, optax.OptState]  # of each half
+    temperature: Temperature | None = None
+    obs_moments: Moments | None = None
+
+
+class World(NamedTuple):
+    envs: RolloutState
+    noise: Any  # of the last step's exploration, [N, ...]
+    buffer: Transition  # leaves [capacity, ...]
+
+
+class Exploration(NamedTuple):
+    """How an algorithm acts while it learns.
+
+    noise: the random numbers of one step, `noise(key, obs)`; of `obs` only shapes are read.
+    carry: `carry(before, fresh, starts)`, a step's noise from that of the step before and fresh numbers; `starts` `[N]`
+      is true where an episode begins.
+    act: `act(params, noise, obs) -> action`, of normalised observations.
+    """
+
+    noise: Callable[[Key, Obs], Any]
+    carry: Callable[[Any, Any, Array], Any]
+    act: Callable[[Params, Any, Obs], Action]
+
+
+Learn = Callable[[Key, Learner, Transition, Array], tuple[Learner, Metrics]]  # (key, learner, batch, gradient step)
+
+
+def assemble(
+    env: Env,
+    network: QNetwork,
+    c: ReplayConfig,
+    init_learner: Callable[[Params], Learner],
+    exploration: Exploration,
+    learn: Learn,
+) -> Algorithm:
+    """The algorithm whose update is `num_steps` rounds, each of them one step of every environment and then
+    `num_gradient_steps` times `learn`, each on a batch of its own.
+
+    Until the buffer holds `warmup_steps` transitions, actions are random and nothing learns. Metrics are means over the
+    gradient steps, NaN where there was none.
+
+    Args:
+      learn: reads batches `[B, ...]` with normalised observations.
+    Raises:
+      UsageError: categories to be normalised, or a capacity that the environments do not divide or the warm-up exceeds.
+    """
+    if c.normalize_obs:
+        normalize.check_space(env)
+    if c.capacity % c.num_envs or c.capacity < c.warmup_steps:
+        raise UsageError(
+            f"capacity ({c.capacity}) must be a multiple of num_envs ({c.num_envs}), and at least warmup_steps "
+            f"({c.warmup_steps})"
+        )
+    N, T, G = c.num_envs, c.num_steps, c.num_gradient_steps
+    warmup_rounds = -(-c.warmup_steps // N)
+
+    def draw_noise(key, obs):
+        k_noise, k_random = jax.random.split(key)
+        return exploration.noise(k_noise, obs), random_action(k_random, env, N)
+
+    def init(key):
+        k_params, k_world, k_noise = jax.random.split(key, 3)
+        envs = rollout.start(k_world, env, N)
+        learner = init_learner(network.init(k_params, envs.obs))
+        learner = learner._replace(obs_moments=normalize.init(envs.obs[0]) if c.normalize_obs else None)
+        first_noise, action = draw_noise(k_noise, envs.obs)
+        flag, reward = jnp.bool_(False), jnp.float32(0)
+        example = Transition(envs.obs[0], action[0], None, reward, flag, flag, envs.obs[0])
+        return State(learner, World(envs, first_noise, replay.init(example, c.capacity)))
+
+    def learn_on(learner, batches, keys, first):
+        def gradient_step(learner, inputs):
+            key, batch, number = inputs
+            obs, next_obs = (normalize.apply(learner.obs_moments, x) for x in (batch.obs, batch.next_obs))
+            return learn(key, learner, batch._replace(obs=obs, next_obs=next_obs), number)
+
+        return jax.lax.scan(gradient_step, learner, (keys, batches, first + jnp.arange(G)))
+
+    def step(key, state, update):
+        k_draw, k_sample, k_learn = jax.random.split(key, 3)
+        draws = rollout.draw(k_draw, env, draw_noise, state.world.envs, T)
+        k_sample, k_learn = jax.random.split(k_sample, (T, G)), jax.random.split(k_learn, (T, G))
+
+        def round(carry, inputs):
+            learner, (envs, noise, buffer), finished = carry
+            r, draws, k_sample, k_learn = inputs
+            number = update * T + r  # the same in every member of a population, so that what depends on it is a branch
+
+            noise = exploration.carry(noise, draws.noise[0], envs.episode_length == 0)
+
+            def act(draws, obs):
+                action = exploration.act(learner.params, noise, normalize.apply(learner.obs_moments, obs))
+                return jnp.where(number < warmup_rounds, draws[1], action), None
+
+            envs, transition, finished_now = rollout.step(env, act, envs, draws)
+            if not c.bootstrap_at_truncation:
+                transition = rollout.truncation_as_termination(transition)
+            buffer = replay.add(buffer, transition, number)
+
+            num_filled = replay.num_filled(buffer, number + 1, N)
+            batches = jax.vmap(lambda key: replay.sample(key, buffer, c.batch_size, num_filled))(k_sample)
+            shapes = jax.eval_shape(learn_on, learner, batches, k_learn, number)[1]
+
+            def wait(learner, *_):
+                return learner, jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), shapes)
+
+            learner, metrics = jax.lax.cond(
+                number + 1 >= warmup_rounds, learn_on, wait, learner, batches, k_learn, number * G
+            )
+            carry = (learner, World(envs, noise, buffer), finished + finished_now)
+            return carry, (metrics, transition.obs if c.normalize_obs else jnp.zeros(()))
+
+        carry = (*state, jnp.zeros(3))
+        (learner, world, finished), (metrics, obs) = jax.lax.scan(
+            round, carry, (jnp.arange(T), draws, k_sample, k_learn)
+        )
+        if c.normalize_obs:
+            learner = learner._replace(obs_moments=normalize.update(learner.obs_moments, obs))
+        info = rollout.episode_info(finished, jnp.int32(T * N))
+        return State(learner, world), info | {name: jnp.nanmean(x) for name, x in metrics.items()}
+
+    def policy(state, deterministic):
+        return evaluation_policy(network, state.learner.params, deterministic, state.learner.obs_moments)
+
+    return Algorithm(init, step, policy, N * T, N * T)
+
+
+def own_samples(network: QNetwork) -> Exploration:
+    """A stochastic policy explores by itself."""
+
+    def distribution(params, obs):
+        return network.apply(params, obs)[0]
+
+    def noise(key, obs):
+        params = jax.eval_shape(network.init, key, obs)
+        return jax.eval_shape(distribution, params, obs).noise(key)
+
+    return Exploration(
+        noise,
+        lambda before, fresh, starts: fresh,
+        lambda params, noise, obs: distribution(params, obs).transform(noise),
+    )
+
+
+def gaussian_noise(network: QNetwork, env: Env, std: Array | float, correlation: Array | float) -> Exploration:
+    """mu(s) + std * noise, held within bounds where the space has them.
+
+    Args:
+      correlation: of successive noises in an episode. An Ornstein-Uhlenbeck process of rate theta, in steps of dt, is
+        one of correlation 1 - theta * dt, which starts in its stationary distribution.
+    """
+    space = env.action_space
+    assert isinstance(space, Box)
+
+    def noise(key, obs):
+        return jax.random.normal(key, (jax.tree.leaves(obs)[0].shape[0], *space.shape))
+
+    def carry(before, fresh, starts):
+        later = correlation * before + jnp.sqrt(1 - jnp.square(correlation)) * fresh
+        return rollout.select(starts, fresh, later)
+
+    def act(params, noise, obs):
+        return within_bounds(env, network.apply(params, obs)[0].mode() + std * noise)
+
+    return Exploration(noise, carry, act)
+
+
+def within_bounds(env: Env, action: Action) -> Action:
+    """Canonical actions clipped to [-1, 1], where the space has bounds."""
+    bounded = isinstance(env.action_space, Box) and env.action_space.bounded
+    return jnp.clip(action, -1, 1) if bounded else action
+
+
+def random_action(key: Key, env: Env, num_envs: int) -> Action:
+    """Uniform actions `[N, ...]`; where they are unbounded, standard normal."""
+    space = env.action_space
+    if isinstance(space, Discrete):
+        return jax.random.randint(key, (num_envs,), 0, space.n)
+    if space.bounded:
+        return jax.random.uniform(key, (num_envs, *space.shape), minval=-1.0, maxval=1.0)
+    return jax.random.normal(key, (num_envs, *space.shape))
+
+
+def require(env: Env, network: QNetwork, algorithm: str, kinds: dict[str, type[Distribution]]) -> None:
+    """Raises UsageError where a network's policy is none of `kinds`, given by the names that `ActorQConfig` has."""
+
+    def apply(key):
+        _, obs = env.reset(key)
+        return network.apply(network.init(key, obs), obs)[0]
+
+    policy = jax.eval_shape(apply, jax.eval_shape(jax.random.key, 0))
+    if not isinstance(policy, tuple(kinds.values())):
+        raise UsageError(
+            f"{algorithm} needs a policy of kind {' or '.join(kinds)}; that of this network on {env.name} is a "
+            f"{type(policy).__name__}"
+        )

@@ -1,0 +1,171 @@
+"""Policies and critics in one network: which half of the parameters each method reads, and what the heads start as."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import arms_env, quick_jit
+
+from purepg.distributions import Categorical, Deterministic, DiagGaussian, TanhGaussian
+from purepg.networks import ActorQConfig, actor_q
+from purepg.types import Box, Discrete, UsageError
+
+K, SMALL = 3, (8, 8)
+REAL = Box(-np.ones(2, np.float32), np.ones(2, np.float32))
+UNBOUNDED = Box(np.full(2, -np.inf, np.float32), np.full(2, np.inf, np.float32))
+ARMS = Discrete(4)
+KINDS: dict[str, tuple[Any, Any]] = {
+    "categorical": (Categorical, ARMS),
+    "gaussian": (DiagGaussian, UNBOUNDED),
+    "tanh_gaussian": (TanhGaussian, REAL),
+    "deterministic": (Deterministic, REAL),
+}
+OBS = 3 * jax.random.normal(jax.random.key(7), (5, 6, 2))
+
+
+def network_of(kind: str, space: Any = None, **config: Any) -> Any:
+    space = space or KINDS[kind][1]
+    return actor_q(arms_env(space), ActorQConfig(**{"policy": kind, "hidden": SMALL, "num_critics": K} | config))
+
+
+def init(network: Any, seed: int = 0) -> Any:
+    return quick_jit(network.init)(jax.random.key(seed), OBS[0])
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def made(request):
+    """(kind, network, parameters, actions of its policy)."""
+    network = network_of(request.param)
+    params = init(network)
+    policy = network.apply({"policy": params["policy"]}, OBS)[0]
+    return request.param, network, params, policy.sample(jax.random.key(1))
+
+
+def test_a_policys_distribution_is_of_the_kind_that_was_asked_for_and_has_the_observations_batch_axes(made):
+    kind, network, params, action = made
+    distribution, value = network.apply(params, OBS)
+    assert type(distribution) is KINDS[kind][0] and value is None
+    assert action.shape == (5, 6) + ((2,) if kind != "categorical" else ())
+
+
+def test_apply_reads_the_policys_half_of_the_parameters_and_q_the_critics(made):
+    """Each gives the same with the other's half missing, so that a target may be of the critics alone."""
+    kind, network, params, action = made
+    policy, critic = {"policy": params["policy"]}, {"critic": params["critic"]}
+    jax.tree.map(np.testing.assert_array_equal, network.apply(policy, OBS)[0], network.apply(params, OBS)[0])
+    np.testing.assert_array_equal(network.q(critic, OBS, action), network.q(params, OBS, action))
+    if kind == "categorical":
+        np.testing.assert_array_equal(network.q_of_all(critic, OBS), network.q_of_all(params, OBS))
+    with pytest.raises(KeyError):
+        network.apply(critic, OBS)
+    with pytest.raises(KeyError):
+        network.q(policy, OBS, action)
+
+
+def test_critics_in_one_batch_are_the_critics_one_by_one(made):
+    _, network, params, action = made
+    together = network.q(params, OBS, action)
+    assert together.shape == (K, 5, 6)
+    alone = network._replace(num_critics=1)
+    for k in range(K):
+        own = {"critic": jax.tree.map(lambda x, k=k: x[k : k + 1], params["critic"])}
+        q = alone.q(own, OBS, action)
+        assert q.shape == (1, 5, 6)
+        np.testing.assert_allclose(q[0], together[k], rtol=1e-5, atol=1e-6)
+
+
+def test_critics_start_from_parameters_of_their_own(made):
+    """Or the least of them would be no less than any."""
+    _, network, params, action = made
+    for leaf in jax.tree.leaves(params["critic"]):
+        assert leaf.shape[0] == K
+        if np.any(leaf):  # biases start at zero
+            assert len(np.unique(leaf.reshape(K, -1), axis=0)) == K
+    q = np.asarray(network.q(params, OBS, action)).reshape(K, -1)
+    assert (np.abs(np.corrcoef(q) - np.eye(K)) < 0.99).all()
+
+
+def test_q_of_a_discrete_action_is_its_entry_of_q_of_all():
+    network = network_of("categorical")
+    params, action = init(network), jax.random.randint(jax.random.key(2), (5, 6), 0, 4)
+    of_all, q = np.asarray(network.q_of_all(params, OBS)), np.asarray(network.q(params, OBS, action))
+    assert of_all.shape == (K, 5, 6, 4)
+    for k, i, j in np.ndindex(K, 5, 6):
+        np.testing.assert_allclose(q[k, i, j], of_all[k, i, j, action[i, j]], rtol=1e-6)
+
+
+def test_q_of_a_continuous_action_depends_on_each_of_its_entries():
+    network = network_of("tanh_gaussian")
+    params = init(network)
+    gradient = jax.grad(lambda action: network.q(params, OBS, action).sum())(jnp.zeros((5, 6, 2)))
+    assert (np.abs(gradient) > 0).mean() > 0.9
+
+
+@pytest.mark.parametrize("std", [0.01, 0.3, 1.0, 6.0])
+def test_a_tanh_gaussian_policy_starts_with_the_deviation_that_was_asked_for_and_centred(std):
+    network = network_of("tanh_gaussian", initial_std=std)
+    policy, _ = network.apply(init(network), OBS)
+    np.testing.assert_allclose(np.exp(policy.log_std), std, rtol=0.12)
+    np.testing.assert_allclose(policy.mean, 0, atol=0.1)
+
+
+def test_a_tanh_gaussian_policys_deviation_depends_on_the_state_and_has_a_gradient_all_over_its_range():
+    """And spread over it as far as from nearly its one end to nearly the other."""
+    network = network_of("tanh_gaussian", policy_scale=0.5)
+    params = init(network)
+
+    def log_std_of(bias):
+        policy = params["policy"]["params"]
+        policy = policy | {"log_std": policy["log_std"] | {"bias": jnp.full(2, bias)}}
+        return network.apply({"policy": {"params": policy}}, OBS)[0].log_std
+
+    bias = jnp.array([-2.0, 0.0, 2.0])
+    log_std, slope = quick_jit(jax.vmap(lambda bias: jax.jvp(log_std_of, (bias,), (1.0,))))(bias)
+    assert (log_std > -5).all() and (log_std < 2).all() and (slope > 0).all()
+    assert (log_std < -4.5).any() and (log_std > 1.5).any() and log_std[1].std() > 0.1
+
+
+def test_a_gaussian_policys_deviation_is_the_same_in_every_state_and_starts_as_asked_for():
+    network = network_of("gaussian", initial_std=0.5)
+    np.testing.assert_allclose(network.apply(init(network), OBS)[0].log_std, np.log(0.5), rtol=1e-6)
+
+
+def test_a_deterministic_policy_is_held_within_bounds_where_there_are_some():
+    bounded, unbounded = (network_of("deterministic", space, policy_scale=50.0) for space in (REAL, UNBOUNDED))
+    params = init(bounded)
+    action, free = (network.apply(params, OBS)[0].mode() for network in (bounded, unbounded))
+    np.testing.assert_allclose(action, np.tanh(free), rtol=1e-5)
+    assert np.abs(free).max() > 2 and np.abs(action).max() <= 1
+
+
+# --- bad input ---
+
+
+@pytest.mark.parametrize(
+    ("space", "config", "message"),
+    [
+        (ARMS, {"policy": "tanh_gaussian"}, "policy (tanh_gaussian) does not fit toy, whose actions are discrete"),
+        (ARMS, {"policy": "deterministic"}, "policy (deterministic) does not fit toy, whose actions are discrete"),
+        (REAL, {"policy": "categorical"}, "policy (categorical) does not fit toy, whose actions are continuous"),
+        (
+            UNBOUNDED,
+            {"policy": "tanh_gaussian"},
+            "policy (tanh_gaussian) needs bounded actions; those of toy are not: try gaussian",
+        ),
+        (REAL, {"initial_std": 0.005}, "initial_std (0.005) must be above 0.0067, below 7.4"),
+        (REAL, {"initial_std": 8.0}, "initial_std (8.0) must be above 0.0067, below 7.4"),
+        (REAL, {"initial_std": -1.0}, "initial_std (-1.0) must be above 0"),
+        (REAL, {"num_critics": 0}, "num_critics (0) must be at least 1"),
+        (REAL, {"hidden": ()}, "hidden (none) must hold positive widths"),
+    ],
+)
+def test_a_network_that_fits_no_space_or_has_a_number_out_of_range_is_refused(space, config, message):
+    with pytest.raises(UsageError) as error:
+        actor_q(arms_env(space), ActorQConfig(**config))
+    assert str(error.value) == message
+
+
+def test_a_gaussian_policy_may_start_as_wide_as_it_likes():
+    assert actor_q(arms_env(REAL), ActorQConfig(policy="gaussian", initial_std=20.0))
