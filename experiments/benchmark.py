@@ -26,6 +26,7 @@ SIZES = (  # algorithm:environments x seeds
 # About a second of work, so that a run is long against the clock and short against the machine's moods.
 STEPS_PER_RUN = {"ppo": 400_000, "sac": 8_000, "td3": 8_000}
 NUM_STEPS = {"ppo": 128, "sac": 50, "td3": 50}
+WARMUP_STEPS = 300  # over before anything is timed
 PEERS = {"rejax": ("rejax==0.1.3", "gymnax==0.0.9", "jax==0.10.2", "jaxlib==0.10.2")}
 HERE = Path(__file__).parent
 
@@ -42,8 +43,9 @@ def make(name: str, num_envs: int):
         config = PPOConfig(**steps, learning_rate=2.5e-4, entropy_coef=0.01)
         return ppo, config, actor_critic, NetworkConfig(), "CartPole-v1"
     if name == "sac":
-        return sac, SACConfig(**steps), actor_q, ActorQConfig(policy="tanh_gaussian"), "Pendulum-v1"
-    return td3, TD3Config(**steps, exploration_std=0.1), actor_q, ActorQConfig(policy="deterministic"), "Pendulum-v1"
+        return sac, SACConfig(**steps, warmup_steps=WARMUP_STEPS), actor_q, ActorQConfig(policy="tanh_gaussian"), "Pendulum-v1"
+    config = TD3Config(**steps, warmup_steps=WARMUP_STEPS)
+    return td3, config, actor_q, ActorQConfig(policy="deterministic"), "Pendulum-v1"
 
 
 def purepg_worker(name: str, num_envs: int, num_seeds: int, num_updates: int, devices: int | None) -> None:

@@ -232,8 +232,10 @@ def actor_q(env: Env, config: ActorQConfig) -> ActorQ:
     check(config)
     _check_torso(env, config)
     if isinstance(env.action_space, Discrete) != (config.policy == "categorical"):
-        kind = "continuous" if config.policy == "categorical" else "discrete"
-        raise UsageError(f"policy ({config.policy}) does not fit {env.name}, whose actions are {kind}")
+        kind, takes = "discrete", "categorical, with sac_discrete or q_actor_critic"
+        if config.policy == "categorical":
+            kind, takes = "continuous", "gaussian, tanh_gaussian or deterministic"
+        raise UsageError(f"policy ({config.policy}) does not fit {env.name}, whose {kind} actions take {takes}")
     if config.policy == "tanh_gaussian" and isinstance(env.action_space, Box):
         low, high = LOG_STD_RANGE
         if isinstance(config.initial_std, float) and not math.exp(low) < config.initial_std < math.exp(high):

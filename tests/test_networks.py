@@ -146,9 +146,14 @@ def test_a_deterministic_policy_is_held_within_bounds_where_there_are_some():
 @pytest.mark.parametrize(
     ("space", "config", "message"),
     [
-        (ARMS, {"policy": "tanh_gaussian"}, "policy (tanh_gaussian) does not fit toy, whose actions are discrete"),
-        (ARMS, {"policy": "deterministic"}, "policy (deterministic) does not fit toy, whose actions are discrete"),
-        (REAL, {"policy": "categorical"}, "policy (categorical) does not fit toy, whose actions are continuous"),
+        *(
+            (space, {"policy": policy}, f"policy ({policy}) does not fit toy, whose {kind} actions take {takes}")
+            for space, policy, kind, takes in (
+                (ARMS, "tanh_gaussian", "discrete", "categorical, with sac_discrete or q_actor_critic"),
+                (ARMS, "deterministic", "discrete", "categorical, with sac_discrete or q_actor_critic"),
+                (REAL, "categorical", "continuous", "gaussian, tanh_gaussian or deterministic"),
+            )
+        ),
         (
             UNBOUNDED,
             {"policy": "tanh_gaussian"},

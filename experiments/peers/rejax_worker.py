@@ -60,7 +60,7 @@ def make_algorithm(args, env_steps):
     if args.algorithm == "sac":  # its networks are 64 x 64 where nothing else is said
         return SAC.create(agent_kwargs={"activation": "relu"}, **replay, **common)
     relu = {"activation": "relu"}
-    return TD3.create(actor_kwargs=dict(relu), critic_kwargs=dict(relu), exploration_noise=0.2, **replay, **common)
+    return TD3.create(actor_kwargs=dict(relu), critic_kwargs=dict(relu), exploration_noise=0.1, **replay, **common)
 
 
 def make_program(args):
@@ -81,7 +81,7 @@ def main():
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--algorithm", default="ppo", choices=["ppo", "sac", "td3"])
     ints = dict(num_envs=4, num_seeds=1, num_updates=100, num_steps=128, num_epochs=4, num_minibatches=4)
-    ints |= dict(capacity=100_000, warmup_steps=1000, batch_size=256, seed=0)
+    ints |= dict(capacity=100_000, warmup_steps=300, batch_size=256, seed=0)
     floats = dict(learning_rate=2.5e-4, gamma=0.99, gae_lambda=0.95, clip_eps=0.2, entropy_coef=0.01, value_coef=0.5)
     floats |= dict(max_grad_norm=0.5, tau=0.005)
     for name, default in (ints | floats).items():
