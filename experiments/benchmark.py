@@ -43,7 +43,8 @@ def make(name: str, num_envs: int):
         config = PPOConfig(**steps, learning_rate=2.5e-4, entropy_coef=0.01)
         return ppo, config, actor_critic, NetworkConfig(), "CartPole-v1"
     if name == "sac":
-        return sac, SACConfig(**steps, warmup_steps=WARMUP_STEPS), actor_q, ActorQConfig(policy="tanh_gaussian"), "Pendulum-v1"
+        config = SACConfig(**steps, warmup_steps=WARMUP_STEPS)
+        return sac, config, actor_q, ActorQConfig(policy="tanh_gaussian"), "Pendulum-v1"
     config = TD3Config(**steps, warmup_steps=WARMUP_STEPS)
     return td3, config, actor_q, ActorQConfig(policy="deterministic"), "Pendulum-v1"
 
