@@ -17,7 +17,7 @@ import venv
 from pathlib import Path
 from typing import Any
 
-from purepg.runtime import SCHEDULER_FLAG
+from purepg.runtime import SCHEDULER_FLAG, users_environment
 
 SIZES = (  # algorithm:environments x seeds
     *("ppo:4x1", "ppo:4x4", "ppo:4x16", "ppo:64x1", "ppo:64x16", "ppo:2048x1"),
@@ -103,7 +103,8 @@ class Worker:
     def __init__(self, command: list[str], **variables: str):
         self._command = " ".join(command)
         pipe = subprocess.PIPE
-        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=os.environ | variables)
+        environment = users_environment() | variables
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
         assert self._process.stdin and self._process.stdout
         self._input, self._output = self._process.stdin, self._process.stdout
         self.ready = self._answer()

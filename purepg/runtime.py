@@ -52,6 +52,14 @@ def split_cpu(num_devices: int, num_cores: int) -> None:
     jax.config.update("jax_num_cpu_devices", num_devices)
 
 
+def users_environment() -> dict[str, str]:
+    """The environment without the cure, for a process of its own that will choose for itself."""
+    environment = dict(os.environ)
+    if _flags_before is not None:
+        environment["XLA_FLAGS"] = _flags_before
+    return environment
+
+
 def backend_is_running() -> bool:
     """Whether this process has started a JAX backend, after which flags and device counts are fixed."""
     from jax._src import xla_bridge  # no public way to ask without starting one

@@ -165,7 +165,8 @@ def test_a_result_that_cannot_be_written_is_said_and_the_others_are_kept(tmp_pat
     assert command("--out", str(tmp_path / "out")) == 1
     captured = capsys.readouterr()
     assert "IQM" in captured.out and captured.err.endswith("cannot write metrics.npz: No space left on device\n")
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {"config.json", "log.jsonl", "summary.json", "curves.png"}
+    kept = {"config.json", "log.jsonl", "summary.json", "curves.png", "checkpoints"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == kept
 
 
 def test_ctrl_c_ends_the_run_with_what_it_has(tmp_path):

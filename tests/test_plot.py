@@ -5,7 +5,17 @@ import io
 import numpy as np
 import pytest
 
-from purepg.run.plot import MAX_POINTS, curves, on_common_grid, over_seeds
+from purepg.run.plot import (
+    COLOURS,
+    LIGHT_GREY,
+    MAX_POINTS,
+    NUM_BEST,
+    curves,
+    heatmap,
+    on_common_grid,
+    over_seeds,
+    short_labels,
+)
 from purepg.run.statistics import iqm
 
 
@@ -41,7 +51,7 @@ def test_line_is_the_iqm_and_band_the_quartiles_at_the_steps_consumed(tmp_path, 
         np.testing.assert_allclose([outline[:, 1].min(), outline[:, 1].max()], [lo.min(), hi.max()], rtol=1e-6)
 
 
-@pytest.mark.parametrize(("num_settings", "num_legends"), [(1, 0), (3, 1), (12, 1)])
+@pytest.mark.parametrize(("num_settings", "num_legends"), [(1, 0), (2, 1), (6, 1)])
 def test_more_than_one_setting_has_a_legend_and_lines_that_differ(tmp_path, figures, num_settings, num_legends):
     metrics = population(num_settings, 4, 10)
     curves(tmp_path / "curves.png", metrics, [f"lr={h}" for h in range(num_settings)], "title")
@@ -49,6 +59,88 @@ def test_more_than_one_setting_has_a_legend_and_lines_that_differ(tmp_path, figu
     assert len(figures[0].legends) + (axes.get_legend() is not None) == num_legends
     assert len({(line.get_color(), line.get_linestyle()) for line in axes.lines}) == num_settings
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("num_settings", [7, 30])
+def test_of_many_settings_the_best_at_the_end_are_coloured_and_named_and_the_others_grey(figures, num_settings):
+    metrics = population(num_settings, 4, 20)
+    order = np.random.default_rng(1).permutation(num_settings)  # how good each one is at the end
+    metrics["episode_return"] += 100 * order[:, None, None]
+    metrics["episode_return"][:, :, :10] *= -1
+    curves(io.BytesIO(), metrics, [f"lr={h}" for h in range(num_settings)], "title")
+    coloured = [line.get_label() for line in figures[0].axes[0].lines if line.get_color() in COLOURS]
+    best = [str(h) for h in np.argsort(-order)[:NUM_BEST]]
+    assert set(coloured) == set(best)
+    legend = figures[0].legends[0]
+    assert [text.get_text() for text in legend.get_texts()] == [*best, f"the other {num_settings - NUM_BEST}"]
+    assert legend.get_title().get_text() == "lr"
+    grey = [line for line in figures[0].axes[0].lines if line.get_color() == LIGHT_GREY]
+    assert len(grey) == num_settings - NUM_BEST
+    assert max(line.get_zorder() for line in grey) < min(c.get_zorder() for c in figures[0].axes[0].collections)
+
+
+@pytest.mark.parametrize("num_settings", [5, 30])
+def test_legend_of_many_settings_lies_outside_of_the_axes_and_under_no_text(figures, num_settings):
+    labels = [f"learning_rate={0.001 * 1.1**h},gamma=0.98,gae_lambda=0.95" for h in range(num_settings)]
+    curves(io.BytesIO(), population(num_settings, 4, 20), labels, "title")
+    axes, legend = figures[0].axes[0], figures[0].legends[0].get_window_extent()
+    assert legend.x0 >= axes.get_window_extent().x1
+    assert legend.x1 <= figures[0].bbox.x1
+    assert not any(legend.overlaps(text.get_window_extent()) for text in (*axes.texts, axes.title))
+
+
+def test_setting_without_a_value_at_the_end_is_never_among_the_best(figures):
+    metrics = population(9, 2, 10)
+    metrics["episode_return"][0] = np.nan
+    metrics["episode_return"][1:6] = -50.0
+    curves(io.BytesIO(), metrics, [f"lr={h}" for h in range(9)], "title")
+    assert "0" not in [text.get_text() for text in figures[0].legends[0].get_texts()]
+
+
+def test_labels_say_shared_names_once_and_values_shortly():
+    labels = ["learning_rate=0.00031622776601683794,hidden=(64, 64)", "learning_rate=0.01,hidden=(32,)"]
+    assert short_labels(labels) == ("learning_rate, hidden", ["0.000316, 64x64", "0.01, 32"])
+    assert short_labels(["gamma=0.9991", "gamma=0.9992"]) == ("gamma", ["0.9991", "0.9992"])  # rounded, they were one
+    assert short_labels(["a=1", "b=1"]) == ("", ["a=1", "b=1"])
+    names, _ = short_labels(["algorithm.learning_rate=1,network.hidden=2,ppo.clip_eps=0.2"])
+    assert names == "algorithm.learning_rate, network.hidden,\nppo.clip_eps"
+    assert len(short_labels(["x" * 100])[1][0]) <= 40
+
+
+def sweep_of_two(value) -> list[dict]:
+    """summary.json's settings of 4 learning rates x 3 widths."""
+    return [
+        {"hyperparameters": {"learning_rate": a, "hidden": b}, "iqm": value(i, j), "finals": [0.0, 0.0]}
+        for i, a in enumerate((1e-2, 3e-4, 1e-3, 3e-3))
+        for j, b in enumerate(([64, 64], [32], [8]))
+    ]
+
+
+def test_heat_map_holds_every_final_value_where_its_fields_say(tmp_path, figures):
+    heatmap(tmp_path / "heatmap.png", sweep_of_two(lambda i, j: None if (i, j) == (3, 1) else 100.0 * i + j), "title")
+    axes = figures[0].axes[0]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("learning_rate", "hidden")
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["0.01", "0.0003", "0.001", "0.003"]  # as given
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["64x64", "32", "8"]
+    image = axes.images[0].get_array()
+    written = {text.get_position(): text.get_text() for text in axes.texts if not text.get_text().startswith("final")}
+    for i in range(4):
+        for j in range(3):
+            is_absent = (i, j) == (3, 1)
+            assert image.mask[j, i] if is_absent else image[j, i] == 100 * i + j
+            assert written[i, j] == ("none" if is_absent else f"{100 * i + j}")
+    (frame,) = axes.patches
+    assert (round(frame.get_x()), round(frame.get_y())) == (3, 2)  # 302, the highest
+
+
+@pytest.mark.parametrize("value", [lambda i, j: None, lambda i, j: 500.0, lambda i, j: -1e5 * i - j])
+def test_heat_map_is_drawn_of_any_values(value):
+    heatmap(io.BytesIO(), sweep_of_two(value), "title")
+
+
+def test_heat_map_is_of_two_fields_only():
+    with pytest.raises(ValueError, match="two fields"):
+        heatmap(io.BytesIO(), [{"hyperparameters": {"gamma": 0.9}, "iqm": 1.0, "finals": [1.0]}], "title")
 
 
 def test_only_long_runs_are_smoothed_and_the_axis_says_so(tmp_path, figures):

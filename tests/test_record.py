@@ -52,11 +52,11 @@ def test_log_is_on_disk_before_append_block_returns(tmp_path):
         assert read_log(tmp_path / "log.jsonl")["loss"].shape == (1, 3, 2)
 
 
-def test_log_writes_float32_in_its_shortest_form_and_what_is_not_finite_as_null(tmp_path):
+def test_log_writes_float32_in_its_shortest_form_nan_as_null_and_infinities_as_text(tmp_path):
     value = np.array([[[0.1, np.nan, np.inf, -np.inf]]], np.float32)
     with Record.open(tmp_path) as record:
         record.append_block([3], 20, {"loss": value, "finite": value > 0})
-    metrics = '{"loss":[[[0.1,null,null,null]]],"finite":[[[true,false,true,false]]]}'
+    metrics = '{"loss":[[[0.1,null,"inf","-inf"]]],"finite":[[[true,false,true,false]]]}'
     line = f'{{"settings":[3],"seeds":[0],"start":20,"metrics":{metrics}}}\n'
     assert (tmp_path / "log.jsonl").read_text() == line
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import field, make_dataclass
@@ -47,10 +48,23 @@ def main(
         leave(script, error, 1)
     else:
         print(report(results.summary))
+        if results.summary["interrupted"]:
+            print(f"go on with it: {resume_command(arguments, results.out)}")
         if results.lost:
             leave(script, "; ".join(results.lost), 1)
         print(f"wrote {results.out}")
         sys.exit(130 if results.summary["interrupted"] else 0)
+
+
+def resume_command(arguments: Sequence[str], out: Path) -> str:
+    """The command that goes on with a run that these arguments began."""
+    kept, names = [], ("--out", "--resume", "--no-resume", "--overwrite", "--no-overwrite")
+    after_out = False
+    for argument in arguments:
+        if not after_out and argument.partition("=")[0] not in names:
+            kept.append(argument)
+        after_out = argument == "--out"
+    return shlex.join(["python", sys.argv[0], *kept, "--out", str(out), "--resume"])
 
 
 def leave(script: str, error: object, code: int) -> NoReturn:

@@ -12,10 +12,13 @@ from typing import Any, Literal, NamedTuple
 import jax
 
 from purepg import envs
-from purepg.config import Count, CountOrZero, Seed, check
-from purepg.run.loop import Progress, Sink, ctrl_c_finishes_the_block, run_chunk
-from purepg.run.plot import curves
+from purepg.config import ANNEAL_UPDATES, Count, CountOrZero, NonNegative, Seed, check
+from purepg.run.checkpoint import Checkpoints
+from purepg.run.load import reference
+from purepg.run.loop import Outcome, Progress, Saved, Saving, ctrl_c_finishes_the_block, run_chunk
+from purepg.run.plot import curves, heatmap
 from purepg.run.population import (
+    Chunk,
     Configs,
     Group,
     Make,
@@ -26,7 +29,16 @@ from purepg.run.population import (
     group_by_program,
     most_devices,
 )
-from purepg.run.record import CURVES, Record, RecordError, new_folder, say, setting_label
+from purepg.run.record import CURVES, HEATMAP, Record, RecordError, new_folder, say, setting_label
+from purepg.run.resume import (
+    Logged,
+    changed_versions,
+    chunk_metrics,
+    covered,
+    keep_schedules,
+    read_config,
+    refuse_differences,
+)
 from purepg.run.summary import Part, assemble, diverged, summarize
 from purepg.run.wandb_sink import WandbSink
 from purepg.runtime import backend_is_running, split_cpu
@@ -50,8 +62,12 @@ class RunConfig:
       max_parallel: agents trained at once; None: all of them.
       devices: devices that the agents are spread over; None: as many as divide them. On a CPU, a device is a core.
       compile_cache: keep compiled programs on disk, so that the next start is quick.
+      checkpoint_every: seconds between checkpoints, each at the end of a block; there is one at the end in any case.
+      keep: checkpoints that are kept, the latest.
       out: folder of the results; None: a new one under runs/.
       overwrite: replace the run that the folder holds.
+      resume: go on with the run that the folder holds, as if it had never stopped. `total_steps` may be more than it
+        was; a schedule stays as long as it first was.
       wandb: online (log in once with `wandb login`), offline (files in the folder), or disabled.
       wandb_per: a W&B run for every seed, or for every setting with mean and interval.
       wandb_project: W&B's project.
@@ -69,8 +85,11 @@ class RunConfig:
     max_parallel: Count | None = None
     devices: Count | None = None
     compile_cache: bool = True
+    checkpoint_every: NonNegative = 300.0
+    keep: Count = 2
     out: Path | None = None
     overwrite: bool = False
+    resume: bool = False
     wandb: Literal["online", "offline", "disabled"] = "offline"
     wandb_per: Literal["seed", "setting"] = "seed"
     wandb_project: str = "purepg"
@@ -92,6 +111,8 @@ class Plan:
     groups: list[Group]
     num_devices: int
     eval_max_steps: int
+    code: dict[str, str]  # where the algorithm and its parts are to be found again
+    stored: dict[str, Any] | None  # config.json of the run to go on with
 
 
 def prepare(
@@ -110,7 +131,12 @@ def prepare(
       UsageError: in one line, what is wrong and what to do.
     """
     check(run)
+    if run.resume and (run.out is None or run.overwrite):
+        raise UsageError("--resume needs --out, the folder of the run to go on with, and no --overwrite")
+    stored = read_config(run.out) if run.resume and run.out else None
     settings = grid(configs, sweep)
+    if stored:
+        settings = keep_schedules(settings, stored)
     for setting in settings:
         for config in setting.configs.values():
             check(config)
@@ -128,7 +154,14 @@ def prepare(
         return algorithm(env, network(env, configs["network"]), configs[algorithm_name])
 
     groups = group_by_program(settings, make, run.total_steps)
-    return Plan(run, env, make, settings, groups, num_devices, eval_max_steps)
+    code = {
+        "name": algorithm_name,
+        "algorithm": reference(algorithm),
+        "config": reference(type(configs[algorithm_name])),
+        "network": reference(network),
+        "network_config": reference(type(configs["network"])),
+    }
+    return Plan(run, env, make, settings, groups, num_devices, eval_max_steps, code, stored)
 
 
 def prepare_devices(devices: int | None, num_seeds: int, num_settings: int) -> int:
@@ -175,8 +208,25 @@ def launch(plan: Plan, script: str) -> Results:
     """
     run = plan.run
     out = run.out or new_folder(script)
-    with Record.open(out, run.overwrite) as record:
-        config = describe(plan, script)
+    config = describe(plan, script)
+    order = [
+        (group, chunk)
+        for group in plan.groups
+        for chunk in chunks(len(group.settings), run.num_seeds, run.max_parallel)
+    ]
+    if plan.stored:
+        refuse_differences(out, plan.stored, config)
+        for change in changed_versions(plan.stored, config):
+            say(f"{change}: the result may differ in its last bits from that of a run that was never stopped")
+    updates = [Checkpoints(out, i).latest() or 0 for i in range(len(order))] if plan.stored else [0] * len(order)
+    logged = covered(out, order, updates) if plan.stored else Logged(0, [])
+    saved = [_saved(out, i, order[i][1], logged, updates[i]) for i in range(len(order))]
+    populations = _populations(plan, order)
+    for i, (before, population) in enumerate(zip(saved, populations, strict=True)):
+        if before:  # what cannot be read is found before anything is written
+            abstract = population.abstract_state(population.members(order[i][1]))
+            Checkpoints(out, i).restore(before.update, abstract)
+    with Record.reopen(out, logged.num_bytes) if plan.stored else Record.open(out, run.overwrite) as record:
         record.write_config(config)
         hyperparameters = [setting.hyperparameters for setting in plan.settings]
         labels = [setting_label(h) or script for h in hyperparameters]
@@ -191,14 +241,15 @@ def launch(plan: Plan, script: str) -> Results:
             list(range(run.num_seeds)),
         )
         summary: dict[str, Any] = {}
+        lost: list[str] = []
         try:
-            parts, interrupted = _train(plan, [record.append_block, wandb.log_block])
+            parts, interrupted = _train(plan, out, order, populations, logged, saved, record, wandb, lost)
             metrics, num_updates = assemble(parts, len(plan.settings), run.num_seeds)
             summary = summarize(plan.settings, parts, metrics, num_updates, interrupted)
-            lost = []
             for write in (
                 lambda: record.write_summary(summary),  # the smallest first, where a disk is nearly full
                 lambda: record.write(CURVES, lambda file: curves(file, metrics, labels, f"{script} on {run.env}")),
+                *_heatmap(record, summary, f"{script} on {run.env}"),
                 lambda: record.write_metrics(metrics, num_updates),
             ):
                 try:
@@ -211,37 +262,109 @@ def launch(plan: Plan, script: str) -> Results:
     return Results(summary, out, lost)
 
 
-def _train(plan: Plan, sinks: list[Sink]) -> tuple[list[Part], bool]:
-    """Trains chunk after chunk; true where Ctrl-C ended it early."""
+def _heatmap(record: Record, summary: dict[str, Any], title: str) -> list[Callable[[], None]]:
+    """What writes the heat map of a sweep of two fields, and nothing after another sweep."""
+    settings = summary["settings"]
+    if len(settings[0]["hyperparameters"]) != 2:
+        return []
+    return [lambda: record.write(HEATMAP, lambda file: heatmap(file, settings, title))]
+
+
+def _saved(out: Path, i: int, chunk: Chunk, logged: Logged, update: int) -> Saved | None:
+    """What chunk `i` goes on from; None: from the start."""
+    if update == 0:
+        return None
+    facts = Checkpoints(out, i).facts(update)
+    metrics = chunk_metrics(out, logged, i, chunk.shape, update, facts["dtypes"])
+    return Saved(update, metrics, facts["run_seconds"], facts["total_steps"], facts["spent"])
+
+
+def _populations(plan: Plan, order: list[tuple[Group, Chunk]]) -> list[Population]:
+    """What trains each chunk: one for all of a group that have one shape."""
     run = plan.run
-    parts = []
+    made: dict[Any, Population] = {}
+    for group, chunk in order:
+        if (group.settings, chunk.shape) not in made:
+            made[group.settings, chunk.shape] = Population(
+                plan.env,
+                plan.make,
+                group,
+                chunk.shape,
+                run.seed,
+                run.total_steps,
+                plan.num_devices,
+                run.eval_seed,
+                run.eval_episodes,
+                plan.eval_max_steps,
+            )
+    return [made[group.settings, chunk.shape] for group, chunk in order]
+
+
+def _train(
+    plan: Plan,
+    out: Path,
+    order: list[tuple[Group, Chunk]],
+    populations: list[Population],
+    logged: Logged,
+    saved: list[Saved | None],
+    record: Record,
+    wandb: WandbSink,
+    lost: list[str],
+) -> tuple[list[Part], bool]:
+    """Trains chunk after chunk; true where Ctrl-C, or a disk that is full, ended it early."""
+    run = plan.run
+    parts: list[Part] = []
     progress = Progress(run.total_steps * len(plan.settings) * run.num_seeds)
+    announced: set[int] = set()  # by their populations
     with ctrl_c_finishes_the_block() as interrupt:
-        for group in plan.groups:
-            populations: dict[tuple[int, int], Population] = {}  # by shape
-            for chunk in chunks(len(group.settings), run.num_seeds, run.max_parallel):
-                if interrupt.requested:
-                    break
-                is_new = chunk.shape not in populations
-                if is_new:
-                    populations[chunk.shape] = Population(
-                        plan.env,
-                        plan.make,
-                        group,
-                        chunk.shape,
-                        run.seed,
-                        run.total_steps,
-                        plan.num_devices,
-                        run.eval_seed,
-                        run.eval_episodes,
-                        plan.eval_max_steps,
-                    )
-                population = populations[chunk.shape]
+
+        def failed(error: RecordError) -> None:
+            interrupt.requested = True
+            if str(error) in lost:
+                return
+            lost.append(str(error))
+            say(f"{error}; ending the run with what it has")
+
+        for block in logged.blocks:  # W&B records it anew, whatever a kill has left of its files
+            (group, chunk), before = order[block.chunk], saved[block.chunk]
+            assert before  # it covers the block
+            metrics = {name: x[..., block.start : block.end] for name, x in before.metrics.items()}
+            seeds = list(range(chunk.seeds.start, chunk.seeds.stop))
+            for sink in (wandb.log_block, progress):
+                sink(list(group.settings[chunk.settings]), block.start, metrics, seeds)
+        for i, ((group, chunk), population, before) in enumerate(zip(order, populations, saved, strict=True)):
+            evaluation = Checkpoints(out, i).evaluation(before.update) if before else None
+            is_over = before is not None and before.total_steps == run.total_steps
+            if before and evaluation and (is_over or (interrupt.requested and parts)):
+                outcome = Outcome(before.metrics, **evaluation, compile_seconds=0.0, run_seconds=before.run_seconds)
+            elif interrupt.requested and parts:
+                continue
+            else:
+                try:
+                    checkpoints = Checkpoints(out, i, run.keep)
+                except RecordError as error:
+                    if not parts:
+                        raise
+                    failed(error)
+                    continue
                 outcome = run_chunk(
-                    population, group, chunk, run.log_every, [*sinks, progress], interrupt, announce=is_new
+                    population,
+                    group,
+                    chunk,
+                    run.log_every,
+                    [record.append_block, wandb.log_block, progress],
+                    interrupt,
+                    announce=id(population) not in announced,
+                    saving=Saving(checkpoints, run.checkpoint_every, failed),
+                    saved=before,
                 )
-                parts.append(Part(group, chunk, outcome))
-                _say_divergence(plan.settings, parts[-1])
+                announced.add(id(population))
+                try:
+                    checkpoints.close()
+                except RecordError as error:
+                    failed(error)
+            parts.append(Part(group, chunk, outcome))
+            _say_divergence(plan.settings, parts[-1])
         progress.close()
         return parts, interrupt.requested
 
@@ -264,7 +387,9 @@ def describe(plan: Plan, script: str) -> dict[str, Any]:
         "script": script,
         "run": asdict(plan.run),
         **{name: asdict(config) for name, config in plan.groups[0].configs.items()},
+        "code": plan.code,
         "settings": [setting.hyperparameters for setting in plan.settings],
+        "schedules": [_schedule(plan, h) for h in range(len(plan.settings))],
         "num_updates": [next(g.num_updates for g in plan.groups if h in g.settings) for h in range(len(plan.settings))],
         "layout": [
             {
@@ -280,3 +405,9 @@ def describe(plan: Plan, script: str) -> dict[str, Any]:
         "versions": {package: importlib.metadata.version(package) for package in packages},
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def _schedule(plan: Plan, h: int) -> int | None:
+    """How many updates a setting's schedules last; None: it has none."""
+    group = next(g for g in plan.groups if h in g.settings)
+    return next((c.anneal_updates for c in group.configs.values() if hasattr(c, ANNEAL_UPDATES)), None)

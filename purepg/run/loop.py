@@ -3,7 +3,7 @@
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
@@ -11,9 +11,10 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from purepg.run.checkpoint import Checkpoints
 from purepg.run.memory import forecast
 from purepg.run.population import Chunk, Group, Population, block_lengths
-from purepg.run.record import say
+from purepg.run.record import RecordError, say
 
 HostMetrics = dict[str, np.ndarray]  # each [H, S, U]
 
@@ -83,6 +84,24 @@ class Outcome(NamedTuple):
     run_seconds: float  # training alone
 
 
+class Saved(NamedTuple):
+    """What a chunk goes on from."""
+
+    update: int
+    metrics: HostMetrics  # of the updates before it
+    run_seconds: float
+    total_steps: int  # what its members were given to consume
+    spent: bool  # by all of them: none has anything left to do
+
+
+class Saving(NamedTuple):
+    """Where and how often a chunk's state is saved."""
+
+    checkpoints: Checkpoints
+    every: float  # seconds
+    failed: Callable[[RecordError], None]  # what is done where it cannot be
+
+
 def run_chunk(
     population: Population,
     group: Group,
@@ -91,11 +110,37 @@ def run_chunk(
     sinks: list[Sink],
     interrupt: Interrupt,
     announce: bool = False,
+    saving: Saving | None = None,
+    saved: Saved | None = None,
 ) -> Outcome:
-    """Trains and evaluates a chunk. `log_every` 0 makes the whole run one block; `announce`: say its memory."""
+    """Trains and evaluates a chunk.
+
+    Args:
+      log_every: updates in a block; 0 makes the whole run one block.
+      announce: say how much memory it takes.
+      saved: what it goes on from; the sinks have had its metrics.
+    """
     settings = list(group.settings[chunk.settings])
     seeds = list(range(chunk.seeds.start, chunk.seeds.stop))
-    blocks: list[HostMetrics] = []
+    members = population.members(chunk)
+    first = saved.update if saved else 0
+    blocks: list[HostMetrics] = [saved.metrics] if saved else []
+    run_before = saved.run_seconds if saved else 0.0
+    spent = saved is not None and saved.spent and saved.total_steps == population.total_steps
+    lengths = [] if spent else block_lengths(group, log_every, first)
+    compiled_before = population.compile_seconds
+    population.start_compiling(members, *lengths)
+    if announce and lengths:
+        say(forecast(population.memory(members, lengths[0]), population.num_members))
+    if saved and saving:
+        state = saving.checkpoints.restore(first, population.abstract_state(members))
+        state = population.with_more_steps(state, population.total_steps - saved.total_steps)
+    else:
+        state = population.init(members)
+    begun, compiled = time.perf_counter(), population.compile_seconds
+
+    def run_seconds() -> float:
+        return run_before + time.perf_counter() - begun - (population.compile_seconds - compiled)
 
     def fetch(start, device_metrics) -> bool:
         """Logs a block once it is done. False where no member moved in its last update: all have spent their budget."""
@@ -105,34 +150,47 @@ def run_chunk(
         blocks.append(metrics)
         return bool(metrics["env_steps"][..., -1].any())
 
-    lengths = block_lengths(group, log_every)
-    members = population.members(chunk)
-    compiled_before = population.compile_seconds
-    population.start_compiling(members, *lengths)
-    if announce:
-        say(forecast(population.memory(members, lengths[0]), population.num_members))
-    state = population.init(members)
-    begun, compiled = time.perf_counter(), population.compile_seconds
+    def save(update, state) -> None:
+        assert saving
+        facts = {
+            "dtypes": {name: str(value.dtype) for name, value in blocks[-1].items()},
+            "run_seconds": run_seconds(),
+            "total_steps": population.total_steps,
+            "spent": not moved,
+        }
+        try:
+            saving.checkpoints.save(update, state, facts)
+        except RecordError as error:
+            saving.failed(error)
+
     running = None  # the block that the device works on while the one before it is logged
-    start = 0
+    start, last_saved, moved = first, begun, not spent
     for length in lengths:
         state, device_metrics = population.advance(members, state, start, length)
         if running is not None and not fetch(*running):
-            running = None
+            running, moved = None, False
             break
         running = (start, device_metrics)
         start += length
-        if interrupt.requested:
+        if saving and time.perf_counter() - last_saved >= saving.every:
+            # A checkpoint covers what is logged, and so waits for its own block.
+            moved, running = fetch(*running), None
+            save(start, state)
+            last_saved = time.perf_counter()
+        if interrupt.requested or not moved:
             break
     if running is not None:
-        fetch(*running)
-    run_seconds = time.perf_counter() - begun - (population.compile_seconds - compiled)
+        moved = fetch(*running)
+    seconds = run_seconds()
+    if saving and lengths:
+        save(start, state)
     evaluation = jax.device_get(population.final(members, state))
+    if saving:
+        try:
+            saving.checkpoints.wait()
+            if start >= group.num_updates or not moved:
+                saving.checkpoints.write_evaluation(start, evaluation._asdict())
+        except RecordError as error:
+            saving.failed(error)
     metrics = {name: np.concatenate([b[name] for b in blocks], axis=-1) for name in blocks[0]}
-    return Outcome(
-        metrics,
-        evaluation.sampled,
-        evaluation.mode,
-        population.compile_seconds - compiled_before,
-        run_seconds,
-    )
+    return Outcome(metrics, evaluation.sampled, evaluation.mode, population.compile_seconds - compiled_before, seconds)

@@ -192,6 +192,7 @@ class Population:
     ):
         self.compile_seconds = 0.0
         self.num_members = shape[0] * shape[1]
+        self.total_steps = total_steps
 
         def algorithm(hyper: Hyper) -> Algorithm:
             configs = {name: replace(config, **hyper[name]) for name, config in group.configs.items()}
@@ -227,6 +228,7 @@ class Population:
         )
         self._final = jax.jit(over(final))
         self._hyper = group.hyper
+        self._updates_have_one_length = group.updates_have_one_length
         self._programs: dict[Any, Future] = {}
         self._compilers = ThreadPoolExecutor()
 
@@ -240,7 +242,7 @@ class Population:
 
     def start_compiling(self, members: Members, *block_lengths: int) -> None:
         """Traces every program and compiles them side by side, in the background."""
-        state = self._over.abstract(jax.eval_shape(self._init, *members))
+        state = self.abstract_state(members)
         start = jax.eval_shape(lambda: jnp.int32(0))
         for num_updates in dict.fromkeys(block_lengths):  # the largest program first
             self._compile(self._advance, *members, state, start, num_updates=num_updates)
@@ -254,6 +256,17 @@ class Population:
         buffer = getattr(jax.eval_shape(self._init, *members).world, "buffer", ())
         replay = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(buffer))
         return Memory(whole - found.alias_size_in_bytes, self._over.num_devices, replay)
+
+    def abstract_state(self, members: Members) -> State:
+        """Shapes, dtypes and sharding of a state."""
+        return self._over.abstract(jax.eval_shape(self._init, *members))
+
+    def with_more_steps(self, state: State, more: int) -> State:
+        """A state whose members may consume more environment steps than they were given, where they count them."""
+        if more == 0 or self._updates_have_one_length:
+            return state
+        left = state.learner.env_steps_left + more
+        return state._replace(learner=state.learner._replace(env_steps_left=left))
 
     def init(self, members: Members) -> State:
         """The state before the first update."""
@@ -342,17 +355,19 @@ def most_devices(available: int, num_seeds: int, num_settings: int) -> int:
     return max(n for n in range(1, available + 1) if num_seeds % n == 0 or num_settings % n == 0)
 
 
-def block_lengths(group: Group, log_every: int) -> list[int]:
-    """The run in blocks of at most `log_every` updates (0: one block for all).
+def block_lengths(group: Group, log_every: int, first: int = 0) -> list[int]:
+    """The run, from update `first` on, in blocks of at most `log_every` updates (0: one block for all).
 
     A last block of another length would have to be compiled. So all have one length where a divisor of the run's comes
-    near enough to `log_every`, and where the budget, and not the number of updates, ends the run.
+    near enough to `log_every`, and where the budget, and not the number of updates, ends the run. A run that goes on
+    keeps the blocks it had.
     """
-    n = group.num_updates
-    if log_every == 0 or log_every >= n:
-        return [n]
+    whole = group.num_updates
+    n = max(whole - first, 0)
+    if log_every == 0 or log_every >= whole:
+        return [n] * (n > 0)
     if not group.updates_have_one_length:
         return [log_every] * -(-n // log_every)
-    divisors = [length for length in range(-(-log_every // 2), log_every + 1) if n % length == 0]
+    divisors = [length for length in range(-(-log_every // 2), log_every + 1) if whole % length == 0]
     block = max(divisors, default=log_every)
     return [block] * (n // block) + [n % block] * (n % block > 0)

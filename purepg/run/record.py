@@ -6,6 +6,8 @@ log.jsonl     a line per block with every member's metrics for every update of i
 metrics.npz   every metric `[H, S, U]`, and `num_updates [H]`
 summary.json  what the run came to
 curves.png    the picture
+heatmap.png   the final returns of a sweep of two fields
+checkpoints/  states to go on from (`purepg.run.checkpoint`)
 wandb/        the files of Weights & Biases
 """
 
@@ -29,7 +31,9 @@ LOG = "log.jsonl"
 METRICS = "metrics.npz"
 SUMMARY = "summary.json"
 CURVES = "curves.png"
+HEATMAP = "heatmap.png"
 WANDB = "wandb"
+CHECKPOINTS = "checkpoints"
 
 
 class RecordError(RuntimeError):
@@ -55,16 +59,35 @@ class Record:
         """
         try:
             out.mkdir(parents=True, exist_ok=True)
-            held = [name for name in (CONFIG, LOG, METRICS, SUMMARY, CURVES) if (out / name).exists()]
+            files = [name for name in (CONFIG, LOG, METRICS, SUMMARY, CURVES, HEATMAP) if (out / name).exists()]
+            held = files + [CHECKPOINTS] * (out / CHECKPOINTS).exists()
             if held and not overwrite:
-                raise UsageError(f"{out} already holds a run ({held[0]}): choose another --out, or pass --overwrite")
+                choices = "choose another --out, or pass --resume or --overwrite"
+                raise UsageError(f"{out} already holds a run ({held[0]}): {choices}")
             if held:  # a wandb/ without a run beside it is somebody else's
-                for name in held:
+                for name in files:
                     (out / name).unlink()
                 remove_folder(out / WANDB)
+                remove_folder(out / CHECKPOINTS)
             log = (out / LOG).open("xb", buffering=0)  # exclusive: of two runs that race for a folder, one is refused
         except OSError as error:
             raise UsageError(f"cannot write a run to {out}: {reason(error)}; choose another --out") from error
+        return cls(out, log)
+
+    @classmethod
+    def reopen(cls, out: Path, num_bytes: int) -> "Record":
+        """Opens the folder of a run that goes on, and cuts its log to the first `num_bytes`.
+
+        Raises:
+          UsageError: it cannot be written.
+        """
+        try:
+            log = (out / LOG).open("r+b", buffering=0)
+            log.truncate(num_bytes)
+            log.seek(num_bytes)
+            remove_folder(out / WANDB)  # what it recorded is in the log, and is recorded again from there
+        except OSError as error:
+            raise UsageError(f"cannot write to {out}: {reason(error)}") from error
         return cls(out, log)
 
     def append_block(
@@ -87,7 +110,7 @@ class Record:
             "settings": [int(h) for h in settings],
             "seeds": [int(s) for s in seeds],
             "start": int(start),
-            "metrics": {name: nested_lists(value) for name, value in metrics.items()},
+            "metrics": {name: nested_lists(value, infinities=True) for name, value in metrics.items()},
         }
         data = memoryview(json.dumps(line, allow_nan=False, separators=(",", ":")).encode() + b"\n")
         end = self._log.tell()
@@ -188,12 +211,19 @@ def read_log(path: Path) -> dict[str, np.ndarray]:
     return metrics
 
 
-def nested_lists(x: np.ndarray) -> list:
-    """An array as JSON can hold it: None for what is not finite, and the shortest decimals that read back the same."""
+def nested_lists(x: np.ndarray, infinities: bool = False) -> list:
+    """An array as JSON can hold it: None for what is not finite, and the shortest decimals that read back the same.
+
+    Args:
+      infinities: they are the texts "inf" and "-inf", which NumPy reads as what they are.
+    """
     if x.dtype.kind != "f":
         return x.tolist()
     shortest = x.astype(str).astype(np.float64)  # float32 0.1 as 0.1, not 0.10000000149011612
-    return np.where(np.isfinite(x), shortest, np.array(None)).tolist()
+    lists = np.where(np.isfinite(x), shortest, np.array(None))
+    if infinities:
+        lists[np.isinf(x)] = x[np.isinf(x)].astype(str)
+    return lists.tolist()
 
 
 def plain(value: Any) -> Any:

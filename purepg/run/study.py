@@ -1,5 +1,6 @@
 """The command line of an experiment that computes one thing: the laboratory's scripts."""
 
+import contextlib
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +24,7 @@ class Study(NamedTuple):
 
     report: str
     numbers: Mapping[str, Any]  # what JSON can hold, arrays too
-    figure: "Figure"
+    figure: "Figure | None" = None
 
 
 def main(
@@ -48,19 +49,24 @@ def main(
         ],
         frozen=True,
     )
+    made = None
     try:
         chosen = parse_flags(commands, sys.argv[1:] if arguments is None else arguments, description)
         check(chosen.config)
         out = _folder(chosen.out, script)
+        made = out if chosen.out is None else None
         found = study(chosen.config)
     except UsageError as error:
+        _remove_empty(made)
         leave(script, error, 2)
     except KeyboardInterrupt:
+        _remove_empty(made)
         leave(script, "interrupted; nothing was written", 130)
     try:
         (out / REPORT).write_text(found.report + "\n")
         (out / NUMBERS).write_text(json.dumps(plain(found.numbers), indent=1) + "\n")
-        found.figure.savefig(out / FIGURE)
+        if found.figure is not None:
+            found.figure.savefig(out / FIGURE)
     except OSError as error:
         print(found.report)
         leave(script, f"cannot write into {out}: {reason(error)}", 1)
@@ -78,6 +84,13 @@ def _folder(out: Path | None, script: str) -> Path:
     except OSError as error:
         raise UsageError(f"cannot make {out}: {reason(error)}; choose another --out") from error
     return out
+
+
+def _remove_empty(folder: Path | None) -> None:
+    """A new folder in which nothing was written."""
+    if folder is not None:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -9,7 +9,7 @@ import queue
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -84,7 +84,8 @@ class WandbSink:
         self._seeds = seeds
         self._per: Per = per
         self._env_steps = np.zeros((len(hyperparameters), len(seeds)), np.int64)  # consumed so far
-        self._gathered: dict[tuple[int, int], tuple[set[int], dict[str, np.ndarray]]] = {}  # see _gather
+        self._gathered: dict[int, list[list[dict[str, Any]]]] = {}  # see _gather
+        self._num_logged = [0] * len(hyperparameters)  # updates of each setting, where a run is a setting
         self._runs: dict[Member, Any] = {}
         self._said: set[str] = set()
         self._say_lock = threading.Lock()
@@ -182,19 +183,7 @@ class WandbSink:
             config=plain(config),
             dir=self._out,
             mode=self._mode,
-            settings=wandb.Settings(  # new for each run: `init` writes into it
-                silent=True,
-                console="off",
-                disable_git=True,
-                x_save_requirements=False,  # reading them takes most of the time to open a run
-                x_disable_stats=True,
-                x_disable_meta=True,
-                x_disable_machine_info=True,
-                init_timeout=INIT_SECONDS,
-                finish_timeout=FINISH_SECONDS,
-                finish_timeout_raises=True,
-                reinit="create_new",
-            ),
+            settings=quiet_settings(),
         )
         run.define_metric("env_steps")
         run.define_metric("*", step_metric="env_steps")
@@ -204,7 +193,7 @@ class WandbSink:
         for i, setting in enumerate(block.settings):
             metrics = {name: value[i] for name, value in block.metrics.items()}
             if self._per == "setting":
-                self._gather(setting, block.seeds, block.start, metrics)
+                self._gather(setting, block.seeds, metrics)
                 continue
             active, totals = self._advance(setting, block.seeds, metrics["env_steps"])
             columns = metrics | {"env_steps": totals}
@@ -212,20 +201,33 @@ class WandbSink:
                 column = {name: value[j] for name, value in columns.items()}
                 self._send(Member(setting, seed), block.start, column, active[j])
 
-    def _gather(self, setting: int, seeds: Sequence[int], start: int, metrics: Mapping[str, np.ndarray]) -> None:
-        """Logs a setting's block, each `[S', U']`, once all its seeds have come: they may be trained in turns."""
-        shape = len(self._seeds), metrics["env_steps"].shape[1]
-        have, whole = self._gathered.setdefault((setting, start), (set(), {n: np.full(shape, np.nan) for n in metrics}))
-        have.update(seeds)
-        for name, value in metrics.items():
-            whole[name][list(seeds)] = value
-        if len(have) == len(self._seeds):
-            self._log_gathered(setting, start)
+    def _gather(self, setting: int, seeds: Sequence[int], metrics: Mapping[str, np.ndarray]) -> None:
+        """Logs a setting's updates, each `[S', U']`, once all its seeds have come to them: they may be trained in
+        turns, and after a resume in blocks of other lengths."""
+        waiting = self._gathered.setdefault(setting, [[] for _ in self._seeds])
+        for i, seed in enumerate(seeds):
+            waiting[seed].append({name: value[i] for name, value in metrics.items()})
+        self._log_gathered(setting, min)
 
-    def _log_gathered(self, setting: int, start: int) -> None:
-        _, metrics = self._gathered.pop((setting, start))
+    def _log_gathered(self, setting: int, until: Callable[[list[int]], int]) -> None:
+        """Logs as many updates as `until` says of the numbers that seeds wait with; what a seed lacks is NaN."""
+        waiting = self._gathered[setting]
+        num_updates = until([sum(len(block["env_steps"]) for block in blocks) for blocks in waiting])
+        if num_updates == 0:
+            return
+        names = next(blocks[0] for blocks in waiting if blocks)
+        metrics = {name: np.full((len(self._seeds), num_updates), np.nan) for name in names}
+        for seed, blocks in enumerate(waiting):
+            if blocks:
+                whole = {name: np.concatenate([block[name] for block in blocks]) for name in names}
+                for name, value in whole.items():
+                    metrics[name][seed, : len(value)] = value[:num_updates]
+                left = {name: value[num_updates:] for name, value in whole.items()}
+                waiting[seed] = [left] if len(left["env_steps"]) else []
         active, totals = self._advance(setting, range(len(self._seeds)), metrics["env_steps"])
-        self._send(Member(setting, None), start, columns_over_seeds(metrics, active, totals), np.max(active, axis=0))
+        columns = columns_over_seeds(metrics, active, totals)
+        self._send(Member(setting, None), self._num_logged[setting], columns, np.max(active, axis=0))
+        self._num_logged[setting] += num_updates
 
     def _advance(self, setting: int, seeds: Sequence[int], env_steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Adds a block's `env_steps [S', U']` to what its members have consumed.
@@ -253,8 +255,8 @@ class WandbSink:
         """Gives every run its summary and picture, and ends them side by side: each waits for its own upload."""
         import wandb
 
-        for setting, start in sorted(self._gathered):  # of seeds that stopped a block before the others
-            self._log_gathered(setting, start)
+        for setting in sorted(self._gathered):  # of seeds that stopped a block before the others
+            self._log_gathered(setting, max)
         runs: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for member, run in self._runs.items():
             with self._ending():
@@ -293,6 +295,25 @@ class WandbSink:
             if kind not in self._said:
                 self._said.add(kind)
                 say(f"wandb: {line}")
+
+
+def quiet_settings() -> Any:
+    """W&B's settings of one run, new for each: `init` writes into them. It prints nothing and looks at nothing."""
+    import wandb
+
+    return wandb.Settings(
+        silent=True,
+        console="off",
+        disable_git=True,
+        x_save_requirements=False,  # reading them takes most of the time to open a run
+        x_disable_stats=True,
+        x_disable_meta=True,
+        x_disable_machine_info=True,
+        init_timeout=INIT_SECONDS,
+        finish_timeout=FINISH_SECONDS,
+        finish_timeout_raises=True,
+        reinit="create_new",
+    )
 
 
 def columns_over_seeds(

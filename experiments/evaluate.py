@@ -1,0 +1,6 @@
+"""One agent of a saved run, evaluated over many whole episodes."""
+
+from purepg.run.evaluation import main
+
+if __name__ == "__main__":
+    main(__doc__)

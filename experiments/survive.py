@@ -1,0 +1,158 @@
+"""Kill training with SIGKILL, resume it, and compare what is left with a run that was never killed, to the bit.
+
+For every algorithm of the package: one kill at a moment drawn uniformly over the run's time, and one as soon as a
+checkpoint is being written. Each run is its script's, made short, with a checkpoint after every block.
+"""
+
+import pkgutil
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import purepg.algorithms
+from purepg.config import Count, Seed
+from purepg.run.record import CHECKPOINTS, CONFIG, LOG, METRICS
+from purepg.run.study import Study, main, table
+from purepg.runtime import users_environment
+
+HERE = Path(__file__).parent
+ALGORITHMS = tuple(module.name for module in pkgutil.iter_modules(purepg.algorithms.__path__))
+REPLAY = ("ddpg", "td3", "sac", "sac_discrete")
+TIMEOUT = 300
+ENVIRONMENT = users_environment()
+
+
+@dataclass(frozen=True)
+class Config:
+    """Numbers of the experiment.
+
+    Attributes:
+      seed: of the moments at which runs are killed.
+      steps: environment steps of each agent; of an algorithm with a replay buffer, a tenth.
+      num_seeds: agents of each run.
+      kills: kills at moments drawn uniformly, for each algorithm.
+      kills_in_save: kills within the writing of a checkpoint, for each algorithm.
+    """
+
+    seed: Seed = 0
+    steps: Count = 60_000
+    num_seeds: Count = 2
+    kills: Count = 1
+    kills_in_save: Count = 1
+
+
+def command(name: str, config: Config, out: Path, *flags: str) -> list[str]:
+    steps = config.steps // 10 if name in REPLAY else config.steps
+    sizes = ["--total-steps", str(steps), "--num-seeds", str(config.num_seeds), "--log-every", "5"]
+    quiet = ["--wandb", "disabled", "--checkpoint-every", "0", "--eval-episodes", "8"]
+    return [sys.executable, str(HERE / f"{name}.py"), *sizes, *quiet, "--out", str(out), *flags]
+
+
+def finish(arguments: list[str]) -> float:
+    """Runs to the end; the seconds it took."""
+    begun = time.perf_counter()
+    result = subprocess.run(arguments, capture_output=True, text=True, timeout=TIMEOUT, check=False, env=ENVIRONMENT)
+    if result.returncode:
+        sys.exit(f"survive: error: {' '.join(arguments)} ended with {result.returncode}: {result.stderr[-500:]}")
+    return time.perf_counter() - begun
+
+
+def kill_after(arguments: list[str], seconds: float) -> None:
+    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT)
+    time.sleep(seconds)
+    process.kill()
+    process.wait()
+
+
+def kill_in_save(arguments: list[str], out: Path, which: int) -> bool:
+    """Kills a run while its `which`-th or a later checkpoint is half written; whether one was seen."""
+    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT)
+    seen: set[str] = set()
+    while process.poll() is None:
+        half = {path.name for path in (out / CHECKPOINTS).glob("*/*tmp*")}
+        seen |= half
+        if half and len(seen) >= which:
+            process.kill()
+            process.wait()
+            return any((out / CHECKPOINTS).glob("*/*tmp*"))
+    return False
+
+
+def same(a: Path, b: Path) -> bool:
+    """Whether two runs left the same log, metrics and evaluation, to the bit."""
+    if (a / LOG).read_bytes() != (b / LOG).read_bytes():
+        return False
+    x, y = np.load(a / METRICS), np.load(b / METRICS)
+    names = set(x.files) | set(y.files)
+    if not all(name in x and name in y and np.array_equal(x[name], y[name], equal_nan=True) for name in names):
+        return False
+    (e, f) = (sorted((run / CHECKPOINTS).glob("*/evaluation-*.json")) for run in (a, b))
+    return [p.read_bytes() for p in e] == [p.read_bytes() for p in f] and [p.name for p in e] == [p.name for p in f]
+
+
+def go_on(arguments: list[str], out: Path) -> None:
+    """Resumes a run that was killed, or begins it where it had left nothing."""
+    finish([*arguments, "--resume"] if (out / CONFIG).exists() else [*arguments, "--overwrite"])
+
+
+def compute(config: Config) -> dict[str, Any]:
+    draw, rows = random.Random(config.seed), []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ALGORITHMS:
+            whole = Path(folder) / f"{name}-whole"
+            finish(command(name, config, whole))  # compiles
+            seconds = finish(command(name, config, whole, "--overwrite"))
+            size = max(
+                sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+                for path in (whole / CHECKPOINTS / "0").iterdir()
+                if path.is_dir()
+            )
+            row: dict[str, Any] = {"algorithm": name, "seconds": seconds, "checkpoint_bytes": size}
+            survived = {"anywhere": 0, "in a save": 0}
+            inside = 0
+            for i in range(config.kills + config.kills_in_save):
+                out = Path(folder) / f"{name}-{i}"
+                arguments = command(name, config, out)
+                if i < config.kills:
+                    kill_after(arguments, draw.uniform(0, seconds))
+                else:
+                    inside += kill_in_save(arguments, out, draw.randint(1, 8))
+                go_on(arguments, out)
+                survived["anywhere" if i < config.kills else "in a save"] += same(whole, out)
+                shutil.rmtree(out)
+            row |= {"survived": survived, "killed_in_a_save": inside}
+            rows.append(row)
+            print(f"{name}: {survived}, half-written checkpoints left {inside}", flush=True)
+    return {"rows": rows, "kills": config.kills, "kills_in_save": config.kills_in_save}
+
+
+def report(numbers: dict[str, Any]) -> str:
+    rows = [
+        (
+            row["algorithm"],
+            f"{row['survived']['anywhere']} of {numbers['kills']}",
+            f"{row['survived']['in a save']} of {numbers['kills_in_save']}",
+            str(row["killed_in_a_save"]),
+            f"{row['checkpoint_bytes'] / 1e6:.2f}",
+        )
+        for row in numbers["rows"]
+    ]
+    heading = ("algorithm", "same to the bit, killed anywhere", "in a save", "left half written", "checkpoint MB")
+    return table(heading, rows)
+
+
+def study(config: Config) -> Study:
+    numbers = compute(config)
+    return Study(report(numbers), numbers)
+
+
+if __name__ == "__main__":
+    main(study, Config(), __doc__)

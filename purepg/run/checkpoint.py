@@ -1,0 +1,182 @@
+"""The state of a population on disk, by orbax: each checkpoint whole or not at all, and to the last bit.
+
+checkpoints/<chunk>/<update>/    the state of one of the run's chunks after that many updates, and a few facts of it
+checkpoints/<chunk>/evaluation-<update>.json    what its agents came to, where that was their last
+"""
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from purepg.run.record import CHECKPOINTS, RecordError, reason, remove_folder
+from purepg.types import UsageError
+
+
+class Checkpoints:
+    """The checkpoints of one chunk. `save` returns at once and writes in the background.
+
+    Args:
+      out: the run's folder.
+      chunk: the chunk's number, in the order in which a run trains them.
+      keep: how many are kept; None: for reading alone.
+    """
+
+    def __init__(self, out: Path, chunk: int, keep: int | None = None):
+        import orbax.checkpoint as ocp
+
+        silence()
+        self._args = ocp.args
+        self.folder = (out / CHECKPOINTS / str(chunk)).absolute()
+        writes = keep is not None
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, create=writes, read_only=not writes, cleanup_tmp_directories=writes
+        )
+        self._manager = None
+        if writes or self.folder.is_dir():
+            try:
+                handlers = {"state": ocp.StandardCheckpointHandler(), "facts": ocp.JsonCheckpointHandler()}
+                self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
+            except OSError as error:
+                raise RecordError(f"cannot write {self.folder}: {reason(error)}") from error
+
+    def latest(self) -> int | None:
+        """The number of updates in the latest whole checkpoint; None: there is none."""
+        return self._manager.latest_step() if self._manager else None
+
+    def save(self, update: int, state: Any, facts: Mapping[str, Any]) -> None:
+        """Begins to save a state; the caller may donate it once this returns.
+
+        Args:
+          facts: what is to be known of it besides, as JSON can hold it.
+        Raises:
+          RecordError: this one, or the one before it, could not be written.
+        """
+        if self.latest() == update:
+            return
+        manager = self._manager
+        assert manager
+        args = self._args.Composite(state=self._args.StandardSave(state), facts=self._args.JsonSave(dict(facts)))
+        self._guarded(lambda: manager.save(update, args=args))
+
+    def wait(self) -> None:
+        """Until all is written. Raises RecordError where it could not be."""
+        if self._manager:
+            self._guarded(self._manager.wait_until_finished)
+
+    def facts(self, update: int) -> dict[str, Any]:
+        """What was saved beside a state. Raises UsageError where that cannot be read."""
+        return self._read(update, facts=self._args.JsonRestore())["facts"]
+
+    def restore(self, update: int, abstract: Any) -> Any:
+        """A saved state.
+
+        Args:
+          abstract: the shapes, dtypes and shardings that it has to have.
+        Raises:
+          UsageError: it has others, or cannot be read.
+        """
+        # orbax casts to the dtypes that are asked for, without a word: what is on disk has to be looked at itself.
+        asked, found = _kinds(abstract), _kinds(self._tree(update))
+        different = [name for name in sorted(asked.keys() | found.keys()) if asked.get(name) != found.get(name)]
+        if different:
+            raise UsageError(f"{self.folder / str(update)} holds another kind of state: {', '.join(different)} differs")
+        placed = jax.tree.map(_placed, abstract)
+        return self._read(update, state=self._args.StandardRestore(placed))["state"]
+
+    def write_evaluation(self, update: int, evaluation: Mapping[str, np.ndarray]) -> None:
+        """Keeps what the agents came to. Raises RecordError where it cannot be written."""
+        path = self._evaluation(update)
+        try:
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text(json.dumps({name: value.tolist() for name, value in evaluation.items()}))
+            temporary.replace(path)
+        except OSError as error:
+            raise RecordError(f"cannot write {path}: {reason(error)}") from error
+
+    def evaluation(self, update: int) -> dict[str, np.ndarray] | None:
+        """What `write_evaluation` kept; None: nothing."""
+        try:
+            found = json.loads(self._evaluation(update).read_text())
+        except (OSError, ValueError):
+            return None
+        return {name: np.array(value) for name, value in found.items()}
+
+    def close(self) -> None:
+        if self._manager:
+            self._guarded(self._manager.close)
+
+    def _evaluation(self, update: int) -> Path:
+        return self.folder / f"evaluation-{update}.json"
+
+    def _guarded(self, write: Any) -> Any:
+        try:
+            return write()
+        except Exception as error:  # orbax and tensorstore have no one kind of error for a disk that is full
+            for half in self.folder.glob("*.orbax-checkpoint-tmp*"):  # the run's results need the room
+                with contextlib.suppress(OSError):
+                    remove_folder(half)
+            full = any(word in str(error) for word in ("RESOURCE_EXHAUSTED", os.strerror(errno.ENOSPC)))
+            why = os.strerror(errno.ENOSPC) if full else reason(error)
+            raise RecordError(f"cannot save a checkpoint in {self.folder}: {why}") from error
+
+    def _read(self, update: int, **items: Any) -> Any:
+        manager = self._manager
+        assert manager
+        return self._readable(update, lambda: manager.restore(update, args=self._args.Composite(**items)))
+
+    def _tree(self, update: int) -> Any:
+        """Shapes and dtypes of what is on disk."""
+        manager = self._manager
+        assert manager
+        return self._readable(update, lambda: manager.item_metadata(update)["state"].tree)
+
+    def _readable(self, update: int, read: Any) -> Any:
+        try:
+            return read()
+        except Exception as error:
+            raise UsageError(f"cannot read the checkpoint {self.folder / str(update)}: {reason(error)}") from error
+
+
+def silence() -> None:
+    """Keeps off the screen what orbax says besides what it raises: its log, and where one array could not be read or
+    written, the complaints of all the others."""
+    for name in "absl", "asyncio":
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    before = sys.unraisablehook
+    if getattr(before, "__name__", "") == "without_closed_loops":
+        return
+
+    def without_closed_loops(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = without_closed_loops
+
+
+def _kinds(tree: Any) -> dict[str, Any]:
+    """(dtype, shape) of the leaves by their path, which orbax gives back with dicts in the place of named tuples."""
+
+    def name(key: Any) -> str:
+        return str(next(getattr(key, field) for field in ("name", "key", "idx") if hasattr(key, field)))
+
+    def kind(leaf: Any) -> tuple[Any, tuple[int, ...]]:
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):  # on disk, its bits
+            leaf = jax.eval_shape(jax.random.key_data, leaf)
+        return leaf.dtype, tuple(leaf.shape)
+
+    return {".".join(map(name, path)): kind(leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def _placed(x: Any) -> Any:
+    sharding = x.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)

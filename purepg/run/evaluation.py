@@ -1,0 +1,82 @@
+"""The command line that evaluates one agent of a saved run."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from purepg.config import Count, CountOrZero, Seed, check
+from purepg.run.cli import leave, parse_flags
+from purepg.run.load import load
+from purepg.train import evaluate
+from purepg.types import UsageError
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which agent, and how it is evaluated.
+
+    Attributes:
+      run: the run's folder; its flag may be left out.
+      best: the agent with the highest final evaluation.
+      setting: place of its setting in the sweep.
+      seed: its seed.
+      episodes: whole episodes.
+      sampled: actions are sampled, not the distribution's mode.
+      eval_seed: seed of the evaluation.
+      max_steps: an episode is cut after this many steps; None: at the environment's time limit.
+    """
+
+    run: Path
+    best: bool = False
+    setting: CountOrZero | None = None
+    seed: CountOrZero | None = None
+    episodes: Count = 1000
+    sampled: bool = False
+    eval_seed: Seed = 1
+    max_steps: Count | None = None
+
+
+def main(description: str | None = None) -> None:
+    """Evaluates, prints a few lines, and exits: 0 done, 2 a bad argument."""
+    script = Path(sys.argv[0]).stem
+    try:
+        choice = parse_flags(Choice, run_first(sys.argv[1:]), description)
+        check(choice)
+        print(report(choice))
+    except UsageError as error:
+        leave(script, error, 2)
+
+
+def run_first(arguments: list[str]) -> list[str]:
+    """A first argument without a flag is the run's folder."""
+    return ["--run", *arguments] if arguments and not arguments[0].startswith("-") else arguments
+
+
+def report(choice: Choice) -> str:
+    """Evaluates an agent, and says what came of it."""
+    agent = load(choice.run, choice.setting, choice.seed, choice.best)
+    max_steps = choice.max_steps or agent.env.max_episode_steps
+    if max_steps is None:
+        raise UsageError(f"{agent.env.name} has no time limit: set --max-steps")
+
+    @jax.jit
+    def run(key, state):
+        act = agent.algorithm.policy(state, not choice.sampled)
+        return evaluate(key, agent.env, act, choice.episodes, max_steps)
+
+    stats = jax.device_get(run(jax.random.key(choice.eval_seed), agent.state))
+    returns = stats.episode_return.astype(np.float64)
+    error = returns.std(ddof=1) / np.sqrt(len(returns)) if len(returns) > 1 else np.nan
+    which = f"{agent.label}, seed {agent.seed}" if agent.label else f"seed {agent.seed}"
+    return "\n".join(
+        [
+            f"{choice.run}: {which}, after {agent.update:,} updates, on {agent.env.name}",
+            f"return {returns.mean():.2f} +- {error:.2f} (standard error), deviation {returns.std():.2f}, "
+            f"from {returns.min():.1f} to {returns.max():.1f}, {len(returns):,} episodes",
+            f"length {stats.episode_length.mean():.1f}; {stats.terminated.mean():.1%} terminated, "
+            f"{stats.truncated.mean():.1%} truncated",
+        ]
+    )

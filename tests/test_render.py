@@ -1,0 +1,283 @@
+"""Films: the episodes are those of the environment, and the pictures show what the states say."""
+
+import io
+import math
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import NUM_IDS, TRUNCATED, arms_env, diary_env, episode_length
+
+from purepg.envs import make
+from purepg.run.drawing import (
+    BLACK,
+    BLUE,
+    CLASSIC_CONTROL,
+    GREEN,
+    GRIDS,
+    INK,
+    MINATAR,
+    ORANGE,
+    RED,
+    Disc,
+    Line,
+    Polygon,
+    drawing_of,
+)
+from purepg.run.render import MAX_FRAMES, Episode, episodes, film, fit, frames, picture, record, shown_steps, to_pixels
+from purepg.train import evaluate
+from purepg.types import Box, UsageError
+
+WHITE = (255, 255, 255)
+
+
+def random_action(key, obs):
+    return jax.random.randint(key, (len(obs),), 0, 2)
+
+
+def rgb(colour: str) -> tuple[int, ...]:
+    return tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5))
+
+
+def pixel(scene, point) -> tuple[int, ...]:
+    """The colour at a place of the scene's own coordinates."""
+    scale, (x0, y0) = to_pixels(scene)
+    pixels = np.asarray(picture(scene, ["", ""]))
+    return tuple(pixels[int(y0 - scale * point[1]), int(x0 + scale * point[0])].tolist())
+
+
+# --- the recording ---
+
+
+def test_recorded_episode_is_that_of_a_plain_loop():
+    env, key = make("CartPole-v1"), jax.random.key(3)
+    (episode,) = episodes(jax.jit(lambda key: record(key, env, random_action, 1, 100))(key))
+    reset, step, act = jax.jit(env.reset), jax.jit(env.step), jax.jit(random_action)
+    k_start, k_run = jax.random.split(key)
+    state, obs = reset(jax.random.split(k_start, 1)[0])
+    for t in range(len(episode.reward)):
+        np.testing.assert_allclose(episode.obs[t], obs, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(episode.state.theta[t], state.theta, rtol=1e-5, atol=1e-6)
+        k_act, k_step = jax.random.split(jax.random.fold_in(k_run, t))
+        state, (obs, reward, terminated, truncated) = step(
+            jax.random.split(k_step, 1)[0], state, act(k_act, obs[None])[0]
+        )
+        assert episode.reward[t] == reward
+        ended = t == len(episode.reward) - 1
+        assert bool(terminated | truncated) == ended
+    np.testing.assert_allclose(episode.obs[-1], obs, rtol=1e-5, atol=1e-6)
+    assert len(episode.obs) == len(episode.state.x) == len(episode.reward) + 1
+    assert (episode.terminated, episode.truncated) == (True, False)
+
+
+def test_episodes_are_those_that_an_evaluation_counts_and_end_as_they_do():
+    env, key = diary_env(), jax.random.key(0)
+    played = episodes(jax.jit(lambda key: record(key, env, random_action, 32, 3))(key))
+    stats = evaluate(key, env, random_action, 32, 3)  # some episodes last 4 steps: cut
+    np.testing.assert_allclose([e.reward.sum() for e in played], stats.episode_return, rtol=1e-6)
+    np.testing.assert_array_equal([len(e.reward) for e in played], stats.episode_length)
+    np.testing.assert_array_equal([e.terminated for e in played], stats.terminated)
+    np.testing.assert_array_equal([e.truncated for e in played], stats.truncated)
+    for episode in played:
+        assert len(episode.reward) == min(3, episode_length(episode.obs[0, 0]))
+        np.testing.assert_array_equal(episode.obs[:, 1], np.arange(len(episode.obs)))
+        assert np.all(episode.obs[:, 0] == episode.obs[0, 0]) and episode.obs[0, 0] < NUM_IDS
+
+
+def test_first_episodes_do_not_depend_on_how_many_are_recorded():
+    env, key = make("Catch-bsuite"), jax.random.key(0)
+    few, many = (
+        episodes(jax.jit(lambda key, n=n: record(key, env, lambda k, obs: obs[:, 9].argmax(-1) % 3, n, 20))(key))
+        for n in (2, 5)
+    )
+    for a, b in zip(few, many, strict=False):
+        jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_episode_at_its_time_limit_is_truncated():
+    env = arms_env(ending=TRUNCATED)
+    for episode in episodes(record(jax.random.key(0), env, random_action, 4, 10)):
+        assert (episode.terminated, episode.truncated) == (False, True)
+
+
+# --- the drawings ---
+
+
+def test_pole_leans_as_its_angle_says():
+    for x, theta in ((0.0, 0.0), (1.0, 0.3), (-2.0, -0.2)):
+        scene = CLASSIC_CONTROL["CartPole-v1"](SimpleNamespace(x=x, theta=theta), np.zeros(4))
+        middle = x + 0.5 * math.sin(theta), 0.25 + 0.5 * math.cos(theta)
+        assert pixel(scene, middle) == rgb(ORANGE)
+        assert pixel(scene, (x + 0.25, 0.15)) == rgb(INK)  # the cart
+        assert pixel(scene, (2.4, 0.1)) == pixel(scene, (-2.4, 0.1)) == rgb(RED)  # the limits
+        assert pixel(scene, (x, 1.45)) == WHITE
+
+
+def test_pendulum_is_upright_at_zero_and_turns_counter_clockwise():
+    for theta, tip in ((0.0, (0, 1)), (math.pi, (0, -1)), (math.pi / 2, (-1, 0))):
+        scene = CLASSIC_CONTROL["Pendulum-v1"](SimpleNamespace(theta=theta, last_u=np.zeros(1)), np.zeros(3))
+        assert pixel(scene, (0.95 * tip[0], 0.95 * tip[1])) == rgb(RED)
+        assert pixel(scene, (-0.9 * tip[0], -0.9 * tip[1])) == WHITE
+
+
+def test_torque_is_drawn_in_the_direction_in_which_it_turns():
+    for torque, side in ((2.0, -1), (-2.0, 1)):  # counter-clockwise of an upright rod is to the left
+        scene = CLASSIC_CONTROL["Pendulum-v1"](SimpleNamespace(theta=0.0, last_u=np.array([torque])), np.zeros(3))
+        (arc,) = [shape for shape in scene.shapes if isinstance(shape, Line) and shape.colour == BLUE]
+        assert np.sign(arc.points[-1][0]) == side
+    state, _ = make("Pendulum-v1").reset(jax.random.key(0))
+    push, _ = make("Pendulum-v1").step(jax.random.key(0), state.replace(theta=0.0, theta_dot=0.0), jnp.ones(1))
+    assert push.theta > 0  # a positive torque raises the angle
+
+
+def test_car_stands_on_the_hill_and_the_flag_at_the_goal():
+    for name, goal in (("MountainCar-v0", 0.5), ("MountainCarContinuous-v0", 0.45)):
+        for x in (-1.1, -0.5, 0.2):
+            scene = CLASSIC_CONTROL[name](SimpleNamespace(position=x), np.zeros(2))
+            (car,) = [s for s in scene.shapes if isinstance(s, Polygon) and s.colour == BLUE]
+            centre = np.mean(car.points, axis=0)
+            assert abs(centre[0] - x) < 0.07
+            assert 0 < centre[1] - (0.45 * math.sin(3 * centre[0]) + 0.55) < 0.12
+            assert pixel(scene, tuple(centre)) == rgb(BLUE)
+            assert pixel(scene, (goal + 0.03, 0.45 * math.sin(3 * goal) + 0.55 + 0.175)) == rgb(GREEN)
+
+
+def test_acrobat_hangs_down_at_zero_and_its_tip_passes_the_line_where_the_episode_ends():
+    def tip(first, second):
+        scene = CLASSIC_CONTROL["Acrobot-v1"](SimpleNamespace(joint_angle1=first, joint_angle2=second), np.zeros(6))
+        (disc,) = [shape for shape in scene.shapes if isinstance(shape, Disc) and shape.colour == RED]
+        assert pixel(scene, disc.centre) == rgb(RED)
+        return disc.centre
+
+    np.testing.assert_allclose(tip(0.0, 0.0), (0, -2))
+    np.testing.assert_allclose(tip(math.pi / 2, 0.0), (2, 0), atol=1e-9)
+    np.testing.assert_allclose(tip(math.pi / 2, math.pi / 2), (1, 1), atol=1e-9)
+    env = make("Acrobot-v1")
+    state, _ = env.reset(jax.random.key(0))
+    step = jax.jit(env.step)
+    rng = np.random.default_rng(0)
+    for first, second in rng.uniform(-math.pi, math.pi, (20, 2)):
+        still = state.replace(joint_angle1=first, joint_angle2=second, velocity_1=0.0, velocity_2=0.0)
+        reached, time_step = step(jax.random.key(0), still, 1)
+        assert (tip(float(reached.joint_angle1), float(reached.joint_angle2))[1] > 1) == bool(time_step.terminated)
+
+
+def test_cliff_lies_where_steps_cost_a_hundred_and_the_agent_where_the_state_says():
+    env = make("cliff")
+    scene = drawing_of(env).scene(None, np.array(17))
+
+    def at(row, column, scene=scene):
+        return pixel(scene, (column + 0.5, 4 - row - 0.5))
+
+    assert at(1, 5) == rgb(BLUE)  # 17 = 1 * 12 + 5
+    assert at(3, 11) == rgb(GREEN)
+    assert all(at(3, column) == rgb(INK) for column in range(1, 11))
+    state, _ = env.reset(jax.random.key(0))
+    assert at(3, 0, drawing_of(env).scene(state, np.asarray(state.state))) == rgb(BLUE)  # the start
+
+
+def test_rooms_have_their_walls_and_the_ball_falls_on_the_paddles_row():
+    state = SimpleNamespace(pos=np.array([4, 1]), goal=np.array([8, 9]))
+    rooms = GRIDS["FourRooms-misc"](state, np.zeros(4))
+    assert pixel(rooms, (1.5, 13 - 4.5)) == rgb(BLUE)
+    assert pixel(rooms, (9.5, 13 - 8.5)) == rgb(GREEN)
+    assert pixel(rooms, (6.5, 13 - 1.5)) == rgb(INK)
+    assert pixel(rooms, (6.5, 13 - 3.5)) not in (rgb(INK), WHITE)  # a door
+    ball = GRIDS["Catch-bsuite"](SimpleNamespace(ball_x=1, ball_y=3, paddle_x=4, paddle_y=9), np.zeros((10, 5)))
+    assert pixel(ball, (1.5, 6.5)) == rgb(RED)
+    assert pixel(ball, (4.5, 0.5)) == rgb(BLUE)
+
+
+def test_channels_of_minatar_have_their_colours_and_places():
+    for name, channels in MINATAR.items():
+        env = make(name)
+        assert isinstance(env.observation_space, Box)
+        num_channels = env.observation_space.shape[2]
+        left_out = {1} if name == "SpaceInvaders-MinAtar" else set()  # an alien is drawn by its direction
+        assert {channel for channel, _, _ in channels} == set(range(num_channels)) - left_out
+        drawing = drawing_of(env)
+        for channel, _, colour in channels:
+            obs = np.zeros((10, 10, num_channels), bool)
+            obs[2, 7, channel] = True
+            scene = drawing.scene(None, obs)
+            assert pixel(scene, (7.5, 7.5)) == rgb(colour)
+            assert pixel(scene, (2.5, 2.5)) == rgb(BLACK)
+
+
+def test_environment_that_cannot_be_drawn_gets_one_line():
+    for env in (diary_env(), make("PointRobot-misc"), make("garnet")):
+        with pytest.raises(UsageError, match="cannot be drawn; what can: CartPole-v1, ") as error:
+            drawing_of(env)
+        assert "\n" not in str(error.value)
+
+
+# --- the film ---
+
+
+def walk(num_steps: int) -> Episode:
+    """Along the cliff and back."""
+    obs = np.array([abs(t % 20 - 10) for t in range(num_steps + 1)], np.int32)
+    return Episode(obs, obs, np.full(num_steps, -1.0, np.float32), False, True)
+
+
+@pytest.mark.parametrize(("num_steps", "stride"), [(7, 1), (MAX_FRAMES + 1, 2)])
+def test_film_has_the_frames_it_says_and_stays_at_the_end(num_steps, stride):
+    from PIL.GifImagePlugin import GifImageFile
+
+    made = film(make("cliff"), [walk(num_steps), walk(num_steps)], "title")
+    image = GifImageFile(io.BytesIO(made.data))
+    per_episode = len(shown_steps(num_steps, stride))
+    assert (made.stride, made.num_frames, image.n_frames) == (stride, 2 * per_episode, 2 * per_episode)
+    assert shown_steps(num_steps, stride)[-1] == num_steps
+    milliseconds = []
+    for i in range(image.n_frames):
+        image.seek(i)
+        milliseconds.append(image.info["duration"])
+    assert milliseconds == ([200] * (per_episode - 1) + [1500]) * 2
+
+
+def test_frames_of_the_gif_are_the_pictures():
+    from PIL.GifImagePlugin import GifImageFile
+
+    env = make("cliff")
+    image = GifImageFile(io.BytesIO(film(env, [walk(3)], "title").data))
+    for i, wanted in enumerate(frames(drawing_of(env), walk(3), "title")):
+        image.seek(i)
+        assert np.abs(np.asarray(image.convert("RGB"), int) - np.asarray(wanted, int)).max() < 16
+        assert (wanted.getpixel((2, 2)) == WHITE) == (i < 3)  # the end is to be seen
+
+
+def test_film_that_would_be_too_large_shows_fewer_steps(monkeypatch):
+    import purepg.run.render
+
+    whole = film(make("cliff"), [walk(40)], "title")
+    monkeypatch.setattr(purepg.run.render, "MAX_BYTES", len(whole.data) // 3)
+    made = film(make("cliff"), [walk(40)], "title")
+    assert made.stride > 1 and len(made.data) <= len(whole.data) // 3
+
+
+def test_long_titles_keep_their_beginning_and_end():
+    assert fit("abc", lambda text: True) == "abc"
+    assert fit("abcdefghijklmnop", lambda text: len(text) <= 12) == "abc ... nop"
+
+
+def test_command_line_writes_the_film_of_the_agent_and_says_what_it_shows(tmp_path, monkeypatch, capsys):
+    import purepg.run.render
+
+    def load(run, setting, seed, best):
+        algorithm = SimpleNamespace(policy=lambda state, deterministic: lambda key, obs: jnp.full(len(obs), state))
+        env = make("Catch-bsuite" if best else "chain")
+        return SimpleNamespace(env=env, algorithm=algorithm, state=jnp.int32(1), setting=2, seed=3, label="gamma=0.9")
+
+    monkeypatch.setattr(purepg.run.render, "load", load)
+    purepg.run.render.main(arguments=[str(tmp_path), "--best", "--episodes", "2", "--wandb", "disabled"])
+    said = capsys.readouterr().out
+    assert said.startswith("gamma=0.9, seed 3: returns ")
+    assert "setting-2-seed-3.gif: 20 frames, " in said  # 9 steps twice
+    assert (tmp_path / "setting-2-seed-3.gif").read_bytes().startswith(b"GIF89a")
+    with pytest.raises(SystemExit) as exit:
+        purepg.run.render.main(arguments=[str(tmp_path), "--setting", "2"])
+    assert exit.value.code == 2
+    assert "chain cannot be drawn" in capsys.readouterr().err
