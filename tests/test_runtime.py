@@ -45,7 +45,7 @@ def python(code: str, *arguments: str, timeout: float = 100, **variables: str) -
     )
 
 
-@pytest.mark.parametrize("num_seeds", ["2", "4"])
+@pytest.mark.parametrize("num_seeds", ["4"])
 def test_ppo_with_a_few_vmapped_seeds_does_not_deadlock(num_seeds):
     # Without the cure, two cores hang in the first run of nearly every one of these.
     result = python(TRAIN, num_seeds)
