@@ -25,7 +25,7 @@ from purepg.networks import NetworkConfig, actor_critic
 from purepg.run.launch import Plan, RunConfig, prepare
 from purepg.run.loop import Interrupt, run_chunk
 from purepg.run.plot import COLOURS, GREY, dress, on_common_grid, over_seeds
-from purepg.run.population import Chunk, Population
+from purepg.run.population import Chunk
 from purepg.run.record import say
 from purepg.run.statistics import iqm
 from purepg.run.study import Study, main, table
@@ -140,18 +140,7 @@ def trained(plan: Plan) -> Trained:
     """All step sizes and seeds as one program."""
     run, (group,) = plan.run, plan.groups
     chunk = Chunk(slice(0, len(plan.settings)), slice(0, run.num_seeds))
-    population = Population(
-        plan.env,
-        plan.make,
-        group,
-        chunk.shape,
-        run.seed,
-        run.total_steps,
-        plan.num_devices,
-        run.eval_seed,
-        run.eval_episodes,
-        plan.eval_max_steps,
-    )
+    population = plan.population(group, chunk.shape)
     outcome = run_chunk(population, group, chunk, run.log_every, [], Interrupt())
     metrics, _ = assemble([Part(group, chunk, outcome)], *chunk.shape)
     return Trained(outcome.sampled, metrics, sum(len(diverged(finite)) for finite in metrics["finite"]))

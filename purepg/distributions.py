@@ -124,11 +124,14 @@ class TanhGaussian(NamedTuple):
     def scored(self, noise: Array) -> tuple[Action, Array]:
         """From u itself: to take it back from its tanh loses all digits where tanh saturates."""
         u = self._gaussian.transform(noise)
-        return jnp.tanh(u), self._gaussian.log_prob(u) - jnp.sum(_log_tanh_slope(u), axis=-1)
+        return jnp.tanh(u), self._log_prob_before_tanh(u)
 
     def log_prob(self, action: Action) -> Array:
         """For actions whose u was not kept; those nearer than 1e-6 to -1 or 1 are taken to be that near."""
-        u = jnp.arctanh(jnp.clip(action, -1 + 1e-6, 1 - 1e-6))
+        return self._log_prob_before_tanh(jnp.arctanh(jnp.clip(action, -1 + 1e-6, 1 - 1e-6)))
+
+    def _log_prob_before_tanh(self, u: Array) -> Array:
+        """log pi(tanh(u))."""
         return self._gaussian.log_prob(u) - jnp.sum(_log_tanh_slope(u), axis=-1)
 
     def entropy(self) -> Array:

@@ -65,6 +65,11 @@ def gradient_steps(
     return params, opt_state, jax.tree.map(lambda x: x[-1], metrics)
 
 
+def init_by_half(tx: optax.GradientTransformation, params: dict[str, Params]) -> dict[str, optax.OptState]:
+    """The optimiser's first state for each half, which learns at a rate and with moments of its own."""
+    return {name: tx.init(half) for name, half in params.items()}
+
+
 def by_half(**metrics: Metrics) -> Metrics:
     """Each half's metrics of its gradient step, under one name each: `policy_loss`, `critic_grad_norm`."""
     return {

@@ -3,6 +3,7 @@
 import io
 import math
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,7 @@ from purepg.run.drawing import (
     Polygon,
     drawing_of,
 )
+from purepg.run.load import Loaded
 from purepg.run.render import MAX_FRAMES, Episode, episodes, film, fit, frames, picture, record, shown_steps, to_pixels
 from purepg.train import evaluate
 from purepg.types import Box, UsageError
@@ -267,9 +269,10 @@ def test_command_line_writes_the_film_of_the_agent_and_says_what_it_shows(tmp_pa
     import purepg.run.render
 
     def load(run, setting, seed, best):
-        algorithm = SimpleNamespace(policy=lambda state, deterministic: lambda key, obs: jnp.full(len(obs), state))
+        algorithm: Any = SimpleNamespace(policy=lambda state, deterministic: lambda key, obs: jnp.full(len(obs), state))
         env = make("Catch-bsuite" if best else "chain")
-        return SimpleNamespace(env=env, algorithm=algorithm, state=jnp.int32(1), setting=2, seed=3, label="gamma=0.9")
+        state: Any = jnp.int32(1)  # the action that it always takes
+        return Loaded(env, algorithm, state, setting=2, seed=3, label="gamma=0.9", update=1)
 
     monkeypatch.setattr(purepg.run.render, "load", load)
     purepg.run.render.main(arguments=[str(tmp_path), "--best", "--episodes", "2", "--wandb", "disabled"])

@@ -18,7 +18,7 @@ from purepg.config import Count, NonNegative, Positive, UnitInterval, check
 from purepg.distributions import Deterministic
 from purepg.losses import deterministic_policy_gradient, squared_error
 from purepg.off_policy import Learner, assemble, gaussian_noise, require
-from purepg.optimize import by_half, gradient_step, step_direction
+from purepg.optimize import by_half, gradient_step, init_by_half, step_direction
 from purepg.types import Algorithm, Env, QNetwork
 
 
@@ -110,7 +110,7 @@ def ddpg(env: Env, network: QNetwork, config: DDPGConfig) -> Algorithm:
         return learner, by_half(policy=policy_metrics, critic=critic_metrics)
 
     def init_learner(params):
-        return Learner(params, params, {name: tx.init(half) for name, half in params.items()})
+        return Learner(params, params, init_by_half(tx, params))
 
     exploration = gaussian_noise(network, env, c.exploration_std, c.noise_correlation)
     return assemble(env, network, c, init_learner, exploration, learn)

@@ -9,6 +9,7 @@ it, the off-policy one (eq. 16 to 18), on data that are never older than an upda
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from purepg.distributions import Deterministic
 from purepg.losses import deterministic_policy_gradient, explained_variance, squared_error
 from purepg.off_policy import gaussian_noise, require
 from purepg.on_policy import assemble, collect
-from purepg.optimize import anneal, by_half, gradient_step, gradient_steps, step_direction
+from purepg.optimize import anneal, by_half, gradient_step, gradient_steps, init_by_half, step_direction
 from purepg.types import Actor, Algorithm, Env, QNetwork, State
 
 
@@ -119,7 +120,4 @@ def dpg(env: Env, network: QNetwork, config: DPGConfig) -> Algorithm:
         )
         return State(learner, after.world), info | by_half(policy=policy_metrics, critic=critic_metrics)
 
-    def init_opt_state(params):
-        return {name: tx.init(half) for name, half in params.items()}
-
-    return assemble(env, network, c, init_opt_state, step)
+    return assemble(env, network, c, partial(init_by_half, tx), step)

@@ -5,6 +5,7 @@ theta <- theta + lr * E[ grad log pi(a|s) * Q(s, a) + entropy_coef * grad H(pi(.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import jax
@@ -14,7 +15,7 @@ from purepg.advantages import gae, standardise
 from purepg.config import Count, NonNegative, Positive, UnitInterval, check, check_schedules
 from purepg.losses import policy_gradient, squared_error
 from purepg.on_policy import SPARSE, assemble, collect, diagnostics
-from purepg.optimize import anneal, by_half, gradient_step, gradient_steps, step_direction
+from purepg.optimize import anneal, by_half, gradient_step, gradient_steps, init_by_half, step_direction
 from purepg.types import Algorithm, Env, QNetwork, State
 
 
@@ -120,7 +121,4 @@ def q_actor_critic(env: Env, network: QNetwork, config: QActorCriticConfig) -> A
             network, params, new_params, data._replace(value=q), target, SPARSE
         )
 
-    def init_opt_state(params):
-        return {name: tx.init(half) for name, half in params.items()}
-
-    return assemble(env, network, c, init_opt_state, step)
+    return assemble(env, network, c, partial(init_by_half, tx), step)

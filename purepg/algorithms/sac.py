@@ -20,7 +20,7 @@ from purepg.config import Count, Positive, UnitInterval, check
 from purepg.distributions import DiagGaussian, TanhGaussian
 from purepg.losses import soft_policy_gradient, squared_error
 from purepg.off_policy import Learner, Temperature, assemble, own_samples, require
-from purepg.optimize import by_half, gradient_step, step_direction
+from purepg.optimize import by_half, gradient_step, init_by_half, step_direction
 from purepg.types import Algorithm, Env, QNetwork
 
 
@@ -139,7 +139,6 @@ def sac(env: Env, network: QNetwork, config: SACConfig) -> Algorithm:
     def init_learner(params):
         log_alpha = jnp.log(jnp.float32(c.temperature))
         temperature = Temperature(log_alpha, tx.init(log_alpha)) if c.learn_temperature else None
-        opt_state = {name: tx.init(half) for name, half in params.items()}
-        return Learner(params, {"critic": params["critic"]}, opt_state, temperature)
+        return Learner(params, {"critic": params["critic"]}, init_by_half(tx, params), temperature)
 
     return assemble(env, network, c, init_learner, own_samples(network), learn)

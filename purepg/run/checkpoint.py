@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purepg.run.record import CHECKPOINTS, RecordError, reason, remove_folder
+from purepg.run.record import CHECKPOINTS, RecordError, reason, remove_folder, write_whole
 from purepg.types import UsageError
 
 
@@ -95,13 +95,8 @@ class Checkpoints:
 
     def write_evaluation(self, update: int, evaluation: Mapping[str, np.ndarray]) -> None:
         """Keeps what the agents came to. Raises RecordError where it cannot be written."""
-        path = self._evaluation(update)
-        try:
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text(json.dumps({name: value.tolist() for name, value in evaluation.items()}))
-            temporary.replace(path)
-        except OSError as error:
-            raise RecordError(f"cannot write {path}: {reason(error)}") from error
+        text = json.dumps({name: value.tolist() for name, value in evaluation.items()})
+        write_whole(self._evaluation(update), lambda file: file.write(text.encode()))
 
     def evaluation(self, update: int) -> dict[str, np.ndarray] | None:
         """What `write_evaluation` kept; None: nothing."""

@@ -58,9 +58,7 @@ def run_first(arguments: list[str]) -> list[str]:
 def report(choice: Choice) -> str:
     """Evaluates an agent, and says what came of it."""
     agent = load(choice.run, choice.setting, choice.seed, choice.best)
-    max_steps = choice.max_steps or agent.env.max_episode_steps
-    if max_steps is None:
-        raise UsageError(f"{agent.env.name} has no time limit: set --max-steps")
+    max_steps = agent.max_steps(choice.max_steps)
 
     @jax.jit
     def run(key, state):
@@ -70,10 +68,9 @@ def report(choice: Choice) -> str:
     stats = jax.device_get(run(jax.random.key(choice.eval_seed), agent.state))
     returns = stats.episode_return.astype(np.float64)
     error = returns.std(ddof=1) / np.sqrt(len(returns)) if len(returns) > 1 else np.nan
-    which = f"{agent.label}, seed {agent.seed}" if agent.label else f"seed {agent.seed}"
     return "\n".join(
         [
-            f"{choice.run}: {which}, after {agent.update:,} updates, on {agent.env.name}",
+            f"{choice.run}: {agent.name}, after {agent.update:,} updates, on {agent.env.name}",
             f"return {returns.mean():.2f} +- {error:.2f} (standard error), deviation {returns.std():.2f}, "
             f"from {returns.min():.1f} to {returns.max():.1f}, {len(returns):,} episodes",
             f"length {stats.episode_length.mean():.1f}; {stats.terminated.mean():.1%} terminated, "

@@ -114,6 +114,19 @@ class Plan:
     code: dict[str, str]  # where the algorithm and its parts are to be found again
     stored: dict[str, Any] | None  # config.json of the run to go on with
 
+    @property
+    def order(self) -> list[tuple[Group, Chunk]]:
+        """The run's chunks, as they are trained one after another."""
+        run = self.run
+        parts = [(group, chunks(len(group.settings), run.num_seeds, run.max_parallel)) for group in self.groups]
+        return [(group, chunk) for group, of_group in parts for chunk in of_group]
+
+    def population(self, group: Group, shape: tuple[int, int]) -> Population:
+        """What trains a group's chunks of one shape."""
+        run = self.run
+        evaluation = run.eval_seed, run.eval_episodes, self.eval_max_steps
+        return Population(self.env, self.make, group, shape, run.seed, run.total_steps, self.num_devices, *evaluation)
+
 
 def prepare(
     algorithm: MakeAlgorithm,
@@ -209,11 +222,7 @@ def launch(plan: Plan, script: str) -> Results:
     run = plan.run
     out = run.out or new_folder(script)
     config = describe(plan, script)
-    order = [
-        (group, chunk)
-        for group in plan.groups
-        for chunk in chunks(len(group.settings), run.num_seeds, run.max_parallel)
-    ]
+    order = plan.order
     if plan.stored:
         refuse_differences(out, plan.stored, config)
         for change in changed_versions(plan.stored, config):
@@ -281,22 +290,10 @@ def _saved(out: Path, i: int, chunk: Chunk, logged: Logged, update: int) -> Save
 
 def _populations(plan: Plan, order: list[tuple[Group, Chunk]]) -> list[Population]:
     """What trains each chunk: one for all of a group that have one shape."""
-    run = plan.run
     made: dict[Any, Population] = {}
     for group, chunk in order:
         if (group.settings, chunk.shape) not in made:
-            made[group.settings, chunk.shape] = Population(
-                plan.env,
-                plan.make,
-                group,
-                chunk.shape,
-                run.seed,
-                run.total_steps,
-                plan.num_devices,
-                run.eval_seed,
-                run.eval_episodes,
-                plan.eval_max_steps,
-            )
+            made[group.settings, chunk.shape] = plan.population(group, chunk.shape)
     return [made[group.settings, chunk.shape] for group, chunk in order]
 
 
@@ -329,9 +326,9 @@ def _train(
             (group, chunk), before = order[block.chunk], saved[block.chunk]
             assert before  # it covers the block
             metrics = {name: x[..., block.start : block.end] for name, x in before.metrics.items()}
-            seeds = list(range(chunk.seeds.start, chunk.seeds.stop))
+            settings, seeds = chunk.members(group)
             for sink in (wandb.log_block, progress):
-                sink(list(group.settings[chunk.settings]), block.start, metrics, seeds)
+                sink(settings, block.start, metrics, seeds)
         for i, ((group, chunk), population, before) in enumerate(zip(order, populations, saved, strict=True)):
             evaluation = Checkpoints(out, i).evaluation(before.update) if before else None
             is_over = before is not None and before.total_steps == run.total_steps
@@ -391,14 +388,7 @@ def describe(plan: Plan, script: str) -> dict[str, Any]:
         "settings": [setting.hyperparameters for setting in plan.settings],
         "schedules": [_schedule(plan, h) for h in range(len(plan.settings))],
         "num_updates": [next(g.num_updates for g in plan.groups if h in g.settings) for h in range(len(plan.settings))],
-        "layout": [
-            {
-                "settings": list(group.settings[chunk.settings]),
-                "seeds": list(range(chunk.seeds.start, chunk.seeds.stop)),
-            }
-            for group in plan.groups
-            for chunk in chunks(len(group.settings), plan.run.num_seeds, plan.run.max_parallel)
-        ],
+        "layout": [dict(zip(("settings", "seeds"), chunk.members(group), strict=True)) for group, chunk in plan.order],
         "devices": [device.device_kind for device in devices],
         "platform": {"backend": jax.default_backend(), "python": platform.python_version(), "os": platform.platform()},
         "xla_flags": os.environ.get("XLA_FLAGS", ""),

@@ -36,6 +36,18 @@ class Loaded(NamedTuple):
     label: str  # what its setting is called; empty where nothing was swept
     update: int  # updates it has had
 
+    @property
+    def name(self) -> str:
+        """What the agent is called."""
+        return f"{self.label}, seed {self.seed}" if self.label else f"seed {self.seed}"
+
+    def max_steps(self, asked: int | None) -> int:
+        """How long an episode may last: as asked, or the environment's time limit. Raises UsageError without either."""
+        limit = asked or self.env.max_episode_steps
+        if limit is None:
+            raise UsageError(f"{self.env.name} has no time limit: set --max-steps")
+        return limit
+
 
 def load(out: Path | str, setting: int | None = None, seed: int | None = None, best: bool = False) -> Loaded:
     """An agent from the latest checkpoint of its run.

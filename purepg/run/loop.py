@@ -120,8 +120,7 @@ def run_chunk(
       announce: say how much memory it takes.
       saved: what it goes on from; the sinks have had its metrics.
     """
-    settings = list(group.settings[chunk.settings])
-    seeds = list(range(chunk.seeds.start, chunk.seeds.stop))
+    settings, seeds = chunk.members(group)
     members = population.members(chunk)
     first = saved.update if saved else 0
     blocks: list[HostMetrics] = [saved.metrics] if saved else []

@@ -130,6 +130,10 @@ class Chunk:
     def shape(self) -> tuple[int, int]:
         return self.settings.stop - self.settings.start, self.seeds.stop - self.seeds.start
 
+    def members(self, group: Group) -> tuple[list[int], list[int]]:
+        """Its settings, by their positions in the sweep, and its seeds."""
+        return list(group.settings[self.settings]), list(range(self.seeds.start, self.seeds.stop))
+
 
 def chunks(num_settings: int, num_seeds: int, max_parallel: int | None) -> list[Chunk]:
     """Splits [H, S] into near-equal parts of at most `max_parallel` members, whole settings where they fit."""

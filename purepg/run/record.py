@@ -144,15 +144,7 @@ class Record:
         Raises:
           RecordError: it could not be written.
         """
-        temporary = self.folder / f".{name}.tmp"
-        try:
-            with temporary.open("wb") as file:
-                save(file)
-            temporary.replace(self.folder / name)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise RecordError(f"cannot write {self.folder / name}: {reason(error)}") from error
+        write_whole(self.folder / name, save)
 
     def _write_json(self, name: str, value: Mapping[str, Any]) -> None:
         text = json.dumps(plain(value), indent=2, allow_nan=False) + "\n"
@@ -166,6 +158,23 @@ class Record:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def write_whole(path: Path, save: Callable[[IO[bytes]], object]) -> None:
+    """Writes a file whole or not at all: `save` fills a temporary one that then takes its place.
+
+    Raises:
+      RecordError: it could not be written.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            save(file)
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise RecordError(f"cannot write {path}: {reason(error)}") from error
 
 
 def new_folder(script_name: str, root: Path = Path("runs")) -> Path:

@@ -264,7 +264,7 @@ def main(description: str | None = None, arguments: Sequence[str] | None = None)
         played = play(agent, choice)
     except UsageError as error:
         leave(script, error, 2)
-    which = f"{agent.label}, seed {agent.seed}" if agent.label else f"seed {agent.seed}"
+    which = agent.name
     made = film(agent.env, played, f"{agent.env.name}: {which}")
     out = choice.out or choice.run / f"setting-{agent.setting}-seed-{agent.seed}.gif"
     try:
@@ -286,9 +286,7 @@ def play(agent: Loaded, choice: Choice) -> list[Episode]:
     Raises:
       UsageError: nothing says how long they may last.
     """
-    max_steps = choice.max_steps or agent.env.max_episode_steps
-    if max_steps is None:
-        raise UsageError(f"{agent.env.name} has no time limit: set --max-steps")
+    max_steps = agent.max_steps(choice.max_steps)
 
     @jax.jit
     def run(key, state):

@@ -84,7 +84,6 @@ def changed_versions(stored: Mapping[str, Any], config: Mapping[str, Any]) -> li
 
 def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
     """Name to value of all that must not differ."""
-    sections = ("run", "settings", "layout", "devices", "xla_flags", "script", "platform")
     named = {
         f"{section}.{field}": value
         for section, fields in config.items()
@@ -93,7 +92,7 @@ def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
         if field != ANNEAL_UPDATES
     }
     named |= {name: value for name, value in config["run"].items() if name not in FREE}
-    named |= {section: config.get(section) for section in sections if section not in ("run", "platform")}
+    named |= {name: config.get(name) for name in ("settings", "layout", "devices", "xla_flags", "script")}
     return named | {"backend": config.get("platform", {}).get("backend")}
 
 
@@ -121,7 +120,7 @@ def covered(out: Path, order: Sequence[tuple[Group, Chunk]], updates: Sequence[i
     Raises:
       UsageError: the log cannot be read.
     """
-    place = {_members(list(g.settings[c.settings]), _seeds(c)): i for i, (g, c) in enumerate(order)}
+    place = {str(chunk.members(group)): i for i, (group, chunk) in enumerate(order)}
     num_bytes, blocks = 0, []
     try:
         with (out / LOG).open("rb") as file:
@@ -129,7 +128,7 @@ def covered(out: Path, order: Sequence[tuple[Group, Chunk]], updates: Sequence[i
                 if not line.endswith(b"\n"):
                     break
                 found = json.loads(line)
-                chunk = place[_members(found["settings"], found["seeds"])]
+                chunk = place[str((found["settings"], found["seeds"]))]
                 start, metrics = found["start"], found["metrics"]
                 end = start + len(metrics[min(metrics)][0][0])
                 if end > updates[chunk]:
@@ -167,11 +166,3 @@ def chunk_metrics(
 
 def _unreadable(out: Path, error: Exception) -> UsageError:
     return UsageError(f"cannot resume {out}: its {LOG} cannot be read ({reason(error)})")
-
-
-def _seeds(chunk: Chunk) -> list[int]:
-    return list(range(chunk.seeds.start, chunk.seeds.stop))
-
-
-def _members(settings: Sequence[int], seeds: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    return tuple(settings), tuple(seeds)
