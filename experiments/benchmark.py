@@ -53,7 +53,7 @@ def purepg_worker(name: str, num_envs: int, num_seeds: int, num_updates: int, de
     """Compiles a population, says so, and trains it once for every line `run` on stdin."""
     import jax
 
-    from purepg.run.launch import RunConfig, prepare
+    from purepg.run.plan import RunConfig, prepare
     from purepg.run.population import Population, chunks
     from purepg.run.summary import peak_memory_bytes
 

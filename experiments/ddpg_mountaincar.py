@@ -3,7 +3,7 @@
 from purepg.algorithms.ddpg import DDPGConfig, ddpg
 from purepg.networks import ActorQConfig, actor_q
 from purepg.run.cli import main
-from purepg.run.launch import RunConfig
+from purepg.run.plan import RunConfig
 
 if __name__ == "__main__":
     config = DDPGConfig(

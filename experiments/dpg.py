@@ -3,7 +3,7 @@
 from purepg.algorithms.dpg import DPGConfig, dpg
 from purepg.linear import LinearQuadraticConfig, linear_quadratic
 from purepg.run.cli import main
-from purepg.run.launch import RunConfig
+from purepg.run.plan import RunConfig
 
 if __name__ == "__main__":
     # Q learns what actions are worth from noise of the actions' own size. Gradients shrink a hundredfold and more, and

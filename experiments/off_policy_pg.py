@@ -3,7 +3,7 @@
 from purepg.algorithms.off_policy_pg import OffPolicyPGConfig, off_policy_pg
 from purepg.networks import NetworkConfig, actor_critic
 from purepg.run.cli import main
-from purepg.run.launch import RunConfig
+from purepg.run.plan import RunConfig
 
 if __name__ == "__main__":
     config = OffPolicyPGConfig()

@@ -3,7 +3,7 @@
 from purepg.algorithms.ppo import PPOConfig, ppo
 from purepg.networks import NetworkConfig, actor_critic
 from purepg.run.cli import main
-from purepg.run.launch import RunConfig
+from purepg.run.plan import RunConfig
 
 if __name__ == "__main__":
     config = PPOConfig(

@@ -3,7 +3,7 @@
 from purepg.algorithms.ppo_penalty import PPOPenaltyConfig, ppo_penalty
 from purepg.networks import NetworkConfig, actor_critic
 from purepg.run.cli import main
-from purepg.run.launch import RunConfig
+from purepg.run.plan import RunConfig
 
 if __name__ == "__main__":
     config = PPOPenaltyConfig(num_steps=32, learning_rate=1e-3, gamma=0.98, target_kl=0.003)

@@ -3,7 +3,7 @@
 from purepg.algorithms.q_actor_critic import QActorCriticConfig, q_actor_critic
 from purepg.networks import ActorQConfig, actor_q
 from purepg.run.cli import main
-from purepg.run.launch import RunConfig
+from purepg.run.plan import RunConfig
 
 if __name__ == "__main__":
     config = QActorCriticConfig(normalize_weight=True)

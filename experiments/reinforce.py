@@ -3,7 +3,7 @@
 from purepg.algorithms.reinforce import REINFORCEConfig, reinforce
 from purepg.networks import NetworkConfig, actor_critic
 from purepg.run.cli import main
-from purepg.run.launch import RunConfig
+from purepg.run.plan import RunConfig
 
 if __name__ == "__main__":
     config = REINFORCEConfig(num_episodes=4, learning_rate=4e-3, gamma=0.99, baseline="leave_one_out")

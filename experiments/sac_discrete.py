@@ -3,7 +3,7 @@
 from purepg.algorithms.sac_discrete import DiscreteSACConfig, sac_discrete
 from purepg.networks import ActorQConfig, actor_q
 from purepg.run.cli import main
-from purepg.run.launch import RunConfig
+from purepg.run.plan import RunConfig
 
 if __name__ == "__main__":
     config = DiscreteSACConfig(num_envs=8, batch_size=128, tau=0.02, target_entropy=0.6)

@@ -3,7 +3,7 @@
 from purepg.algorithms.td3 import TD3Config, td3
 from purepg.networks import ActorQConfig, actor_q
 from purepg.run.cli import main
-from purepg.run.launch import RunConfig
+from purepg.run.plan import RunConfig
 
 if __name__ == "__main__":
     config = TD3Config(capacity=20_000, batch_size=128, gamma=0.98)

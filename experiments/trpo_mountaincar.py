@@ -3,7 +3,7 @@
 from purepg.algorithms.trpo import TRPOConfig, trpo
 from purepg.networks import NetworkConfig, actor_critic
 from purepg.run.cli import main
-from purepg.run.launch import RunConfig
+from purepg.run.plan import RunConfig
 
 if __name__ == "__main__":
     config = TRPOConfig(num_envs=4, gae_lambda=0.9, value_learning_rate=3e-3, normalize_obs=True)

@@ -29,6 +29,7 @@ class Guarded(NamedTuple):
     learner: Any
     finite: Array  # bool: false from the first update that brought a non-finite number on
     env_steps_left: Array  # int32: how many more environment steps the learner may consume
+    num_updates: Array | None  # int32: how many it has made; None where all have one length
 
 
 def guard(algorithm: Algorithm, max_env_steps: int) -> Algorithm:
@@ -37,22 +38,25 @@ def guard(algorithm: Algorithm, max_env_steps: int) -> Algorithm:
     - An update that makes the learner non-finite is undone, and the learner stays as it was before it from then on;
       the metric `finite` is false from that update. Other members of a population are untouched.
     - Where updates vary in length, a member stops before the update that could pass `max_env_steps`: it changes no
-      more, its metrics are NaN, its `env_steps` 0. Once every member has stopped, updates cost nothing. Where updates
-      have one length, the caller knows their number, and nothing is counted.
+      more, its metrics are NaN, its `env_steps` 0. Once every member has stopped, updates cost nothing. It also counts
+      its updates, since it may have stopped before others: with more steps to consume it goes on from there. Where
+      updates have one length, the caller knows their number, and nothing is counted.
     """
     counts = algorithm.min_env_steps_per_update < algorithm.max_env_steps_per_update
 
     def init(key):
         learner, world = algorithm.init(key)
-        return State(Guarded(learner, jnp.bool_(True), jnp.int32(max_env_steps if counts else 0)), world)
+        left, num_updates = (jnp.int32(max_env_steps), jnp.int32(0)) if counts else (jnp.int32(0), None)
+        return State(Guarded(learner, jnp.bool_(True), left, num_updates), world)
 
     def advance(key, state, update):
-        (learner, finite, left), world = state
+        (learner, finite, left, num_updates), world = state
         (new_learner, world), metrics = algorithm.step(key, State(learner, world), update)
         finite &= all_finite(new_learner)
         learner = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_learner, learner)
         left -= metrics["env_steps"] if counts else 0
-        return State(Guarded(learner, finite, left), world), metrics | {"finite": finite}
+        guarded = Guarded(learner, finite, left, num_updates + 1 if counts else None)
+        return State(guarded, world), metrics | {"finite": finite}
 
     def advance_within_budget(key, state, update):
         within = state.learner.env_steps_left >= algorithm.max_env_steps_per_update

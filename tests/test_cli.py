@@ -16,7 +16,7 @@ from purepg.algorithms.ppo import PPOConfig, ppo
 from purepg.algorithms.reinforce import REINFORCEConfig, reinforce
 from purepg.networks import NetworkConfig, actor_critic
 from purepg.run.cli import main
-from purepg.run.launch import RunConfig
+from purepg.run.plan import RunConfig
 from purepg.run.record import Record, RecordError, read_log
 from purepg.run.statistics import iqm
 

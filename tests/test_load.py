@@ -15,8 +15,9 @@ import pytest
 from purepg.algorithms.ppo import PPOConfig, ppo
 from purepg.networks import NetworkConfig, actor_critic
 from purepg.run import evaluation
-from purepg.run.launch import RunConfig, launch, prepare
+from purepg.run.launch import launch
 from purepg.run.load import dereference, load, reference
+from purepg.run.plan import RunConfig, prepare
 from purepg.run.population import Population
 from purepg.train import evaluate
 from purepg.types import UsageError

@@ -1,15 +1,21 @@
 """The memory that a run says it will take: what its replay holds, and what it advises where memory is short."""
 
+import json
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 
+import purepg.run.launch
 import purepg.run.memory
 from purepg.algorithms.ddpg import DDPGConfig, ddpg
+from purepg.algorithms.ppo import PPOConfig, ppo
 from purepg.envs import make as make_env
-from purepg.networks import ActorQConfig, actor_q
+from purepg.networks import ActorQConfig, NetworkConfig, actor_critic, actor_q
+from purepg.run import cli
 from purepg.run.memory import MIB, forecast, free_bytes
+from purepg.run.plan import RunConfig
 from purepg.run.population import Chunk, Memory, Population, grid, group_by_program
 
 CAPACITY = 100_000
@@ -54,15 +60,52 @@ def test_a_program_writes_its_replay_in_place(memory):
 
 def test_the_forecast_says_members_bytes_and_replay(monkeypatch):
     monkeypatch.setattr(purepg.run.memory, "free_bytes", lambda device: 10**12)
-    assert forecast(Memory(30 * MIB, 2, 40 * MIB), 8) == "memory: 8 agents at once take 60 MiB, 40 MiB of it replay"
-    assert forecast(Memory(30 * MIB, 1, 0), 8) == "memory: 8 agents at once take 30 MiB"
+    assert (
+        forecast(Memory(30 * MIB, 2, 40 * MIB), 8).line == "memory: 8 agents at once take 60 MiB, 40 MiB of it replay"
+    )
+    assert forecast(Memory(30 * MIB, 1, 0), 8) == ("memory: 8 agents at once take 30 MiB", 8)
 
 
-def test_where_memory_is_short_the_forecast_advises_what_fits(monkeypatch):
+def test_where_memory_is_short_the_forecast_says_how_many_fit(monkeypatch):
     monkeypatch.setattr(purepg.run.memory, "free_bytes", lambda device: 25 * MIB)
-    line = forecast(Memory(30 * MIB, 2, 40 * MIB), 8)  # two devices of one CPU share what is free
-    assert line.endswith("; only 25 MiB are free: try --max-parallel 3")
-    assert "try --max-parallel 1" in forecast(Memory(3000 * MIB, 1, 0), 8)
+    line, fit = forecast(Memory(30 * MIB, 2, 40 * MIB), 8)  # two devices of one CPU share what is free
+    assert line.endswith("; only 25 MiB are free") and fit == 3
+    assert forecast(Memory(3000 * MIB, 1, 0), 8).fit == 1
+
+
+def test_a_population_that_does_not_fit_is_trained_in_parts_and_resumed_in_the_same(monkeypatch, tmp_path, capsys):
+    """A plan that says so itself gives the same, and a resume keeps the parts where there is more memory again."""
+    config, network = PPOConfig(num_envs=2, num_steps=8), NetworkConfig(hidden=(4,))
+
+    def command(name: str, *flags: str) -> int:
+        small = RunConfig(total_steps=32, num_seeds=4, log_every=1, eval_episodes=2, eval_max_steps=5, devices=1)
+        arguments = ["--out", str(tmp_path / name), "--wandb", "disabled", *flags]
+        with pytest.raises(SystemExit) as exit_:
+            cli.main(ppo, config, actor_critic, network, small, arguments=arguments)
+        assert isinstance(exit_.value.code, int)
+        return exit_.value.code
+
+    of_parts: list[int] = []
+
+    def remember(memory: Memory, num_members: int) -> Any:
+        of_parts.append(memory.per_device)
+        return forecast(memory, num_members)
+
+    monkeypatch.setattr(purepg.run.launch, "forecast", remember)
+    assert command("asked", "--max-parallel", "2") == 0
+    monkeypatch.setattr(purepg.run.memory, "free_bytes", lambda device: of_parts[0])  # just enough for two
+    capsys.readouterr()
+    assert command("split") == 0
+    said = capsys.readouterr().err
+    assert "memory: 4 agents at once" in said and " at a time" in said and "memory: 2 agents at once" in said
+    monkeypatch.undo()
+    split, asked = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("split", "asked"))
+    assert split["layout"] == asked["layout"] and split["run"]["max_parallel"] in (2, 3)
+    assert command("split", "--resume", "--total-steps", "64") == 0
+    assert command("asked", "--resume", "--total-steps", "64", "--max-parallel", "2") == 0
+    with np.load(tmp_path / "split" / "metrics.npz") as metrics, np.load(tmp_path / "asked" / "metrics.npz") as same:
+        for name in same:
+            np.testing.assert_array_equal(metrics[name], same[name], err_msg=name)
 
 
 def test_free_memory_is_the_devices_own_or_the_systems():
@@ -72,4 +115,4 @@ def test_free_memory_is_the_devices_own_or_the_systems():
 
 
 def test_a_forecast_is_one_line():
-    assert re.fullmatch(r"memory: 1 agents at once take [\d,]+ MiB[^\n]*", forecast(Memory(MIB, 1, 0), 1))
+    assert re.fullmatch(r"memory: 1 agents at once take [\d,]+ MiB[^\n]*", forecast(Memory(MIB, 1, 0), 1).line)

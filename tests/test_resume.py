@@ -29,10 +29,10 @@ from purepg.algorithms.sac import SACConfig, sac
 from purepg.networks import ActorQConfig, NetworkConfig, actor_critic, actor_q
 from purepg.run.checkpoint import Checkpoints
 from purepg.run.cli import main
-from purepg.run.launch import RunConfig
 from purepg.run.load import load
+from purepg.run.plan import RunConfig
 from purepg.run.population import Group, Population, block_lengths
-from purepg.run.record import RecordError
+from purepg.run.record import Record, RecordError
 from purepg.run.resume import refuse_differences
 from purepg.types import UsageError
 
@@ -318,17 +318,31 @@ def test_told_so_a_resumed_schedule_gets_another_length(whole, states, tmp_path)
     assert all(jax.tree.leaves(moved))
 
 
-def test_more_steps_are_spent_where_updates_vary_in_length(whole, tmp_path):
-    first = whole("reinforce")[0]
-    out = tmp_path / "out"
+def test_more_steps_give_the_longer_run_where_updates_vary_in_length(whole, states, tmp_path):
+    first, out = whole("reinforce")[0], tmp_path / "out"
+    with np.load(first / "metrics.npz") as metrics:
+        made = (metrics["env_steps"] > 0).sum(-1)
+    assert len(np.unique(made)) > 1  # some stopped before others
     shutil.copytree(first, out)
+    states.take()
     assert command(EXPERIMENTS["reinforce"], out, "--resume", "--total-steps", "400") == 0
-    with np.load(out / "metrics.npz") as metrics, np.load(first / "metrics.npz") as shorter:
-        steps = np.nansum(metrics["env_steps"], axis=-1)
-        assert (steps <= 400).all() and (steps > 400 - 30).all()
-        made = shorter["env_steps"] > 0
-        np.testing.assert_array_equal(metrics["env_steps"][..., : made.shape[-1]][made], shorter["env_steps"][made])
-    assert (out / "log.jsonl").read_bytes().startswith((first / "log.jsonl").read_bytes())
+    resumed = states.take()
+    assert command(EXPERIMENTS["reinforce"], tmp_path / "long", "--total-steps", "400") == 0
+    assert_same_states(resumed, states.take())
+    with np.load(out / "metrics.npz") as metrics, np.load(tmp_path / "long" / "metrics.npz") as long:
+        assert set(metrics) == set(long) and metrics["env_steps"].shape[-1] > made.max()
+        for name in long:
+            np.testing.assert_array_equal(metrics[name], long[name], err_msg=name)
+
+
+def test_a_folder_that_another_process_writes_is_left_alone(whole, tmp_path, capsys):
+    out = tmp_path / "out"
+    shutil.copytree(whole("ppo_penalty")[0], out)
+    with Record.reopen(out, (out / "log.jsonl").stat().st_size, keep_wandb=True):
+        assert "is being written by another process" in refused(EXPERIMENTS["ppo_penalty"], out, capsys)
+        before = snapshot(out)
+        assert command(EXPERIMENTS["ppo_penalty"], out, "--overwrite") == 2
+        assert snapshot(out) == before
 
 
 def refused(experiment: Experiment, out: Path, capsys, *flags: str) -> str:

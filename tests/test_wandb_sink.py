@@ -248,7 +248,7 @@ def test_summary_and_picture_go_to_every_run(tmp_path):
     }
     sink = make_sink(tmp_path)
     log(sink, population())
-    sink.finish(summary, tmp_path / "curves.png")
+    sink.finish(summary, [tmp_path / "curves.png", tmp_path / "absent.png"])
     runs = logged_runs(tmp_path)
     assert [runs[f"learning_rate=0.001/seed={s}"].summary["final"] for s in range(3)] == [1.0, 2.0, None]
     assert runs["learning_rate=0.001/seed=2"].summary["mode"] == {"iqm": 8.0, "final": 9.0}

@@ -10,7 +10,8 @@ from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
-from purepg.run.launch import MakeAlgorithm, MakeNetwork, RunConfig, launch, prepare
+from purepg.run.launch import launch
+from purepg.run.plan import MakeAlgorithm, MakeNetwork, RunConfig, prepare
 from purepg.run.population import Configs, find_field
 from purepg.run.record import RecordError
 from purepg.run.summary import report

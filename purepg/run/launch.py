@@ -1,208 +1,20 @@
-"""From a description of a run to its results: the order in which everything on the host happens."""
+"""From a plan to its results: the order in which everything on the host happens."""
 
-import importlib.metadata
-import os
-import platform
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-import jax
-
-from purepg import envs
-from purepg.config import ANNEAL_UPDATES, Count, CountOrZero, NonNegative, Seed, check
 from purepg.run.checkpoint import Checkpoints
-from purepg.run.load import reference
-from purepg.run.loop import Outcome, Progress, Saved, Saving, ctrl_c_finishes_the_block, run_chunk
+from purepg.run.loop import Interrupt, Outcome, Progress, Saved, Saving, ctrl_c_finishes_the_block, run_chunk
+from purepg.run.memory import forecast
+from purepg.run.plan import Plan, describe
 from purepg.run.plot import curves, heatmap
-from purepg.run.population import (
-    Chunk,
-    Configs,
-    Group,
-    Make,
-    Population,
-    Setting,
-    chunks,
-    grid,
-    group_by_program,
-    most_devices,
-)
+from purepg.run.population import Chunk, Group, Population, Setting, block_lengths
 from purepg.run.record import CURVES, HEATMAP, Record, RecordError, new_folder, say, setting_label
-from purepg.run.resume import (
-    Logged,
-    changed_versions,
-    chunk_metrics,
-    covered,
-    keep_schedules,
-    read_config,
-    refuse_differences,
-)
+from purepg.run.resume import Logged, changed_versions, chunk_metrics, covered, refuse_differences
 from purepg.run.summary import Part, assemble, diverged, summarize
 from purepg.run.wandb_sink import WandbSink
-from purepg.runtime import backend_is_running, split_cpu
-from purepg.types import Algorithm, Env, UsageError
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """What to run, beside the algorithm.
-
-    Attributes:
-      env: name of the environment.
-      total_steps: environment steps of each seed.
-      num_seeds: agents trained for each setting.
-      seed: seed of the run; agent s of every setting is keyed by (seed, s).
-      log_every: updates in a block: the progress bar, log.jsonl and W&B move once a block. 0: the whole run is one
-        program.
-      eval_episodes: episodes of the final evaluation, for each seed.
-      eval_seed: seed of the evaluation, the same for every agent.
-      eval_max_steps: an evaluation episode is cut after this many steps; None: at the environment's time limit.
-      max_parallel: agents trained at once; None: all of them.
-      devices: devices that the agents are spread over; None: as many as divide them. On a CPU, a device is a core.
-      compile_cache: keep compiled programs on disk, so that the next start is quick.
-      checkpoint_every: seconds between checkpoints, each at the end of a block; there is one at the end in any case.
-      keep: checkpoints that are kept, the latest.
-      out: folder of the results; None: a new one under runs/.
-      overwrite: replace the run that the folder holds.
-      resume: go on with the run that the folder holds, as if it had never stopped. `total_steps` may be more than it
-        was; a schedule stays as long as it first was.
-      wandb: online (log in once with `wandb login`), offline (files in the folder), or disabled.
-      wandb_per: a W&B run for every seed, or for every setting with mean and interval.
-      wandb_project: W&B's project.
-      wandb_group: W&B's group; None: the folder's name.
-    """
-
-    env: str = "CartPole-v1"
-    total_steps: Count = 100_000
-    num_seeds: Count = 16
-    seed: Seed = 0
-    log_every: CountOrZero = 10
-    eval_episodes: Count = 128
-    eval_seed: Seed = 0
-    eval_max_steps: Count | None = None
-    max_parallel: Count | None = None
-    devices: Count | None = None
-    compile_cache: bool = True
-    checkpoint_every: NonNegative = 300.0
-    keep: Count = 2
-    out: Path | None = None
-    overwrite: bool = False
-    resume: bool = False
-    wandb: Literal["online", "offline", "disabled"] = "offline"
-    wandb_per: Literal["seed", "setting"] = "seed"
-    wandb_project: str = "purepg"
-    wandb_group: str | None = None
-
-
-MakeAlgorithm = Callable[[Env, Any, Any], Algorithm]
-MakeNetwork = Callable[[Env, Any], Any]  # a network of the kind that the algorithm takes
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A run that was checked: nothing in it can be refused any more but its folder."""
-
-    run: RunConfig
-    env: Env
-    make: Make
-    settings: list[Setting]
-    groups: list[Group]
-    num_devices: int
-    eval_max_steps: int
-    code: dict[str, str]  # where the algorithm and its parts are to be found again
-    stored: dict[str, Any] | None  # config.json of the run to go on with
-
-    @property
-    def order(self) -> list[tuple[Group, Chunk]]:
-        """The run's chunks, as they are trained one after another."""
-        run = self.run
-        parts = [(group, chunks(len(group.settings), run.num_seeds, run.max_parallel)) for group in self.groups]
-        return [(group, chunk) for group, of_group in parts for chunk in of_group]
-
-    def population(self, group: Group, shape: tuple[int, int]) -> Population:
-        """What trains a group's chunks of one shape."""
-        run = self.run
-        evaluation = run.eval_seed, run.eval_episodes, self.eval_max_steps
-        return Population(self.env, self.make, group, shape, run.seed, run.total_steps, self.num_devices, *evaluation)
-
-
-def prepare(
-    algorithm: MakeAlgorithm,
-    network: MakeNetwork,
-    configs: Configs,
-    run: RunConfig,
-    sweep: Mapping[str, Sequence[Any]],
-) -> Plan:
-    """Checks everything that can be checked before anything compiles.
-
-    Args:
-      algorithm, network: how to make them from `configs[algorithm's name]` and `configs["network"]`.
-      sweep: name of a field to its values; the settings are the grid of all.
-    Raises:
-      UsageError: in one line, what is wrong and what to do.
-    """
-    check(run)
-    if run.resume and (run.out is None or run.overwrite):
-        raise UsageError("--resume needs --out, the folder of the run to go on with, and no --overwrite")
-    stored = read_config(run.out) if run.resume and run.out else None
-    settings = grid(configs, sweep)
-    if stored:
-        settings = keep_schedules(settings, stored)
-    for setting in settings:
-        for config in setting.configs.values():
-            check(config)
-    num_devices = prepare_devices(run.devices, run.num_seeds, len(settings))
-    if run.compile_cache:
-        use_compile_cache()
-    env = envs.make(run.env)
-    eval_max_steps = run.eval_max_steps or env.max_episode_steps
-    if eval_max_steps is None:
-        raise UsageError(f"{env.name} has no time limit: set --eval-max-steps")
-
-    algorithm_name = next(name for name in configs if name != "network")
-
-    def make(configs: Configs) -> Algorithm:
-        return algorithm(env, network(env, configs["network"]), configs[algorithm_name])
-
-    groups = group_by_program(settings, make, run.total_steps)
-    code = {
-        "name": algorithm_name,
-        "algorithm": reference(algorithm),
-        "config": reference(type(configs[algorithm_name])),
-        "network": reference(network),
-        "network_config": reference(type(configs["network"])),
-    }
-    return Plan(run, env, make, settings, groups, num_devices, eval_max_steps, code, stored)
-
-
-def prepare_devices(devices: int | None, num_seeds: int, num_settings: int) -> int:
-    """Splits the CPU into devices, where that is still possible, and says over how many the agents are spread.
-
-    Raises:
-      UsageError: more devices than there are, or a number that divides neither seeds nor settings.
-    """
-    if devices is not None and most_devices(devices, num_seeds, num_settings) != devices:
-        raise UsageError(f"devices ({devices}) must divide num_seeds ({num_seeds}) or the settings ({num_settings})")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if not backend_is_running():
-        cpu_devices = devices or most_devices(cores, num_seeds, num_settings)
-        if cpu_devices > 1:
-            split_cpu(cpu_devices, cores)
-    available = jax.device_count()
-    if devices is not None and devices > available:
-        raise UsageError(f"devices ({devices}) must be at most {available}, what this machine has")
-    return devices or most_devices(available, num_seeds, num_settings)
-
-
-def use_compile_cache() -> None:
-    """Turns JAX's persistent compilation cache on, in the user's own folder where they chose one."""
-    if not jax.config.values["jax_compilation_cache_dir"]:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(home / "purepg" / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 class Results(NamedTuple):
@@ -219,55 +31,101 @@ def launch(plan: Plan, script: str) -> Results:
     Raises:
       UsageError: the folder cannot be written. RecordError: it is full from the start.
     """
-    run = plan.run
-    out = run.out or new_folder(script)
-    config = describe(plan, script)
-    order = plan.order
-    if plan.stored:
-        refuse_differences(out, plan.stored, config)
-        for change in changed_versions(plan.stored, config):
-            say(f"{change}: the result may differ in its last bits from that of a run that was never stopped")
-    updates = [Checkpoints(out, i).latest() or 0 for i in range(len(order))] if plan.stored else [0] * len(order)
-    logged = covered(out, order, updates) if plan.stored else Logged(0, [])
+    out = plan.run.out or new_folder(script)
+    with ctrl_c_finishes_the_block() as interrupt:
+        if plan.stored:
+            return _go_on(plan, plan.stored, out, script, interrupt)
+        with Record.open(out, plan.run.overwrite) as record:
+            record.write_config(describe(plan, script))  # before it compiles: what is killed then can be resumed
+            plan, populations = fit(plan)
+            nothing: list[Saved | None] = [None] * len(populations)
+            config = describe(plan, script)
+            return _run(plan, out, script, config, populations, Logged(0, []), nothing, record, interrupt)
+
+
+def _go_on(plan: Plan, stored: Mapping[str, Any], out: Path, script: str, interrupt: Interrupt) -> Results:
+    """The same for a run that was begun before. What cannot be read is found before anything is written."""
+    config, order = describe(plan, script), plan.order
+    refuse_differences(out, stored, config)
+    for change in changed_versions(stored, config):
+        say(f"{change}: the result may differ in its last bits from that of a run that was never stopped")
+    updates = [Checkpoints(out, i).latest() or 0 for i in range(len(order))]
+    logged = covered(out, order, updates)
     saved = [_saved(out, i, order[i][1], logged, updates[i]) for i in range(len(order))]
-    populations = _populations(plan, order)
+    populations = _populations(plan)
     for i, (before, population) in enumerate(zip(saved, populations, strict=True)):
-        if before:  # what cannot be read is found before anything is written
+        if before:
             abstract = population.abstract_state(population.members(order[i][1]))
             Checkpoints(out, i).restore(before.update, abstract)
-    with Record.reopen(out, logged.num_bytes) if plan.stored else Record.open(out, run.overwrite) as record:
-        record.write_config(config)
-        hyperparameters = [setting.hyperparameters for setting in plan.settings]
-        labels = [setting_label(h) or script for h in hyperparameters]
-        wandb = WandbSink(
-            run.wandb,
-            run.wandb_per,
-            run.wandb_project,
-            run.wandb_group or out.name,
-            out,
-            config,
-            hyperparameters,
-            list(range(run.num_seeds)),
-        )
-        summary: dict[str, Any] = {}
-        lost: list[str] = []
-        try:
-            parts, interrupted = _train(plan, out, order, populations, logged, saved, record, wandb, lost)
-            metrics, num_updates = assemble(parts, len(plan.settings), run.num_seeds)
-            summary = summarize(plan.settings, parts, metrics, num_updates, interrupted)
-            for write in (
-                lambda: record.write_summary(summary),  # the smallest first, where a disk is nearly full
-                lambda: record.write(CURVES, lambda file: curves(file, metrics, labels, f"{script} on {run.env}")),
-                *_heatmap(record, summary, f"{script} on {run.env}"),
-                lambda: record.write_metrics(metrics, num_updates),
-            ):
-                try:
-                    write()
-                except RecordError as error:
-                    lost.append(str(error))
-        finally:  # W&B keeps what it was given, whatever went wrong here
-            picture = out / CURVES
-            wandb.finish(summary, picture if picture.exists() else None)
+    with Record.reopen(out, logged.num_bytes, keep_wandb=plan.run.wandb == "disabled") as record:
+        return _run(plan, out, script, config, populations, logged, saved, record, interrupt)
+
+
+def _populations(plan: Plan) -> list[Population]:
+    """What trains each chunk: one for all of a group that have one shape."""
+    made: dict[Any, Population] = {}
+    for group, chunk in plan.order:
+        if (group.settings, chunk.shape) not in made:
+            made[group.settings, chunk.shape] = plan.population(group, chunk.shape)
+    return [made[group.settings, chunk.shape] for group, chunk in plan.order]
+
+
+def fit(plan: Plan) -> tuple[Plan, list[Population]]:
+    """Says how much memory the population takes, and trains it in smaller parts where that is more than is free.
+
+    Returns:
+      (plan, populations): the plan, with `max_parallel` set where it had to be, and what trains each of its chunks.
+    """
+    populations = _populations(plan)
+    first = {id(population): i for i, population in reversed(list(enumerate(populations)))}
+    for i in sorted(first.values()):
+        (group, chunk), population = plan.order[i], populations[i]
+        members, lengths = population.members(chunk), block_lengths(group, plan.run.log_every)
+        population.start_compiling(members, *lengths)
+        found = forecast(population.memory(members, lengths[0]), population.num_members)
+        if found.fit < population.num_members:
+            say(f"{found.line}: training {found.fit} at a time")
+            return fit(replace(plan, run=replace(plan.run, max_parallel=found.fit)))
+        say(found.line)
+    return plan, populations
+
+
+def _run(
+    plan: Plan,
+    out: Path,
+    script: str,
+    config: dict[str, Any],
+    populations: list[Population],
+    logged: Logged,
+    saved: list[Saved | None],
+    record: Record,
+    interrupt: Interrupt,
+) -> Results:
+    """Trains, evaluates and records what is left to do."""
+    run, order = plan.run, plan.order
+    record.write_config(config)
+    hyperparameters = [setting.hyperparameters for setting in plan.settings]
+    labels = [setting_label(h) or script for h in hyperparameters]
+    group, seeds = run.wandb_group or out.name, list(range(run.num_seeds))
+    wandb = WandbSink(run.wandb, run.wandb_per, run.wandb_project, group, out, config, hyperparameters, seeds)
+    summary: dict[str, Any] = {}
+    lost: list[str] = []
+    try:
+        parts, interrupted = _train(plan, out, order, populations, logged, saved, record, wandb, lost, interrupt)
+        metrics, num_updates = assemble(parts, len(plan.settings), run.num_seeds)
+        summary = summarize(plan.settings, parts, metrics, num_updates, interrupted)
+        for write in (
+            lambda: record.write_summary(summary),  # the smallest first, where a disk is nearly full
+            lambda: record.write(CURVES, lambda file: curves(file, metrics, labels, f"{script} on {run.env}")),
+            *_heatmap(record, summary, f"{script} on {run.env}"),
+            lambda: record.write_metrics(metrics, num_updates),
+        ):
+            try:
+                write()
+            except RecordError as error:
+                lost.append(str(error))
+    finally:  # W&B keeps what it was given, whatever went wrong here
+        wandb.finish(summary, [out / name for name in (CURVES, HEATMAP)])
     return Results(summary, out, lost)
 
 
@@ -288,15 +146,6 @@ def _saved(out: Path, i: int, chunk: Chunk, logged: Logged, update: int) -> Save
     return Saved(update, metrics, facts["run_seconds"], facts["total_steps"], facts["spent"])
 
 
-def _populations(plan: Plan, order: list[tuple[Group, Chunk]]) -> list[Population]:
-    """What trains each chunk: one for all of a group that have one shape."""
-    made: dict[Any, Population] = {}
-    for group, chunk in order:
-        if (group.settings, chunk.shape) not in made:
-            made[group.settings, chunk.shape] = plan.population(group, chunk.shape)
-    return [made[group.settings, chunk.shape] for group, chunk in order]
-
-
 def _train(
     plan: Plan,
     out: Path,
@@ -307,63 +156,60 @@ def _train(
     record: Record,
     wandb: WandbSink,
     lost: list[str],
+    interrupt: Interrupt,
 ) -> tuple[list[Part], bool]:
     """Trains chunk after chunk; true where Ctrl-C, or a disk that is full, ended it early."""
     run = plan.run
     parts: list[Part] = []
     progress = Progress(run.total_steps * len(plan.settings) * run.num_seeds)
-    announced: set[int] = set()  # by their populations
-    with ctrl_c_finishes_the_block() as interrupt:
 
-        def failed(error: RecordError) -> None:
-            interrupt.requested = True
-            if str(error) in lost:
-                return
-            lost.append(str(error))
-            say(f"{error}; ending the run with what it has")
+    def failed(error: RecordError) -> None:
+        interrupt.requested = True
+        if str(error) in lost:
+            return
+        lost.append(str(error))
+        say(f"{error}; ending the run with what it has")
 
-        for block in logged.blocks:  # W&B records it anew, whatever a kill has left of its files
-            (group, chunk), before = order[block.chunk], saved[block.chunk]
-            assert before  # it covers the block
-            metrics = {name: x[..., block.start : block.end] for name, x in before.metrics.items()}
-            settings, seeds = chunk.members(group)
-            for sink in (wandb.log_block, progress):
-                sink(settings, block.start, metrics, seeds)
-        for i, ((group, chunk), population, before) in enumerate(zip(order, populations, saved, strict=True)):
-            evaluation = Checkpoints(out, i).evaluation(before.update) if before else None
-            is_over = before is not None and before.total_steps == run.total_steps
-            if before and evaluation and (is_over or (interrupt.requested and parts)):
-                outcome = Outcome(before.metrics, **evaluation, compile_seconds=0.0, run_seconds=before.run_seconds)
-            elif interrupt.requested and parts:
+    for block in logged.blocks:  # W&B records it anew, whatever a kill has left of its files
+        (group, chunk), before = order[block.chunk], saved[block.chunk]
+        assert before  # it covers the block
+        metrics = {name: x[..., block.start : block.end] for name, x in before.metrics.items()}
+        settings, seeds = chunk.members(group)
+        for sink in (wandb.log_block, progress):
+            sink(settings, block.start, metrics, seeds)
+    for i, ((group, chunk), population, before) in enumerate(zip(order, populations, saved, strict=True)):
+        evaluation = Checkpoints(out, i).evaluation(before.update) if before else None
+        is_over = before is not None and before.total_steps == run.total_steps
+        if before and evaluation and (is_over or (interrupt.requested and parts)):
+            outcome = Outcome(before.metrics, **evaluation, compile_seconds=0.0, run_seconds=before.run_seconds)
+        elif interrupt.requested and parts:
+            continue
+        else:
+            try:
+                checkpoints = Checkpoints(out, i, run.keep)
+            except RecordError as error:
+                if not parts:
+                    raise
+                failed(error)
                 continue
-            else:
-                try:
-                    checkpoints = Checkpoints(out, i, run.keep)
-                except RecordError as error:
-                    if not parts:
-                        raise
-                    failed(error)
-                    continue
-                outcome = run_chunk(
-                    population,
-                    group,
-                    chunk,
-                    run.log_every,
-                    [record.append_block, wandb.log_block, progress],
-                    interrupt,
-                    announce=id(population) not in announced,
-                    saving=Saving(checkpoints, run.checkpoint_every, failed),
-                    saved=before,
-                )
-                announced.add(id(population))
-                try:
-                    checkpoints.close()
-                except RecordError as error:
-                    failed(error)
-            parts.append(Part(group, chunk, outcome))
-            _say_divergence(plan.settings, parts[-1])
-        progress.close()
-        return parts, interrupt.requested
+            outcome = run_chunk(
+                population,
+                group,
+                chunk,
+                run.log_every,
+                [record.append_block, wandb.log_block, progress],
+                interrupt,
+                saving=Saving(checkpoints, run.checkpoint_every, failed),
+                saved=before,
+            )
+            try:
+                checkpoints.close()
+            except RecordError as error:
+                failed(error)
+        parts.append(Part(group, chunk, outcome))
+        _say_divergence(plan.settings, parts[-1])
+    progress.close()
+    return parts, interrupt.requested
 
 
 def _say_divergence(settings: Sequence[Setting], part: Part) -> None:
@@ -374,30 +220,3 @@ def _say_divergence(settings: Sequence[Setting], part: Part) -> None:
                 f"{label}, seed {part.chunk.seeds.start + member['seed']}: parameters became non-finite at update "
                 f"{member['update']}; frozen as they were before it"
             )
-
-
-def describe(plan: Plan, script: str) -> dict[str, Any]:
-    """What config.json holds: all arguments, versions, and the population's layout, which its last bits depend on."""
-    packages = ("purepg", "jax", "jaxlib", "flax", "optax", "gymnax", "numpy")
-    devices = jax.devices()[: plan.num_devices]
-    return {
-        "script": script,
-        "run": asdict(plan.run),
-        **{name: asdict(config) for name, config in plan.groups[0].configs.items()},
-        "code": plan.code,
-        "settings": [setting.hyperparameters for setting in plan.settings],
-        "schedules": [_schedule(plan, h) for h in range(len(plan.settings))],
-        "num_updates": [next(g.num_updates for g in plan.groups if h in g.settings) for h in range(len(plan.settings))],
-        "layout": [dict(zip(("settings", "seeds"), chunk.members(group), strict=True)) for group, chunk in plan.order],
-        "devices": [device.device_kind for device in devices],
-        "platform": {"backend": jax.default_backend(), "python": platform.python_version(), "os": platform.platform()},
-        "xla_flags": os.environ.get("XLA_FLAGS", ""),
-        "versions": {package: importlib.metadata.version(package) for package in packages},
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
-
-
-def _schedule(plan: Plan, h: int) -> int | None:
-    """How many updates a setting's schedules last; None: it has none."""
-    group = next(g for g in plan.groups if h in g.settings)
-    return next((c.anneal_updates for c in group.configs.values() if hasattr(c, ANNEAL_UPDATES)), None)

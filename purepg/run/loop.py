@@ -12,9 +12,8 @@ import numpy as np
 from tqdm import tqdm
 
 from purepg.run.checkpoint import Checkpoints
-from purepg.run.memory import forecast
 from purepg.run.population import Chunk, Group, Population, block_lengths
-from purepg.run.record import RecordError, say
+from purepg.run.record import RecordError
 
 HostMetrics = dict[str, np.ndarray]  # each [H, S, U]
 
@@ -109,7 +108,6 @@ def run_chunk(
     log_every: int,
     sinks: list[Sink],
     interrupt: Interrupt,
-    announce: bool = False,
     saving: Saving | None = None,
     saved: Saved | None = None,
 ) -> Outcome:
@@ -117,7 +115,6 @@ def run_chunk(
 
     Args:
       log_every: updates in a block; 0 makes the whole run one block.
-      announce: say how much memory it takes.
       saved: what it goes on from; the sinks have had its metrics.
     """
     settings, seeds = chunk.members(group)
@@ -127,10 +124,7 @@ def run_chunk(
     run_before = saved.run_seconds if saved else 0.0
     spent = saved is not None and saved.spent and saved.total_steps == population.total_steps
     lengths = [] if spent else block_lengths(group, log_every, first)
-    compiled_before = population.compile_seconds
     population.start_compiling(members, *lengths)
-    if announce and lengths:
-        say(forecast(population.memory(members, lengths[0]), population.num_members))
     if saved and saving:
         state = saving.checkpoints.restore(first, population.abstract_state(members))
         state = population.with_more_steps(state, population.total_steps - saved.total_steps)
@@ -192,4 +186,4 @@ def run_chunk(
         except RecordError as error:
             saving.failed(error)
     metrics = {name: np.concatenate([b[name] for b in blocks], axis=-1) for name in blocks[0]}
-    return Outcome(metrics, evaluation.sampled, evaluation.mode, population.compile_seconds - compiled_before, seconds)
+    return Outcome(metrics, evaluation.sampled, evaluation.mode, population.new_compile_seconds(), seconds)

@@ -1,7 +1,7 @@
-"""How much memory a population will take, said before it runs."""
+"""How much memory a population will take, said before it runs, and how many agents of it would fit."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -10,8 +10,15 @@ from purepg.run.population import Memory
 MIB = 2**20
 
 
-def forecast(memory: Memory, num_members: int) -> str:
-    """One line; where more is asked for than is free, it says what would fit."""
+class Forecast(NamedTuple):
+    """What a population takes, and what there is."""
+
+    line: str  # that says so
+    fit: int  # agents at once that what is free would hold, at least 1; all of them where nobody says what is free
+
+
+def forecast(memory: Memory, num_members: int) -> Forecast:
+    """Whether a population fits into what is free now."""
     device = jax.devices()[0]
     shared = device.platform == "cpu"  # by all its devices
     needed = memory.per_device * (memory.num_devices if shared else 1)
@@ -19,10 +26,10 @@ def forecast(memory: Memory, num_members: int) -> str:
     if memory.replay:
         line += f", {memory.replay / MIB:,.0f} MiB of it replay"
     free = free_bytes(device)
-    if free is not None and needed > free:
-        fit = max(1, int(num_members * free / needed))
-        line += f"; only {free / MIB:,.0f} MiB are free{'' if shared else ' on a device'}: try --max-parallel {fit}"
-    return line
+    if free is None or needed <= free:
+        return Forecast(line, num_members)
+    line += f"; only {free / MIB:,.0f} MiB are free{'' if shared else ' on a device'}"
+    return Forecast(line, max(1, int(num_members * free / needed)))
 
 
 def free_bytes(device: Any) -> int | None:

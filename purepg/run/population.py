@@ -210,7 +210,8 @@ class Population:
             return algorithm(hyper).init(member_key(s)[0])
 
         def advance(hyper: Hyper, s: Array, state: State, start: Array, num_updates: int) -> tuple[State, Metrics]:
-            return train(member_key(s)[1], algorithm(hyper), state, start, num_updates)
+            first = start if group.updates_have_one_length else state.learner.num_updates
+            return train(member_key(s)[1], algorithm(hyper), state, first, num_updates)
 
         def final(hyper: Hyper, s: Array, state: State) -> Evaluation:
             del s
@@ -277,14 +278,19 @@ class Population:
         return self._compile(self._init, *members)(*members)
 
     def advance(self, members: Members, state: State, start: int, num_updates: int) -> tuple[State, Metrics]:
-        """`num_updates` updates from number `start` on; consumes `state`. Metrics are `[H, S, num_updates]`. Returns at
-        once, while the device works."""
+        """`num_updates` updates from number `start` on, or from each member's own where they vary in length; consumes
+        `state`. Metrics are `[H, S, num_updates]`. Returns at once, while the device works."""
         arguments = (*members, state, jnp.int32(start))
         return self._compile(self._advance, *arguments, num_updates=num_updates)(*arguments)
 
     def final(self, members: Members, state: State) -> Evaluation:
         """The evaluation of every member's policy."""
         return self._compile(self._final, *members, state)(*members, state)
+
+    def new_compile_seconds(self) -> float:
+        """Seconds spent on compiling since the last call."""
+        spent, self.compile_seconds = self.compile_seconds, 0.0
+        return spent
 
     def _compile(self, function: Any, *arguments: Any, **static: Any) -> Callable:
         """The compiled program, as a function that waits for it. XLA compiles outside of Python's lock."""

@@ -12,6 +12,7 @@ wandb/        the files of Weights & Biases
 """
 
 import contextlib
+import errno
 import json
 import math
 import shutil
@@ -26,6 +27,11 @@ from tqdm import tqdm
 
 from purepg.types import UsageError
 
+try:
+    import fcntl
+except ImportError:  # no such locks on this system
+    fcntl = None
+
 CONFIG = "config.json"
 LOG = "log.jsonl"
 METRICS = "metrics.npz"
@@ -34,6 +40,7 @@ CURVES = "curves.png"
 HEATMAP = "heatmap.png"
 WANDB = "wandb"
 CHECKPOINTS = "checkpoints"
+FILMS = "setting-*-seed-*.gif"
 
 
 class RecordError(RuntimeError):
@@ -65,27 +72,35 @@ class Record:
                 choices = "choose another --out, or pass --resume or --overwrite"
                 raise UsageError(f"{out} already holds a run ({held[0]}): {choices}")
             if held:  # a wandb/ without a run beside it is somebody else's
-                for name in files:
-                    (out / name).unlink()
+                if LOG in files:
+                    with (out / LOG).open("r+b") as running:
+                        _lock(running, out)
+                for file in (*(out / name for name in files), *out.glob(FILMS)):
+                    file.unlink()
                 remove_folder(out / WANDB)
                 remove_folder(out / CHECKPOINTS)
             log = (out / LOG).open("xb", buffering=0)  # exclusive: of two runs that race for a folder, one is refused
+            _lock(log, out)
         except OSError as error:
             raise UsageError(f"cannot write a run to {out}: {reason(error)}; choose another --out") from error
         return cls(out, log)
 
     @classmethod
-    def reopen(cls, out: Path, num_bytes: int) -> "Record":
+    def reopen(cls, out: Path, num_bytes: int, keep_wandb: bool = False) -> "Record":
         """Opens the folder of a run that goes on, and cuts its log to the first `num_bytes`.
 
+        Args:
+          keep_wandb: leave what Weights & Biases recorded; else it is recorded again from the log.
         Raises:
-          UsageError: it cannot be written.
+          UsageError: it cannot be written, or another process is writing it.
         """
         try:
             log = (out / LOG).open("r+b", buffering=0)
+            _lock(log, out)
             log.truncate(num_bytes)
             log.seek(num_bytes)
-            remove_folder(out / WANDB)  # what it recorded is in the log, and is recorded again from there
+            if not keep_wandb:
+                remove_folder(out / WANDB)
         except OSError as error:
             raise UsageError(f"cannot write to {out}: {reason(error)}") from error
         return cls(out, log)
@@ -158,6 +173,17 @@ class Record:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _lock(log: IO[bytes], out: Path) -> None:
+    """Keeps other processes from the folder for as long as its log is open. Raises UsageError where one has it."""
+    try:
+        if fcntl:
+            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):  # a file system without locks is written without one
+            log.close()
+            raise UsageError(f"{out} is being written by another process: wait for its end, or stop it") from error
 
 
 def write_whole(path: Path, save: Callable[[IO[bytes]], object]) -> None:

@@ -34,13 +34,17 @@ def assemble(parts: Sequence[Part], num_settings: int, num_seeds: int) -> tuple[
     """The metrics of all parts as `[H, S, U]`, NaN where a member made no update; and `num_updates [H]`, the most that
     a seed of each setting made."""
     made = np.zeros((num_settings, num_seeds), int)
+    order = []
     for part in parts:
         active = part.outcome.metrics["env_steps"] > 0
-        made[part.place] = np.where(active.any(-1), active.shape[-1] - active[..., ::-1].argmax(-1), 0)
+        made[part.place] = active.sum(-1)
+        # A member that stopped before others, and went on with more steps, has a gap where it waited for them.
+        order.append(np.argsort(~active, axis=-1, kind="stable"))
     longest = made.max(initial=0)
     metrics = {}
-    for part in parts:
-        for name, x in part.outcome.metrics.items():
+    for part, active_first in zip(parts, order, strict=True):
+        for name, gapped in part.outcome.metrics.items():
+            x = np.take_along_axis(gapped, active_first, axis=-1)
             wide = np.float32 if x.dtype.kind == "f" else np.float64  # integers stay exact
             full = metrics.setdefault(name, np.full((num_settings, num_seeds, longest), np.nan, wide))
             updates = np.arange(min(x.shape[-1], longest))

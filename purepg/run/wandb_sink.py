@@ -45,7 +45,7 @@ class Block(NamedTuple):
 
 class End(NamedTuple):
     summary: Mapping[str, Any]
-    curves: Path | None
+    pictures: Sequence[Path]
 
 
 class WandbSink:
@@ -114,17 +114,17 @@ class WandbSink:
         if self._thread.is_alive():
             self._queue.put(Block(settings, seeds if seeds is not None else range(len(self._seeds)), start, metrics))
 
-    def finish(self, summary: Mapping[str, Any], curves: Path | None = None) -> None:
-        """Logs summary and picture to every run, ends them, and waits for as long as something moves.
+    def finish(self, summary: Mapping[str, Any], pictures: Sequence[Path] = ()) -> None:
+        """Logs summary and pictures to every run, ends them, and waits for as long as something moves.
 
         Args:
           summary: that of summary.json. A run gets the entry of its own setting, its own seed's number (`final`) in
             place of a list over seeds (`finals`), and what is common to all.
-          curves: a picture to show with every run.
+          pictures: to show with every run, by their names; those that do not exist are left out.
         """
         if not self._thread.is_alive():
             return
-        self._queue.put(End(summary, curves))
+        self._queue.put(End(summary, pictures))
         self._progress = time.monotonic()
         while self._thread.is_alive():
             self._thread.join(0.1)
@@ -252,7 +252,7 @@ class WandbSink:
             self._progress = time.monotonic()
 
     def _end(self, end: End) -> None:
-        """Gives every run its summary and picture, and ends them side by side: each waits for its own upload."""
+        """Gives every run its summary and pictures, and ends them side by side: each waits for its own upload."""
         import wandb
 
         for setting in sorted(self._gathered):  # of seeds that stopped a block before the others
@@ -261,8 +261,9 @@ class WandbSink:
         for member, run in self._runs.items():
             with self._ending():
                 run.summary.update(plain(member_summary(end.summary, member)))
-                if end.curves is not None and end.curves.exists():
-                    run.log({"curves": wandb.Image(str(end.curves))})  # not by many threads: PIL's import breaks
+                pictures = {path.stem: wandb.Image(str(path)) for path in end.pictures if path.exists()}
+                if pictures:
+                    run.log(pictures)  # not by many threads: PIL's import breaks
             runs.put(run)
 
         def finish_runs() -> None:
