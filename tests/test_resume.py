@@ -279,12 +279,13 @@ def test_a_finished_run_is_resumed_without_training_or_evaluating(whole, states,
 
 
 def test_more_steps_at_a_constant_rate_give_the_longer_run(whole, states, tmp_path):
+    long, expected = whole("ppo_penalty")
     out = tmp_path / "out"
     assert command(EXPERIMENTS["ppo_penalty"], out, "--total-steps", "64") == 0
     states.take()
     assert command(EXPERIMENTS["ppo_penalty"], out, "--resume") == 0
-    assert_same_run(out, whole("ppo_penalty")[0])
-    assert_same_states(states.take(), whole("ppo_penalty")[1])
+    assert_same_run(out, long)
+    assert_same_states(states.take(), expected)
 
 
 def test_more_steps_after_an_annealed_run_keep_its_first_length(whole, states, tmp_path):
