@@ -5,6 +5,8 @@ baselines that may be subtracted from them. Fixed-length rollouts, where an epis
 one begins (`rollout` makes them): TD errors, n-step returns and GAE, which need a learned value.
 """
 
+from typing import Literal
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -108,6 +110,50 @@ def standardise(weight: Array, mask: Array | None = None) -> Array:
         1e-5 * jnp.max(jnp.abs(weight), where=mask, initial=0.0) if mask is not None else 1e-5 * jnp.abs(weight).max()
     )
     return jnp.where(std > noise, centred / jnp.where(std > noise, std, 1.0), 0.0)
+
+
+# --- groups: every array is [P, G], a number for each of G episodes from one start; no mask ---
+
+
+def has_signal(reward: Array) -> Array:
+    """Whether a group's episodes earned different rewards, `[P, 1]` bool: else its baseline leaves nothing."""
+    chex.assert_rank(reward, 2)
+    spread = jnp.max(reward, axis=1, keepdims=True) - jnp.min(reward, axis=1, keepdims=True)
+    return spread > 1e-5 * jnp.max(jnp.abs(reward), axis=1, keepdims=True)
+
+
+def group_advantage(
+    reward: Array,
+    baseline: Literal["none", "batch_mean", "group_mean", "leave_one_out"],
+    divide_by_std: bool = False,
+) -> Array:
+    """reward minus a baseline, `[P, G]`.
+
+        none            reward                                   the exact gradient in the mean
+        batch_mean      minus the mean over all P * G            (1 - 1/(P G)) of it over one state's P * G episodes
+        group_mean      minus the group's mean                   (1 - 1/G) of it (Shao et al. 2024)
+        leave_one_out   minus the mean of the group's others     the exact one (RLOO: Kool et al. 2019)
+
+    Args:
+      divide_by_std: by the group's standard deviation, that of a population (GRPO; its code divides by the sample's,
+        which is sqrt((G-1)/G) of this). Of binary rewards, right with probability p, the mean gradient is then
+        c_G(p) grad p, with sqrt(p (1-p)) c_G(p) -> 1 as G grows: that of 2 arcsin sqrt(p). A group without signal is 0.
+    """
+    chex.assert_rank(reward, 2)
+    everything = jnp.ones_like(reward, bool)
+    match baseline:
+        case "batch_mean":
+            advantage = reward - batch_mean(reward, everything)
+        case "group_mean":
+            advantage = reward - per_time_mean(reward, everything)
+        case "leave_one_out":
+            advantage = reward - leave_one_out_mean(reward, everything)
+        case _:
+            advantage = reward
+    if not divide_by_std:
+        return advantage
+    std, signal = jnp.std(reward, axis=1, keepdims=True), has_signal(reward)
+    return jnp.where(signal, advantage / jnp.where(signal, std, 1.0), 0.0)
 
 
 # --- rollouts: time first, any batch axes after it; an episode may end at any step ---

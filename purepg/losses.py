@@ -4,6 +4,8 @@
 computed its inputs.
 """
 
+from typing import Literal
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -96,9 +98,94 @@ def clipped_squared_error(value: Array, old_value: Array, target: Array, clip_ep
     return jnp.maximum(squared_error(value, target), squared_error(clipped, target))
 
 
+def importance_weighted(
+    log_prob: Array, log_ratio: Array, advantage: Array, clip_low: Array | float, clip_high: Array | float
+) -> Array:
+    """-sg(clip(ratio, 1 - clip_low, 1 + clip_high)) * A * log pi(a|s): CISPO's loss (MiniMax 2025, eq. 4), in which the
+    clipped ratio is a constant weight, so that no token's gradient is left out.
+
+    Args:
+      log_ratio: log pi / pi_old, of the token or of its sequence.
+    """
+    chex.assert_equal_shape([log_prob, log_ratio, advantage])
+    ratio = jnp.clip(jnp.exp(log_ratio), 1 - clip_low, 1 + clip_high)
+    return -stop_gradient(ratio * advantage) * log_prob
+
+
+def two_sided_surrogate(
+    log_ratio: Array,
+    advantage: Array,
+    clip_low: Array | float,
+    clip_high: Array | float,
+    max_ratio: Array | float | None = None,
+) -> Array:
+    """`clipped_surrogate` of a ratio of one's own, with bounds of their own below and above (DAPO, Yu et al. 2025,
+    eq. 10), and where A < 0 an upper bound on the ratio too (dual clip, Ye et al. 2020, eq. 5):
+
+        -min(ratio * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A),    and where A < 0 at most -max_ratio * A
+
+    Args:
+      log_ratio: log pi / pi_old. max_ratio: above 1 + clip_high; None: no such bound.
+    """
+    chex.assert_equal_shape([log_ratio, advantage])
+    ratio, advantage = jnp.exp(log_ratio), stop_gradient(advantage)
+    gain = jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - clip_low, 1 + clip_high) * advantage)
+    if max_ratio is not None:
+        gain = jnp.where(advantage < 0, jnp.maximum(gain, max_ratio * advantage), gain)
+    return -gain
+
+
+def sequence_log_ratio(log_ratio: Array, mask: Array) -> Array:
+    """GSPO's length-normalised ratio of whole responses (Zheng et al. 2025, eq. 7), log s = mean_t log ratio_t, at
+    every token of its response: `[..., R]`; 0 outside the mask. Its gradient reaches every token."""
+    chex.assert_equal_shape([log_ratio, mask])
+    length = jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1)
+    total = jnp.sum(log_ratio, axis=-1, keepdims=True, where=mask)
+    return jnp.where(mask, total / length, 0.0)
+
+
+def aggregate(
+    x: Array, mask: Array, how: Literal["sequence_mean", "token_mean", "constant_length", "sequence_sum"]
+) -> Array:
+    """A number per token, `[B, R]`, as one number: what each response and each token weighs.
+
+        sequence_mean     mean_i 1/|y_i| sum_t x_it     GRPO (Shao et al. 2024): a short response's tokens weigh more
+        token_mean        sum_it x_it / sum_i |y_i|     DAPO (Yu et al. 2025): a long response weighs more
+        constant_length   mean_i 1/R sum_t x_it         Dr. GRPO (Liu et al. 2025): neither
+        sequence_sum      mean_i sum_t x_it             the gradient of the expected return itself
+
+    Responses without a token in the mask count for nothing, in the means either.
+    """
+    chex.assert_equal_shape([x, mask])
+    num_tokens = jnp.sum(mask, axis=-1)
+    num_sequences = jnp.maximum(jnp.sum(num_tokens > 0), 1)
+    total = jnp.sum(x, axis=-1, where=mask)
+    match how:
+        case "sequence_mean":
+            return jnp.sum(total / jnp.maximum(num_tokens, 1)) / num_sequences
+        case "token_mean":
+            return jnp.sum(total) / jnp.maximum(jnp.sum(num_tokens), 1)
+        case "constant_length":
+            return jnp.sum(total) / (num_sequences * x.shape[-1])
+    return jnp.sum(total) / num_sequences
+
+
+def kl_k1(log_ratio: Array) -> Array:
+    """-log r, r = p(a) / q(a), a sampled from q: an unbiased estimate of KL(q || p) (Schulman 2020, "Approximating KL
+    divergence"). Its gradient as a loss, the sample a constant, has mean 0 where q is the policy that learns."""
+    return -log_ratio
+
+
+def kl_k2(log_ratio: Array) -> Array:
+    """(log r)^2 / 2, as `kl_k1`, biased by a third-order term; as a loss its gradient has the mean grad KL(q || p)."""
+    return 0.5 * jnp.square(log_ratio)
+
+
 def kl_k3(log_ratio: Array) -> Array:
-    """r - 1 - log r with r = pi(a|s) / pi_old(a|s), a sampled from pi_old: an unbiased and never negative estimate of
-    KL(pi_old || pi) (Schulman 2020, "Approximating KL divergence"). A quantity to watch, not a loss to descend."""
+    """r - 1 - log r, as `kl_k1`, unbiased and never negative; as a loss its gradient has the mean grad KL(p || q).
+
+    With r = pi(a|s) / pi_old(a|s) and a sampled from pi_old it estimates KL(pi_old || pi), a quantity to watch.
+    """
     return jnp.expm1(log_ratio) - log_ratio
 
 

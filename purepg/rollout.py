@@ -151,10 +151,15 @@ def episodes(key: Key, env: Env, actor: Actor, num_episodes: int, max_steps: int
     the steps inside the mask.
     """
     k_start, k_run = jax.random.split(key)
-    world = start(k_start, env, num_episodes)
+    return episodes_from(k_run, env, actor, start(k_start, env, num_episodes), max_steps)
+
+
+def episodes_from(key: Key, env: Env, actor: Actor, world: RolloutState, max_steps: int) -> Episodes:
+    """`episodes` of environments that were just reset, N of them, by whoever called: several from one state, say."""
+    num_episodes = world.episode_return.shape[0]
 
     def act_and_step(t, world):
-        k_act, k_step = jax.random.split(jax.random.fold_in(k_run, t))
+        k_act, k_step = jax.random.split(jax.random.fold_in(key, t))
         action, log_prob = actor.act(actor.noise(k_act, world.obs), world.obs)
         env_state, time_step = jax.vmap(env.step)(jax.random.split(k_step, num_episodes), world.env_state, action)
         truncated = time_step.truncated | ((t == max_steps - 1) & ~time_step.terminated)

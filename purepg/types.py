@@ -69,6 +69,8 @@ class Env(NamedTuple):
     action_space: Space
     max_episode_steps: int | None  # None: episodes have no time limit
     name: str = "custom"
+    held_out: "Env | None" = None  # where policies are evaluated, if not here: resets that training never sees
+    task: Any = None  # of an environment of tokens: its `envs.tasks.Task`
 
 
 class Transition(NamedTuple):

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purepg.envs import finite_mdp, lqr
+from purepg.envs import finite_mdp, lqr, tasks
 from purepg.types import Action, Box, Discrete, Env, EnvState, Key, Obs, Space, TimeStep, UsageError
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def _construct(name: str, constructor_kwargs: Mapping[str, Any]) -> Environment:
     import gymnax
 
     if name not in gymnax.registered_envs:
-        raise UsageError(_unknown_name(name, (*gymnax.registered_envs, *finite_mdp.NAMED, *lqr.NAMED)))
+        raise UsageError(_unknown_name(name, (*gymnax.registered_envs, *finite_mdp.NAMED, *lqr.NAMED, *tasks.TASKS)))
     if name == "MNISTBandit-bsuite":
         _require_mnist()
     return gymnax.make(name, **constructor_kwargs)[0]

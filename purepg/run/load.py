@@ -18,7 +18,7 @@ import jax
 
 from purepg import envs
 from purepg.run.checkpoint import Checkpoints
-from purepg.run.population import grid
+from purepg.run.population import Configs, grid
 from purepg.run.record import SUMMARY, reason, setting_label
 from purepg.run.resume import read_config
 from purepg.train import guard
@@ -113,6 +113,11 @@ def dereference(text: str) -> Any:
         raise UsageError(f"cannot find {text}, which the run was made with: {reason(error)}") from error
 
 
+def stored_network(out: Path | str) -> Any:
+    """The network's config of a saved run, as its first setting has it."""
+    return _configs(read_config(Path(out)), 0)["network"]
+
+
 def _best(out: Path, setting: int | None, seed: int | None) -> tuple[int, int]:
     try:
         found = json.loads((out / SUMMARY).read_text())["settings"]
@@ -131,18 +136,24 @@ def _best(out: Path, setting: int | None, seed: int | None) -> tuple[int, int]:
 
 def _rebuild(config: Mapping[str, Any], setting: int) -> tuple[Env, Algorithm]:
     """The environment, and the algorithm of a setting, as the run made them."""
-    code = config["code"]
+    code, configs = config["code"], _configs(config, setting)
+    name = code["name"]
     env = envs.make(config["run"]["env"])
+    network = dereference(code["network"])(env, configs["network"])
+    algorithm = dereference(code["algorithm"])(env, network, configs[name])
+    return env, guard(algorithm, config["run"]["total_steps"])
+
+
+def _configs(config: Mapping[str, Any], setting: int) -> Configs:
+    """The algorithm's and the network's config of a setting."""
+    code = config["code"]
     name = code["name"]
     configs = {
         name: _dataclass(dereference(code["config"]), config[name]),
         "network": _dataclass(dereference(code["network_config"]), config["network"]),
     }
     swept = {field: [_tuples(value)] for field, value in config["settings"][setting].items()}
-    configs = grid(configs, swept)[0].configs
-    network = dereference(code["network"])(env, configs["network"])
-    algorithm = dereference(code["algorithm"])(env, network, configs[name])
-    return env, guard(algorithm, config["run"]["total_steps"])
+    return grid(configs, swept)[0].configs
 
 
 def _dataclass(cls: type, values: Mapping[str, Any]) -> Any:

@@ -1,0 +1,176 @@
+"""Group-relative policy optimisation (Shao et al. 2024). Per update, over P starts and G episodes of each:
+
+    A_i    = R_i - mean(R_1..G)                              over their standard deviation, or not
+    ratio  = pi_theta(y_it | x, y_i,<t) / pi_old(...)        of the token, or of the whole response
+    theta <- theta + lr * E[ grad min(ratio * A, clip(ratio, 1 - eps, 1 + eps) * A) - kl_coef * grad KL(pi || pi_ref) ]
+
+over epochs of shuffled minibatches of the same data; pi_ref is the policy at the start. A start is a prompt where the
+network is a language model, and an environment's initial state otherwise. `purepg.family` has the methods that differ
+from it by a choice in `GRPOConfig`.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from purepg.advantages import has_signal
+from purepg.config import Count, CountOrZero, NonNegative, Positive, UnitInterval, check
+from purepg.groups import advantages, assemble, check_groups, info, kl_penalty, score_all, source, watch
+from purepg.losses import (
+    aggregate,
+    importance_weighted,
+    kl_k3,
+    sequence_log_ratio,
+    squared_error,
+    two_sided_surrogate,
+)
+from purepg.optimize import minibatch_epochs, step_direction
+from purepg.tokens import LanguageModel
+from purepg.types import Algorithm, Env, Network, State
+
+
+@dataclass(frozen=True)
+class GRPOConfig:
+    """Hyperparameters of GRPO.
+
+    Attributes:
+      num_prompts: starts of an update, P: prompts, or initial states.
+      group_size: episodes from each, G.
+      max_steps: an environment's episode still running then is truncated; None: at its time limit.
+      num_epochs: passes over the P * G episodes.
+      num_minibatches: gradient steps in one pass.
+      optimizer: adam, or sgd, the plain gradient.
+      learning_rate: the optimiser's.
+      adam_eps: Adam's epsilon.
+      baseline: subtracted from an episode's return: nothing; the batch's mean; its group's; that of the others in its
+        group; or a learned V of every prefix, and then the advantage is GAE's (language models only).
+      divide_by_std: divide the advantage by the group's standard deviation.
+      gae_lambda: GAE's lambda; there is no discount.
+      ratio: each token's own, or the whole response's, length-normalised (GSPO).
+      surrogate: clipped; or weighted, in which the clipped ratio is a constant weight (CISPO).
+      clip_eps: the ratio is clipped below at 1 - clip_eps, and above at 1 + clip_eps.
+      clip_eps_high: above at 1 + clip_eps_high instead (DAPO's clip-higher); None: as below.
+      max_ratio: bounds the ratio where the advantage is negative (dual clip); None: not.
+      aggregation: how tokens become one loss (`losses.aggregate`).
+      skip_groups_without_signal: leave groups out whose returns are all equal. DAPO samples others in their place; here
+        an update has one size, and the means are over what is left.
+      kl_coef: of the KL from the start's policy; 0 still measures it.
+      kl_target: adapts the coefficient so that the KL of a whole response comes near (Ziegler et al. 2019, sec. 2.2:
+        by at most 2 % an update); None: fixed.
+      kl_estimator: of KL(pi || pi_ref), `losses.kl_k1` to `kl_k3`.
+      kl_level: estimated token by token and summed up as the loss is, or of whole responses; in the loss, only the
+        latter has the gradient of the KL.
+      kl_in: the loss, or the reward.
+      value_coef: weight of the critic's loss, with baseline value.
+      entropy_coef: weight of the entropy bonus.
+      max_grad_norm: bound on the gradient's global norm; None: unbounded.
+      num_held_out: held-out prompts that are answered at every update, to be watched; 0: none.
+    """
+
+    num_prompts: Count = 32
+    group_size: Count = 8
+    max_steps: Count | None = None
+    num_epochs: Count = 1
+    num_minibatches: Count = 1
+    optimizer: Literal["adam", "sgd"] = "adam"
+    learning_rate: Positive = 1e-3
+    adam_eps: Positive = 1e-5
+    baseline: Literal["none", "batch_mean", "group_mean", "leave_one_out", "value"] = "group_mean"
+    divide_by_std: bool = True
+    gae_lambda: UnitInterval = 1.0
+    ratio: Literal["token", "sequence"] = "token"
+    surrogate: Literal["clipped", "weighted"] = "clipped"
+    clip_eps: Positive = 0.2
+    clip_eps_high: Positive | None = None
+    max_ratio: Positive | None = None
+    aggregation: Literal["sequence_mean", "token_mean", "constant_length", "sequence_sum"] = "sequence_mean"
+    skip_groups_without_signal: bool = False
+    kl_coef: NonNegative = 0.04
+    kl_target: Positive | None = None
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    kl_level: Literal["token", "sequence"] = "token"
+    kl_in: Literal["loss", "reward"] = "loss"
+    value_coef: NonNegative = 0.5
+    entropy_coef: NonNegative = 0.0
+    max_grad_norm: Positive | None = 1.0
+    num_held_out: CountOrZero = 32
+
+
+def grpo(env: Env, network: Network | LanguageModel, config: GRPOConfig) -> Algorithm:
+    """GRPO on `env`.
+
+    Raises:
+      UsageError: a number out of its range, an environment without a time limit and no `max_steps`, episodes that the
+        minibatches do not divide, a group of one that is its own baseline, or a critic that the network has not.
+    """
+    c = config
+    check(c)
+    check_groups(network, c)
+    groups = source(env, network, c.max_steps)
+    held_out = source(env.held_out, network) if env.held_out is not None and c.num_held_out else None
+    tx = step_direction(c.optimizer, c.max_grad_norm, c.adam_eps)
+    clip_high = c.clip_eps if c.clip_eps_high is None else c.clip_eps_high
+
+    def loss(params, batch, kl_coef):
+        obs, action, mask, old_log_prob, reference_log_prob, advantage, target = batch
+        distribution, value = groups.score(params, obs)
+        log_prob = jnp.where(mask, distribution.log_prob(action), 0.0)
+        log_ratio = log_prob - jnp.where(mask, old_log_prob, 0.0)
+        approx_kl = aggregate(kl_k3(log_ratio), mask, "token_mean")
+        if c.ratio == "sequence":
+            log_ratio = sequence_log_ratio(log_ratio, mask)
+        if c.surrogate == "weighted":
+            policy_losses = importance_weighted(log_prob, log_ratio, advantage, c.clip_eps, clip_high)
+        else:
+            policy_losses = two_sided_surrogate(log_ratio, advantage, c.clip_eps, clip_high, c.max_ratio)
+        policy_loss = aggregate(policy_losses, mask, c.aggregation)
+        metrics = {"policy_loss": policy_loss, "approx_kl": approx_kl}
+        total = policy_loss - c.entropy_coef * aggregate(distribution.entropy(), mask, c.aggregation)
+        if c.kl_in == "loss":
+            penalty = kl_penalty(log_prob, reference_log_prob, mask, c.kl_estimator, c.kl_level)
+            total += kl_coef * aggregate(penalty, mask, c.aggregation)
+        if c.baseline == "value":
+            metrics["value_loss"] = aggregate(squared_error(value, target), mask, "token_mean")
+            total += c.value_coef * metrics["value_loss"]
+        return total, metrics
+
+    def step(key, state, update):
+        del update
+        k_sample, k_update, k_held_out = jax.random.split(key, 3)
+        params, opt_state, reference, kl_coef = state.learner
+        data = groups.sample(k_sample, params, c.num_prompts, c.group_size)
+        reference_policy, _ = score_all(groups, reference, data)
+        reference_log_prob = jnp.where(data.mask, reference_policy.log_prob(data.action), 0.0)
+        reward = data.reward
+        if c.kl_in == "reward":
+            reward -= kl_coef * kl_penalty(data.log_prob, reference_log_prob, data.mask, c.kl_estimator, c.kl_level)
+        value = score_all(groups, params, data)[1] if c.baseline == "value" else jnp.zeros_like(reward)
+        advantage, target = advantages(data, reward, value, c)
+        signal = has_signal(jnp.sum(data.reward, axis=-1))
+        mask = data.mask & signal[..., None] if c.skip_groups_without_signal else data.mask
+
+        new_params, opt_state, metrics = minibatch_epochs(
+            k_update,
+            partial(loss, kl_coef=kl_coef),
+            tx,
+            c.learning_rate,
+            params,
+            opt_state,
+            (data.obs, data.action, mask, data.log_prob, reference_log_prob, advantage, target),
+            c.num_epochs,
+            c.num_minibatches,
+        )
+        metrics |= watch(groups, data, params, new_params, reference_policy)
+        if c.kl_target is not None:
+            kl_coef *= 1 + 0.1 * jnp.clip(metrics["kl_reference"] / c.kl_target - 1, -0.2, 0.2)
+        metrics |= {"groups_without_signal": 1 - jnp.mean(signal), "kl_coef": kl_coef}
+        if held_out:
+            answers = held_out.sample(k_held_out, new_params, c.num_held_out, 1)
+            metrics["held_out_return"] = jnp.sum(answers.reward) / c.num_held_out
+        learner = state.learner._replace(params=new_params, opt_state=opt_state, kl_coef=kl_coef)
+        return State(learner, state.world), info(data) | metrics
+
+    return assemble(groups, network, c, tx.init, step)

@@ -1,0 +1,252 @@
+"""Groups of episodes from one start: G responses to a prompt, or G episodes from one initial state.
+
+Both are `Groups`, so that what learns from them need not know which they are. Below, what such an algorithm has beside
+its loss and its step. Axes: `P` starts, `G` group, `T` steps.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from purepg.advantages import gae, group_advantage
+from purepg.distributions import Distribution
+from purepg.losses import kl_k1, kl_k2, kl_k3
+from purepg.networks import actor, evaluation_policy
+from purepg.on_policy import SPARSE, Step, policy_change
+from purepg.rollout import episodes_from, start
+from purepg.tokens import LanguageModel
+from purepg.types import Algorithm, Array, Env, Key, Metrics, Network, Obs, Params, State, UsageError
+
+KL = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
+
+
+class Groups(NamedTuple):
+    """P * G whole episodes; leaves are `[P, G, ...]`."""
+
+    obs: Obs  # what `score` reads: `[P, G, T, ...]`, or `[P, G, L + R]` rows of tokens
+    action: Array  # [P, G, T, ...]
+    log_prob: Array  # [P, G, T] under the policy that acted
+    reward: Array  # [P, G, T], 0 outside the mask
+    terminated: Array  # [P, G, T]
+    truncated: Array  # [P, G, T]
+    mask: Array  # [P, G, T] an episode's steps
+
+
+class Source(NamedTuple):
+    """Where groups come from.
+
+    init: `init(key) -> params`.
+    sample: `sample(key, params, P, G) -> Groups`.
+    score: `score(params, obs [B, ...]) -> (distribution [B, T], V [B, T])`, for any B episodes.
+    max_steps: T.
+    """
+
+    init: Callable[[Key], Params]
+    sample: Callable[[Key, Params, int, int], Groups]
+    score: Callable[[Params, Obs], tuple[Distribution, Array]]
+    max_steps: int
+
+
+def source(env: Env, network: Network | LanguageModel, max_steps: int | None = None) -> Source:
+    """Groups of responses where the network is a language model, of the environment's episodes otherwise.
+
+    Args:
+      max_steps: an episode still running then is truncated; None: at the environment's time limit. A task's responses
+        have their own length.
+    Raises:
+      UsageError: an environment without a time limit and no `max_steps`.
+    """
+    if isinstance(network, LanguageModel):
+        return _responses(env, network)
+    steps = max_steps or env.max_episode_steps
+    if steps is None:
+        raise UsageError(f"{env.name} has no time limit: max_steps (None) must be set, so that an episode ends")
+    return _episodes(env, network, steps)
+
+
+def _init(env: Env, network: Network | LanguageModel) -> Callable[[Key], Params]:
+    def init(key):
+        k_params, k_obs = jax.random.split(key)
+        return network.init(k_params, env.reset(k_obs)[1])
+
+    return init
+
+
+def _responses(env: Env, model: LanguageModel) -> Source:
+    num_prompt, num_response, eos = env.task.prompt_length, env.task.response_length, env.task.eos
+
+    def sample(key, params, num_prompts, group_size):
+        k_prompt, k_response = jax.random.split(key)
+        _, obs = jax.vmap(env.reset)(jax.random.split(k_prompt, num_prompts))
+        prompt = obs[:, :num_prompt]
+        token, log_prob = model.generate(k_response, params, prompt, group_size)
+        action = token[..., num_prompt:]
+        mask = action >= 0
+        last = mask & ~jnp.roll(mask, -1, axis=-1).at[..., -1].set(False)
+        score = jax.vmap(lambda row: env.task.reward(row[:num_prompt], row[num_prompt:]))
+        reward = jnp.where(last, jax.vmap(score)(token)[..., None], 0.0)
+        return Groups(token, action, log_prob, reward, last & (action == eos), last & (action != eos), mask)
+
+    return Source(_init(env, model), sample, model.score, num_response)
+
+
+def _episodes(env: Env, network: Network, max_steps: int) -> Source:
+    def sample(key, params, num_starts, group_size):
+        k_start, k_run = jax.random.split(key)
+        world = jax.tree.map(lambda x: jnp.repeat(x, group_size, axis=0), start(k_start, env, num_starts))
+        trajectory, mask, _ = episodes_from(k_run, env, actor(network, params), world, max_steps)
+
+        def grouped(x):
+            return jnp.moveaxis(x, 0, 1).reshape(num_starts, group_size, max_steps, *x.shape[2:])
+
+        obs, action, log_prob, reward, terminated, truncated, _ = jax.tree.map(grouped, trajectory)
+        return Groups(obs, action, log_prob, reward, terminated, truncated, grouped(mask))
+
+    return Source(_init(env, network), sample, network.apply, max_steps)
+
+
+def info(groups: Groups) -> Metrics:
+    """What an update says of its episodes: means of `episode_return` and `episode_length`, their number, and the steps
+    in the mask as `env_steps`, which for responses are the generated tokens."""
+    env_steps = jnp.sum(groups.mask)
+    num_episodes = groups.mask.shape[0] * groups.mask.shape[1]
+    return {
+        "episode_return": jnp.sum(groups.reward) / num_episodes,
+        "episode_length": env_steps / num_episodes,
+        "num_episodes": jnp.int32(num_episodes),
+        "env_steps": env_steps,
+    }
+
+
+# --- an algorithm on groups ---
+
+
+class GroupConfig(Protocol):
+    """The part of an algorithm's config that is read here."""
+
+    @property
+    def num_prompts(self) -> int: ...
+    @property
+    def group_size(self) -> int: ...
+    @property
+    def num_minibatches(self) -> int: ...
+    @property
+    def baseline(self) -> Literal["none", "batch_mean", "group_mean", "leave_one_out", "value"]: ...
+    @property
+    def divide_by_std(self) -> bool: ...
+    @property
+    def gae_lambda(self) -> float: ...
+    @property
+    def kl_coef(self) -> float: ...
+
+
+class Learner(NamedTuple):
+    params: Params
+    opt_state: optax.OptState
+    reference: Params  # the start's
+    kl_coef: Array
+
+
+def check_groups(network: Network | LanguageModel, c: GroupConfig) -> None:
+    """Raises UsageError where sizes do not fit together, or a critic is asked of a network that has none."""
+    episodes, own = c.num_prompts * c.group_size, c.baseline in ("group_mean", "leave_one_out")
+    if episodes % c.num_minibatches:
+        by = f"num_minibatches ({c.num_minibatches})"
+        raise UsageError(f"num_prompts * group_size ({episodes}) must be divisible by {by}")
+    if c.group_size == 1 and c.baseline != "value" and (own or c.divide_by_std):
+        raise UsageError("group_size (1) must be at least 2 for a baseline, or a deviation, of the group's own")
+    if c.baseline == "value" and not (isinstance(network, LanguageModel) and network.has_value):
+        raise UsageError("baseline (value) needs a language model with a critic: set --network.value-head")
+
+
+def assemble(
+    groups: Source,
+    network: Network | LanguageModel,
+    c: GroupConfig,
+    init_opt_state: Callable[[Params], optax.OptState],
+    step: Step,
+) -> Algorithm:
+    """The algorithm of a step, whose learner keeps the policy it started from."""
+
+    def init(key):
+        params = groups.init(key)
+        reference = jax.tree.map(jnp.copy, params)  # a buffer that two leaves share cannot be donated
+        return State(Learner(params, init_opt_state(params), reference, jnp.asarray(c.kl_coef, jnp.float32)), ())
+
+    def policy(state, deterministic):
+        return evaluation_policy(network, state.learner.params, deterministic)
+
+    episodes = c.num_prompts * c.group_size
+    return Algorithm(init, step, policy, episodes, episodes * groups.max_steps)
+
+
+def score_all(groups: Source, params: Params, data: Groups) -> tuple[Any, Array]:
+    """`groups.score` of all episodes, `[P, G, T]`."""
+    axes = data.mask.shape[:2]
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), data.obs)
+    return jax.tree.map(lambda x: x.reshape(*axes, *x.shape[1:]), groups.score(params, flat))
+
+
+def advantages(data: Groups, reward: Array, value: Array, c: GroupConfig) -> tuple[Array, Array]:
+    """(advantage, target) of every step, `[P, G, T]`: its episode's `group_advantage`, or GAE's and the critic's.
+
+    Args:
+      reward: `[P, G, T]`, with a penalty in it perhaps. value: `[P, G, T]`, V before each step.
+    """
+    if c.baseline != "value":
+        advantage = group_advantage(jnp.sum(reward, axis=-1), c.baseline, c.divide_by_std)
+        return jnp.where(data.mask, advantage[..., None], 0.0), jnp.zeros_like(reward)
+    value = jnp.where(data.mask, value, 0.0)
+    next_value = jnp.roll(value, -1, axis=-1).at[..., -1].set(0.0)
+    # A response cut at its last column is over: the model sees its columns, and so the time that is left.
+    ended = data.terminated | data.truncated
+
+    def of_episode(reward, value, next_value, ended):
+        return gae(reward, value, next_value, ended, jnp.zeros_like(ended), 1.0, c.gae_lambda)
+
+    return jax.vmap(jax.vmap(of_episode))(reward, value, next_value, ended)
+
+
+def kl_penalty(
+    log_prob: Array,
+    reference_log_prob: Array,
+    mask: Array,
+    estimator: Literal["k1", "k2", "k3"],
+    level: Literal["token", "sequence"],
+) -> Array:
+    """An estimate of KL(pi || pi_ref) for every token, `[..., T]`, which sums up over a response to the response's own.
+
+    Args:
+      log_prob: `[..., T]` under the policy, which sampled the tokens; a loss's gradient goes through it.
+      level: each token's own estimate; or that of the whole response's log-ratio, in equal parts. As losses, summed
+        token by token, k2 and k3 hold the prefixes' distribution fixed, and so have another gradient than the KL's.
+    """
+    log_ratio = jnp.where(mask, reference_log_prob - log_prob, 0.0)
+    if level == "token":
+        return KL[estimator](log_ratio)
+    length = jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1)
+    return jnp.where(mask, KL[estimator](jnp.sum(log_ratio, axis=-1, keepdims=True)) / length, 0.0)
+
+
+def watch(groups: Source, data: Groups, params: Params, new_params: Params, reference_policy: Distribution) -> Metrics:
+    """How an update moved the policy, over every fourth episode of a group.
+
+    Args:
+      params, new_params: before and after it. reference_policy: the start's, `[P, G, T]`.
+    Returns:
+      `policy_change`'s, `min_ratio`, and `kl_reference`, how far the policy was from the start's before the update: the
+      mean over episodes of the sum over steps of KL(pi || pi_ref), exact at each.
+    """
+
+    def some(tree):
+        return jax.tree.map(lambda x: x[:, ::SPARSE].reshape(-1, *x.shape[2:]), tree)
+
+    obs, action, mask = some((data.obs, data.action, data.mask))
+    old, new = groups.score(params, obs)[0], groups.score(new_params, obs)[0]
+    from_start = jnp.mean(jnp.sum(old.kl(some(reference_policy)), axis=-1, where=mask))
+    ratio = jnp.exp(new.log_prob(action) - old.log_prob(action))
+    least = jnp.min(ratio, where=mask, initial=jnp.inf)
+    return policy_change(old, new, action, where=mask) | {"kl_reference": from_start, "min_ratio": least}

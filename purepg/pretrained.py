@@ -1,0 +1,218 @@
+"""Llama and Qwen2 checkpoints in Hugging Face's layout, from a local folder: `config.json` and `*.safetensors`.
+
+A safetensors file is the length of its header (8 bytes, little-endian), the header (JSON: every tensor's dtype, shape
+and bytes, counted from the header's end) and the tensors' bytes, row by row. It is mapped into memory and read tensor
+by tensor. Nothing is ever downloaded.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from purepg.transformer import Transformer, TransformerConfig, check_transformer
+from purepg.types import Array, Params, UsageError
+
+DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": jnp.bfloat16}
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+NAMES = {  # of our modules, and of theirs
+    "attention_norm": "input_layernorm",
+    "mlp_norm": "post_attention_layernorm",
+    "attention": "self_attn",
+    "mlp": "mlp",
+    "query": "q_proj",
+    "key": "k_proj",
+    "value": "v_proj",
+    "output": "o_proj",
+    "gate": "gate_proj",
+    "up": "up_proj",
+    "down": "down_proj",
+}
+
+
+class Tensor(NamedTuple):
+    """Where a tensor lies."""
+
+    file: Path
+    bytes: np.ndarray  # [end - begin] uint8, mapped
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def load_pretrained(folder: str | Path, dtype: Any = jnp.float32) -> tuple[TransformerConfig, int, Params]:
+    """Config, vocabulary size and parameters, `Transformer(config, num_tokens).apply(params, token)` being the model.
+
+    Args:
+      folder: holds `config.json`, and `model.safetensors` or the shards that `model.safetensors.index.json` names.
+      dtype: of the parameters, whatever they are stored in.
+    Raises:
+      UsageError: something is missing, damaged, of another shape, or asks for what `Transformer` does not do.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is no folder; a checkpoint's holds config.json and {SINGLE}")
+    config, num_tokens = read_config(folder / "config.json")
+    tensors = read_tensors(folder)
+    network = Transformer(config, num_tokens)
+    expected = jax.eval_shape(network.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 1), jnp.int32))
+    names = jax.tree_util.tree_map_with_path(lambda path, _: _name([key.key for key in path[1:]]), expected)
+    ignored = {"lm_head.weight"} if config.tied_head else set()
+    unknown = [x for x in tensors if x not in {*jax.tree.leaves(names), *ignored} and not x.endswith("inv_freq")]
+    if unknown:
+        raise UsageError(f"{tensors[unknown[0]].file} holds {unknown[0]}, which no transformer here has")
+
+    def parameter(name, like):
+        if name not in tensors:
+            raise UsageError(f"{folder} has no tensor {name}")
+        return _parameter(name, tensors[name], like.shape, dtype)
+
+    return config, num_tokens, jax.tree.map(parameter, names, expected)
+
+
+def read_config(file: Path) -> tuple[TransformerConfig, int]:
+    """Config and vocabulary size; what a `config.json` leaves out is as Hugging Face's classes have it.
+
+    Raises:
+      UsageError: not JSON, a number missing or out of its range, or something that is not done here.
+    """
+    found = _read_json(file)
+    kind = found.get("model_type")
+    if kind not in ("llama", "qwen2"):
+        raise UsageError(f"{file}: model_type ({kind}) must be llama or qwen2")
+    unsupported = {
+        "hidden_act": found.get("hidden_act", "silu") != "silu",
+        "attention_bias": kind == "llama" and found.get("attention_bias", False),  # it puts one on o_proj too
+        "mlp_bias": found.get("mlp_bias", False),
+        "sliding_window": kind == "llama" and found.get("sliding_window") is not None,
+        "use_sliding_window": found.get("use_sliding_window", False),  # without it Qwen2's sliding_window is not used
+        "layer_types": set(found.get("layer_types") or ()) - {"full_attention"},
+        "quantization_config": found.get("quantization_config") is not None,
+    }
+    for name, is_used in unsupported.items():
+        if is_used:
+            raise UsageError(f"{file}: {name} ({found[name]}) is not supported")
+    num_heads = _number(file, found, "num_attention_heads")
+    config = TransformerConfig(
+        hidden_size=_number(file, found, "hidden_size"),
+        num_layers=_number(file, found, "num_hidden_layers"),
+        num_heads=num_heads,
+        num_kv_heads=_number(file, found, "num_key_value_heads", num_heads),
+        head_dim=None if found.get("head_dim") is None else _number(file, found, "head_dim"),
+        mlp_size=_number(file, found, "intermediate_size"),
+        rope_theta=_rope_theta(file, found),
+        rms_eps=_number(file, found, "rms_norm_eps", 1e-6, float),
+        tied_head=bool(found.get("tie_word_embeddings", False)),
+        qkv_bias=kind == "qwen2",
+    )
+    try:
+        check_transformer(config)
+    except UsageError as error:
+        raise UsageError(f"{file}: {error}") from None
+    return config, _number(file, found, "vocab_size")
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of the one file, or of all shards.
+
+    Raises:
+      UsageError: a file is missing or damaged.
+    """
+    if (folder / SINGLE).exists():
+        return _read_safetensors(folder / SINGLE)
+    if not (folder / INDEX).exists():
+        raise UsageError(f"{folder} holds neither {SINGLE} nor {INDEX}")
+    shard_of = _read_json(folder / INDEX).get("weight_map")
+    if not isinstance(shard_of, dict) or not all(isinstance(x, str) for x in shard_of.values()):
+        raise UsageError(f"{folder / INDEX}: weight_map must give the file of every tensor")
+    shards = [_read_safetensors(folder / shard) for shard in sorted(set(shard_of.values()))]
+    return {name: tensor for shard in shards for name, tensor in shard.items()}
+
+
+def _read_safetensors(file: Path) -> dict[str, Tensor]:
+    if not file.is_file():
+        raise UsageError(f"{file} is missing")
+    size = file.stat().st_size
+    data = np.memmap(file, np.uint8, "r") if size else np.zeros(0, np.uint8)  # nothing cannot be mapped
+    begin = 8 + int.from_bytes(data[:8].tobytes(), "little")
+    if size < 8 or size < begin:
+        raise UsageError(f"{file} is truncated, or no safetensors file: {size} bytes, of {begin} before its tensors")
+    try:
+        header = json.loads(data[8:begin].tobytes())
+        header.pop("__metadata__", None)
+        entries = {name: (x["dtype"], tuple(x["shape"]), *x["data_offsets"]) for name, x in header.items()}
+        ends = {name: begin + int(end) for name, (_, _, _, end) in entries.items()}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise UsageError(f"{file} has no safetensors header") from None
+    for name, end in ends.items():
+        if end > size:
+            raise UsageError(f"{file} is truncated: {size} bytes, and {name} ends at {end}")
+    return {
+        name: Tensor(file, data[begin + first : begin + end], dtype, shape)
+        for name, (dtype, shape, first, end) in entries.items()
+    }
+
+
+def _parameter(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: Any) -> Array:
+    """The tensor as our parameter of shape `shape`: torch's matrices are [out, in], kernels [in, out]."""
+    is_kernel = len(shape) == 2 and name != "model.embed_tokens.weight"
+    stored = shape[::-1] if is_kernel else shape
+    if tensor.dtype not in DTYPES:
+        raise UsageError(f"{tensor.file}: {name} is of dtype {tensor.dtype}; known are {', '.join(DTYPES)}")
+    if tensor.shape != stored:
+        raise UsageError(f"{tensor.file}: {name} has shape {list(tensor.shape)}, and config.json asks {list(stored)}")
+    kind = np.dtype(DTYPES[tensor.dtype])
+    if len(tensor.bytes) != kind.itemsize * math.prod(stored):
+        raise UsageError(f"{tensor.file}: {name} has {len(tensor.bytes)} bytes, not {list(stored)} of {tensor.dtype}")
+    x = np.frombuffer(tensor.bytes, kind).reshape(stored)
+    return jnp.array((x.T if is_kernel else x).astype(dtype))  # a copy: JAX may not live on in a mapped file
+
+
+def _name(path: list[str]) -> str:
+    """Theirs of our parameter: attention_0, query, kernel is model.layers.0.self_attn.q_proj.weight."""
+    match path:
+        case ["embedding"]:
+            return "model.embed_tokens.weight"
+        case ["final_norm", _]:
+            return "model.norm.weight"
+        case ["head", _]:
+            return "lm_head.weight"
+    block, *inside, leaf = path
+    kind, _, layer = block.rpartition("_")
+    modules = [NAMES[x] for x in (kind, *inside)]
+    return ".".join(["model.layers", layer, *modules, "bias" if leaf == "bias" else "weight"])
+
+
+def _rope_theta(file: Path, found: dict[str, Any]) -> float:
+    """From the config, or from the `rope_parameters` of newer ones; scaled wavelengths are not done here."""
+    rope = {"rope_theta": found.get("rope_theta")}
+    for name in ("rope_scaling", "rope_parameters"):
+        entry = found.get(name) or {}
+        kind = entry.get("rope_type", entry.get("type", "default")) if isinstance(entry, dict) else entry
+        if kind != "default" or entry.keys() - {"rope_type", "type", "rope_theta"}:
+            raise UsageError(f"{file}: {name} ({json.dumps(entry)}) is not supported, but for rope_type default")
+        rope |= entry
+    return _number(file, rope, "rope_theta", 10_000.0, float)
+
+
+def _number(file: Path, found: dict[str, Any], name: str, default: Any = None, kind: type = int) -> Any:
+    """A number of the config, `default` where it is missing or null."""
+    value = default if found.get(name) is None else found[name]
+    if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float):
+        raise UsageError(f"{file}: {name} ({value}) must be {'an integer' if kind is int else 'a number'}")
+    return kind(value)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise UsageError(f"{file} is missing")
+    try:
+        found = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise UsageError(f"{file} is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise UsageError(f"{file} must hold a JSON object")
+    return found

@@ -1,0 +1,169 @@
+"""A language model as a policy: the prefix is the observation, the next token the action.
+
+    pi(y | x) = prod_t softmax(logits(x, y_<t) / temperature)_{y_t}
+
+`generate` samples whole responses with a cache of keys and values; `LanguageModel.score` is the one teacher-forced pass
+that learning differentiates, of the same distribution; `LanguageModel.apply` takes a prefix as an environment shows it
+(`envs.tasks.token_env`), so that every algorithm here runs on a language model too.
+
+A row is a prompt's columns, left-padded with -1, then a response's, with -1 after its end. Axes: `P` prompts, `G`
+group, `L` columns of a prompt, `R` of a response, `V` vocabulary.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from purepg.config import Positive
+from purepg.distributions import Categorical
+from purepg.envs.tasks import Task
+from purepg.transformer import Transformer, TransformerConfig, check_transformer, init_cache
+from purepg.types import Array, Env, Key, Obs, Params, UsageError
+
+
+@dataclass(frozen=True)
+class LanguageModelConfig(TransformerConfig):
+    """A transformer, the temperature that its tokens are sampled at, and where its parameters come from.
+
+    Attributes:
+      temperature: divides the logits, in sampling and in learning alike.
+      start: where parameters come from (`run.start`): the folder of a run, its best agent (`experiments/clone.py` makes
+        one); or a folder of safetensors in the Llama or Qwen2 layout. The sizes are then those that it has. None: drawn
+        at random.
+    """
+
+    temperature: Positive = 1.0
+    start: str | None = None
+
+
+class LanguageModel(NamedTuple):
+    """A network whose observations are a task's rows of tokens, `[..., L + R]`; `language_model` makes it.
+
+    Attributes:
+      temperature: divides the logits.
+      start: the parameters that `init` gives; None: it draws them.
+      digest: of `start`; None without.
+    """
+
+    transformer: Transformer
+    task: Task
+    temperature: Array | float = 1.0
+    start: Params | None = None
+    digest: str | None = None
+
+    @property
+    def has_value(self) -> bool:
+        """Whether V is a head of the model, and not 0."""
+        return self.transformer.config.value_head
+
+    def init(self, key: Key, obs: Obs, /) -> Params:
+        """Parameters: those of `start`, and drawn what it lacks."""
+        drawn: Any = self.transformer.init(key, obs.reshape(-1, obs.shape[-1])[:1])
+        return {"params": drawn["params"] | (self.start["params"] if self.start else {})}
+
+    def apply(self, params: Params, obs: Obs, /) -> tuple[Categorical, Array]:
+        """(the next token's distribution `[..., V]`, V `[...]`) after the last token of each row."""
+        policy, value = self._all_columns(params, obs.reshape(-1, obs.shape[-1]))
+        last = jnp.max(jnp.where(obs >= 0, jnp.arange(obs.shape[-1]), 0), axis=-1).reshape(-1, 1)
+        logits = jnp.take_along_axis(policy.logits, last[..., None], axis=1)
+        value = jnp.take_along_axis(value, last, axis=1)
+        return Categorical(logits.reshape(*obs.shape[:-1], -1)), value.reshape(obs.shape[:-1])
+
+    def score(self, params: Params, token: Array) -> tuple[Categorical, Array]:
+        """(distributions `[B, R, V]`, V `[B, R]`) before each column of the response, for rows `[B, L + R]`."""
+        policy, value = self._all_columns(params, token)
+        before = slice(self.task.prompt_length - 1, -1)
+        return Categorical(policy.logits[:, before]), value[:, before]
+
+    def generate(self, key: Key, params: Params, prompt: Array, group_size: int) -> tuple[Array, Array]:
+        """(token `[P, G, L + R]`, log_prob `[P, G, R]`) for prompts `[P, L]`: see the function of this name."""
+        length, eos = self.task.response_length, self.task.eos
+        return generate(key, self.transformer, params, prompt, group_size, length, eos, self.temperature)
+
+    def _all_columns(self, params: Params, token: Array) -> tuple[Categorical, Array]:
+        logits, value, _ = _apply(self.transformer, params, token)
+        return Categorical(logits / self.temperature), jnp.zeros(token.shape) if value is None else value
+
+
+def language_model(env: Env, config: LanguageModelConfig, params: Params | None = None) -> LanguageModel:
+    """The model for a token task's environment.
+
+    Args:
+      params: what it starts with, of a model of these sizes; a value head that they lack is drawn. None: all is drawn.
+    Raises:
+      UsageError: the environment is no token task, or sizes do not fit together.
+    """
+    check_transformer(config)
+    if env.task is None:
+        raise UsageError(f"{env.name} has no tokens: a language model needs a token task, such as --env addition")
+    transformer = Transformer(config, len(env.task.vocabulary))
+    return LanguageModel(transformer, env.task, config.temperature, params, params and digest(params))
+
+
+def generate(
+    key: Key,
+    model: Transformer,
+    params: Params,
+    prompt: Array,
+    group_size: int,
+    num_columns: int,
+    eos: int,
+    temperature: Array | float = 1.0,
+) -> tuple[Array, Array]:
+    """Samples `group_size` responses to every prompt, one column at a time for all of them at once.
+
+    Args:
+      prompt: `[P, L]` int32, left-padded with -1; each prompt is read once, whatever the group's size.
+      num_columns: R, the most tokens of a response.
+      eos: the token that ends a response and is its last.
+    Returns:
+      (token `[P, G, L + R]`, log_prob `[P, G, R]`): rows with their prompts; log-probabilities are 0 after the end.
+    """
+    num_prompts, length = prompt.shape
+    cache = init_cache(model.config, num_prompts, length + num_columns)
+    logits, _, cache = _apply(model, params, prompt, cache)
+    batch = num_prompts * group_size
+    # The cache's batch axis is the second but for `present`, which has no layers.
+    cache = jax.tree.map(lambda x: jnp.repeat(x, group_size, axis=x.ndim - 4 if x.ndim == 5 else 0), cache)
+    logits = jnp.repeat(logits[:, -1], group_size, axis=0)
+    noise = Categorical(jnp.zeros((num_columns, batch, 1))).noise(key)
+
+    def draw(noise, logits, alive):
+        token, log_prob = Categorical(logits / temperature).scored(noise)
+        return jnp.where(alive, token, -1), jnp.where(alive, log_prob, 0.0)
+
+    def column(carry, now):
+        token, alive, cache = carry
+        noise, at = now
+        logits, _, cache = _apply(model, params, token[:, None], cache, at)
+        alive &= token != eos
+        token, log_prob = draw(noise, logits[:, 0], alive)
+        return (token, alive, cache), (token, log_prob)
+
+    alive = jnp.ones(batch, bool)
+    first = draw(noise[0], logits, alive)
+    columns = length + jnp.arange(num_columns - 1)
+    _, later = jax.lax.scan(column, (first[0], alive, cache), (noise[1:], columns))
+    token, log_prob = (jnp.concatenate([x[None], y]).T for x, y in zip(first, later, strict=True))
+    token = jnp.concatenate([jnp.repeat(prompt, group_size, axis=0), token], axis=1)
+    return token.reshape(num_prompts, group_size, -1), log_prob.reshape(num_prompts, group_size, -1)
+
+
+def _apply(model: Transformer, *arguments: Any) -> tuple[Array, Any, Any]:
+    """`model.apply`, whose type flax does not know."""
+    result: Any = model.apply(*arguments)
+    return result
+
+
+def digest(params: Params) -> str:
+    """Sixteen hexadecimal digits that tell parameters apart: SHA-256 over names, shapes, dtypes and bytes."""
+    found = hashlib.sha256()
+    for path, x in jax.tree_util.tree_leaves_with_path(params):
+        x = np.asarray(x)
+        found.update(f"{jax.tree_util.keystr(path)} {x.shape} {x.dtype}".encode())
+        found.update(np.ascontiguousarray(x).tobytes())
+    return found.hexdigest()[:16]

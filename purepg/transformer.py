@@ -1,0 +1,270 @@
+"""A decoder-only transformer of the Llama and Qwen2 shape: p(token_{i+1} | token_0, ..., token_i), with a cache of keys
+and values for sampling one column at a time.
+
+    h = x + attention(norm(x))        grouped queries, rotary positions
+    y = h + mlp(norm(h))              down(silu(gate(h)) * up(h))
+
+Axes: `B` rows, `n` columns of a call, `L` columns of a cache, `V` tokens of the vocabulary, `H` query heads, `K` heads
+of keys and values, `d` numbers of a head. All is computed in the parameters' dtype, but where that is narrower than
+float32: norms, rotations and softmax, and what comes out, are float32 then.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from purepg.config import Count, Positive, check
+from purepg.types import Array, UsageError
+
+ONE_HOT_TOKENS = 64  # a vocabulary up to which a product with one-hot rows takes the place of a gather
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Widths and shapes of a transformer; the defaults are a small model for a small vocabulary.
+
+    Attributes:
+      hidden_size: width of the residual stream.
+      num_layers: blocks of attention and MLP.
+      num_heads: query heads.
+      num_kv_heads: heads of keys and values, each shared by num_heads / num_kv_heads query heads (Ainslie et al. 2023);
+        num_heads is plain attention, 1 multi-query.
+      head_dim: numbers of a head, even; None: hidden_size / num_heads.
+      mlp_size: width of the gated MLP's inside (SwiGLU, Shazeer 2020).
+      rope_theta: base of the rotary wavelengths, which run from 2 pi to nearly 2 pi rope_theta tokens.
+      rms_eps: added to the mean square in every RMSNorm.
+      tied_head: the logits' matrix is the embedding's.
+      qkv_bias: biases on queries, keys and values, as in Qwen2.
+      value_head: a scalar V of every prefix too.
+    """
+
+    hidden_size: Count = 64
+    num_layers: Count = 2
+    num_heads: Count = 4
+    num_kv_heads: Count = 2
+    head_dim: Count | None = None
+    mlp_size: Count = 128
+    rope_theta: Positive = 10_000.0
+    rms_eps: Positive = 1e-6
+    tied_head: bool = True
+    qkv_bias: bool = False
+    value_head: bool = False
+
+    @property
+    def head_size(self) -> int:
+        return self.head_dim or self.hidden_size // self.num_heads
+
+
+class Cache(NamedTuple):
+    """Keys, already rotated, and values of the columns so far."""
+
+    key: Array  # [num_layers, B, L, K, d]
+    value: Array  # [num_layers, B, L, K, d]
+    present: Array  # [B, L] bool: a token stands there
+
+
+def init_cache(config: TransformerConfig, batch_size: int, length: int, dtype: Any = jnp.float32) -> Cache:
+    """A cache of `length` empty columns; `dtype` is that of the parameters, or a narrower one to save memory."""
+    check_transformer(config)
+    shape = (config.num_layers, batch_size, length, config.num_kv_heads, config.head_size)
+    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((batch_size, length), bool))
+
+
+def check_transformer(config: TransformerConfig) -> None:
+    """
+    Raises:
+      UsageError: a number out of its range, or numbers that do not fit together.
+    """
+    check(config)
+    c = config
+    if c.num_heads % c.num_kv_heads:
+        raise UsageError(f"num_heads ({c.num_heads}) must be divisible by num_kv_heads ({c.num_kv_heads})")
+    if c.head_dim is None and c.hidden_size % c.num_heads:
+        raise UsageError(
+            f"hidden_size ({c.hidden_size}) must be divisible by num_heads ({c.num_heads}): or set head_dim"
+        )
+    if c.head_size % 2:
+        raise UsageError(f"head_dim ({c.head_size}) must be even: rotary positions turn its numbers in pairs")
+
+
+class RMSNorm(nn.Module):
+    """scale * x / sqrt(mean(x^2) + eps) over the last axis (Zhang & Sennrich 2019)."""
+
+    eps: Any
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        wide = _at_least_float32(x)
+        normed = wide * lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
+        return scale * normed.astype(x.dtype)
+
+
+class Attention(nn.Module):
+    """Causal attention with grouped queries: query head h reads keys and values of head h // (H / K)."""
+
+    config: TransformerConfig
+    layer: int  # whose keys and values of the cache are this one's
+
+    @nn.compact
+    def __call__(
+        self, x: Array, angle: Array, visible: Array, cache: Cache | None, column: Array | int
+    ) -> tuple[Array, Cache | None]:
+        """
+        Args:
+          x: `[B, n, hidden_size]`. angle: `[B, n, d / 2]`, of the rotary positions.
+          visible: `[B, n, L]` bool, what each query may read; without a cache L is n.
+          cache, column: as `Transformer` takes them, `present` aside.
+        """
+        c, (B, n, _) = self.config, x.shape
+        K, G, d = c.num_kv_heads, c.num_heads // c.num_kv_heads, c.head_size
+        query = _dense(K * G * d, "query", c.qkv_bias)(x).reshape(B, n, K * G, d)
+        key = _dense(K * d, "key", c.qkv_bias)(x).reshape(B, n, K, d)
+        value = _dense(K * d, "value", c.qkv_bias)(x).reshape(B, n, K, d)
+        query, key = rotate(query, angle).reshape(B, n, K, G, d), rotate(key, angle)
+        if cache is not None:  # written into the whole, layer by layer, so that a scan over columns works in place
+            at = (self.layer, 0, column, 0, 0)
+            cache = cache._replace(
+                key=lax.dynamic_update_slice(cache.key, key[None].astype(cache.key.dtype), at),
+                value=lax.dynamic_update_slice(cache.value, value[None].astype(cache.value.dtype), at),
+            )
+            key, value = cache.key[self.layer].astype(x.dtype), cache.value[self.layer].astype(x.dtype)
+        score = _at_least_float32(jnp.einsum("bnkgd,blkd->bkgnl", query, key)) / math.sqrt(d)
+        # The least finite number, not -inf: a query that may read nothing, at an empty place, must not become NaN.
+        score = jnp.where(visible[:, None, None], score, jnp.finfo(score.dtype).min)
+        weight = nn.softmax(score).astype(x.dtype)
+        read = jnp.einsum("bkgnl,blkd->bnkgd", weight, value).reshape(B, n, K * G * d)
+        return _dense(c.hidden_size, "output", scale=_residual_scale(c))(read), cache
+
+
+class MLP(nn.Module):
+    """down(silu(gate(x)) * up(x))."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        c = self.config
+        inside = nn.silu(_dense(c.mlp_size, "gate")(x)) * _dense(c.mlp_size, "up")(x)
+        return _dense(c.hidden_size, "down", scale=_residual_scale(c))(inside)
+
+
+class Transformer(nn.Module):
+    """Logits of the next token, and V, after every prefix of every row.
+
+    A row is tokens with empty places, -1, among them: to the left of a prompt, to the right of a response. An empty
+    place is read by nobody, and a token's position is the number of tokens before it in its row, so that where empty
+    places stand changes nothing. What comes out at one is finite and means nothing.
+    """
+
+    config: TransformerConfig
+    num_tokens: int
+
+    @nn.compact
+    def __call__(
+        self, token: Array, cache: Cache | None = None, column: Array | int = 0
+    ) -> tuple[Array, Array | None, Cache | None]:
+        """
+        Args:
+          token: `[B, n]` int, each in [0, num_tokens) or -1.
+          cache: the columns before. None: `token` is the whole of its rows.
+          column: int, or a traced one: where in the cache `token` goes, at columns column, ..., column + n - 1, which
+            the cache must have. Columns beyond are not read, whatever they hold.
+        Returns:
+          (logits `[B, n, V]`, V `[B, n]` or None, the cache with the n columns written or None).
+        Raises:
+          UsageError: a config that does not fit together. AssertionError: arrays of other shapes.
+        """
+        c = self.config
+        check_transformer(c)
+        chex.assert_rank(token, 2)
+        chex.assert_type(token, int)
+        B, n = token.shape
+        small = nn.initializers.normal(0.02)  # so that the first logits, products with the tied embedding, are too
+        embedding = self.param("embedding", small, (self.num_tokens, c.hidden_size))
+        present = token >= 0
+        position = jnp.cumsum(present, axis=1) - present
+        own = jnp.arange(n)
+        if cache is None:
+            visible = present[:, None, :] & (own <= own[:, None])
+        else:
+            L = cache.present.shape[1]
+            chex.assert_shape(cache.present, (B, L))
+            chex.assert_shape([cache.key, cache.value], (c.num_layers, B, L, c.num_kv_heads, c.head_size))
+            assert n <= L and not (isinstance(column, int) and column + n > L), f"{column} + {n} columns, of {L}"
+            before = cache.present & (jnp.arange(L) < column)
+            position += jnp.sum(before, axis=1, keepdims=True)
+            cache = cache._replace(present=lax.dynamic_update_slice(cache.present, present, (0, column)))
+            visible = cache.present[:, None, :] & (jnp.arange(L) <= column + own[:, None])
+
+        x = embed(embedding, token)
+        angle = rotary_angle(position, c.head_size, c.rope_theta, _at_least_float32(x).dtype)
+        for i in range(c.num_layers):
+            normed = RMSNorm(c.rms_eps, name=f"attention_norm_{i}")(x)
+            read, cache = Attention(c, i, name=f"attention_{i}")(normed, angle, visible, cache, column)
+            x = x + read
+            x = x + MLP(c, name=f"mlp_{i}")(RMSNorm(c.rms_eps, name=f"mlp_norm_{i}")(x))
+        x = RMSNorm(c.rms_eps, name="final_norm")(x)
+        if c.tied_head:
+            logits = x @ embedding.T
+        else:
+            logits = nn.Dense(self.num_tokens, use_bias=False, kernel_init=small, name="head")(x)
+        value = None
+        if c.value_head:
+            value = nn.Dense(1, kernel_init=nn.initializers.zeros, name="value_head")(x).squeeze(-1)
+            value = _at_least_float32(value)
+        return _at_least_float32(logits), value, cache
+
+
+def embed(embedding: Array, token: Array) -> Array:
+    """Rows `[..., hidden_size]` of `embedding` `[V, hidden_size]`; an empty place gets token 0's, to be finite.
+
+    The gradient of a gather is a scatter, which on a CPU goes through its rows one by one, and once more per seed under
+    a vmap; that of a product with one-hot rows is a product. The product's work grows with V.
+    """
+    token = jnp.maximum(token, 0)
+    if embedding.shape[0] <= ONE_HOT_TOKENS:
+        return jax.nn.one_hot(token, embedding.shape[0], dtype=embedding.dtype) @ embedding
+    return jnp.take(embedding, token, axis=0)
+
+
+def rotary_angle(position: Array, head_dim: int, theta: Array | float, dtype: Any = jnp.float32) -> Array:
+    """position * theta^(-2 i / d) for i = 0, ..., d / 2 - 1 (Su et al. 2021, sec. 3.2.2): `[...]` to `[..., d / 2]`."""
+    exponent = jnp.arange(0, head_dim, 2, dtype=dtype) / head_dim
+    return position[..., None].astype(dtype) / jnp.asarray(theta, dtype) ** exponent
+
+
+def rotate(x: Array, angle: Array) -> Array:
+    """Turns the pairs (x_i, x_{i + d/2}) of every head by its column's angles, so that the product of a query and a key
+    depends on their positions' difference alone.
+
+    Su et al. pair neighbours, (x_{2i}, x_{2i+1}); these are Hugging Face's pairs, which checkpoints are stored for.
+
+    Args:
+      x: `[..., n, heads, d]`. angle: `[..., n, d / 2]`.
+    """
+    cos, sin = jnp.cos(angle)[..., None, :], jnp.sin(angle)[..., None, :]
+    first, second = jnp.split(_at_least_float32(x), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def _dense(size: int, name: str, use_bias: bool = False, scale: float = 1.0) -> nn.Dense:
+    """Kernels of deviation scale / sqrt(inputs), which keeps the size of what goes through at any width; the 0.02 of
+    GPT-2 and Llama is about that at a width of 2000, and would leave a layer of 64 nearly silent."""
+    init = nn.initializers.variance_scaling(scale**2, "fan_in", "normal")
+    return nn.Dense(size, use_bias=use_bias, kernel_init=init, name=name)
+
+
+def _residual_scale(config: TransformerConfig) -> float:
+    """Of what is added to the residual stream, twice per layer, so that depth does not make it grow (GPT-2)."""
+    return 1 / math.sqrt(2 * config.num_layers)
+
+
+def _at_least_float32(x: Array) -> Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
