@@ -80,6 +80,16 @@ def expected_soft_policy_gradient(log_prob: Array, q: Array, temperature: Array 
     return jnp.sum(jnp.exp(log_prob) * (stop_gradient(temperature) * log_prob - stop_gradient(q)), axis=-1)
 
 
+def preference(margin: Array) -> Array:
+    """-log sigmoid(margin): minus the log-probability that the chosen of two responses is preferred (Bradley & Terry
+    1952), where `margin` is by how much it scores higher.
+
+    With a learned reward's difference it fits the reward (Christiano et al. 2017); with
+    beta * (log pi/pi_ref of the chosen - log pi/pi_ref of the rejected) it is DPO (Rafailov et al. 2023, eq. 7).
+    """
+    return jax.nn.softplus(-margin)
+
+
 def squared_error(value: Array, target: Array) -> Array:
     """(V(s) - target)^2 / 2, the target a constant."""
     chex.assert_equal_shape([value, target])

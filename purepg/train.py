@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from purepg.lanes import any_lane
 from purepg.losses import all_finite
 from purepg.rollout import start
-from purepg.types import Act, Algorithm, Array, Env, Key, Metrics, State
+from purepg.types import Act, Algorithm, Array, Env, Key, Metrics, Obs, State
 
 
 def train(key: Key, algorithm: Algorithm, state: State, start: Array | int, num_updates: int) -> tuple[State, Metrics]:
@@ -87,6 +87,7 @@ class EpisodeStats(NamedTuple):
     episode_length: Array
     terminated: Array
     truncated: Array
+    last_obs: Obs  # when all had ended; what came after an episode's own end is in it too
 
 
 def evaluate(key: Key, env: Env, act: Act, num_episodes: int, max_steps: int) -> EpisodeStats:
@@ -98,21 +99,24 @@ def evaluate(key: Key, env: Env, act: Act, num_episodes: int, max_steps: int) ->
     world = start(k_start, env, num_episodes)
 
     def body(carry):
-        t, env_state, obs, stats = carry
+        t, env_state, stats = carry
         k_act, k_step = jax.random.split(jax.random.fold_in(k_run, t))
         alive = ~(stats.terminated | stats.truncated)
-        env_state, time_step = jax.vmap(env.step)(jax.random.split(k_step, num_episodes), env_state, act(k_act, obs))
+        env_state, time_step = jax.vmap(env.step)(
+            jax.random.split(k_step, num_episodes), env_state, act(k_act, stats.last_obs)
+        )
         stats = EpisodeStats(
             stats.episode_return + jnp.where(alive, time_step.reward, 0.0),
             stats.episode_length + alive,
             stats.terminated | (alive & time_step.terminated),
             stats.truncated | (alive & (time_step.truncated | ((t == max_steps - 1) & ~time_step.terminated))),
+            time_step.obs,
         )
-        return t + 1, env_state, time_step.obs, stats
+        return t + 1, env_state, stats
 
     def running(carry):
-        return any_lane(~(carry[3].terminated | carry[3].truncated))
+        return any_lane(~(carry[2].terminated | carry[2].truncated))
 
     never = jnp.zeros(num_episodes, bool)
-    stats = EpisodeStats(world.episode_return, world.episode_length, never, never)
-    return jax.lax.while_loop(running, body, (jnp.int32(0), world.env_state, world.obs, stats))[3]
+    stats = EpisodeStats(world.episode_return, world.episode_length, never, never, world.obs)
+    return jax.lax.while_loop(running, body, (jnp.int32(0), world.env_state, stats))[2]

@@ -93,9 +93,9 @@ class Checkpoints:
         placed = jax.tree.map(_placed, abstract)
         return self._read(update, state=self._args.StandardRestore(placed))["state"]
 
-    def write_evaluation(self, update: int, evaluation: Mapping[str, np.ndarray]) -> None:
+    def write_evaluation(self, update: int, evaluation: Mapping[str, np.ndarray | None]) -> None:
         """Keeps what the agents came to. Raises RecordError where it cannot be written."""
-        text = json.dumps({name: value.tolist() for name, value in evaluation.items()})
+        text = json.dumps({name: value.tolist() for name, value in evaluation.items() if value is not None})
         write_whole(self._evaluation(update), lambda file: file.write(text.encode()))
 
     def evaluation(self, update: int) -> dict[str, np.ndarray] | None:

@@ -13,7 +13,7 @@ from purepg.run.plot import curves, heatmap
 from purepg.run.population import Chunk, Group, Population, Setting, block_lengths
 from purepg.run.record import CURVES, HEATMAP, Record, RecordError, new_folder, say, setting_label
 from purepg.run.resume import Logged, changed_versions, chunk_metrics, covered, refuse_differences
-from purepg.run.summary import Part, assemble, diverged, summarize
+from purepg.run.summary import Part, add_responses, assemble, collapsed, diverged, summarize
 from purepg.run.wandb_sink import WandbSink
 
 
@@ -114,6 +114,8 @@ def _run(
         parts, interrupted = _train(plan, out, order, populations, logged, saved, record, wandb, lost, interrupt)
         metrics, num_updates = assemble(parts, len(plan.settings), run.num_seeds)
         summary = summarize(plan.settings, parts, metrics, num_updates, interrupted)
+        if plan.env.task:
+            add_responses(summary, plan.env.task, parts)
         for write in (
             lambda: record.write_summary(summary),  # the smallest first, where a disk is nearly full
             lambda: record.write(CURVES, lambda file: curves(file, metrics, labels, f"{script} on {run.env}")),
@@ -199,7 +201,7 @@ def _train(
                 run.log_every,
                 [record.append_block, wandb.log_block, progress],
                 interrupt,
-                saving=Saving(checkpoints, run.checkpoint_every, failed),
+                saving=Saving(checkpoints, run.checkpoint_every, failed, plan.start_digest),
                 saved=before,
             )
             try:
@@ -207,13 +209,15 @@ def _train(
             except RecordError as error:
                 failed(error)
         parts.append(Part(group, chunk, outcome))
-        _say_divergence(plan.settings, parts[-1])
+        _say_troubles(plan.settings, parts[-1])
     progress.close()
     return parts, interrupt.requested
 
 
-def _say_divergence(settings: Sequence[Setting], part: Part) -> None:
+def _say_troubles(settings: Sequence[Setting], part: Part) -> None:
     for row, h in enumerate(part.group.settings[part.chunk.settings]):
+        for trouble in collapsed({name: x[row] for name, x in part.outcome.metrics.items()}):
+            say(f"{setting_label(settings[h].hyperparameters) or 'the only setting'}: {trouble}")
         for member in diverged(part.outcome.metrics["finite"][row]):
             label = setting_label(settings[h].hyperparameters) or "the only setting"
             say(

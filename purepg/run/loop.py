@@ -81,6 +81,7 @@ class Outcome(NamedTuple):
     mode: np.ndarray
     compile_seconds: float
     run_seconds: float  # training alone
+    rows: np.ndarray | None = None  # [H, S, n, L + R] of a token task: prompts with responses
 
 
 class Saved(NamedTuple):
@@ -99,6 +100,7 @@ class Saving(NamedTuple):
     checkpoints: Checkpoints
     every: float  # seconds
     failed: Callable[[RecordError], None]  # what is done where it cannot be
+    start_digest: str | None  # of the parameters that the agents started from
 
 
 def run_chunk(
@@ -150,6 +152,7 @@ def run_chunk(
             "run_seconds": run_seconds(),
             "total_steps": population.total_steps,
             "spent": not moved,
+            "start_digest": saving.start_digest,
         }
         try:
             saving.checkpoints.save(update, state, facts)
@@ -186,4 +189,5 @@ def run_chunk(
         except RecordError as error:
             saving.failed(error)
     metrics = {name: np.concatenate([b[name] for b in blocks], axis=-1) for name in blocks[0]}
-    return Outcome(metrics, evaluation.sampled, evaluation.mode, population.new_compile_seconds(), seconds)
+    compile_seconds = population.new_compile_seconds()
+    return Outcome(metrics, evaluation.sampled, evaluation.mode, compile_seconds, seconds, evaluation.rows)

@@ -99,6 +99,7 @@ class Plan:
     eval_max_steps: int
     code: dict[str, str]  # where the algorithm and its parts are to be found again
     stored: dict[str, Any] | None  # config.json of the run to go on with
+    start_digest: str | None  # of the parameters that a language model starts from
 
     @property
     def order(self) -> list[tuple[Group, Chunk]]:
@@ -162,7 +163,8 @@ def prepare(
         "network": reference(network),
         "network_config": reference(type(configs["network"])),
     }
-    return Plan(run, env, make, settings, groups, num_devices, eval_max_steps, code, stored)
+    digest = getattr(network(env, configs["network"]), "digest", None)
+    return Plan(run, env, make, settings, groups, num_devices, eval_max_steps, code, stored, digest)
 
 
 def prepare_devices(devices: int | None, num_seeds: int, num_settings: int) -> int:
@@ -202,6 +204,7 @@ def describe(plan: Plan, script: str) -> dict[str, Any]:
         "run": asdict(plan.run),
         **{name: asdict(config) for name, config in plan.groups[0].configs.items()},
         "code": plan.code,
+        "start_digest": plan.start_digest,
         "settings": [setting.hyperparameters for setting in plan.settings],
         "schedules": [_schedule(plan, h) for h in range(len(plan.settings))],
         "num_updates": [next(g.num_updates for g in plan.groups if h in g.settings) for h in range(len(plan.settings))],

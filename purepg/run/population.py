@@ -24,6 +24,7 @@ from purepg.types import Algorithm, Array, Env, Metrics, State, UsageError
 # The evaluation's keys and the members' keys never meet: members are folded in by their seed, from 0 on.
 EVALUATION_TAG = 2**31 - 1
 INT32_MAX = 2**31 - 1
+SHOWN = 8  # responses of each agent that are shown at the end
 
 Configs = dict[str, Any]  # name of a config, "ppo" or "network", to the dataclass
 Make = Callable[[Configs], Algorithm]
@@ -155,6 +156,7 @@ class Evaluation(NamedTuple):
 
     sampled: Array  # the policy's actions are sampled
     mode: Array  # its distribution's mode is taken
+    rows: Array | None  # [H, S, SHOWN, L + R] of a token task: prompts with sampled responses
 
 
 class Memory(NamedTuple):
@@ -216,11 +218,13 @@ class Population:
         def final(hyper: Hyper, s: Array, state: State) -> Evaluation:
             del s
             key = jax.random.fold_in(jax.random.key(eval_seed), EVALUATION_TAG)
-            returns = [
-                evaluate(key, env, algorithm(hyper).policy(state, mode), eval_episodes, eval_max_steps).episode_return
-                for mode in (False, True)
-            ]
-            return Evaluation(returns[0].mean(), returns[1].mean())
+            where = env.held_out or env
+            sampled, mode = (
+                evaluate(key, where, algorithm(hyper).policy(state, deterministic), eval_episodes, eval_max_steps)
+                for deterministic in (False, True)
+            )
+            rows = sampled.last_obs[:SHOWN] if env.task else None
+            return Evaluation(sampled.episode_return.mean(), mode.episode_return.mean(), rows)
 
         self._over = over = _Spread(*shape, num_devices)
         self._init = jax.jit(over(init))

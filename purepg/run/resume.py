@@ -92,7 +92,8 @@ def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
         if field != ANNEAL_UPDATES
     }
     named |= {name: value for name, value in config["run"].items() if name not in FREE}
-    named |= {name: config.get(name) for name in ("settings", "layout", "devices", "xla_flags", "script")}
+    others = ("settings", "layout", "devices", "xla_flags", "script", "start_digest")
+    named |= {name: config.get(name) for name in others}
     return named | {"backend": config.get("platform", {}).get("backend")}
 
 

@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from purepg.envs.tasks import Task, decode
 from purepg.run.loop import HostMetrics, Outcome
 from purepg.run.population import Chunk, Group, Setting
 from purepg.run.record import setting_label
 from purepg.run.statistics import bootstrap_interval, iqm
 
+LEAST_ENTROPY, MOST_KL = 0.01, 20.0  # nats; below and above, a policy with a reference has collapsed
 LAST_EPISODES = 100  # the training return that papers report: over an agent's last hundred episodes
 
 
@@ -127,6 +130,51 @@ def diverged(finite: np.ndarray) -> list[dict[str, int]]:
     return [{"seed": int(s), "update": int(np.argmax(finite[s] == 0))} for s in np.flatnonzero((finite == 0).any(-1))]
 
 
+def collapsed(metrics: HostMetrics) -> list[str]:
+    """What went wrong with a setting's language models, or with other policies that have a reference: a line for each
+    kind of collapse.
+
+    Args:
+      metrics: each `[S, U]`.
+    """
+    if "kl_reference" not in metrics:
+        return []
+    signs = (
+        (
+            metrics["entropy"] < LEAST_ENTROPY,
+            f"entropy under {LEAST_ENTROPY} nats a step, so that a group's episodes agree",
+        ),
+        (metrics["kl_reference"] > MOST_KL, f"a KL of more than {MOST_KL} nats from the policy it started from"),
+    )
+    lines = []
+    for sign, what in signs:
+        seeds = np.flatnonzero(sign.any(-1))
+        if len(seeds):
+            first = int(np.argmax(sign.any(0)))
+            lines.append(f"collapse: {what}, in {len(seeds)} of {len(sign)} seeds, first at update {first}")
+    return lines
+
+
+def add_responses(summary: dict[str, Any], task: Task, parts: Sequence[Part]) -> None:
+    """Gives every setting of the summary `responses`: for each seed some prompts, what was answered and its reward."""
+    for part in parts:
+        rows = np.asarray(part.outcome.rows)
+        for row, h in enumerate(part.group.settings[part.chunk.settings]):
+            of_setting = summary["settings"][h].setdefault("responses", [None] * len(summary["settings"][h]["finals"]))
+            for column, seed in enumerate(range(part.chunk.seeds.start, part.chunk.seeds.stop)):
+                of_setting[seed] = [_response(task, tokens) for tokens in rows[row, column]]
+
+
+def _response(task: Task, tokens: np.ndarray) -> dict[str, Any]:
+    """A row of tokens as text; what stands after the end of its response is no part of it."""
+    prompt, response = tokens[: task.prompt_length], tokens[task.prompt_length :].copy()
+    ends = np.flatnonzero(response == task.eos)
+    if len(ends):
+        response[ends[0] + 1 :] = -1
+    reward = float(task.reward(jnp.asarray(prompt), jnp.asarray(response)))
+    return {"prompt": decode(task, prompt), "response": decode(task, response), "reward": reward}
+
+
 def peak_memory_bytes() -> int:
     """The most memory the device has held at once; on a CPU, the process."""
     statistics = jax.devices()[0].memory_stats()
@@ -145,9 +193,9 @@ def report(summary: dict[str, Any]) -> str:
         rows.append(
             (
                 setting_label(setting["hyperparameters"]) or "default",
-                f"{setting['iqm']:.1f} [{lo:.1f}, {hi:.1f}]",
-                f"{setting['mode']['iqm']:.1f}",
-                f"{setting['training']['iqm']:.1f}",
+                f"{_number(setting['iqm'])} [{_number(lo)}, {_number(hi)}]",
+                _number(setting["mode"]["iqm"]),
+                _number(setting["training"]["iqm"]),
                 f"{steps_per_second:,.0f}",
                 f"{setting['compile_seconds']:.1f}",
                 f"{setting['run_seconds']:.1f}",
@@ -161,4 +209,27 @@ def report(summary: dict[str, Any]) -> str:
         for row in rows
     ]
     lines.insert(1, "-" * len(lines[0]))
-    return "\n".join(lines)
+    return "\n".join(lines + _best_responses(summary))
+
+
+def _number(x: float) -> str:
+    """A return, or a share: three decimals where it is small."""
+    return f"{x:.3f}" if abs(x) < 2 else f"{x:.1f}"
+
+
+def _best_responses(summary: dict[str, Any]) -> list[str]:
+    """What the best agent answered to some held-out prompts, a line each; nothing where it was no language model."""
+    finals = [
+        (final, h, seed)
+        for h, setting in enumerate(summary["settings"])
+        for seed, final in enumerate(setting["finals"])
+        if setting.get("responses", {}) and setting["responses"][seed] and final is not None and np.isfinite(final)
+    ]
+    if not finals:
+        return []
+    _, h, seed = max(finals)
+    label = setting_label(summary["settings"][h]["hyperparameters"])
+    lines = [f"held-out prompts, answered by {label + ', ' if label else ''}seed {seed}:"]
+    for found in summary["settings"][h]["responses"][seed]:
+        lines.append(f"  {found['prompt']}{found['response']:<12} reward {found['reward']:g}")
+    return lines

@@ -260,7 +260,13 @@ class WandbSink:
         runs: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for member, run in self._runs.items():
             with self._ending():
-                run.summary.update(plain(member_summary(end.summary, member)))
+                own = member_summary(end.summary, member)
+                responses = own.pop("responses", None)
+                run.summary.update(plain(own))
+                if responses and member.seed is not None:
+                    columns = list(responses[0])
+                    rows: list[Any] = [[response[name] for name in columns] for response in responses]
+                    run.log({"responses": wandb.Table(columns=columns, data=rows)})
                 pictures = {path.stem: wandb.Image(str(path)) for path in end.pictures if path.exists()}
                 if pictures:
                     run.log(pictures)  # not by many threads: PIL's import breaks
@@ -358,8 +364,9 @@ def member_summary(summary: Mapping[str, Any], member: Member) -> dict[str, Any]
 
     def of_seed(entry: Mapping[str, Any], seed: int) -> dict[str, Any]:
         own: dict[str, Any] = dict(entry)
-        if "finals" in own:
-            own["final"] = own.pop("finals")[seed]
+        for all_seeds, name in (("finals", "final"), ("responses", "responses")):
+            if all_seeds in own:
+                own[name] = own.pop(all_seeds)[seed]
         return {name: of_seed(value, seed) if isinstance(value, Mapping) else value for name, value in own.items()}
 
     own = {name: value for name, value in summary.items() if name != "settings"}

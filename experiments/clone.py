@@ -1,0 +1,11 @@
+"""Behaviour cloning of a token task's demonstrations, stopped early: where GRPO starts from."""
+
+from purepg.algorithms.clone import CloneConfig, clone
+from purepg.run.cli import main
+from purepg.run.plan import RunConfig
+from purepg.run.start import language_model
+from purepg.tokens import LanguageModelConfig
+
+if __name__ == "__main__":
+    run = RunConfig(env="addition", total_steps=350_000, num_seeds=4, eval_episodes=512)
+    main(clone, CloneConfig(), language_model, LanguageModelConfig(), run, __doc__)

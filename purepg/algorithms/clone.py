@@ -1,0 +1,104 @@
+"""Behaviour cloning (Pomerleau 1991): supervised fine-tuning on demonstrations y of prompts x. Per update,
+
+    theta <- theta + lr * E[ sum_t grad log pi(y_t | x, y_<t) * 1 ]
+
+the policy gradient's sum with every weight 1, over somebody else's tokens. Over one's own, with weight 1 for a right
+response and 0 for a wrong one, it is REINFORCE.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from purepg.config import Count, CountOrZero, Positive, check
+from purepg.groups import source
+from purepg.losses import aggregate, policy_gradient
+from purepg.networks import evaluation_policy
+from purepg.optimize import gradient_step, step_direction
+from purepg.tokens import LanguageModel
+from purepg.types import Algorithm, Env, Params, State, UsageError
+
+
+@dataclass(frozen=True)
+class CloneConfig:
+    """Hyperparameters of behaviour cloning.
+
+    Attributes:
+      batch_size: demonstrations of an update, each of a prompt drawn anew.
+      optimizer: adam, or sgd, the plain gradient.
+      learning_rate: the optimiser's.
+      adam_eps: Adam's epsilon.
+      aggregation: how tokens become one loss (`losses.aggregate`).
+      max_grad_norm: bound on the gradient's global norm; None: unbounded.
+      num_held_out: held-out prompts that are answered at every update, to be watched; 0: none.
+    """
+
+    batch_size: Count = 256
+    optimizer: Literal["adam", "sgd"] = "adam"
+    learning_rate: Positive = 2e-3
+    adam_eps: Positive = 1e-8
+    aggregation: Literal["sequence_mean", "token_mean", "constant_length", "sequence_sum"] = "token_mean"
+    max_grad_norm: Positive | None = 1.0
+    num_held_out: CountOrZero = 64
+
+
+class Learner(NamedTuple):
+    params: Params
+    opt_state: optax.OptState
+
+
+def clone(env: Env, network: LanguageModel, config: CloneConfig) -> Algorithm:
+    """Behaviour cloning of a token task's demonstrations. An environment step is a column of a response.
+
+    `episode_return` is the share of held-out prompts answered right, sampled, after the update.
+
+    Raises:
+      UsageError: a number out of its range, or a network that is no language model.
+    """
+    c = config
+    check(c)
+    if not isinstance(network, LanguageModel):
+        raise UsageError(f"{env.name} has no demonstrations: cloning needs a token task, such as --env addition")
+    task = network.task
+    held_out = source(env.held_out or env, network)
+    tx = step_direction(c.optimizer, c.max_grad_norm, c.adam_eps)
+
+    def init(key):
+        params = source(env, network).init(key)
+        return State(Learner(params, tx.init(params)), ())
+
+    def loss(params, token):
+        action = token[:, task.prompt_length :]
+        mask = action >= 0
+        distribution, _ = network.score(params, token)
+        losses = policy_gradient(jnp.where(mask, distribution.log_prob(action), 0.0), jnp.ones(action.shape))
+        policy_loss = aggregate(losses, mask, c.aggregation)
+        return policy_loss, {"policy_loss": policy_loss}
+
+    def step(key, state, update):
+        del update
+        k_prompt, k_demonstration, k_held_out = jax.random.split(key, 3)
+        prompt = jax.vmap(lambda key: task.prompt(key, False))(jax.random.split(k_prompt, c.batch_size))
+        demonstration = jax.vmap(task.demonstration)(jax.random.split(k_demonstration, c.batch_size), prompt)
+        token = jnp.concatenate([prompt, demonstration], axis=1)
+        params, opt_state = state.learner
+        params, opt_state, metrics = gradient_step(loss, tx, c.learning_rate, params, opt_state, token)
+        metrics |= {
+            "episode_return": jnp.float32(jnp.nan),
+            "episode_length": jnp.sum(demonstration >= 0) / c.batch_size,
+            "num_episodes": jnp.int32(c.batch_size),
+            "env_steps": jnp.int32(demonstration.size),
+        }
+        if c.num_held_out:
+            answers = held_out.sample(k_held_out, params, c.num_held_out, 1)
+            metrics["episode_return"] = jnp.sum(answers.reward) / c.num_held_out
+        return State(Learner(params, opt_state), ()), metrics
+
+    def policy(state, deterministic):
+        return evaluation_policy(network, state.learner.params, deterministic)
+
+    env_steps = c.batch_size * task.response_length
+    return Algorithm(init, step, policy, env_steps, env_steps)

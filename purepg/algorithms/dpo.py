@@ -1,0 +1,112 @@
+"""Direct preference optimisation (Rafailov et al. 2023, eq. 7): the offline reference point. Per gradient step, over
+pairs of responses that the start's policy pi_ref gave, of which y_w was right and y_l was not:
+
+    theta <- theta + lr * E[ grad log sigmoid(beta * log pi/pi_ref (y_w | x) - beta * log pi/pi_ref (y_l | x)) ]
+
+Nothing is ever sampled from pi.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from purepg.config import Count, CountOrZero, Positive, check
+from purepg.groups import Learner, source
+from purepg.losses import preference
+from purepg.networks import evaluation_policy
+from purepg.optimize import gradient_step, step_direction
+from purepg.preferences import draw_pairs, sample_preferences
+from purepg.tokens import LanguageModel
+from purepg.types import Algorithm, Env, State, UsageError
+
+
+@dataclass(frozen=True)
+class DPOConfig:
+    """Hyperparameters of DPO.
+
+    Attributes:
+      num_pairs: prompts in the data, drawn once; those whose answers all earned the same give no pair.
+      num_candidates: answers to each, of which a best and a worst make the pair.
+      batch_size: pairs of a gradient step.
+      optimizer: adam, or sgd, the plain gradient.
+      learning_rate: the optimiser's.
+      adam_eps: Adam's epsilon.
+      beta: how dear it is to leave pi_ref.
+      max_grad_norm: bound on the gradient's global norm; None: unbounded.
+      num_held_out: held-out prompts that are answered at every update, to be watched; 0: none.
+    """
+
+    num_pairs: Count = 2048
+    num_candidates: Count = 4
+    batch_size: Count = 128
+    optimizer: Literal["adam", "sgd"] = "adam"
+    learning_rate: Positive = 5e-4
+    adam_eps: Positive = 1e-8
+    beta: Positive = 0.1
+    max_grad_norm: Positive | None = 1.0
+    num_held_out: CountOrZero = 64
+
+
+def dpo(env: Env, network: LanguageModel, config: DPOConfig) -> Algorithm:
+    """DPO on a token task. An environment step is a column of a response that is read.
+
+    `episode_return` is the share of held-out prompts answered right, sampled, after the update.
+
+    Raises:
+      UsageError: a number out of its range, one candidate alone, or a network that is no language model.
+    """
+    c = config
+    check(c)
+    if not isinstance(network, LanguageModel):
+        raise UsageError(f"{env.name} has no responses: DPO needs a token task, such as --env addition")
+    if c.num_candidates < 2:
+        raise UsageError(f"num_candidates ({c.num_candidates}) must be at least 2, to make a pair")
+    prompt_length = network.task.prompt_length
+    held_out = source(env.held_out or env, network)
+    tx = step_direction(c.optimizer, c.max_grad_norm, c.adam_eps)
+
+    def init(key):
+        k_params, k_pairs = jax.random.split(key)
+        params = source(env, network).init(k_params)
+        pairs = sample_preferences(k_pairs, env, network, params, c.num_pairs, c.num_candidates)
+        return State(Learner(params, tx.init(params), jax.tree.map(jnp.copy, params), jnp.float32(c.beta)), pairs)
+
+    def log_prob(params, token):
+        """log pi(y | x), `[B]`."""
+        action = token[:, prompt_length:]
+        return jnp.sum(network.score(params, token)[0].log_prob(action), axis=-1, where=action >= 0)
+
+    def loss(params, batch):
+        chosen, rejected, weight, reference_margin = batch
+        margin = c.beta * (log_prob(params, chosen) - log_prob(params, rejected) - reference_margin)
+        policy_loss = jnp.sum(weight * preference(margin)) / jnp.maximum(jnp.sum(weight), 1.0)
+        ranked_right = jnp.sum(weight * (margin > 0)) / jnp.maximum(jnp.sum(weight), 1.0)
+        return policy_loss, {"policy_loss": policy_loss, "ranked_right": ranked_right}
+
+    def step(key, state, update):
+        del update
+        k_batch, k_held_out = jax.random.split(key)
+        params, opt_state, reference, _ = state.learner
+        chosen, rejected, weight = draw_pairs(k_batch, state.world, c.batch_size)
+        reference_margin = log_prob(reference, chosen) - log_prob(reference, rejected)
+        batch = (chosen, rejected, weight, reference_margin)
+        params, opt_state, metrics = gradient_step(loss, tx, c.learning_rate, params, opt_state, batch)
+        action = jnp.concatenate([chosen, rejected])[:, prompt_length:]
+        metrics |= {
+            "episode_return": jnp.float32(jnp.nan),
+            "episode_length": jnp.sum(action >= 0) / action.shape[0],
+            "num_episodes": jnp.int32(action.shape[0]),
+            "env_steps": jnp.int32(action.size),
+        }
+        if c.num_held_out:
+            answers = held_out.sample(k_held_out, params, c.num_held_out, 1)
+            metrics["episode_return"] = jnp.sum(answers.reward) / c.num_held_out
+        return State(state.learner._replace(params=params, opt_state=opt_state), state.world), metrics
+
+    def policy(state, deterministic):
+        return evaluation_policy(network, state.learner.params, deterministic)
+
+    env_steps = 2 * c.batch_size * network.task.response_length
+    return Algorithm(init, step, policy, env_steps, env_steps)

@@ -1,0 +1,88 @@
+"""Pairs of responses of which one is preferred, and a reward that is learned from them.
+
+    P(y_w preferred to y_l | x) = sigmoid(r(x, y_w) - r(x, y_l))                  Bradley & Terry 1952
+
+Rows are `[L + R]` tokens, a prompt's columns and a response's, as `tokens` has them.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from purepg.groups import source
+from purepg.losses import preference
+from purepg.optimize import gradient_step, step_direction
+from purepg.tokens import LanguageModel
+from purepg.types import Array, Env, Key, Metrics, Params
+
+
+class Preferences(NamedTuple):
+    """N pairs."""
+
+    chosen: Array  # [N, L + R]
+    rejected: Array  # [N, L + R]
+    weight: Array  # [N] 1 where one was better than the other, 0 where nobody could tell
+    num_tokens: Array  # generated for all of them, those of responses that are in no pair too
+
+
+def sample_preferences(
+    key: Key, env: Env, model: LanguageModel, params: Params, num_pairs: int, num_candidates: int = 2
+) -> Preferences:
+    """Answers each of `num_pairs` prompts `num_candidates` times, and pairs a best with a worst answer by the task's
+    reward."""
+    groups = source(env, model).sample(key, params, num_pairs, num_candidates)
+    reward = jnp.sum(groups.reward, axis=-1)
+    pair = jnp.arange(num_pairs)
+    best, worst = jnp.argmax(reward, axis=1), jnp.argmin(reward, axis=1)
+    weight = (reward[pair, best] > reward[pair, worst]).astype(jnp.float32)
+    return Preferences(groups.obs[pair, best], groups.obs[pair, worst], weight, jnp.sum(groups.mask))
+
+
+def draw_pairs(key: Key, pairs: Preferences, batch_size: int) -> tuple[Array, Array, Array]:
+    """(chosen, rejected, weight) of `batch_size` pairs drawn with replacement from those that tell something."""
+    index = jax.random.categorical(key, jnp.log(pairs.weight), shape=(batch_size,))
+    return pairs.chosen[index], pairs.rejected[index], pairs.weight[index]
+
+
+class RewardModelConfig(NamedTuple):
+    """How a reward is learned: gradient steps of Adam on batches of pairs."""
+
+    num_steps: int = 300
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+
+
+def fit_reward_model(
+    key: Key, model: LanguageModel, params: Params, pairs: Preferences, config: RewardModelConfig
+) -> tuple[Params, Metrics]:
+    """Maximises the pairs' likelihood under Bradley & Terry.
+
+    Args:
+      model: with a value head, whose V after a response's last token is the reward.
+      params: where it starts.
+    Returns:
+      (params, metrics): `loss` and `accuracy`, the share of pairs ranked right, each `[num_steps]`.
+    """
+    tx = step_direction("adam", 1.0)
+
+    def loss(params, batch):
+        chosen, rejected, weight = batch
+        margin = model.apply(params, chosen)[1] - model.apply(params, rejected)[1]
+        total = jnp.sum(weight * preference(margin)) / jnp.sum(weight)
+        return total, {"loss": total, "accuracy": jnp.sum(weight * (margin > 0)) / jnp.sum(weight)}
+
+    def step(carry: tuple[Params, optax.OptState], key: Key):
+        batch = draw_pairs(key, pairs, config.batch_size)
+        params, opt_state, metrics = gradient_step(loss, tx, config.learning_rate, carry[0], carry[1], batch)
+        return (params, opt_state), metrics
+
+    (params, _), metrics = jax.lax.scan(step, (params, tx.init(params)), jax.random.split(key, config.num_steps))
+    return params, metrics
+
+
+def learned_reward(model: LanguageModel, params: Params) -> Callable[[Array, Array], Array]:
+    """The reward model as a task's `reward(prompt, response)`."""
+    return lambda prompt, response: model.apply(params, jnp.concatenate([prompt, response]))[1]
