@@ -63,7 +63,8 @@ class LanguageModel(NamedTuple):
     def init(self, key: Key, obs: Obs, /) -> Params:
         """Parameters: those of `start`, and drawn what it lacks."""
         drawn: Any = self.transformer.init(key, obs.reshape(-1, obs.shape[-1])[:1])
-        return {"params": drawn["params"] | (self.start["params"] if self.start else {})}
+        own = jax.tree.map(jnp.asarray, self.start["params"]) if self.start else {}
+        return {"params": drawn["params"] | own}
 
     def apply(self, params: Params, obs: Obs, /) -> tuple[Categorical, Array]:
         """(the next token's distribution `[..., V]`, V `[...]`) after the last token of each row."""

@@ -1,8 +1,11 @@
 """Where a language model's parameters come from: a folder on this disk, or nowhere."""
 
+import functools
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from purepg.pretrained import load_pretrained
 from purepg.run.load import load, stored_network
@@ -21,7 +24,7 @@ def language_model(env: Env, config: LanguageModelConfig) -> LanguageModel:
     if config.start is None or env.task is None:
         return with_params(env, config)
     folder = Path(config.start)
-    shape, num_tokens, params = _pretrained(folder) if any(folder.glob("*.safetensors")) else _trained(folder)
+    shape, num_tokens, params = _read(folder.absolute())
     wanted = len(env.task.vocabulary)
     if num_tokens != wanted:
         raise UsageError(f"start ({folder}) is a model of {num_tokens} tokens; {env.name} needs one of {wanted}")
@@ -29,8 +32,12 @@ def language_model(env: Env, config: LanguageModelConfig) -> LanguageModel:
     return with_params(env, replace(config, **sizes | {"value_head": config.value_head}), params)
 
 
-def _pretrained(folder: Path) -> tuple[TransformerConfig, int, Params]:
-    return load_pretrained(folder)
+@functools.cache
+def _read(folder: Path) -> tuple[TransformerConfig, int, Params]:
+    """What a folder holds, as NumPy arrays: it is asked for again inside of traces, where nothing can be read."""
+    with jax.ensure_compile_time_eval():
+        shape, num_tokens, params = load_pretrained(folder) if any(folder.glob("*.safetensors")) else _trained(folder)
+        return shape, num_tokens, jax.device_get(params)
 
 
 def _trained(folder: Path) -> tuple[TransformerConfig, int, Params]:
