@@ -25,6 +25,7 @@ from purepg.runtime import users_environment
 
 HERE = Path(__file__).parent
 ALGORITHMS = tuple(module.name for module in pkgutil.iter_modules(purepg.algorithms.__path__))
+LANGUAGE = ("clone", "dpo")
 REPLAY = ("ddpg", "td3", "sac", "sac_discrete")
 TIMEOUT = 300
 ENVIRONMENT = users_environment()
@@ -40,6 +41,7 @@ class Config:
       num_seeds: agents of each run.
       kills: kills at moments drawn uniformly, for each algorithm.
       kills_in_save: kills within the writing of a checkpoint, for each algorithm.
+      only: some of the algorithms; all of the package's where none is named.
     """
 
     seed: Seed = 0
@@ -47,12 +49,14 @@ class Config:
     num_seeds: Count = 2
     kills: Count = 1
     kills_in_save: Count = 1
+    only: tuple[str, ...] = ()
 
 
 def command(name: str, config: Config, out: Path, *flags: str) -> list[str]:
     steps = config.steps // 10 if name in REPLAY else config.steps
     sizes = ["--total-steps", str(steps), "--num-seeds", str(config.num_seeds), "--log-every", "5"]
-    quiet = ["--wandb", "disabled", "--checkpoint-every", "0", "--eval-episodes", "8"]
+    start = ["--network.start", "None"] if name in LANGUAGE else []
+    quiet = [*start, "--wandb", "disabled", "--checkpoint-every", "0", "--eval-episodes", "8"]
     return [sys.executable, str(HERE / f"{name}.py"), *sizes, *quiet, "--out", str(out), *flags]
 
 
@@ -106,7 +110,7 @@ def go_on(arguments: list[str], out: Path) -> None:
 def compute(config: Config) -> dict[str, Any]:
     draw, rows = random.Random(config.seed), []
     with tempfile.TemporaryDirectory() as folder:
-        for name in ALGORITHMS:
+        for name in config.only or ALGORITHMS:
             whole = Path(folder) / f"{name}-whole"
             finish(command(name, config, whole))  # compiles
             seconds = finish(command(name, config, whole, "--overwrite"))
