@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from purepg.advantages import gae, group_advantage
+from purepg.advantages import gae, group_advantage, has_signal
 from purepg.distributions import Distribution
 from purepg.losses import kl_k1, kl_k2, kl_k3
 from purepg.networks import actor, evaluation_policy
@@ -198,6 +198,8 @@ def advantages(data: Groups, reward: Array, value: Array, c: GroupConfig) -> tup
     """
     if c.baseline != "value":
         advantage = group_advantage(jnp.sum(reward, axis=-1), c.baseline, c.divide_by_std)
+        if c.divide_by_std:  # else a penalty alone, or its rounding, would be blown up to one
+            advantage = jnp.where(has_signal(jnp.sum(data.reward, axis=-1)), advantage, 0.0)
         return jnp.where(data.mask, advantage[..., None], 0.0), jnp.zeros_like(reward)
     value = jnp.where(data.mask, value, 0.0)
     next_value = jnp.roll(value, -1, axis=-1).at[..., -1].set(0.0)

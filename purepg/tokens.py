@@ -125,7 +125,8 @@ def generate(
       (token `[P, G, L + R]`, log_prob `[P, G, R]`): rows with their prompts; log-probabilities are 0 after the end.
     """
     num_prompts, length = prompt.shape
-    cache = init_cache(model.config, num_prompts, length + num_columns)
+    dtype = params["params"]["embedding"].dtype
+    cache = init_cache(model.config, num_prompts, length + num_columns - 1, dtype)
     logits, _, cache = _apply(model, params, prompt, cache)
     batch = num_prompts * group_size
     # The cache's batch axis is the second but for `present`, which has no layers.

@@ -567,12 +567,12 @@ def test_where_a_later_chunk_cannot_be_saved_the_earlier_are_kept(whole, tmp_pat
 
 @pytest.mark.parametrize("per", ["seed", "setting"])
 def test_wandb_has_the_whole_curve_once_after_a_resume(per, whole, tmp_path):
-    """With another length of blocks too, and the seeds of a setting in turns."""
+    """With another length of blocks too, one update each, and so a row each; and the seeds of a setting in turns."""
     out = tmp_path / "out"
     flags = ("--wandb", "offline", "--wandb-per", per)
     with stopped(6):
         command(EXPERIMENTS["ppo"], out, *flags)
-    assert command(EXPERIMENTS["ppo"], out, *flags, "--resume", "--log-every", "3") == 0
+    assert command(EXPERIMENTS["ppo"], out, *flags, "--resume", "--log-every", "1") == 0
     runs = logged_runs(out)
     assert len(runs) == {"seed": 8, "setting": 2}[per]
     with np.load(whole("ppo")[0] / "metrics.npz") as metrics:

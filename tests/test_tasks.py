@@ -21,7 +21,7 @@ from purepg.types import Actor, Discrete, UsageError
 
 ALL: dict[str, Task] = {
     **{name: task() for name, task in TASKS.items()},
-    "addition of 3 digits": addition(num_digits=3),
+    "addition of 3 digits": addition(num_digits=3, ones_first=False),
     "sorting of 3": sorting(length=3),
     "reversing of 3": reversing(length=3),
     "countdown of 2": countdown(num_numbers=2),
@@ -42,7 +42,8 @@ def is_right(task: Task, prompt: str, response: str) -> bool:
     answer = ended[1]
     if task.name == "addition":
         a, b = re.fullmatch(r"(\d+)\+(\d+)=", prompt).groups()  # pyright: ignore[reportOptionalMemberAccess]
-        return answer == str(int(a) + int(b))
+        digits = str(int(a) + int(b))
+        return answer == (digits if task is ALL["addition of 3 digits"] else digits[::-1])
     if task.name == "sorting":
         return answer == "".join(sorted(prompt.removesuffix(">")))
     if task.name == "reversing":
@@ -169,17 +170,19 @@ def test_any_expression_of_the_numbers_counts_and_only_by_its_value(name):
 
 
 BY_HAND = [
-    ("addition", "37+5=", "42.", True),
+    ("addition", "37+5=", "24.", True),
     ("addition", "0+0=", "0.", True),
-    ("addition", "99+99=", "198.", True),
-    ("addition", "95+5=", "100.", True),
-    ("addition", "37+5=", "042.", False),
-    ("addition", "37+5=", "42", False),
-    ("addition", "37+5=", "422", False),
-    ("addition", "37+5=", "24.", False),
-    ("addition", "37+5=", "32.", False),
-    ("addition", "37+5=", "4.", False),
-    ("addition", "99+99=", "1980", False),
+    ("addition", "99+99=", "891.", True),
+    ("addition", "95+5=", "001.", True),
+    ("addition", "37+5=", "240.", False),
+    ("addition", "37+5=", "24", False),
+    ("addition", "37+5=", "244", False),
+    ("addition", "37+5=", "42.", False),
+    ("addition", "37+5=", "23.", False),
+    ("addition", "37+5=", "2.", False),
+    ("addition", "99+99=", "8910", False),
+    ("addition of 3 digits", "95+905=", "1000.", True),
+    ("addition of 3 digits", "95+905=", "0001.", False),
     ("sorting", "31415>", "11345.", True),
     ("sorting", "90>", "09.", True),
     ("sorting", "31415>", "1345.", False),

@@ -17,7 +17,7 @@ import pytest
 from scipy import stats
 
 from purepg.run import wandb_sink
-from purepg.run.wandb_sink import WandbSink
+from purepg.run.wandb_sink import WandbSink, thinned
 
 BLOCK = 2**15
 FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
@@ -392,3 +392,30 @@ def test_terminal_stays_silent(tmp_path, capfd):
     log(sink, population())
     sink.finish({})
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_thinned_row_is_the_mean_over_the_active_and_finite_updates_of_its_share():
+    nan = np.nan
+    active = np.array([True, True, True, True, False, False, False])
+    columns = {
+        "env_steps": np.array([10, 20, 30, 40, 40, 40, 40]),
+        "episode_return": np.array([1.0, nan, 5.0, 7.0, 9.0, 9.0, 9.0], np.float32),
+        "value_loss": np.array([nan, nan, nan, 2.0, 9.0, 9.0, 9.0], np.float32),
+        "finite": np.array([True, True, True, False, True, True, True]),
+        "num_episodes": np.array([3, 5, 1, 2, 0, 0, 0], np.int32),
+    }
+    last, rows = thinned(columns, active, 3)
+    np.testing.assert_array_equal(last, [2, 3])
+    expected = {
+        "env_steps": [30, 40],
+        "episode_return": [3, 7],
+        "value_loss": [nan, 2],
+        "finite": [1, 0],
+        "num_episodes": [3, 2],
+    }
+    for name, values in expected.items():
+        np.testing.assert_array_equal(rows[name], values, err_msg=name)
+    last, rows = thinned(columns, active, 1)
+    np.testing.assert_array_equal(last, [0, 1, 2, 3])
+    np.testing.assert_array_equal(rows["num_episodes"], [3, 5, 1, 2])
+    assert rows["finite"].dtype != bool

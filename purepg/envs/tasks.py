@@ -129,10 +129,14 @@ def _only_answer(
 # --- tasks ---
 
 
-def addition(num_digits: int = 2) -> Task:
-    """`37+5=` is answered `42.`: two numbers below 10^num_digits and their sum, without leading zeros.
+def addition(num_digits: int = 2, ones_first: bool = True) -> Task:
+    """`37+5=` is answered `24.`: two numbers below 10^num_digits and their sum, without leading zeros.
 
     Prompts are drawn uniformly. a+b is held out where b+a is.
+
+    Args:
+      ones_first: the sum's digits from the ones up, as one adds by hand, each with what the digits before it carry;
+        False: as it is read, which asks for every carry beforehand and is much harder to learn (Lee et al. 2023).
 
     Raises:
       UsageError: num_digits is not in 1, 2, 3.
@@ -152,7 +156,8 @@ def addition(num_digits: int = 2) -> Task:
             total = jnp.where(token >= plus, total + number, total)
             number = jnp.where((token >= 0) & (token < plus), 10 * number + token, 0)
         length = 1 + jnp.sum(total >= 10 ** jnp.arange(1, num_digits + 1))
-        place = jnp.maximum(length - 1 - jnp.arange(R), 0)
+        column = jnp.arange(R)
+        place = jnp.minimum(column, length - 1) if ones_first else jnp.maximum(length - 1 - column, 0)
         return _ended(total // 10**place % 10, length, eos)
 
     prompt = _draw((_left_padded(np.column_stack(columns)), problem))

@@ -107,7 +107,8 @@ def _run(
     hyperparameters = [setting.hyperparameters for setting in plan.settings]
     labels = [setting_label(h) or script for h in hyperparameters]
     group, seeds = run.wandb_group or out.name, list(range(run.num_seeds))
-    wandb = WandbSink(run.wandb, run.wandb_per, run.wandb_project, group, out, config, hyperparameters, seeds)
+    every = run.log_every or 1
+    wandb = WandbSink(run.wandb, run.wandb_per, run.wandb_project, group, out, config, hyperparameters, seeds, every)
     summary: dict[str, Any] = {}
     lost: list[str] = []
     try:

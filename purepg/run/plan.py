@@ -40,8 +40,8 @@ class RunConfig:
       total_steps: environment steps of each seed.
       num_seeds: agents trained for each setting.
       seed: seed of the run; agent s of every setting is keyed by (seed, s).
-      log_every: updates in a block: the progress bar, log.jsonl and W&B move once a block. 0: the whole run is one
-        program.
+      log_every: updates in a block: the progress bar and log.jsonl move once a block, and W&B gets a row, the mean over
+        it. 0: the whole run is one program, and W&B gets a row of every update at its end.
       eval_episodes: episodes of the final evaluation, for each seed.
       eval_seed: seed of the evaluation, the same for every agent.
       eval_max_steps: an evaluation episode is cut after this many steps; None: at the environment's time limit.

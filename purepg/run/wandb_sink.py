@@ -51,9 +51,9 @@ class End(NamedTuple):
 class WandbSink:
     """Logs a population to W&B: a run per setting and seed, or per setting with mean and 95 % interval over seeds.
 
-    A row per update, over `env_steps`: the environment steps a member has consumed so far, or their mean over seeds.
-    A metric that is not finite is left out of its row, and a member that has stopped (its `env_steps` is 0 or NaN) has
-    no row. Files lie in `out/wandb`; those of an offline run are sent with `wandb sync`.
+    A row for every so many updates of a block, the mean over them, over `env_steps`: the environment steps a member has
+    consumed so far, or their mean over seeds. A metric that is not finite is left out, and a member that has stopped
+    (its `env_steps` is 0 or NaN) has no row. Files lie in `out/wandb`; those of an offline run are sent with `wandb sync`.
 
     Args:
       mode: "online" falls back to offline where there is no key or no network. Nothing ever prompts or logs in.
@@ -62,6 +62,7 @@ class WandbSink:
       config: what every run is configured with; a setting's hyperparameters replace the entries of their names.
       hyperparameters: per setting, name to value.
       seeds: `[S]` the number each seed goes by, in a run's name and as `member_seed` in its config.
+      every: updates of a row. A row takes W&B a third of a millisecond, in which a small agent makes several updates.
     """
 
     def __init__(
@@ -74,7 +75,9 @@ class WandbSink:
         config: Mapping[str, Any],
         hyperparameters: Sequence[Mapping[str, Any]],
         seeds: Sequence[int],
+        every: int = 1,
     ):
+        self._every = every
         self._mode: Mode = mode
         self._project = project
         self._group = group
@@ -241,10 +244,13 @@ class WandbSink:
         return active, totals.astype(np.int64)
 
     def _send(self, member: Member, start: int, columns: Mapping[str, np.ndarray], active: np.ndarray) -> None:
-        """Logs a row for each active update; every column is `[U']`."""
-        lists = {name: nested_lists(value + 0) for name, value in columns.items()}  # + 0: W&B plots no booleans
-        for u in np.flatnonzero(active) if member in self._runs else ():
-            row = {name: values[u] for name, values in lists.items() if values[u] is not None}
+        """Logs rows of `every` updates, those among them that are active; every column is `[U']`."""
+        if member not in self._runs:
+            return
+        last, means = thinned(columns, active, self._every)
+        lists = {name: nested_lists(value) for name, value in means.items()}
+        for i, u in enumerate(last):
+            row = {name: values[i] for name, values in lists.items() if values[i] is not None}
             try:
                 self._runs[member].log(row | {"update": start + int(u)})
             except Exception as error:
@@ -343,6 +349,34 @@ def columns_over_seeds(
             for key, column in ((name, mean), (f"lo/{name}", lo), (f"hi/{name}", hi)):
                 columns[key] = column.astype(np.float32)
     return columns
+
+
+def thinned(
+    columns: Mapping[str, np.ndarray], active: np.ndarray, every: int
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """One row of every `every` updates: the means over those that were active and finite, and the last `env_steps`.
+
+    Args:
+      columns: each `[U']`. active: `[U']`.
+    Returns:
+      (last, rows): the place of each row's last active update, and each column; rows without one are left out.
+    """
+    num_updates = len(active)
+    first = np.arange(0, num_updates, every)
+    place = np.where(active, np.arange(num_updates), -1)
+    last = np.maximum.reduceat(place, first)
+    kept = last >= 0
+    rows = {}
+    for name, column in columns.items():
+        if name == "env_steps" or every == 1:
+            rows[name] = (column + 0)[last[kept]]  # + 0: W&B plots no booleans
+            continue
+        counts = active & np.isfinite(column)
+        number = np.add.reduceat(counts.astype(int), first)[kept]
+        total = np.add.reduceat(np.where(counts, column, 0).astype(np.float64), first)[kept]
+        mean = np.where(number > 0, total / np.maximum(number, 1), np.nan)
+        rows[name] = mean.astype(column.dtype) if column.dtype.kind == "f" else mean
+    return last[kept], rows
 
 
 def member_config(config: Mapping[str, Any], hyperparameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,345 @@
+"""Reward hacking: a learned reward goes on rising under GRPO while the true one turns down (cf. Stiennon et al. 2020,
+fig. 5; Gao et al. 2023, fig. 1), and what the KL from the start has to do with it.
+
+    1. A small language model is cloned on a token task, and stopped early.
+    2. It answers a few hundred prompts; of each prompt's answers the best and the worst by the true reward make a pair,
+       and a reward model, the clone with a value head, is fitted to the pairs after Bradley & Terry.
+    3. GRPO (leave-one-out, `family`'s rloo) climbs the learned reward, less kl_coef * KL(pi || clone), for several
+       coefficients; on held-out prompts the true reward is watched, which nothing learns from.
+
+One clone serves all; a seed is its own pairs, reward model and training. The KL is in the reward, estimated by k1,
+whose policy gradient is that of the KL of whole responses. The learned reward is standardised to the clone's mean 0 and
+deviation 1, so that a coefficient means the same to every seed: the best policy is clone * exp(reward / kl_coef). It is
+the deviation among answers to one prompt: pairs say nothing of a reward's differences between prompts.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from purepg.algorithms.clone import CloneConfig, clone
+from purepg.algorithms.grpo import grpo
+from purepg.config import Count, Positive, Range, Seed
+from purepg.envs.tasks import Task, decode, reversing, token_env
+from purepg.family import FAMILY
+from purepg.groups import source
+from purepg.preferences import RewardModelConfig, fit_reward_model, learned_reward, sample_preferences
+from purepg.run.plot import COLOURS, GREY, dress
+from purepg.run.statistics import bootstrap_interval, iqm
+from purepg.run.study import Study, main, table
+from purepg.tokens import LanguageModel, LanguageModelConfig, language_model
+from purepg.train import train
+from purepg.types import Array, Env, Key, Params, UsageError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MODEL = LanguageModelConfig(hidden_size=32, num_layers=2, num_heads=2, num_kv_heads=1, mlp_size=64, value_head=True)
+NUM_MEASURED = 1024  # answers of the clone that its rewards' mean and deviation are taken over, and held-out pairs
+NUM_SHOWN = 5  # prompts whose answers are shown
+
+
+@dataclass(frozen=True)
+class Config:
+    """Numbers of the experiment.
+
+    Attributes:
+      seed: of everything random.
+      num_seeds: preference sets, each with its own reward model, that GRPO is run on.
+      length: the most digits of a prompt, which are to be reversed.
+      clone_updates: of cloning, from 128 demonstrations each; more make a better start.
+      num_pairs: prompts that the clone answers for the preference set.
+      num_candidates: answers to each.
+      reward_model_steps: gradient steps on batches of 64 pairs.
+      num_updates: of GRPO.
+      num_prompts: of an update, with 8 answers each.
+      learning_rate: Adam's, in GRPO.
+      kl_coefs: coefficients of the KL.
+      num_held_out: held-out prompts that are answered after every update, to learn the true reward.
+      window: updates over which the true reward's curve is averaged.
+    """
+
+    seed: Seed = 0
+    num_seeds: Annotated[int, Range(2)] = 6
+    length: Annotated[int, Range(2, 6)] = 4
+    clone_updates: Count = 110
+    num_pairs: Count = 512
+    num_candidates: Annotated[int, Range(2)] = 4
+    reward_model_steps: Count = 100
+    num_updates: Annotated[int, Range(2)] = 300
+    num_prompts: Count = 16
+    learning_rate: Positive = 5e-4
+    kl_coefs: tuple[float, ...] = (0.0, 0.03, 0.1, 0.3)
+    num_held_out: Count = 128
+    window: Count = 15
+
+
+def graded(task: Task) -> Task:
+    """The task with partial marks: the share of an answer's columns that are right, of the longer of the two answers'
+    columns, so that neither a missing nor a spare token is free. 1 where exactly right, as before.
+
+    For tasks with one right answer to a prompt.
+    """
+
+    def reward(prompt: Array, response: Array) -> Array:
+        answer = task.demonstration(jax.random.key(0), prompt)  # the only one, whatever the key
+        right = jnp.sum((response == answer) & (answer >= 0))
+        return right / jnp.maximum(jnp.sum(answer >= 0), jnp.sum(response >= 0))
+
+    return task._replace(reward=reward)
+
+
+# --- trained ---
+
+
+class Curves(NamedTuple):
+    """Before every update, leaves `[S, H, U]`, and after the last one."""
+
+    kl: Any  # of whole responses from the clone's, exact at each of their tokens
+    proxy: Any  # the learned reward on the prompts that are trained on
+    true: Any  # the true one on held-out prompts
+    answers: Any  # [S, H, NUM_SHOWN, L + R] rows, in the end
+
+
+class RewardModel(NamedTuple):
+    """How good the reward models are, leaves `[S]`."""
+
+    pairs: Any  # how many pairs tell something
+    accuracy: Any  # share of these ranked right
+    held_out_accuracy: Any  # of the clone's pairs of answers to held-out prompts
+    correlation: Any  # of learned and true reward among the clone's answers to a prompt
+
+
+def cloned(key: Key, env: Env, model: LanguageModel, num_updates: int) -> Params:
+    algorithm = clone(env, model, CloneConfig(batch_size=128, learning_rate=3e-3, num_held_out=0))
+    k_init, k_train = jax.random.split(key)
+    return train(k_train, algorithm, algorithm.init(k_init), 0, num_updates)[0].learner.params
+
+
+def one_seed(key: Key, kl_coefs: Array, start: Params, env: Env, model: LanguageModel, config: Config) -> Any:
+    """(RewardModel, Curves) of one preference set; its training has the same randomness for every coefficient."""
+    c, task, held_out = config, env.task, env.held_out
+    assert held_out is not None
+    k_pairs, k_held_out, k_fit, k_measure, k_start, k_init, k_train, k_answer = jax.random.split(key, 8)
+    pairs = sample_preferences(k_pairs, env, model, start, c.num_pairs, c.num_candidates)
+    fit = RewardModelConfig(num_steps=c.reward_model_steps)
+    params, _ = fit_reward_model(k_fit, model, start, pairs, fit)
+
+    def accuracy(pairs):
+        margin = model.apply(params, pairs.chosen)[1] - model.apply(params, pairs.rejected)[1]
+        return jnp.sum(pairs.weight * (margin > 0)) / jnp.sum(pairs.weight)
+
+    unseen = sample_preferences(k_held_out, held_out, model, start, NUM_MEASURED, 2)
+    own = source(env, model).sample(k_measure, start, NUM_MEASURED // 4, 4)
+    learned, true = model.apply(params, own.obs)[1], jnp.sum(own.reward, axis=-1)
+    mean = jnp.mean(learned)
+    deviation = jnp.sqrt(jnp.mean(jnp.var(learned, axis=1, ddof=1)))
+    among = jnp.stack([learned, true]) - jnp.stack([learned, true]).mean(axis=-1, keepdims=True)
+    correlation = jnp.corrcoef(among.reshape(2, -1))[0, 1]
+    raw = learned_reward(model, params)
+    proxy = env._replace(task=task._replace(reward=lambda prompt, response: (raw(prompt, response) - mean) / deviation))
+    begins = source(held_out, model).sample(k_start, start, NUM_MEASURED, 1)
+    true_at_start = jnp.sum(begins.reward) / NUM_MEASURED
+
+    def run(kl_coef):
+        grpo_config = dataclasses.replace(
+            FAMILY["rloo"],
+            num_prompts=c.num_prompts,
+            learning_rate=c.learning_rate,
+            kl_coef=kl_coef,
+            num_held_out=c.num_held_out,
+        )
+        algorithm = grpo(proxy, model._replace(start=start), grpo_config)
+        state, m = train(k_train, algorithm, algorithm.init(k_init), 0, c.num_updates)
+        # The KL and the proxy are of the policy before an update, the true reward of the one after it.
+        before = jnp.append(true_at_start, m["held_out_return"][:-1])
+        answers = source(held_out, model).sample(k_answer, state.learner.params, NUM_SHOWN, 1)
+        return Curves(m["kl_reference"], m["episode_return"], before, answers.obs[:, 0])
+
+    found = RewardModel(jnp.sum(pairs.weight), accuracy(pairs), accuracy(unseen), correlation)
+    return found, jax.vmap(run)(kl_coefs)
+
+
+# --- the turning point ---
+
+
+def smoothed(x: np.ndarray, window: int) -> np.ndarray:
+    """The mean of each `window` values around a value, along the last axis: of those that there are, at the ends."""
+    ones = np.ones(x.shape[-1])
+
+    def around(row):
+        return np.convolve(row, np.ones(window))[(window - 1) // 2 :][: row.shape[0]]
+
+    return np.apply_along_axis(around, -1, x) / around(ones)
+
+
+def turning_point(curve: np.ndarray) -> int:
+    """Where `[U]` is highest, the first of equals: U - 1 where it has not turned down yet, 0 where it never rose."""
+    return int(np.argmax(curve))
+
+
+class Turn(NamedTuple):
+    """What became of the true reward at one coefficient; of leaves `[S]`, at the turning point and in the end."""
+
+    update: int  # the turning point: after how many updates the seeds' IQM is highest
+    kl: np.ndarray  # [S, 2]
+    proxy: np.ndarray  # [S, 2]
+    true: np.ndarray  # [S, 2]
+
+    @property
+    def fall(self) -> np.ndarray:
+        return self.true[:, 0] - self.true[:, 1]
+
+    @property
+    def has_turned(self) -> bool:
+        """Whether the fall's 95 % interval over seeds lies above 0."""
+        return bool(bootstrap_interval(self.fall)[0] > 0)
+
+
+def turn(kl: np.ndarray, proxy: np.ndarray, true: np.ndarray) -> Turn:
+    """Of smoothed curves `[S, U]`. One turning point for all seeds: each one's own maximum would be mostly luck."""
+    peak = turning_point(iqm(true, axis=0))
+    return Turn(peak, *(x[:, [peak, -1]] for x in (kl, proxy, true)))
+
+
+# --- the report ---
+
+
+def study(config: Config) -> Study:
+    """Clones, fits, optimises, and looks for the turning points."""
+    c = config
+    if not c.kl_coefs or min(c.kl_coefs) < 0 or not np.isfinite(c.kl_coefs).all():
+        raise UsageError(f"kl_coefs ({c.kl_coefs}) must be one or more numbers of at least 0")
+    task = graded(reversing(c.length))
+    env = token_env(task)._replace(held_out=token_env(task, held_out=True))
+    model = language_model(env, MODEL)
+    k_clone, k_seeds = jax.random.split(jax.random.key(c.seed))
+    start = jax.jit(partial(cloned, env=env, model=model, num_updates=c.clone_updates))(k_clone)
+    seeds = jax.vmap(partial(jax.random.fold_in, k_seeds))(jnp.arange(c.num_seeds))
+    every = jax.vmap(partial(one_seed, env=env, model=model, config=c), (0, None, None))
+    found, curves = jax.tree.map(np.asarray, jax.jit(every)(seeds, jnp.array(c.kl_coefs), start))
+    kl, proxy, true = (smoothed(x.astype(np.float64), c.window) for x in curves[:3])
+    turns = [turn(kl[:, h], proxy[:, h], true[:, h]) for h in range(len(c.kl_coefs))]
+    at_start = curves.true[:, 0, 0]
+    report = [say_reward_models(c, task, found, at_start), say_turns(c, turns), say_answers(c, task, curves.answers[0])]
+    numbers = {
+        "config": dataclasses.asdict(c),
+        "true at the start": at_start,
+        "reward models": found._asdict(),
+        "turns": [
+            {"kl_coef": k, "has turned": t.has_turned} | t._asdict() for k, t in zip(c.kl_coefs, turns, strict=True)
+        ],
+        "kl": iqm(kl, axis=0),
+        "proxy": iqm(proxy, axis=0),
+        "true": iqm(true, axis=0),
+    }
+    return Study("\n\n".join(report), numbers, draw(c, kl, proxy, true, turns))
+
+
+def over_seeds(x: np.ndarray, digits: int = 2) -> str:
+    lower, upper = bootstrap_interval(x)
+    return f"{iqm(x):.{digits}f} ({lower:.{digits}f} to {upper:.{digits}f})"
+
+
+def say_reward_models(c: Config, task: Task, found: RewardModel, at_start: np.ndarray) -> str:
+    return (
+        f"{task.name}, up to {c.length} digits; true reward: the share of right columns. The clone's, on held-out "
+        f"prompts: {np.mean(at_start):.3f}\n"
+        f"{c.num_seeds} seeds; IQM and its 95 % interval over them, here and below\n"
+        f"pairs, of {c.num_pairs} prompts with {c.num_candidates} answers each: {over_seeds(found.pairs, 0)}\n"
+        f"ranked right by the reward model: {over_seeds(found.accuracy)} of the pairs it was fitted to, "
+        f"{over_seeds(found.held_out_accuracy)} of {NUM_MEASURED} held-out prompts' pairs, two answers to each, where "
+        "they differ\n"
+        f"its correlation with the true reward among the clone's answers to a prompt: {over_seeds(found.correlation)}"
+    )
+
+
+def say_turns(c: Config, turns: list[Turn]) -> str:
+    header = ["kl_coef", "proxy at the end", "KL at the end", "highest after update", "KL there", "proxy there"]
+    header += ["true there", "true at the end", "fall", "turned"]
+    rows = []
+    for kl_coef, t in zip(c.kl_coefs, turns, strict=True):
+        rows.append([
+            f"{kl_coef:g}",
+            over_seeds(t.proxy[:, 1]),
+            over_seeds(t.kl[:, 1]),
+            f"{t.update}",
+            f"{iqm(t.kl[:, 0]):.2f}",
+            f"{iqm(t.proxy[:, 0]):.2f}",
+            over_seeds(t.true[:, 0], 3),
+            over_seeds(t.true[:, 1], 3),
+            over_seeds(t.fall, 3),
+            "yes" if t.has_turned else "no",
+        ])  # fmt: skip
+    return (
+        f"{c.num_updates} updates. Proxy: the learned reward, standardised to the clone's mean 0 and deviation 1 among "
+        f"answers to a prompt; true: the true reward on held-out prompts; means of {c.window} updates. Turned: the "
+        "fall's interval is above 0\n"
+        f"{table(header, rows)}"
+    )
+
+
+def say_answers(c: Config, task: Task, answers: np.ndarray) -> str:
+    """Of the first seed; `[H, NUM_SHOWN, L + R]`."""
+    L = task.prompt_length
+    rows = []
+    for n, row in enumerate(answers[0]):
+        right = decode(task, task.demonstration(jax.random.key(0), jnp.asarray(row[:L])))
+        rows.append([decode(task, row[:L]), right, *(decode(task, answers[h, n, L:]) for h in range(len(answers)))])
+    header = ["prompt", "right", *(f"kl_coef {kl_coef:g}" for kl_coef in c.kl_coefs)]
+    return f"The first seed's answers to held-out prompts in the end\n{table(header, rows)}"
+
+
+def draw(c: Config, kl: np.ndarray, proxy: np.ndarray, true: np.ndarray, turns: list[Turn]) -> "Figure":
+    """The proxy against the true reward, then the true reward for every coefficient; arrays are `[S, H, U]`."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(14, 4.4), dpi=100, layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    distance = np.sqrt(iqm(kl, axis=0))
+    update = np.arange(c.num_updates)
+
+    def band(axes: "Axes", x: np.ndarray, y: np.ndarray, colour: str, label: str, peak: int | None = None) -> None:
+        lower, upper = np.quantile(y, (0.25, 0.75), axis=0)
+        centre = iqm(y, axis=0)
+        order = np.argsort(x)
+        axes.fill_between(x[order], lower[order], upper[order], color=colour, alpha=0.13, linewidth=0)
+        axes.plot(x, centre, color=colour, linewidth=1.8, label=label)
+        if peak is not None:
+            axes.plot(x[peak], centre[peak], "o", color=colour, markeredgecolor="black", markersize=8, zorder=5)
+
+    h = int(np.argmin(c.kl_coefs))
+    gold, learned = COLOURS[0], COLOURS[1]
+    band(left, distance[h], true[:, h], gold, "true reward", turns[h].update)
+    left.axvline(distance[h][turns[h].update], color=GREY, linestyle="--", linewidth=0.9)
+    other = left.twinx()
+    band(other, distance[h], proxy[:, h], learned, "learned reward")
+    other.set_ylabel("learned reward, in the clone's deviations", color=learned)
+    other.spines[["top", "left"]].set_visible(False)
+    other.tick_params(colors=GREY, width=0.8, labelcolor="black")
+    left.set_ylabel("true reward, held-out prompts", color=gold)
+    dress(left, f"kl_coef {c.kl_coefs[h]:g}: the rewards part", "dashed: the true reward's turning point")
+
+    for i, (kl_coef, t) in enumerate(zip(c.kl_coefs, turns, strict=True)):
+        colour, label = COLOURS[i % len(COLOURS)], f"{kl_coef:g}"
+        band(middle, distance[i], true[:, i], colour, label, t.update)
+        band(right, update, true[:, i], colour, label, t.update)
+    dress(middle, "True reward by distance", "from the clone; dots: turning points")
+    dress(right, "True reward by update", f"IQM of {c.num_seeds} seeds; bands: quartiles")
+    for axes in (middle, right):
+        axes.set_ylabel("true reward, held-out prompts")
+    right.legend(title="kl_coef", frameon=False, fontsize=9)
+    for axes in (left, middle):
+        axes.set(xlabel=r"$\sqrt{\mathrm{KL}(\pi\,\|\,\mathrm{clone})}$", xlim=(0, None))
+    right.set(xlabel="updates of GRPO", xlim=(0, c.num_updates))
+    return figure
+
+
+if __name__ == "__main__":
+    main(study, Config(), __doc__)
