@@ -68,14 +68,14 @@ class Config:
     seed: Seed = 0
     num_seeds: Annotated[int, Range(2)] = 6
     length: Annotated[int, Range(2, 6)] = 4
-    clone_updates: Count = 110
-    num_pairs: Count = 512
+    clone_updates: Count = 100
+    num_pairs: Count = 1024
     num_candidates: Annotated[int, Range(2)] = 4
-    reward_model_steps: Count = 100
-    num_updates: Annotated[int, Range(2)] = 300
-    num_prompts: Count = 16
-    learning_rate: Positive = 5e-4
-    kl_coefs: tuple[float, ...] = (0.0, 0.03, 0.1, 0.3)
+    reward_model_steps: Count = 200
+    num_updates: Annotated[int, Range(2)] = 200
+    num_prompts: Count = 64
+    learning_rate: Positive = 3e-4
+    kl_coefs: tuple[float, ...] = (0.0, 0.05, 0.1, 0.2, 0.4)
     num_held_out: Count = 128
     window: Count = 15
 
