@@ -55,9 +55,10 @@ def ctrl_c_finishes_the_block() -> Iterator[Interrupt]:
 class Progress:
     """The live line: updates, environment steps a second, mean return, time left."""
 
-    def __init__(self, total_steps: int):
+    def __init__(self, total_steps: int, shown: bool | None = None):
+        disable = None if shown is None else not shown  # None: where there is a terminal
         self._bar = tqdm(
-            total=total_steps, unit="step", unit_scale=True, disable=None, smoothing=0.1, dynamic_ncols=True
+            total=total_steps, unit="step", unit_scale=True, disable=disable, smoothing=0.1, dynamic_ncols=True
         )
 
     def __call__(self, settings: list[int], start: int, metrics: HostMetrics, seeds: list[int]) -> None:

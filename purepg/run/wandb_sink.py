@@ -53,7 +53,7 @@ class WandbSink:
 
     A row for every so many updates of a block, the mean over them, over `env_steps`: the environment steps a member has
     consumed so far, or their mean over seeds. A metric that is not finite is left out, and a member that has stopped
-    (its `env_steps` is 0 or NaN) has no row. Files lie in `out/wandb`; those of an offline run are sent with `wandb sync`.
+    (its `env_steps` is 0 or NaN) has no row. Files lie in `out/wandb`; `wandb sync` sends those of an offline run.
 
     Args:
       mode: "online" falls back to offline where there is no key or no network. Nothing ever prompts or logs in.
