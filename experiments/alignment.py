@@ -31,7 +31,22 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NUM_CANDIDATES = 4  # answers to a prompt of which DPO takes a pair
-CLONE_STEPS = {"addition": 240_000, "sorting": 200_000, "reversing": 200_000, "countdown": 1_000_000}
+
+
+class Task(NamedTuple):
+    """What a task asks for, found on other seeds."""
+
+    clone_steps: int  # columns of demonstrations that leave its clone at 20 to 50 %
+    num_tokens: int
+    learning_rate: float
+
+
+TASKS = {
+    "addition": Task(240_000, 500_000, 1e-3),
+    "countdown": Task(1_000_000, 300_000, 5e-4),
+    "sorting": Task(200_000, 300_000, 5e-4),
+    "reversing": Task(200_000, 300_000, 5e-4),
+}
 WINDOWS = 40  # points of a curve
 
 
@@ -44,22 +59,22 @@ class Config:
       methods: of `purepg.family`, and dpo.
       seed: of everything random.
       num_seeds: agents of each method, and clones.
-      num_tokens: that each agent may generate.
+      num_tokens: that each agent may generate; None: the task's.
       num_prompts, group_size: of an update; every method's.
-      learning_rate: Adam's, every method's but DPO's.
+      learning_rate: Adam's, every method's but DPO's; None: the task's.
       dpo_learning_rate: DPO's.
       eval_prompts: held-out prompts of the final evaluation.
-      clone_steps: columns of demonstrations that cloning reads; None: what leaves this task's clone at 20 to 50 %.
+      clone_steps: columns of demonstrations that cloning reads; None: the task's.
     """
 
     tasks: tuple[str, ...] = ("addition", "countdown")
     methods: tuple[str, ...] = (*FAMILY, "dpo")
     seed: Seed = 0
-    num_seeds: Annotated[int, Range(2)] = 5
-    num_tokens: Count = 400_000
+    num_seeds: Annotated[int, Range(2)] = 6
+    num_tokens: Count | None = None
     num_prompts: Count = 64
     group_size: Count = 8
-    learning_rate: Positive = 5e-4
+    learning_rate: Positive | None = None
     dpo_learning_rate: Positive = 1e-4
     eval_prompts: Count = 512
     clone_steps: Count | None = None
@@ -106,7 +121,7 @@ def trained(plan: Plan) -> tuple[Any, Result]:
 
 def cloned(config: Config, task: str) -> tuple[Params, int, Result]:
     """The parameters of the median clone, its seed, and what became of all clones."""
-    steps = config.clone_steps or CLONE_STEPS[task]
+    steps = config.clone_steps or TASKS[task].clone_steps
     state, result = trained(plan_of(config, task, clone, CloneConfig(), None, steps))
     seed = int(np.argsort(result.sampled, kind="stable")[len(result.sampled) // 2])
     params = jax.device_get(jax.tree.map(lambda x: x[0, seed], state.learner.learner.params))
@@ -115,25 +130,26 @@ def cloned(config: Config, task: str) -> tuple[Params, int, Result]:
 
 def fine_tuned(config: Config, task: str, method: str, params: Params) -> Result:
     sizes: dict[str, Any] = {"num_prompts": config.num_prompts, "group_size": config.group_size}
+    num_tokens = config.num_tokens or TASKS[task].num_tokens
     if method != "dpo":
-        own = replace(FAMILY[method], **sizes, learning_rate=config.learning_rate)
-        return trained(plan_of(config, task, grpo, own, params, config.num_tokens))[1]
+        own = replace(FAMILY[method], **sizes, learning_rate=config.learning_rate or TASKS[task].learning_rate)
+        return trained(plan_of(config, task, grpo, own, params, num_tokens))[1]
     # The tokens are those of the pairs' candidates, drawn before the first step; then as many columns are read.
     columns = {"addition": 3.6, "countdown": 6.0}.get(task, 5.0)
     own = DPOConfig(
-        num_pairs=int(config.num_tokens / (NUM_CANDIDATES * columns)),
+        num_pairs=int(num_tokens / (NUM_CANDIDATES * columns)),
         num_candidates=NUM_CANDIDATES,
         learning_rate=config.dpo_learning_rate,
     )
-    state, result = trained(plan_of(config, task, dpo, own, params, 2 * config.num_tokens))
+    state, result = trained(plan_of(config, task, dpo, own, params, 2 * num_tokens))
     generated = float(np.asarray(state.world.num_tokens).mean())
     return result._replace(tokens=generated, responses=float(own.num_pairs * NUM_CANDIDATES))
 
 
 def compute(config: Config) -> dict[str, dict[str, Result]]:
-    unknown = sorted(set(config.methods) - {*FAMILY, "dpo"}) + sorted(set(config.tasks) - set(CLONE_STEPS))
+    unknown = sorted(set(config.methods) - {*FAMILY, "dpo"}) + sorted(set(config.tasks) - set(TASKS))
     if unknown:
-        known = f"methods are {', '.join((*FAMILY, 'dpo'))}; tasks {', '.join(CLONE_STEPS)}"
+        known = f"methods are {', '.join((*FAMILY, 'dpo'))}; tasks {', '.join(TASKS)}"
         raise UsageError(f"there is no {', '.join(unknown)}: {known}")
     results: dict[str, dict[str, Result]] = {}
     for task in config.tasks:
