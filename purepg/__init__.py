@@ -8,8 +8,11 @@ from purepg.runtime import make_cpu_safe
 make_cpu_safe()
 
 from purepg.algorithms.a2c import A2CConfig, a2c  # noqa: E402
+from purepg.algorithms.clone import CloneConfig, clone  # noqa: E402
 from purepg.algorithms.ddpg import DDPGConfig, ddpg  # noqa: E402
 from purepg.algorithms.dpg import DPGConfig, dpg  # noqa: E402
+from purepg.algorithms.dpo import DPOConfig, dpo  # noqa: E402
+from purepg.algorithms.grpo import GRPOConfig, grpo  # noqa: E402
 from purepg.algorithms.npg import NPGConfig, npg  # noqa: E402
 from purepg.algorithms.off_policy_pg import OffPolicyPGConfig, off_policy_pg  # noqa: E402
 from purepg.algorithms.ppo import PPOConfig, ppo  # noqa: E402
@@ -23,7 +26,10 @@ from purepg.algorithms.trpo import TRPOConfig, trpo  # noqa: E402
 from purepg.envs import gymnax_env, lqr_env, mdp_env  # noqa: E402
 from purepg.envs.finite_mdp import FiniteMDP  # noqa: E402
 from purepg.envs.lqr import LQR  # noqa: E402
+from purepg.envs.tasks import Task, token_env  # noqa: E402
+from purepg.family import FAMILY  # noqa: E402
 from purepg.networks import ActorQConfig, NetworkConfig, actor_critic, actor_q  # noqa: E402
+from purepg.tokens import LanguageModel, LanguageModelConfig, generate, language_model  # noqa: E402
 from purepg.train import EpisodeStats, evaluate, guard  # noqa: E402
 from purepg.types import (  # noqa: E402
     Algorithm,
@@ -39,18 +45,24 @@ from purepg.types import (  # noqa: E402
 )
 
 __all__ = [
+    "FAMILY",
     "LQR",
     "A2CConfig",
     "ActorQConfig",
     "Algorithm",
     "Box",
+    "CloneConfig",
     "DDPGConfig",
     "DPGConfig",
+    "DPOConfig",
     "Discrete",
     "DiscreteSACConfig",
     "Env",
     "EpisodeStats",
     "FiniteMDP",
+    "GRPOConfig",
+    "LanguageModel",
+    "LanguageModelConfig",
     "NPGConfig",
     "Network",
     "NetworkConfig",
@@ -64,17 +76,23 @@ __all__ = [
     "State",
     "TD3Config",
     "TRPOConfig",
+    "Task",
     "TimeStep",
     "Transition",
     "UsageError",
     "a2c",
     "actor_critic",
     "actor_q",
+    "clone",
     "ddpg",
     "dpg",
+    "dpo",
     "evaluate",
+    "generate",
+    "grpo",
     "guard",
     "gymnax_env",
+    "language_model",
     "lqr_env",
     "mdp_env",
     "npg",
@@ -86,5 +104,6 @@ __all__ = [
     "sac",
     "sac_discrete",
     "td3",
+    "token_env",
     "trpo",
 ]

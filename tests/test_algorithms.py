@@ -16,6 +16,7 @@ from purepg import normalize
 from purepg.algorithms.a2c import A2CConfig, a2c
 from purepg.algorithms.ddpg import DDPGConfig, ddpg
 from purepg.algorithms.dpg import DPGConfig, dpg
+from purepg.algorithms.grpo import GRPOConfig, grpo
 from purepg.algorithms.npg import NPGConfig, npg
 from purepg.algorithms.off_policy_pg import OffPolicyPGConfig, off_policy_pg
 from purepg.algorithms.ppo import PPOConfig, ppo
@@ -160,6 +161,14 @@ CASES = {
     "sac discrete": Case(
         sac_discrete, DiscreteSACConfig(**REPLAY, temperature=0.1, learn_temperature=False), ARMS, "categorical"
     ),
+    "grpo": Case(
+        grpo,
+        GRPOConfig(
+            **{"num_prompts": 2, "group_size": 4, "learning_rate": 0.05, "num_epochs": 2, "num_minibatches": 2},
+            **{"clip_eps": 0.05, "entropy_coef": 0.01, "aggregation": "token_mean", "kl_coef": 0.01},
+        ),
+        ARMS,
+    ),
     "ppo in one step": Case(
         ppo,
         PPOConfig(
@@ -235,7 +244,8 @@ def policy_parameters(state):
 
 def test_every_algorithm_is_among_the_cases():
     found = {module.name for module in pkgutil.iter_modules(purepg.algorithms.__path__)}
-    assert found == {case.algorithm.__name__ for case in CASES.values()}
+    of_tokens = {"clone", "dpo"}  # which have no actions of their own: tests/test_token_runs.py
+    assert found == {case.algorithm.__name__ for case in CASES.values()} | of_tokens
 
 
 # The tests of one population follow each other, so that pytest makes it once.
@@ -280,7 +290,7 @@ def test_metrics_are_one_number_per_update_and_count_the_steps_taken(population)
     assert all(x.shape == (H, S, U) for x in p.metrics.values())
     assert {"episode_return", "episode_length", "num_episodes", "env_steps"} <= set(p.metrics)
     change = {"kl", "reverse_kl", "clip_fraction", "max_ratio", "effective_sample_size", "entropy"}
-    critic = set() if p.case.algorithm is reinforce else {"explained_variance", "value_loss"}
+    critic = set() if p.case.algorithm in (reinforce, grpo) else {"explained_variance", "value_loss"}
     by_half = {"policy_loss", "policy_grad_norm", "critic_loss", "critic_grad_norm", "q"}
     expected = {
         q_actor_critic: by_half - {"q"} | change | {"explained_variance"},
@@ -295,7 +305,7 @@ def test_metrics_are_one_number_per_update_and_count_the_steps_taken(population)
     env_steps = p.metrics["env_steps"]
     assert (algorithm.min_env_steps_per_update <= env_steps).all()
     assert (env_steps <= algorithm.max_env_steps_per_update).all()
-    if p.case.algorithm is reinforce:
+    if p.case.algorithm in (reinforce, grpo):
         total = p.metrics["episode_length"] * p.metrics["num_episodes"]
         np.testing.assert_allclose(env_steps, total, rtol=1e-5)
         assert (p.metrics["num_episodes"] == 8).all()
@@ -311,6 +321,7 @@ def test_every_float_of_a_config_has_its_part_in_what_is_learned(population):
         "npg by kl": {"learning_rate"},
         "ppo in one step": {"clip_eps"},
         "sac discrete": {"temperature_learning_rate", "target_entropy"},
+        "grpo": {"gae_lambda", "value_coef"},
     }.get(p.name, set())
     if p.case.algorithm is reinforce and p.case.config.baseline != "value":
         unused = {"value_coef"}
