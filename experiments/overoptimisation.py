@@ -24,7 +24,7 @@ import numpy as np
 
 from purepg.algorithms.clone import CloneConfig, clone
 from purepg.algorithms.grpo import grpo
-from purepg.config import Count, Positive, Range, Seed
+from purepg.config import Count, CountOrZero, Positive, Range, Seed
 from purepg.envs.tasks import Task, decode, reversing, token_env
 from purepg.family import FAMILY
 from purepg.groups import source
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MODEL = LanguageModelConfig(hidden_size=32, num_layers=1, num_heads=2, num_kv_heads=1, mlp_size=64, value_head=True)
+MODEL = LanguageModelConfig(hidden_size=32, num_layers=2, num_heads=2, num_kv_heads=1, mlp_size=64, value_head=True)
 NUM_MEASURED = 1024  # answers of the clone that its rewards' mean and deviation are taken over, and held-out pairs
 NUM_SHOWN = 5  # prompts whose answers are shown
 
@@ -56,6 +56,7 @@ class Config:
       clone_updates: of cloning, from 128 demonstrations each; more make a better start.
       num_pairs: prompts that the clone answers for the preference set.
       num_candidates: answers to each.
+      reward_model_updates: of cloning, by which the reward model's start is ahead of the policy's.
       reward_model_steps: gradient steps on batches of 64 pairs.
       num_updates: of GRPO.
       num_prompts: of an update, with 8 answers each.
@@ -68,10 +69,11 @@ class Config:
     seed: Seed = 0
     num_seeds: Annotated[int, Range(2)] = 6
     length: Annotated[int, Range(2, 6)] = 4
-    clone_updates: Count = 120
-    num_pairs: Count = 1024
+    clone_updates: Count = 110
+    num_pairs: Count = 512
     num_candidates: Annotated[int, Range(2)] = 4
-    reward_model_steps: Count = 400
+    reward_model_updates: CountOrZero = 190
+    reward_model_steps: Count = 150
     num_updates: Annotated[int, Range(2)] = 200
     num_prompts: Count = 64
     learning_rate: Positive = 3e-4
@@ -116,20 +118,26 @@ class RewardModel(NamedTuple):
     correlation: Any  # of learned and true reward among the clone's answers to a prompt
 
 
-def cloned(key: Key, env: Env, model: LanguageModel, num_updates: int) -> Params:
+def cloned(key: Key, env: Env, model: LanguageModel, num_updates: int, num_more: int) -> tuple[Params, Params]:
+    """After `num_updates`, and after so many more."""
     algorithm = clone(env, model, CloneConfig(batch_size=128, learning_rate=3e-3, num_held_out=0))
     k_init, k_train = jax.random.split(key)
-    return train(k_train, algorithm, algorithm.init(k_init), 0, num_updates)[0].learner.params
+    early, _ = train(k_train, algorithm, algorithm.init(k_init), 0, num_updates)
+    late, _ = train(k_train, algorithm, early, num_updates, num_more)
+    return early.learner.params, late.learner.params
 
 
-def one_seed(key: Key, kl_coefs: Array, start: Params, env: Env, model: LanguageModel, config: Config) -> Any:
+def one_seed(
+    key: Key, kl_coefs: Array, clones: tuple[Params, Params], env: Env, model: LanguageModel, config: Config
+) -> Any:
     """(RewardModel, Curves) of one preference set; its training has the same randomness for every coefficient."""
     c, task, held_out = config, env.task, env.held_out
     assert held_out is not None
+    start, better = clones
     k_pairs, k_held_out, k_fit, k_measure, k_start, k_init, k_train, k_answer = jax.random.split(key, 8)
     pairs = sample_preferences(k_pairs, env, model, start, c.num_pairs, c.num_candidates)
     fit = RewardModelConfig(num_steps=c.reward_model_steps)
-    params, _ = fit_reward_model(k_fit, model, start, pairs, fit)
+    params, _ = fit_reward_model(k_fit, model, better, pairs, fit)
 
     def accuracy(pairs):
         margin = model.apply(params, pairs.chosen)[1] - model.apply(params, pairs.rejected)[1]
@@ -220,10 +228,11 @@ def study(config: Config) -> Study:
     env = token_env(task)._replace(held_out=token_env(task, held_out=True))
     model = language_model(env, MODEL)
     k_clone, k_seeds = jax.random.split(jax.random.key(c.seed))
-    start = jax.jit(partial(cloned, env=env, model=model, num_updates=c.clone_updates))(k_clone)
+    sizes = {"num_updates": c.clone_updates, "num_more": c.reward_model_updates}
+    clones = jax.jit(partial(cloned, env=env, model=model, **sizes))(k_clone)
     seeds = jax.vmap(partial(jax.random.fold_in, k_seeds))(jnp.arange(c.num_seeds))
     every = jax.vmap(partial(one_seed, env=env, model=model, config=c), (0, None, None))
-    found, curves = jax.tree.map(np.asarray, jax.jit(every)(seeds, jnp.array(c.kl_coefs), start))
+    found, curves = jax.tree.map(np.asarray, jax.jit(every)(seeds, jnp.array(c.kl_coefs), clones))
     # The start is known: its KL is 0, and its true reward is of many answers.
     kl, proxy, true = (np.append(x[..., :1], smoothed(x[..., 1:], c.window), axis=-1) for x in curves[:3])
     turns = [turn(kl[:, h], proxy[:, h], true[:, h]) for h in range(len(c.kl_coefs))]

@@ -471,9 +471,9 @@ def half(tmp_path_factory):
     "spoil, said",
     [
         (spoil_config, "config.json cannot be read"),
-        (foreign_config, "is not that of a run that can be resumed"),
-        (list_config, "is not that of a run that can be resumed"),
-        (no_config, "holds no run to resume: it has no config.json"),
+        (foreign_config, "is not that of a run"),
+        (list_config, "is not that of a run"),
+        (no_config, "holds no run: it has no config.json"),
         (spoil_log, "its log.jsonl cannot be read"),
         (foreign_log, "its log.jsonl cannot be read"),
         (log_of_other_metrics, "its log.jsonl cannot be read"),

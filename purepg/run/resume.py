@@ -26,7 +26,7 @@ KNOWN |= {"versions": dict}
 
 
 def read_config(out: Path) -> dict[str, Any]:
-    """The config.json of the run to go on with.
+    """The config.json of a run.
 
     Raises:
       UsageError: the folder holds none, or one that is not a run's.
@@ -37,13 +37,13 @@ def read_config(out: Path) -> dict[str, Any]:
         config = json.loads(path.read_text())
         known = all(isinstance(config[name], kind) for name, kind in KNOWN.items())
     except FileNotFoundError:
-        raise UsageError(f"{out} holds no run to resume: it has no {CONFIG}") from None
+        raise UsageError(f"{out} holds no run: it has no {CONFIG}") from None
     except (KeyError, TypeError):
         pass
     except (OSError, ValueError) as error:
-        raise UsageError(f"cannot resume {out}: {path} cannot be read ({reason(error)})") from error
+        raise UsageError(f"cannot go on from {out}: {path} cannot be read ({reason(error)})") from error
     if not known:
-        raise UsageError(f"cannot resume {out}: {path} is not that of a run that can be resumed")
+        raise UsageError(f"cannot go on from {out}: {path} is not that of a run")
     return config
 
 
