@@ -71,8 +71,8 @@ def fit_reward_model(
     def loss(params, batch):
         chosen, rejected, weight = batch
         margin = model.apply(params, chosen)[1] - model.apply(params, rejected)[1]
-        total = jnp.sum(weight * preference(margin)) / jnp.sum(weight)
-        return total, {"loss": total, "accuracy": jnp.sum(weight * (margin > 0)) / jnp.sum(weight)}
+        total = jnp.sum(weight * preference(margin)) / jnp.maximum(jnp.sum(weight), 1.0)
+        return total, {"loss": total, "accuracy": jnp.sum(weight * (margin > 0)) / jnp.maximum(jnp.sum(weight), 1.0)}
 
     def step(carry: tuple[Params, optax.OptState], key: Key):
         batch = draw_pairs(key, pairs, config.batch_size)

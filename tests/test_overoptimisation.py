@@ -43,7 +43,7 @@ PROMPT = np.array([1, 0], np.int32)
 RESPONSES = np.array([[2, -1], [0, 2], [0, 0], [0, 1], [1, 2], [1, 0], [1, 1]], np.int32)
 N = len(RESPONSES)
 ROWS = np.concatenate([np.tile(PROMPT, (N, 1)), RESPONSES], axis=1)
-REWARD = np.float32([0.0, 1.0, 0.5, 0.5, 1.0, -1.0, 0.0])  # three pairs of equals
+REWARD = np.array([0.0, 1.0, 0.5, 0.5, 1.0, -1.0, 0.0], np.float32)  # three pairs of equals
 BETA = 0.7
 SIZES = LanguageModelConfig(
     hidden_size=4, num_layers=1, num_heads=2, num_kv_heads=1, mlp_size=3, tied_head=False, value_head=True
@@ -91,7 +91,7 @@ def flat(tree, num_axes=0):
 def test_the_gradient_of_a_preference_is_how_surprising_it_was():
     margin = np.array([-3.0, -0.2, 0.0, 1.0, 4.0])
     by_chosen, by_rejected = in_float64(
-        jax.grad(lambda w, l: jnp.sum(preference(w - l)), argnums=(0, 1)), margin + 0.3, np.full(5, 0.3)
+        jax.grad(lambda w, other: jnp.sum(preference(w - other)), argnums=(0, 1)), margin + 0.3, np.full(5, 0.3)
     )
     probability = 1 / (1 + np.exp(-margin))  # that the chosen one is preferred
     np.testing.assert_allclose(by_chosen, probability - 1, rtol=1e-12)
@@ -130,9 +130,9 @@ def test_more_candidates_leave_a_wider_margin_and_fewer_equals_and_cost_more_tok
 
 
 def test_pairs_that_say_nothing_are_never_drawn_and_the_others_alike():
-    weight = np.float32([0, 1, 0, 0, 1, 1, 0, 1])
+    weight = np.array([0, 1, 0, 0, 1, 1, 0, 1], np.float32)
     rows = np.repeat(np.arange(8, dtype=np.int32)[:, None], 4, axis=1)
-    pairs = Preferences(*map(jnp.asarray, (rows, rows + 100, weight)), jnp.int32(0))
+    pairs = Preferences(jnp.asarray(rows), jnp.asarray(rows + 100), jnp.asarray(weight), jnp.int32(0))
     chosen, rejected, drawn = map(np.asarray, draw_pairs(jax.random.key(0), pairs, 4000))
     assert (drawn == 1).all()
     np.testing.assert_array_equal(rejected, chosen + 100)
@@ -146,10 +146,11 @@ def test_pairs_that_say_nothing_are_never_drawn_and_the_others_alike():
 
 def test_the_learned_reward_is_the_value_after_a_responses_last_token():
     params, reward = parameters(MODEL, 1), learned_reward(MODEL, parameters(MODEL, 1))
-    _, value, _ = MODEL.transformer.apply(params, jnp.asarray(ROWS))  # type: ignore[misc]
-    for row, v in zip(ROWS, np.asarray(value), strict=True):
-        last = np.flatnonzero(row >= 0)[-1]
-        np.testing.assert_allclose(reward(jnp.asarray(row[:2]), jnp.asarray(row[2:])), v[last], rtol=1e-5)
+    found: Any = quick_jit(MODEL.transformer.apply)(params, jnp.asarray(ROWS))
+    value = found[1]
+    last = [np.flatnonzero(row >= 0)[-1] for row in ROWS]
+    learned = quick_jit(jax.vmap(reward))(jnp.asarray(ROWS[:, :2]), jnp.asarray(ROWS[:, 2:]))
+    np.testing.assert_allclose(learned, np.asarray(value)[np.arange(N), last], rtol=1e-5)
 
 
 def test_a_reward_that_is_linear_in_the_letters_is_found_again_from_its_ranking():
@@ -160,8 +161,8 @@ def test_a_reward_that_is_linear_in_the_letters_is_found_again_from_its_ranking(
         reward = np.sum(np.array([0.0, 1.0, -1.5])[rows[..., 2:]], axis=-1)
         better = np.argmax(reward, axis=1)
         chosen, rejected = rows[np.arange(n), better], rows[np.arange(n), 1 - better]
-        weight = np.float32(reward[:, 0] != reward[:, 1])
-        return Preferences(*map(jnp.asarray, (chosen, rejected, weight)), jnp.int32(0))
+        weight = jnp.asarray(reward[:, 0] != reward[:, 1], jnp.float32)
+        return Preferences(jnp.asarray(chosen), jnp.asarray(rejected), weight, jnp.int32(0))
 
     def accuracy(params, pairs):
         margin = MODEL.apply(params, pairs.chosen)[1] - MODEL.apply(params, pairs.rejected)[1]
@@ -283,7 +284,7 @@ def test_the_turning_point_is_where_a_curve_is_highest(curve, expected):
 
 def test_a_curve_is_averaged_over_what_there_is_around_each_point():
     x = np.array([[3.0, 0.0, 6.0, 3.0, 9.0], np.ones(5)])
-    np.testing.assert_allclose(script.smoothed(x, 3), [[1.5, 3.0, 3.0, 6.0, 6.0], np.ones(5)])
+    np.testing.assert_allclose(script.smoothed(x, 3), np.array([[1.5, 3.0, 3.0, 6.0, 6.0], [1.0] * 5]))
     np.testing.assert_array_equal(script.smoothed(x, 1), x)
     np.testing.assert_allclose(script.smoothed(x, 99), np.repeat(x.mean(axis=1, keepdims=True), 5, axis=1))
 
@@ -300,7 +301,9 @@ def test_seeds_share_one_turning_point_and_have_turned_only_if_they_all_agree():
     np.testing.assert_array_equal(turn.proxy, 2 * turn.kl)
     rising = script.turn(kl, kl, true[:, :6].repeat(2, axis=1))
     assert rising.update == 10 and not rising.has_turned  # 10 and 11 are equal: nothing has fallen
-    undecided = true + np.where(np.arange(12) > 5, 1.0, 0.0) * np.array([0.5, -0.1, 0.5, 0.0, 0.0])[:, None]
+    ends = np.array([0.3, 0.3, 0.05, -0.02, -0.3])  # by how much each one falls
+    undecided = 0.8 - ends[:, None] * np.maximum(np.arange(12) - 5, 0) / 6 + np.minimum(np.arange(12) - 5, 0) * 0.01
+    assert script.turn(kl, kl, undecided).update == 5
     assert not script.turn(kl, kl, undecided).has_turned
 
 

@@ -63,7 +63,7 @@ def report(choice: Choice) -> str:
     @jax.jit
     def run(key, state):
         act = agent.algorithm.policy(state, not choice.sampled)
-        return evaluate(key, agent.env, act, choice.episodes, max_steps)
+        return evaluate(key, agent.env.held_out or agent.env, act, choice.episodes, max_steps)
 
     stats = jax.device_get(run(jax.random.key(choice.eval_seed), agent.state))
     returns = stats.episode_return.astype(np.float64)

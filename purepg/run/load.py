@@ -113,9 +113,9 @@ def dereference(text: str) -> Any:
         raise UsageError(f"cannot find {text}, which the run was made with: {reason(error)}") from error
 
 
-def stored_network(out: Path | str) -> Any:
-    """The network's config of a saved run, as its first setting has it."""
-    return _configs(read_config(Path(out)), 0)["network"]
+def stored_network(out: Path | str, setting: int = 0) -> Any:
+    """The network's config of a saved run, as a setting has it."""
+    return _configs(read_config(Path(out)), setting)["network"]
 
 
 def _best(out: Path, setting: int | None, seed: int | None) -> tuple[int, int]:

@@ -45,9 +45,11 @@ def _trained(folder: Path) -> tuple[TransformerConfig, int, Params]:
     if not folder.exists():
         raise UsageError(f"start ({folder}) does not exist: make it with python experiments/clone.py --out {folder}")
     agent = load(folder, best=True)
-    shape = stored_network(folder)
+    shape = stored_network(folder, agent.setting)
     if not isinstance(shape, TransformerConfig):
         raise UsageError(f"start ({folder}) holds a run without a language model")
+    if isinstance(shape, LanguageModelConfig) and shape.start:  # then that is where its sizes are from
+        shape = _read(Path(shape.start).absolute())[0]
     learner: Any = agent.state.learner.learner
     params = {"params": {name: x for name, x in learner.params["params"].items() if name != "value_head"}}
     return shape, params["params"]["embedding"].shape[0], params
