@@ -29,8 +29,8 @@ SIZES = (  # algorithm:environments x seeds, or grpo:width x seeds
     *("sac:1x1", "sac:1x16", "td3:1x1", "td3:1x16"),
     *("grpo:64x1", "grpo:64x4", "grpo:128x1", "grpo:256x1"),
 )
-OVERHEAD_SIZES = ("ppo:4x16", "ppo:64x16", "sac:1x4")
-OVERHEAD_SECONDS = 20  # of a run, about
+OVERHEAD_SIZES = ("ppo:4x16", "sac:1x4")
+OVERHEAD_SECONDS = 8  # of a run, about
 OVERHEADS = ("log.jsonl", "progress bar", "W&B", "a checkpoint")
 # About a second of work, so that a run is long against the clock and short against the machine's moods.
 STEPS_PER_RUN = {"ppo": 400_000, "sac": 8_000, "td3": 8_000, "grpo": 20_000}

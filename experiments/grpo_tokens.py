@@ -7,5 +7,6 @@ from purepg.run.start import language_model
 from purepg.tokens import LanguageModelConfig
 
 if __name__ == "__main__":
-    run = RunConfig(env="addition", total_steps=200_000, num_seeds=4, eval_episodes=512)
-    main(grpo, GRPOConfig(), language_model, LanguageModelConfig(start="runs/clone"), run, __doc__)
+    config = GRPOConfig(num_prompts=64, num_minibatches=2, learning_rate=5e-4, kl_coef=0.001)
+    run = RunConfig(env="addition", total_steps=1_200_000, num_seeds=4, eval_episodes=512)
+    main(grpo, config, language_model, LanguageModelConfig(start="runs/clone"), run, __doc__)
