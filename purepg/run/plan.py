@@ -134,6 +134,7 @@ def prepare(
     if run.resume and (run.out is None or run.overwrite):
         raise UsageError("--resume needs --out, the folder of the run to go on with, and no --overwrite")
     stored = read_config(run.out) if run.resume and run.out else None
+    configs = {name: _with_absolute_start(config) for name, config in configs.items()}
     settings = grid(configs, sweep)
     if stored:
         settings = keep_schedules(settings, stored)
@@ -165,6 +166,12 @@ def prepare(
     }
     digest = getattr(network(env, configs["network"]), "digest", None)
     return Plan(run, env, make, settings, groups, num_devices, eval_max_steps, code, stored, digest)
+
+
+def _with_absolute_start(config: Any) -> Any:
+    """A config whose `start` is found again from any folder."""
+    start = getattr(config, "start", None)
+    return config if start is None else replace(config, start=str(Path(start).absolute()))
 
 
 def prepare_devices(devices: int | None, num_seeds: int, num_settings: int) -> int:

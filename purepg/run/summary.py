@@ -117,7 +117,7 @@ def last_episodes_return(metrics: HostMetrics, num_episodes: int = LAST_EPISODES
 
     Whole updates are taken from the end until they hold `num_episodes`.
     """
-    ended = np.nan_to_num(metrics["num_episodes"])
+    ended = np.where(np.isfinite(metrics["episode_return"]), metrics["num_episodes"], 0)
     later = np.cumsum(ended[..., ::-1], axis=-1)[..., ::-1] - ended  # ended in the updates after this one
     weight = np.where(later < num_episodes, ended, 0)
     total = np.sum(np.nan_to_num(metrics["episode_return"].astype(np.float64)) * weight, axis=-1)
