@@ -196,15 +196,23 @@ def figure(results: dict[str, dict[str, Result]]) -> "Figure":
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.6 * len(results) + 1.4, 4.2), layout="constrained")
+    styles = ("-", "--")
     panels = figure.subplots(1, len(results), squeeze=False)[0]
     for axes, (task, of_task) in zip(panels, results.items(), strict=True):
         methods = [name for name in of_task if name in FAMILY]
         for i, method in enumerate(methods):
             found = of_task[method]
-            window = -(-found.metrics["env_steps"].shape[-1] // WINDOWS)
+            window = -(-int((found.metrics["env_steps"] > 0).any(0).sum()) // WINDOWS)
             x, held_out = on_common_grid(found.metrics["env_steps"], found.metrics["held_out_return"], window)
             y = over_seeds(held_out)[0]
-            axes.plot(x / 1e3, y, color=COLOURS[i % len(COLOURS)], lw=1.6, label=method.replace("_", " "))
+            axes.plot(
+                x / 1e3,
+                y,
+                color=COLOURS[i % len(COLOURS)],
+                ls=styles[i // len(COLOURS)],
+                lw=1.6,
+                label=method.replace("_", " "),
+            )
         start = next(found for name, found in of_task.items() if name.startswith("start"))
         axes.axhline(float(start.sampled[0]), color="0.6", lw=1, ls=":")
         axes.set_ylim(0, 1)
