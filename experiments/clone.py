@@ -7,5 +7,5 @@ from purepg.run.start import language_model
 from purepg.tokens import LanguageModelConfig
 
 if __name__ == "__main__":
-    run = RunConfig(env="addition", total_steps=180_000, num_seeds=4, eval_episodes=512)
+    run = RunConfig(env="addition", total_steps=180_000, num_seeds=6, eval_episodes=512)
     main(clone, CloneConfig(), language_model, LanguageModelConfig(), run, __doc__)

@@ -8,5 +8,5 @@ from purepg.tokens import LanguageModelConfig
 
 if __name__ == "__main__":
     config = GRPOConfig(num_prompts=64, num_minibatches=2, learning_rate=5e-4, kl_coef=0.001)
-    run = RunConfig(env="addition", total_steps=1_200_000, num_seeds=4, eval_episodes=512)
+    run = RunConfig(env="addition", total_steps=1_600_000, num_seeds=6, eval_episodes=512)
     main(grpo, config, language_model, LanguageModelConfig(start="runs/clone"), run, __doc__)
