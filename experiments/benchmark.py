@@ -30,7 +30,6 @@ SIZES = (  # algorithm:environments x seeds, or grpo:width x seeds
     *("grpo:64x1", "grpo:64x4", "grpo:128x1", "grpo:256x1"),
 )
 OVERHEAD_SIZES = ("ppo:4x16", "sac:1x4")
-OVERHEAD_SECONDS = 8  # of a run, about
 OVERHEADS = ("log.jsonl", "progress bar", "W&B", "a checkpoint")
 # About a second of work, so that a run is long against the clock and short against the machine's moods.
 STEPS_PER_RUN = {"ppo": 400_000, "sac": 8_000, "td3": 8_000, "grpo": 20_000}
@@ -186,7 +185,9 @@ def overhead_worker(name: str, size: int, num_seeds: int, num_updates: int, devi
         answer(seconds=time.perf_counter() - begun, trained=trained)
 
 
-def overhead(sizes: Sequence[str], repeats: int, devices: int | None) -> list[dict]:
+def overhead(
+    sizes: Sequence[str], overheads: Sequence[str], length: float, repeats: int, devices: int | None
+) -> list[dict]:
     """Prints, for every size, by how many per cent each of them lengthens a run; in turn with a run that nothing
     watches."""
     print(f"{'size':>10}  {'updates':>8}  {'seconds':>7}  per cent more of training, and of all until it is written")
@@ -194,14 +195,14 @@ def overhead(sizes: Sequence[str], repeats: int, devices: int | None) -> list[di
     for size in sizes:
         name, shape = size.split(":")
         num_envs, num_seeds = map(int, shape.split("x"))
-        rate = {"ppo": 150_000, "sac": 3_000, "td3": 3_000}[name]  # roughly, of two cores
-        num_updates = max(20, 10 * round(OVERHEAD_SECONDS * rate / (num_envs * num_seeds * NUM_STEPS[name] * 10)))
+        rate = {"ppo": 500_000, "sac": 5_000, "td3": 6_000}[name]  # roughly, of two cores
+        num_updates = max(20, 10 * round(length * rate / (num_envs * num_seeds * NUM_STEPS[name] * 10)))
         sizes_ = [name, str(num_envs), str(num_seeds), str(num_updates), str(devices or 0)]
         worker = Worker([sys.executable, __file__, "--overhead-worker", *sizes_])
-        shares: dict[str, list[tuple[float, float]]] = {what: [] for what in OVERHEADS}
+        shares: dict[str, list[tuple[float, float]]] = {what: [] for what in overheads}
         seconds = []
         for _ in range(repeats):
-            for what in OVERHEADS:
+            for what in overheads:
                 nothing, something = worker.run("nothing"), worker.run(what)
                 seconds.append(nothing["seconds"])
                 shares[what].append(tuple(100 * (something[k] / nothing[k] - 1) for k in ("trained", "seconds")))
@@ -317,7 +318,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7, help="timed runs of each (default: %(default)s)")
     parser.add_argument("--devices", type=int, help="devices for the seeds (default: as many as divide them)")
     parser.add_argument("--out", type=Path, help="also write the figures to this JSON file")
-    parser.add_argument("--overhead", action="store_true", help="what watching and saving a run costs")
+    what = f"what watching and saving a run costs: {', '.join(OVERHEADS)}, or all of them"
+    parser.add_argument("--overhead", nargs="*", choices=OVERHEADS, metavar="WHAT", help=what)
+    parser.add_argument("--seconds", type=float, default=8, help="length of a run for --overhead (default: about 8)")
     parser.add_argument("--worker", nargs=5, help=argparse.SUPPRESS)
     parser.add_argument("--overhead-worker", nargs=5, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -327,9 +330,10 @@ def main() -> None:
             size, num_seeds, num_updates, devices = map(int, numbers)
             work(name, size, num_seeds, num_updates, devices or None)
             return
-    if arguments.overhead:
+    if arguments.overhead is not None:
         sizes = OVERHEAD_SIZES if arguments.sizes is None else arguments.sizes.split(",")
-        results = overhead(sizes, arguments.repeats, arguments.devices)
+        overheads = arguments.overhead or OVERHEADS
+        results = overhead(sizes, overheads, arguments.seconds, arguments.repeats, arguments.devices)
         if arguments.out:
             arguments.out.write_text(json.dumps(results, indent=2) + "\n")
         return
