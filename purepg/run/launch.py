@@ -210,18 +210,24 @@ def _train(
             except RecordError as error:
                 failed(error)
         parts.append(Part(group, chunk, outcome))
-        _say_troubles(plan.settings, parts[-1])
+        _say_divergence(plan.settings, parts[-1])
+        if plan.env.task:
+            _say_collapse(plan.settings, parts[-1])
     progress.close()
     return parts, interrupt.requested
 
 
-def _say_troubles(settings: Sequence[Setting], part: Part) -> None:
+def _say_divergence(settings: Sequence[Setting], part: Part) -> None:
     for row, h in enumerate(part.group.settings[part.chunk.settings]):
-        for trouble in collapsed({name: x[row] for name, x in part.outcome.metrics.items()}):
-            say(f"{setting_label(settings[h].hyperparameters) or 'the only setting'}: {trouble}")
         for member in diverged(part.outcome.metrics["finite"][row]):
             label = setting_label(settings[h].hyperparameters) or "the only setting"
             say(
                 f"{label}, seed {part.chunk.seeds.start + member['seed']}: parameters became non-finite at update "
                 f"{member['update']}; frozen as they were before it"
             )
+
+
+def _say_collapse(settings: Sequence[Setting], part: Part) -> None:
+    for row, h in enumerate(part.group.settings[part.chunk.settings]):
+        for line in collapsed({name: x[row] for name, x in part.outcome.metrics.items()}):
+            say(f"{setting_label(settings[h].hyperparameters) or 'the only setting'}: {line}")

@@ -131,8 +131,7 @@ def diverged(finite: np.ndarray) -> list[dict[str, int]]:
 
 
 def collapsed(metrics: HostMetrics) -> list[str]:
-    """What went wrong with a setting's language models, or with other policies that have a reference: a line for each
-    kind of collapse.
+    """What went wrong with a setting's language models: a line for each kind of collapse.
 
     Args:
       metrics: each `[S, U]`.
