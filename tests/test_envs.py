@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import purepg.envs
-from purepg.envs import finite_mdp, lqr
+from purepg.envs import finite_mdp, lqr, tasks
 from purepg.envs.gymnax import MNIST_FILES, gymnax_env
 from purepg.types import Box, Discrete, Env, TimeStep, UsageError
 
@@ -393,6 +393,9 @@ def test_params_are_a_whole_or_the_fields_that_differ():
     assert gymnax_env("CartPole-v1").max_episode_steps == 500
 
 
+OURS = (*finite_mdp.NAMED, *lqr.NAMED, *tasks.TASKS)
+
+
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
@@ -402,7 +405,8 @@ def test_params_are_a_whole_or_the_fields_that_differ():
         ("catch", "did you mean Catch-bsuite?"),
         ("MinAtar/Breakout-v1", "did you mean Breakout-MinAtar?"),
         ("MountainCar", "did you mean MountainCar-v0 or MountainCarContinuous-v0?"),
-        ("Walker2d", f"the known ones are {', '.join((*gymnax.registered_envs, *finite_mdp.NAMED, *lqr.NAMED))}"),
+        ("adition", "did you mean addition?"),
+        ("Walker2d", f"the known ones are {', '.join((*gymnax.registered_envs, *OURS))}"),
     ],
 )
 def test_an_unknown_name_is_answered_with_near_ones_or_with_all(name, hint):

@@ -182,7 +182,7 @@ def test_a_function_is_found_again_in_its_module_or_in_the_script_that_was_run(t
     script.write_text("def my_algorithm(x):\n    return x + 1\n")
     found = dereference(f"{script}:my_algorithm")
     assert found(1) == 2
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(script))
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", str(script), raising=False)
     found.__module__ = "__main__"
     assert reference(found) == f"{script}:my_algorithm"
 
