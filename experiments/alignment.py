@@ -34,7 +34,7 @@ NUM_CANDIDATES = 4  # answers to a prompt of which DPO takes a pair
 
 
 class Task(NamedTuple):
-    """What a task asks for, found on other seeds."""
+    """What a task asks for, found with GRPO from other clones."""
 
     clone_steps: int  # columns of demonstrations that leave its clone at 20 to 50 %
     num_tokens: int
