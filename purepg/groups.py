@@ -121,6 +121,12 @@ def info(groups: Groups) -> Metrics:
     }
 
 
+def mean_return(key: Key, groups: Source, params: Params, num_episodes: int) -> Array:
+    """The mean return of that many episodes, each from a start of its own: on held-out prompts, the share answered
+    right."""
+    return jnp.sum(groups.sample(key, params, num_episodes, 1).reward) / num_episodes
+
+
 # --- an algorithm on groups ---
 
 

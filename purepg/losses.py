@@ -44,9 +44,7 @@ def clipped_surrogate(log_prob: Array, old_log_prob: Array, advantage: Array, cl
     elsewhere 0.
     """
     chex.assert_equal_shape([log_prob, old_log_prob, advantage])
-    ratio = jnp.exp(log_prob - stop_gradient(old_log_prob))
-    advantage = stop_gradient(advantage)
-    return -jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - clip_eps, 1 + clip_eps) * advantage)
+    return two_sided_surrogate(log_prob - stop_gradient(old_log_prob), advantage, clip_eps, clip_eps)
 
 
 def deterministic_policy_gradient(q: Array) -> Array:

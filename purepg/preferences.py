@@ -47,6 +47,16 @@ def draw_pairs(key: Key, pairs: Preferences, batch_size: int) -> tuple[Array, Ar
     return pairs.chosen[index], pairs.rejected[index], pairs.weight[index]
 
 
+def ranking(margin: Array, weight: Array) -> tuple[Array, Array]:
+    """(loss, share ranked right) over the pairs that tell something; 0 where none does.
+
+    Args:
+      margin: `[B]`, by how much the chosen response scores higher. weight: `[B]`, as in `Preferences`.
+    """
+    num_pairs = jnp.maximum(jnp.sum(weight), 1.0)
+    return jnp.sum(weight * preference(margin)) / num_pairs, jnp.sum(weight * (margin > 0)) / num_pairs
+
+
 class RewardModelConfig(NamedTuple):
     """How a reward is learned: gradient steps of Adam on batches of pairs."""
 
@@ -71,8 +81,8 @@ def fit_reward_model(
     def loss(params, batch):
         chosen, rejected, weight = batch
         margin = model.apply(params, chosen)[1] - model.apply(params, rejected)[1]
-        total = jnp.sum(weight * preference(margin)) / jnp.maximum(jnp.sum(weight), 1.0)
-        return total, {"loss": total, "accuracy": jnp.sum(weight * (margin > 0)) / jnp.maximum(jnp.sum(weight), 1.0)}
+        total, accuracy = ranking(margin, weight)
+        return total, {"loss": total, "accuracy": accuracy}
 
     def step(carry: tuple[Params, optax.OptState], key: Key):
         batch = draw_pairs(key, pairs, config.batch_size)

@@ -21,7 +21,7 @@ import numpy as np
 from purepg.config import Positive
 from purepg.distributions import Categorical
 from purepg.envs.tasks import Task
-from purepg.transformer import Transformer, TransformerConfig, check_transformer, init_cache
+from purepg.transformer import Cache, Transformer, TransformerConfig, check_transformer, init_cache
 from purepg.types import Array, Env, Key, Obs, Params, UsageError
 
 
@@ -46,14 +46,17 @@ class LanguageModel(NamedTuple):
     Attributes:
       temperature: divides the logits.
       start: the parameters that `init` gives; None: it draws them.
-      digest: of `start`; None without.
     """
 
     transformer: Transformer
     task: Task
     temperature: Array | float = 1.0
     start: Params | None = None
-    digest: str | None = None
+
+    @property
+    def digest(self) -> str | None:
+        """Of `start`; None without."""
+        return digest(self.start) if self.start else None
 
     @property
     def has_value(self) -> bool:
@@ -102,7 +105,7 @@ def language_model(env: Env, config: LanguageModelConfig, params: Params | None 
     if env.task is None:
         raise UsageError(f"{env.name} has no tokens: a language model needs a token task, such as --env addition")
     transformer = Transformer(config, len(env.task.vocabulary))
-    return LanguageModel(transformer, env.task, config.temperature, params, params and digest(params))
+    return LanguageModel(transformer, env.task, config.temperature, params)
 
 
 def generate(
@@ -129,8 +132,7 @@ def generate(
     cache = init_cache(model.config, num_prompts, length + num_columns - 1, dtype)
     logits, _, cache = _apply(model, params, prompt, cache)
     batch = num_prompts * group_size
-    # The cache's batch axis is the second but for `present`, which has no layers.
-    cache = jax.tree.map(lambda x: jnp.repeat(x, group_size, axis=x.ndim - 4 if x.ndim == 5 else 0), cache)
+    cache = Cache(*(jnp.repeat(x, group_size, axis) for x, axis in zip(cache, (1, 1, 0), strict=True)))
     logits = jnp.repeat(logits[:, -1], group_size, axis=0)
     noise = Categorical(jnp.zeros((num_columns, batch, 1))).noise(key)
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from purepg.config import Count, CountOrZero, Positive, check
-from purepg.groups import source
+from purepg.groups import mean_return, source
 from purepg.losses import aggregate, policy_gradient
 from purepg.networks import evaluation_policy
 from purepg.optimize import gradient_step, step_direction
@@ -93,8 +93,7 @@ def clone(env: Env, network: LanguageModel, config: CloneConfig) -> Algorithm:
             "env_steps": jnp.int32(demonstration.size),
         }
         if c.num_held_out:
-            answers = held_out.sample(k_held_out, params, c.num_held_out, 1)
-            metrics["episode_return"] = jnp.sum(answers.reward) / c.num_held_out
+            metrics["episode_return"] = mean_return(k_held_out, held_out, params, c.num_held_out)
         return State(Learner(params, opt_state), ()), metrics
 
     def policy(state, deterministic):

@@ -13,11 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from purepg.config import Count, CountOrZero, Positive, check
-from purepg.groups import Learner, source
-from purepg.losses import preference
+from purepg.groups import Learner, mean_return, source
 from purepg.networks import evaluation_policy
 from purepg.optimize import gradient_step, step_direction
-from purepg.preferences import draw_pairs, sample_preferences
+from purepg.preferences import draw_pairs, ranking, sample_preferences
 from purepg.tokens import LanguageModel
 from purepg.types import Algorithm, Env, State, UsageError
 
@@ -81,8 +80,7 @@ def dpo(env: Env, network: LanguageModel, config: DPOConfig) -> Algorithm:
     def loss(params, batch):
         chosen, rejected, weight, reference_margin = batch
         margin = c.beta * (log_prob(params, chosen) - log_prob(params, rejected) - reference_margin)
-        policy_loss = jnp.sum(weight * preference(margin)) / jnp.maximum(jnp.sum(weight), 1.0)
-        ranked_right = jnp.sum(weight * (margin > 0)) / jnp.maximum(jnp.sum(weight), 1.0)
+        policy_loss, ranked_right = ranking(margin, weight)
         return policy_loss, {"policy_loss": policy_loss, "ranked_right": ranked_right}
 
     def step(key, state, update):
@@ -101,8 +99,7 @@ def dpo(env: Env, network: LanguageModel, config: DPOConfig) -> Algorithm:
             "env_steps": jnp.int32(action.size),
         }
         if c.num_held_out:
-            answers = held_out.sample(k_held_out, params, c.num_held_out, 1)
-            metrics["episode_return"] = jnp.sum(answers.reward) / c.num_held_out
+            metrics["episode_return"] = mean_return(k_held_out, held_out, params, c.num_held_out)
         return State(state.learner._replace(params=params, opt_state=opt_state), state.world), metrics
 
     def policy(state, deterministic):

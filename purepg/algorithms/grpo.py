@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from purepg.advantages import has_signal
 from purepg.config import Count, CountOrZero, NonNegative, Positive, UnitInterval, check
-from purepg.groups import advantages, assemble, check_groups, info, kl_penalty, score_all, source, watch
+from purepg.groups import advantages, assemble, check_groups, info, kl_penalty, mean_return, score_all, source, watch
 from purepg.losses import (
     aggregate,
     importance_weighted,
@@ -168,8 +168,7 @@ def grpo(env: Env, network: Network | LanguageModel, config: GRPOConfig) -> Algo
             kl_coef *= 1 + 0.1 * jnp.clip(metrics["kl_reference"] / c.kl_target - 1, -0.2, 0.2)
         metrics |= {"groups_without_signal": 1 - jnp.mean(signal), "kl_coef": kl_coef}
         if held_out:
-            answers = held_out.sample(k_held_out, new_params, c.num_held_out, 1)
-            metrics["held_out_return"] = jnp.sum(answers.reward) / c.num_held_out
+            metrics["held_out_return"] = mean_return(k_held_out, held_out, new_params, c.num_held_out)
         learner = state.learner._replace(params=new_params, opt_state=opt_state, kl_coef=kl_coef)
         return State(learner, state.world), info(data) | metrics
 

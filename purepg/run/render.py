@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purepg.config import Count, CountOrZero, Seed, check
+from purepg.config import Count, check
 from purepg.rollout import start
 from purepg.run.cli import leave, parse_flags
 from purepg.run.drawing import Disc, Drawing, Line, Point, Scene, drawing_of
-from purepg.run.evaluation import run_first
+from purepg.run.evaluation import Choice, run_first
 from purepg.run.load import Loaded, load
 from purepg.run.record import CONFIG, WANDB, reason, say
 from purepg.run.wandb_sink import MAX_NAME_LENGTH, Mode, quiet_settings
@@ -225,30 +225,16 @@ def gif(images: "Sequence[Image]", milliseconds: Sequence[int]) -> bytes:
 
 
 @dataclass(frozen=True)
-class Choice:
+class FilmChoice(Choice):
     """Which agent, and what is filmed.
 
     Attributes:
-      run: the run's folder; its flag may be left out.
-      best: the agent with the highest final evaluation.
-      setting: place of its setting in the sweep.
-      seed: its seed.
       episodes: whole episodes, one after another.
-      sampled: actions are sampled, not the distribution's mode.
-      eval_seed: seed of the episodes.
-      max_steps: an episode is cut after this many steps; None: at the environment's time limit.
       out: the GIF; None: one in the run's folder, named after the agent.
       wandb: log the film as a run of W&B's, in the group of the training's runs.
     """
 
-    run: Path
-    best: bool = False
-    setting: CountOrZero | None = None
-    seed: CountOrZero | None = None
     episodes: Count = 1
-    sampled: bool = False
-    eval_seed: Seed = 1
-    max_steps: Count | None = None
     out: Path | None = None
     wandb: Mode = "offline"
 
@@ -257,7 +243,7 @@ def main(description: str | None = None, arguments: Sequence[str] | None = None)
     """Films an agent, says what the film shows, and exits: 0 done, 2 a bad argument, 1 a failed write."""
     script = Path(sys.argv[0]).stem
     try:
-        choice = parse_flags(Choice, run_first(list(sys.argv[1:] if arguments is None else arguments)), description)
+        choice = parse_flags(FilmChoice, run_first(list(sys.argv[1:] if arguments is None else arguments)), description)
         check(choice)
         agent = load(choice.run, choice.setting, choice.seed, choice.best)
         drawing_of(agent.env)  # before anything compiles
@@ -280,7 +266,7 @@ def main(description: str | None = None, arguments: Sequence[str] | None = None)
         log(choice.run, out, which, returns, choice.wandb)
 
 
-def play(agent: Loaded, choice: Choice) -> list[Episode]:
+def play(agent: Loaded, choice: FilmChoice) -> list[Episode]:
     """The agent's episodes.
 
     Raises:

@@ -35,9 +35,8 @@ def language_model(env: Env, config: LanguageModelConfig) -> LanguageModel:
 @functools.cache
 def _read(folder: Path) -> tuple[TransformerConfig, int, Params]:
     """What a folder holds, as NumPy arrays: it is asked for again inside of traces, where nothing can be read."""
-    with jax.ensure_compile_time_eval():
-        shape, num_tokens, params = load_pretrained(folder) if any(folder.glob("*.safetensors")) else _trained(folder)
-        return shape, num_tokens, jax.device_get(params)
+    shape, num_tokens, params = load_pretrained(folder) if any(folder.glob("*.safetensors")) else _trained(folder)
+    return shape, num_tokens, jax.device_get(params)
 
 
 def _trained(folder: Path) -> tuple[TransformerConfig, int, Params]:
