@@ -25,6 +25,7 @@ from purepg.run.population import Chunk
 from purepg.run.statistics import bootstrap_interval, iqm
 from purepg.run.study import Study, main, table
 from purepg.tokens import LanguageModelConfig, digest
+from purepg.train import averaged
 from purepg.types import Params, UsageError
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def trained(plan: Plan) -> tuple[Any, Result]:
     population = plan.population(group, chunk.shape)
     members = population.members(chunk)
     state, metrics = population.advance(members, population.init(members), 0, group.num_updates)
-    metrics = {name: np.asarray(x)[0] for name, x in metrics.items()}
+    metrics = {name: x[0] for name, x in averaged(metrics).items()}
     found = population.final(members, state)
     sampled, mode = np.asarray(found.sampled)[0], np.asarray(found.mode)[0]
     generated = float(metrics["env_steps"].sum(-1).mean())

@@ -109,17 +109,26 @@ def standardise(weight: Array, mask: Array | None = None) -> Array:
     noise = (
         1e-5 * jnp.max(jnp.abs(weight), where=mask, initial=0.0) if mask is not None else 1e-5 * jnp.abs(weight).max()
     )
-    return jnp.where(std > noise, centred / jnp.where(std > noise, std, 1.0), 0.0)
+    return _over_std(centred, std, std <= noise)
+
+
+def _over_std(centred: Array, std: Array, all_equal: Array) -> Array:
+    """centred / std, 0 where all were equal, and NaN where a weight was not finite or its square is not: to make zeros
+    of such a batch would hide that nothing is learned any more."""
+    std = jnp.where(jnp.isfinite(std), std, jnp.nan)
+    return jnp.where(all_equal, 0.0, centred / jnp.where(all_equal, 1.0, std))
 
 
 # --- groups: every array is [P, G], a number for each of G episodes from one start; no mask ---
 
 
 def has_signal(reward: Array) -> Array:
-    """Whether a group's episodes earned different rewards, `[P, 1]` bool: else its baseline leaves nothing."""
+    """Whether a group's episodes earned different rewards, `[P, 1]` bool: else its baseline leaves nothing. A reward
+    that is not finite is a signal, so that what it does to the advantage is seen."""
     chex.assert_rank(reward, 2)
     spread = jnp.max(reward, axis=1, keepdims=True) - jnp.min(reward, axis=1, keepdims=True)
-    return spread > 1e-5 * jnp.max(jnp.abs(reward), axis=1, keepdims=True)
+    largest = jnp.max(jnp.abs(reward), axis=1, keepdims=True)
+    return (spread > 1e-5 * largest) | ~jnp.isfinite(largest)
 
 
 def group_advantage(
@@ -152,8 +161,7 @@ def group_advantage(
             advantage = reward
     if not divide_by_std:
         return advantage
-    std, signal = jnp.std(reward, axis=1, keepdims=True), has_signal(reward)
-    return jnp.where(signal, advantage / jnp.where(signal, std, 1.0), 0.0)
+    return _over_std(advantage, jnp.std(reward, axis=1, keepdims=True), ~has_signal(reward))
 
 
 # --- rollouts: time first, any batch axes after it; an episode may end at any step ---

@@ -111,7 +111,7 @@ def _episodes(env: Env, network: Network, max_steps: int) -> Source:
 def info(groups: Groups) -> Metrics:
     """What an update says of its episodes: means of `episode_return` and `episode_length`, their number, and the steps
     in the mask as `env_steps`, which for responses are the generated tokens."""
-    env_steps = jnp.sum(groups.mask)
+    env_steps = jnp.sum(groups.mask, dtype=jnp.int32)
     num_episodes = groups.mask.shape[0] * groups.mask.shape[1]
     return {
         "episode_return": jnp.sum(groups.reward) / num_episodes,

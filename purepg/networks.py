@@ -18,7 +18,23 @@ from purepg import normalize
 from purepg.config import Count, Positive, check
 from purepg.distributions import Categorical, Deterministic, DiagGaussian, Distribution, TanhGaussian
 from purepg.normalize import Moments
-from purepg.types import Act, Action, Actor, Array, Box, Discrete, Env, Key, Network, Obs, Params, Space, UsageError
+from purepg.types import (
+    Act,
+    Action,
+    Actor,
+    Array,
+    Box,
+    Discrete,
+    Env,
+    Key,
+    Network,
+    Obs,
+    ObservationSpace,
+    Params,
+    Space,
+    UsageError,
+    space_leaves,
+)
 
 ACTIVATIONS = {"tanh": nn.tanh, "relu": nn.relu, "silu": nn.silu}
 LOG_STD_RANGE = (-5.0, 2.0)  # of a tanh-Gaussian policy, whose deviation depends on the state
@@ -70,29 +86,42 @@ class ActorQConfig:
     num_critics: Count = 2
 
 
-def as_features(obs: Obs, space: Space) -> Array:
+def as_features(obs: Array, space: Space) -> Array:
     """Observations as float32: a Discrete one as one-hot, anything else (bool, uint8, int) by value."""
     if isinstance(space, Discrete):
-        return jax.nn.one_hot(obs, space.n)
+        return jax.nn.one_hot(obs, space.n, dtype=jnp.float32)
     return obs.astype(jnp.float32)
+
+
+def flat_features(obs: Obs, space: ObservationSpace) -> Array:
+    """`as_features` of every leaf of an observation, side by side in one axis: `[..., n]`."""
+
+    def flat(obs, space):
+        x = as_features(obs, space)
+        rank = len(space.shape) if isinstance(space, Box) else 1
+        return x.reshape(*x.shape[: x.ndim - rank], -1)
+
+    leaves = [flat(*pair) for pair in zip(jax.tree.leaves(obs), space_leaves(space), strict=True)]
+    return leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves, axis=-1)
 
 
 class Torso(nn.Module):
     """Features `[..., hidden[-1]]` of an observation, or of one and an action. Orthogonal initialisation, as PPO's
     implementations do."""
 
-    space: Space
+    space: ObservationSpace
     config: NetworkConfig | ActorQConfig
 
     @nn.compact
     def __call__(self, obs: Obs, action: Action | None = None) -> Array:
         activation = ACTIVATIONS[self.config.activation]
         dense = nn.initializers.orthogonal(math.sqrt(2))
-        x = as_features(obs, self.space)
-        rank = len(self.space.shape) if isinstance(self.space, Box) else 1
         if self.config.torso == "cnn":  # 16 filters of 3 x 3 (Young & Tian 2019)
+            x = as_features(obs, self.space)
             x = activation(nn.Conv(16, (3, 3), padding="VALID", kernel_init=dense, name="conv")(x))
-        x = x.reshape(*x.shape[: x.ndim - rank], -1)
+            x = x.reshape(*x.shape[:-3], -1)
+        else:
+            x = flat_features(obs, self.space)
         if action is not None:
             x = jnp.concatenate([x, action], axis=-1)
         for i, width in enumerate(self.config.hidden):
@@ -120,7 +149,7 @@ class PolicyHead(nn.Module):
 class ActorCritic(nn.Module):
     """pi(a|s) and V(s)."""
 
-    observation_space: Space
+    observation_space: ObservationSpace
     action_space: Space
     config: NetworkConfig
 
@@ -140,7 +169,7 @@ class ActorCritic(nn.Module):
 class Policy(nn.Module):
     """pi(a|s) of the kind that `config.policy` names."""
 
-    observation_space: Space
+    observation_space: ObservationSpace
     action_space: Space
     config: ActorQConfig
 
@@ -166,7 +195,7 @@ class Policy(nn.Module):
 class Critic(nn.Module):
     """Q(s, a), `[...]`; or, where actions are discrete, Q(s, .) of all of them, `[..., A]`."""
 
-    observation_space: Space
+    observation_space: ObservationSpace
     action_space: Space
     config: ActorQConfig
 

@@ -5,54 +5,82 @@ data are merged at its end. Otherwise the policy that scores the data is not the
 importance ratio would not be 1.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from purepg.types import Array, Discrete, Env, UsageError
+from purepg.types import Array, Discrete, Env, UsageError, space_leaves
 
 
 class Moments(NamedTuple):
-    """Mean and (population) variance of `num_samples` observations."""
+    """Mean and (population) variance of `num_samples` observations; the trees are shaped like an observation.
 
-    mean: Array
-    variance: Array
+    `rest` is what the three lack of the true ones, the sum of what rounding cut off. Without it float32 would stop
+    counting, and soon stop moving, long before a run of 1e9 steps is over.
+    """
+
+    mean: Any
+    variance: Any
     num_samples: Array
+    rest: tuple[Any, Any, Array]
 
 
 def check_space(env: Env) -> None:
     """Raises UsageError where observations are the numbers of categories, whose mean says nothing."""
-    if isinstance(env.observation_space, Discrete):
-        n = env.observation_space.n
-        raise UsageError(f"normalize_obs (True) must be off: {env.name} observes one of {n} categories")
+    for space in space_leaves(env.observation_space):
+        if isinstance(space, Discrete):
+            raise UsageError(f"normalize_obs (True) must be off: {env.name} observes one of {space.n} categories")
 
 
-def init(example: Array | float) -> Moments:
-    """Mean 0, variance 1, no samples, for observations shaped like `example`."""
-    shape = jnp.shape(example)
-    return Moments(jnp.zeros(shape, jnp.float32), jnp.ones(shape, jnp.float32), jnp.zeros((), jnp.float32))
+def init(example: Any) -> Moments:
+    """Mean 0, variance 1, no samples, for observations shaped like `example`: an array, or a tree of them."""
+
+    zero = jax.tree.map(lambda x: jnp.zeros(jnp.shape(x), jnp.promote_types(jnp.result_type(x), jnp.float32)), example)
+    none = jnp.zeros((), jnp.float32)
+    return Moments(zero, jax.tree.map(jnp.ones_like, zero), none, (zero, zero, none))
 
 
-def update(moments: Moments | None, batch: Array) -> Moments | None:
-    """Merges a batch exactly (Chan et al. 1979): the result is that of all data at once. `batch` is `[..., *shape]`."""
+def update(moments: Moments | None, batch: Any) -> Moments | None:
+    """Merges a batch exactly (Chan et al. 1979): the result is that of all data at once. Leaves are `[..., *shape]`."""
     if moments is None:
         return None
-    batch = batch.astype(jnp.float32).reshape(-1, *moments.mean.shape)
-    n = batch.shape[0]
-    mean, variance = batch.mean(axis=0), batch.var(axis=0)
-    num_samples = moments.num_samples + n
+    mean_rest, variance_rest, num_rest = moments.rest
+    n = jax.tree.leaves(batch)[0].size // jax.tree.leaves(moments.mean)[0].size
+    is_first = moments.num_samples == 0  # then the variance of 1 counts for nothing
+    num_samples, num_rest = _add(moments.num_samples, num_rest, jnp.float32(n))
     fraction = n / num_samples
-    delta = mean - moments.mean
-    merged = (1 - fraction) * moments.variance + fraction * variance + fraction * (1 - fraction) * jnp.square(delta)
-    return Moments(moments.mean + fraction * delta, merged, num_samples)
+
+    def merge(mean, variance, mean_rest, variance_rest, batch):
+        batch = batch.astype(mean.dtype).reshape(-1, *mean.shape)
+        variance = jnp.where(is_first, 0.0, variance)
+        delta = batch.mean(axis=0) - mean - mean_rest
+        gain = batch.var(axis=0) - variance - variance_rest + (1 - fraction) * jnp.square(delta)
+        return *_add(mean, mean_rest, fraction * delta), *_add(variance, variance_rest, fraction * gain)
+
+    merged = jax.tree.map(merge, moments.mean, moments.variance, mean_rest, variance_rest, batch)
+    outer, inner = jax.tree.structure(moments.mean), jax.tree.structure((0, 0, 0, 0))
+    mean, mean_rest, variance, variance_rest = jax.tree.transpose(outer, inner, merged)
+    return Moments(mean, variance, num_samples, (mean_rest, variance_rest, num_rest))
 
 
-def apply(moments: Moments | None, x: Array, clip: float = 10.0, eps: float = 1e-8) -> Array:
-    """(x - mean) / sqrt(variance + eps), clipped to [-clip, clip]; `x` is `[..., *shape]`."""
+def _add(x: Array, rest: Array, more: Array) -> tuple[Array, Array]:
+    """x + rest + more, rounded, and what the rounding cut off (Knuth's two-sum)."""
+    more = rest + more
+    total = x + more
+    added = total - x
+    return total, (x - (total - added)) + (more - added)
+
+
+def apply(moments: Moments | None, x: Any, clip: float = 10.0, eps: float = 1e-8) -> Any:
+    """(x - mean) / sqrt(variance + eps), clipped to [-clip, clip]; the leaves of `x` are `[..., *shape]`."""
     if moments is None:
         return x
-    return jnp.clip((x - moments.mean) * jax.lax.rsqrt(moments.variance + eps), -clip, clip)
+
+    def standardised(x, mean, variance):
+        return jnp.clip((x - mean) * jax.lax.rsqrt(variance + eps), -clip, clip)
+
+    return jax.tree.map(standardised, x, moments.mean, moments.variance)
 
 
 def scale(moments: Moments | None, reward: Array, clip: float = 10.0, eps: float = 1e-8) -> Array:

@@ -96,8 +96,8 @@ def assemble(
         learner = Learner(
             params,
             init_opt_state(params),
-            normalize.init(envs.obs[0]) if c.normalize_obs else None,
-            normalize.init(0.0) if c.scale_reward else None,
+            normalize.init(jax.tree.map(lambda x: x[0], envs.obs)) if c.normalize_obs else None,
+            normalize.init(envs.episode_return[0]) if c.scale_reward else None,
             jnp.asarray(getattr(c, "kl_coef", 0.0), jnp.float32) if kl_coef else None,
         )
         return State(learner, World(envs, jnp.zeros(c.num_envs) if c.scale_reward else None))

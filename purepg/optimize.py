@@ -41,7 +41,7 @@ def gradient_step(
     """params <- params - learning_rate * direction(grad loss). The metrics gain `grad_norm`, before any clipping."""
     grads, metrics = jax.grad(loss, has_aux=True)(params, batch)
     direction, opt_state = tx.update(grads, opt_state, params)
-    params = jax.tree.map(lambda p, d: p - learning_rate * d, params, direction)
+    params = jax.tree.map(lambda p, d: (p - learning_rate * d).astype(p.dtype), params, direction)
     return params, opt_state, metrics | {"grad_norm": optax.tree.norm(grads)}
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from purepg.lanes import any_lane
-from purepg.types import Action, Actor, Array, Env, Key, Metrics, Obs, Transition
+from purepg.types import Action, Actor, Array, Env, Key, Mean, Metrics, Obs, Transition
 
 SMALL_RESET_BYTES = 256
 
@@ -99,8 +99,8 @@ def rollout(
 
     Returns:
       (world, trajectory, info): the trajectory's leaves are `[T, N, ...]` and `next_obs` is the observation before any
-      reset. `info` has the means of `episode_return` and `episode_length` over the episodes that ended in this rollout
-      (NaN if none did), their number `num_episodes`, and `env_steps` = T * N.
+      reset. `info` has `episode_return` and `episode_length`, each a `Mean` over the episodes that ended in this
+      rollout, their number `num_episodes`, and `env_steps` = T * N.
     """
 
     def advance(carry, draws):
@@ -121,11 +121,9 @@ def _resets_are_small(env: Env) -> bool:
 def episode_info(finished: Array, env_steps: Array) -> Metrics:
     """What a rollout says of its episodes, from `finished` `[3]`, their returns, lengths and number in sum."""
     return_sum, length_sum, num_episodes = finished
-    some = num_episodes > 0
-    count = jnp.where(some, num_episodes, 1.0)
     return {
-        "episode_return": jnp.where(some, return_sum / count, jnp.nan),
-        "episode_length": jnp.where(some, length_sum / count, jnp.nan),
+        "episode_return": Mean(return_sum, num_episodes),
+        "episode_length": Mean(length_sum, num_episodes),
         "num_episodes": num_episodes.astype(jnp.int32),
         "env_steps": env_steps,
     }
@@ -182,6 +180,6 @@ def episodes_from(key: Key, env: Env, actor: Actor, world: RolloutState, max_ste
     trajectory = jax.tree.map(lambda x: jnp.zeros((max_steps, *x.shape), x.dtype), shapes)
     carry = (jnp.int32(0), world, jnp.ones(num_episodes, bool), trajectory, jnp.zeros((max_steps, num_episodes), bool))
     *_, trajectory, mask = jax.lax.while_loop(lambda carry: any_lane(carry[2]), body, carry)
-    env_steps = jnp.sum(mask)
+    env_steps = jnp.sum(mask, dtype=jnp.int32)
     finished = jnp.stack([jnp.sum(trajectory.reward), env_steps.astype(jnp.float32), jnp.float32(num_episodes)])
     return Episodes(trajectory, mask, episode_info(finished, env_steps))

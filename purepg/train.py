@@ -4,15 +4,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from purepg.lanes import any_lane
 from purepg.losses import all_finite
 from purepg.rollout import start
-from purepg.types import Act, Algorithm, Array, Env, Key, Metrics, Obs, State
+from purepg.types import Act, Algorithm, Array, Env, Key, Mean, Metrics, Obs, State
 
 
 def train(key: Key, algorithm: Algorithm, state: State, start: Array | int, num_updates: int) -> tuple[State, Metrics]:
-    """`num_updates` updates from update number `start` on, as one scan. Metrics' leaves are `[num_updates]`.
+    """`num_updates` updates from update number `start` on, as one scan. Metrics' leaves are `[num_updates]`; `averaged`
+    makes plain arrays of them.
 
     Update u uses `fold_in(key, u)`, so that blocks of any length give what one long block gives, bit for bit.
     """
@@ -20,7 +22,26 @@ def train(key: Key, algorithm: Algorithm, state: State, start: Array | int, num_
     def update(state, u):
         return algorithm.step(jax.random.fold_in(key, u), state, u)
 
-    return jax.lax.scan(update, state, start + jnp.arange(num_updates))
+    return jax.lax.scan(update, state, jnp.int32(start) + jnp.arange(num_updates, dtype=jnp.int32))
+
+
+def averaged(metrics: Metrics) -> dict[str, np.ndarray]:
+    """Metrics as the host reads them: NumPy arrays, each `Mean` divided.
+
+    A mean over nothing is NaN (an `episode_return` where no episode ended), and so is every float of an update that
+    took no environment steps, since its member had stopped.
+    """
+    values = jax.device_get(metrics)
+    made = np.asarray(values["env_steps"]) > 0
+    return {name: _averaged(value, made) for name, value in values.items()}
+
+
+def _averaged(value: Any, made: np.ndarray) -> np.ndarray:
+    if isinstance(value, Mean):
+        total, count = map(np.asarray, value)
+        return np.divide(total, count, out=np.full_like(total, np.nan), where=made & (count > 0))
+    value = np.asarray(value)
+    return np.where(made, value, np.asarray(np.nan, value.dtype)) if value.dtype.kind == "f" else value
 
 
 class Guarded(NamedTuple):
@@ -38,7 +59,7 @@ def guard(algorithm: Algorithm, max_env_steps: int) -> Algorithm:
     - An update that makes the learner non-finite is undone, and the learner stays as it was before it from then on;
       the metric `finite` is false from that update. Other members of a population are untouched.
     - Where updates vary in length, a member stops before the update that could pass `max_env_steps`: it changes no
-      more, its metrics are NaN, its `env_steps` 0. Once every member has stopped, updates cost nothing. It also counts
+      more, its metrics and its `env_steps` are 0. Once every member has stopped, updates cost nothing. It also counts
       its updates, since it may have stopped before others: with more steps to consume it goes on from there. Where
       updates have one length, the caller knows their number, and nothing is counted.
     """
@@ -54,7 +75,7 @@ def guard(algorithm: Algorithm, max_env_steps: int) -> Algorithm:
         (new_learner, world), metrics = algorithm.step(key, State(learner, world), update)
         finite &= all_finite(new_learner)
         learner = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_learner, learner)
-        left -= metrics["env_steps"] if counts else 0
+        left = left - metrics["env_steps"].astype(left.dtype) if counts else left
         guarded = Guarded(learner, finite, left, num_updates + 1 if counts else None)
         return State(guarded, world), metrics | {"finite": finite}
 
@@ -68,11 +89,8 @@ def guard(algorithm: Algorithm, max_env_steps: int) -> Algorithm:
 
         new, metrics = jax.lax.cond(any_lane(within), advance, idle, key, state, update)
         learner = jax.tree.map(lambda new, old: jnp.where(within, new, old), new.learner, state.learner)
-        metrics = {name: jnp.where(within, x, absent(x)) for name, x in metrics.items()}
+        metrics = jax.tree.map(lambda x: jnp.where(within, x, jnp.zeros_like(x)), metrics)
         return State(learner, new.world), metrics | {"finite": learner.finite}
-
-    def absent(x):
-        return jnp.full_like(x, jnp.nan if jnp.issubdtype(x.dtype, jnp.floating) else 0)
 
     def policy(state, deterministic):
         return algorithm.policy(State(state.learner.learner, state.world), deterministic)

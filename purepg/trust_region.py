@@ -92,8 +92,8 @@ def natural_gradient(
 
 
 def move(params: Params, length: Array | float, direction: Params) -> Params:
-    """params + length * direction."""
-    return jax.tree.map(lambda p, d: p + length * d, params, direction)
+    """params + length * direction, in the parameters' own dtype."""
+    return jax.tree.map(lambda p, d: (p + length * d).astype(p.dtype), params, direction)
 
 
 def line_search(
@@ -126,14 +126,16 @@ def line_search(
         found = jax.tree.map(lambda new, old: jnp.where(good, new, old), now, found)
         accepted |= good
         first_kl = jnp.where(k == 0, divergence, first_kl)
-        return k + 1, jnp.where(accepted, fraction, fraction * shrink), accepted, best, found, first_kl
+        shorter = (fraction * shrink).astype(fraction.dtype)
+        return k + 1, jnp.where(accepted, fraction, shorter), accepted, best, found, first_kl
 
     def wanted(carry):
         k, _, accepted, *_ = carry
         return any_lane(~accepted) & (k < num_tries)
 
-    zero = jnp.zeros_like(before)
-    carry = (jnp.int32(0), zero + 1.0, jnp.bool_(False), params, (zero, zero, zero + kl(params)), zero)
+    zero, kl_before = jnp.zeros_like(before), kl(params)
+    found = (zero, zero, kl_before)
+    carry = (jnp.int32(0), zero + 1.0, jnp.bool_(False), params, found, jnp.zeros_like(kl_before))
     _, _, accepted, params, (fraction, improvement, divergence), first_kl = jax.lax.while_loop(wanted, attempt, carry)
     return params, {
         "accepted": accepted.astype(jnp.float32),

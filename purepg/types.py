@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 Array = jax.Array
@@ -15,7 +16,22 @@ Params = Any
 Obs = Any
 Action = Array
 EnvState = Any
-Metrics = dict[str, Array]  # scalars, the same names at every update
+
+
+class Mean(NamedTuple):
+    """A mean over however many values there were, perhaps none. The host divides (`train.averaged`), so that a healthy
+    compiled program makes no NaN and `jax_debug_nans` can be on."""
+
+    total: Array
+    count: Array
+
+    @classmethod
+    def of(cls, value: Array) -> "Mean":
+        """The mean of one value."""
+        return cls(value, jnp.ones_like(value))
+
+
+Metrics = dict[str, Array | Mean]  # scalars, the same names at every update
 
 
 class UsageError(ValueError):
@@ -45,6 +61,12 @@ class Box(NamedTuple):
 
 
 Space = Discrete | Box
+ObservationSpace = Any  # a Space; or, where observations are trees (dicts, tuples), a tree of them of the same shape
+
+
+def space_leaves(space: ObservationSpace) -> list[Space]:
+    """The spaces of an observation's leaves, in JAX's order."""
+    return jax.tree.leaves(space, is_leaf=lambda x: isinstance(x, Discrete | Box))
 
 
 class TimeStep(NamedTuple):
@@ -65,7 +87,7 @@ class Env(NamedTuple):
 
     reset: Callable[[Key], tuple[EnvState, Obs]]
     step: Callable[[Key, EnvState, Action], tuple[EnvState, TimeStep]]
-    observation_space: Space
+    observation_space: ObservationSpace
     action_space: Space
     max_episode_steps: int | None  # None: episodes have no time limit
     name: str = "custom"

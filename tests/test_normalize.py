@@ -59,10 +59,46 @@ def test_applied_to_its_own_data_gives_mean_zero_and_variance_one(batches):
 
 
 def test_an_outlier_is_clipped_on_both_sides_and_a_constant_feature_is_not_blown_up():
-    moments = normalize.Moments(jnp.float32(1.0), jnp.float32(4.0), jnp.float32(9.0))
+    moments = normalize.init(0.0)._replace(mean=jnp.float32(1.0), variance=jnp.float32(4.0))
     assert normalize.apply(moments, jnp.array([1e6, -1e6, 3.0])).tolist() == [10.0, -10.0, 1.0]
     constant = normalize.update(normalize.init(jnp.zeros(1)), jnp.full((5, 1), 7.0))
     assert normalize.apply(constant, jnp.full((2, 1), 7.0)).tolist() == [[0.0], [0.0]]
+
+
+def test_moments_of_a_tree_are_those_of_its_leaves(batches):
+    trees = [{"a": x[..., :1], "b": (x[..., 1:],)} for x in map(jnp.asarray, batches)]
+    whole = normalize.init(jnp.zeros(SHAPE))
+    moments = normalize.init(jax.tree.map(lambda x: jnp.zeros(x.shape[-1]), trees[0]))
+    for tree, batch in zip(trees, batches, strict=True):
+        moments, whole = normalize.update(moments, tree), normalize.update(whole, jnp.asarray(batch))
+    assert moments is not None
+    assert moments.num_samples == whole.num_samples
+    standardised = normalize.apply(moments, trees[-1])
+    joined = jnp.concatenate([standardised["a"], standardised["b"][0]], axis=-1)
+    np.testing.assert_array_equal(joined, normalize.apply(whole, jnp.asarray(batches[-1])))
+
+
+def test_moments_neither_freeze_nor_drift_over_a_run_of_hundreds_of_millions_of_samples():
+    """In batches of 50, float32 sums stop counting at 2^30 samples and are off by a per cent at 2e8."""
+    rng = np.random.default_rng(0)
+    batches = jnp.asarray(rng.normal(3.0, 2.0, size=(64, 50)).astype(np.float32))
+    num_batches = 4_000_000
+
+    def merge(moments, i):
+        return normalize.update(moments, batches[i % 64]), ()
+
+    moments, _ = jax.jit(lambda x: jax.lax.scan(merge, x, jnp.arange(num_batches)))(normalize.init(0.0))
+    data = np.asarray(batches, np.float64)
+    np.testing.assert_allclose([moments.mean, moments.variance], [data.mean(), data.var()], rtol=1e-6)
+    assert int(moments.num_samples) + int(moments.rest[2]) == 50 * num_batches
+
+    # After 2^30 samples a thousand batches still count, and move the mean by their share.
+    late = moments._replace(num_samples=jnp.float32(2**30))
+    for _ in range(1000):
+        late = jax.jit(normalize.update)(late, jnp.full(50, 7.0))
+    assert int(late.num_samples) + int(late.rest[2]) == 2**30 + 50_000
+    moved = float(late.mean - moments.mean) + float(late.rest[0] - moments.rest[0])
+    np.testing.assert_allclose(moved, (7 - data.mean()) * 50_000 / (2**30 + 50_000), rtol=1e-3)
 
 
 def test_none_passes_everything_through(batches):
@@ -76,7 +112,7 @@ def test_none_passes_everything_through(batches):
 
 
 def test_rewards_are_scaled_and_not_centred():
-    moments = normalize.Moments(jnp.float32(100.0), jnp.float32(25.0), jnp.float32(9.0))
+    moments = normalize.init(0.0)._replace(mean=jnp.float32(100.0), variance=jnp.float32(25.0))
     np.testing.assert_allclose(normalize.scale(moments, jnp.array([0.0, 40.0, -5.0])), [0, 8, -1], rtol=1e-6)
 
 

@@ -19,7 +19,7 @@ from purepg.losses import aggregate, policy_gradient
 from purepg.networks import evaluation_policy
 from purepg.optimize import gradient_step, step_direction
 from purepg.tokens import LanguageModel
-from purepg.types import Algorithm, Env, Params, State, UsageError
+from purepg.types import Algorithm, Env, Mean, Params, State, UsageError
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def clone(env: Env, network: LanguageModel, config: CloneConfig) -> Algorithm:
         params, opt_state = state.learner
         params, opt_state, metrics = gradient_step(loss, tx, c.learning_rate, params, opt_state, token)
         metrics |= {
-            "episode_return": jnp.float32(jnp.nan),
+            "episode_return": Mean(jnp.float32(0), jnp.float32(0)),
             "episode_length": jnp.sum(demonstration >= 0) / c.batch_size,
             "num_episodes": jnp.int32(c.batch_size),
             "env_steps": jnp.int32(demonstration.size),

@@ -18,7 +18,7 @@ from purepg.networks import evaluation_policy
 from purepg.optimize import gradient_step, step_direction
 from purepg.preferences import draw_pairs, ranking, sample_preferences
 from purepg.tokens import LanguageModel
-from purepg.types import Algorithm, Env, State, UsageError
+from purepg.types import Algorithm, Env, Mean, State, UsageError
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def dpo(env: Env, network: LanguageModel, config: DPOConfig) -> Algorithm:
         params, opt_state, metrics = gradient_step(loss, tx, c.learning_rate, params, opt_state, batch)
         action = jnp.concatenate([chosen, rejected])[:, prompt_length:]
         metrics |= {
-            "episode_return": jnp.float32(jnp.nan),
+            "episode_return": Mean(jnp.float32(0), jnp.float32(0)),
             "episode_length": jnp.sum(action >= 0) / action.shape[0],
             "num_episodes": jnp.int32(action.shape[0]),
             "env_steps": jnp.int32(action.size),

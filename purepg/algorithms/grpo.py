@@ -165,7 +165,8 @@ def grpo(env: Env, network: Network | LanguageModel, config: GRPOConfig) -> Algo
         )
         metrics |= watch(groups, data, params, new_params, reference_policy)
         if c.kl_target is not None:
-            kl_coef *= 1 + 0.1 * jnp.clip(metrics["kl_reference"] / c.kl_target - 1, -0.2, 0.2)
+            factor = 1 + 0.1 * jnp.clip(metrics["kl_reference"] / c.kl_target - 1, -0.2, 0.2)
+            kl_coef = (factor * kl_coef).astype(kl_coef.dtype)
         metrics |= {"groups_without_signal": 1 - jnp.mean(signal), "kl_coef": kl_coef}
         if held_out:
             metrics["held_out_return"] = mean_return(k_held_out, held_out, new_params, c.num_held_out)

@@ -140,8 +140,9 @@ def reinforce(env: Env, network: Network, config: REINFORCEConfig) -> Algorithm:
 
         batch = (trajectory, mask, weight, target)
         new_params, opt_state, metrics = gradient_step(loss, tx, c.learning_rate, params, opt_state, batch)
-        old_policy, new_policy = (network.apply(x, trajectory.obs[::SPARSE])[0] for x in (params, new_params))
-        metrics |= policy_change(old_policy, new_policy, trajectory.action[::SPARSE], where=mask[::SPARSE])
+        obs, action, some = jax.tree.map(lambda x: x[::SPARSE], (trajectory.obs, trajectory.action, mask))
+        old_policy, new_policy = (network.apply(x, obs)[0] for x in (params, new_params))
+        metrics |= policy_change(old_policy, new_policy, action, where=some)
         if c.baseline == "value":
             metrics["explained_variance"] = explained_variance(value, target, where=mask)
         return State(Learner(new_params, opt_state), ()), info | metrics

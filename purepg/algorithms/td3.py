@@ -20,7 +20,7 @@ from purepg.distributions import Deterministic
 from purepg.losses import deterministic_policy_gradient, squared_error
 from purepg.off_policy import Learner, assemble, gaussian_noise, require, within_bounds
 from purepg.optimize import by_half, gradient_step, init_by_half, step_direction
-from purepg.types import Algorithm, Env, QNetwork
+from purepg.types import Algorithm, Env, Mean, QNetwork
 
 
 @dataclass(frozen=True)
@@ -112,10 +112,11 @@ def td3(env: Env, network: QNetwork, config: TD3Config) -> Algorithm:
                 policy_loss, tx, c.policy_learning_rate, policy, policy_opt, (batch.obs, critic)
             )
             target = optax.incremental_update({"policy": policy, "critic": critic}, target, c.tau)
-            return policy, policy_opt, target, metrics
+            return policy, policy_opt, target, {name: Mean.of(x) for name, x in metrics.items()}
 
         def keep(*state):
-            return *state, {"loss": jnp.float32(jnp.nan), "grad_norm": jnp.float32(jnp.nan)}
+            shapes = jax.eval_shape(improve, *state)[-1]
+            return *state, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
         policy, policy_opt, target, policy_metrics = jax.lax.cond(
             (number + 1) % c.policy_delay == 0, improve, keep, params["policy"], opt_state["policy"], target
@@ -131,4 +132,4 @@ def td3(env: Env, network: QNetwork, config: TD3Config) -> Algorithm:
         return Learner(params, params, init_by_half(tx, params))
 
     exploration = gaussian_noise(network, env, c.exploration_std, c.noise_correlation)
-    return assemble(env, network, c, init_learner, exploration, learn)
+    return assemble(env, network, c, init_learner, exploration, learn, period=c.policy_delay)

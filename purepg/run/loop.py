@@ -14,6 +14,7 @@ from tqdm import tqdm
 from purepg.run.checkpoint import Checkpoints
 from purepg.run.population import Chunk, Group, Population, block_lengths
 from purepg.run.record import RecordError
+from purepg.train import averaged
 
 HostMetrics = dict[str, np.ndarray]  # each [H, S, U]
 
@@ -140,7 +141,7 @@ def run_chunk(
 
     def fetch(start, device_metrics) -> bool:
         """Logs a block once it is done. False where no member moved in its last update: all have spent their budget."""
-        metrics = jax.device_get(device_metrics)
+        metrics = averaged(device_metrics)
         for sink in sinks:
             sink(settings, start, metrics, seeds)
         blocks.append(metrics)

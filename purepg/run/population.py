@@ -99,6 +99,8 @@ def group_by_program(settings: Sequence[Setting], make: Make, total_steps: int) 
         if shortest < longest and total_steps > INT32_MAX:  # then a member counts its steps on the device
             raise UsageError(f"total_steps ({total_steps}) must be at most {INT32_MAX} where updates vary in length")
         num_updates = (total_steps - longest) // shortest + 1
+        if num_updates > INT32_MAX:
+            raise UsageError(f"total_steps ({total_steps}) must be at most {INT32_MAX} updates of {shortest} steps")
         hyper = {
             name: {
                 field: np.array([getattr(settings[h].configs[name], field) for h in members], np.float32)

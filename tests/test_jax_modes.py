@@ -1,0 +1,110 @@
+"""Every algorithm under JAX's own checks and in wider types: no NaN, no key used twice, no dtype that drifts."""
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import SeparateNetwork, TinyNetwork, TinyQNetwork, arms_env, quick_jit
+from test_algorithms import CASES, Case
+
+from purepg.algorithms.clone import CloneConfig, clone
+from purepg.algorithms.dpo import DPOConfig, dpo
+from purepg.algorithms.npg import npg
+from purepg.algorithms.trpo import trpo
+from purepg.config import float_fields
+from purepg.envs.tasks import addition, token_env
+from purepg.tokens import LanguageModelConfig, language_model
+from purepg.train import averaged, evaluate, guard, train
+
+
+def num_options(name: str) -> int:
+    """How many fields of a case's config are not the default."""
+    config = CASES[name].config
+    return sum(getattr(config, field) != default for field, default in vars(type(config)()).items())
+
+
+EACH = {  # of each algorithm the case with the most options
+    case.algorithm.__name__: max((n for n, c in CASES.items() if c.algorithm is case.algorithm), key=num_options)
+    for case in CASES.values()
+}
+TOKENS: dict[str, tuple[Any, Any]] = {
+    "clone": (clone, CloneConfig(batch_size=4, num_held_out=0)),
+    "dpo": (dpo, DPOConfig(batch_size=4, num_pairs=4, num_held_out=0)),
+}
+
+
+def endless(case: Case):
+    """A case's environment, of which no episode ends by itself."""
+    env = arms_env(case.action_space)
+    return env._replace(step=lambda key, state, action: env.step(key, state._replace(t=jnp.int32(0)), action))
+
+
+class Cast:
+    """A network whose parameters are of another dtype."""
+
+    def __init__(self, network: Any, dtype: Any):
+        self._network, self._dtype = network, dtype
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._network, name)
+
+    def init(self, key: Any, obs: Any) -> Any:
+        return jax.tree.map(lambda x: x.astype(self._dtype), self._network.init(key, obs))
+
+
+def network_of(case: Case) -> Any:
+    if case.q_network:
+        return TinyQNetwork(case.q_network)
+    return (SeparateNetwork if case.algorithm in (npg, trpo) else TinyNetwork)(case.action_space)
+
+
+def two_updates(algorithm, key):
+    """(first state, last state, metrics), where the budget of a member whose updates vary in length is one update."""
+    algorithm = guard(algorithm, algorithm.max_env_steps_per_update)
+    k_init, k_train = jax.random.split(key)
+    first = algorithm.init(k_init)
+    return first, *train(k_train, algorithm, first, 0, 2)
+
+
+@pytest.mark.parametrize("name", [*EACH, *TOKENS])
+def test_a_healthy_program_makes_no_nan_and_uses_no_key_twice(name):
+    """Where no episode has ended, before learning begins, and after a member has spent its budget too."""
+    if name in TOKENS:
+        make, config = TOKENS[name]
+        env = token_env(addition(1))
+        size = LanguageModelConfig(hidden_size=4, num_layers=1, num_heads=1, num_kv_heads=1, mlp_size=4)
+        algorithm = make(env, language_model(env, size), config)
+    else:
+        case = CASES[EACH[name]]
+        algorithm = case.algorithm(endless(case), network_of(case), case.config)
+    with jax.debug_nans(True), jax.debug_key_reuse(True):
+        _, state, metrics = quick_jit(lambda key: two_updates(algorithm, key))(jax.random.key(0))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((state.learner, metrics)))
+    found = averaged(metrics)
+    assert np.isnan(found["episode_return"][1])  # as the host says of an update in which no episode ended
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_every_algorithm_keeps_its_dtypes_where_jax_has_64_bits(name):
+    """In float32, beside environments and schedules that are in float64 then, and in float64; floats swept or not."""
+    case = CASES[EACH[name]]
+    env = arms_env(case.action_space)
+
+    def run(key, update, hyper, dtype):
+        algorithm = case.algorithm(env, Cast(network_of(case), dtype), replace(case.config, **hyper))
+        first, last, _ = two_updates(algorithm, key)
+        stepped, _ = algorithm.step(key, algorithm.init(key), update)  # by a loop that counts in int64
+        return first, last, stepped, evaluate(key, env, algorithm.policy(stepped, False), 2, 4)
+
+    with jax.enable_x64(True):
+        swept = {field: jnp.asarray(getattr(case.config, field)) for field in float_fields(case.config)}
+        for dtype, hyper in ((jnp.float32, swept), (jnp.float64, {})):
+            shapes = jax.eval_shape(partial(run, dtype=dtype), jax.random.key(0), jnp.int64(0), hyper)
+            first, last, stepped, _ = jax.tree.map(lambda x: x.dtype, shapes)
+            assert first == last
+            assert first.learner.learner == stepped.learner
+            assert set(jax.tree.leaves(stepped.learner.params)) == {jnp.dtype(dtype)}
