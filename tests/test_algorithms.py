@@ -31,7 +31,7 @@ from purepg.distributions import DiagGaussian
 from purepg.envs.finite_mdp import garnet, mdp_env
 from purepg.networks import NetworkConfig, actor_critic
 from purepg.tabular import tabular_actor_critic
-from purepg.train import train
+from purepg.train import averaged, train
 from purepg.types import Box, Discrete, Space, State, UsageError
 
 ARMS = Discrete(2)
@@ -221,8 +221,9 @@ def population(request):
     block = quick_jit(jax.vmap(jax.vmap(updates, (None, 0, 0, None)), (0, None, 0, None)))
     hyper, keys = settings(case.config, H), jax.random.split(jax.random.key(0), S)
     first = init(hyper, keys)
-    after, metrics = block(hyper, keys, first, 0)
-    metrics = jax.tree.map(np.asarray, metrics)
+    with jax.debug_nans(True):
+        after, metrics = block(hyper, keys, first, 0)
+    metrics = averaged(metrics)
     return Population(
         request.param, case, network, make, hyper, keys, init, block, lambda: len(calls), first, after, metrics
     )
@@ -257,7 +258,8 @@ def test_vmapped_settings_and_seeds_equal_a_plain_loop(population):
     for h in range(H):
         for s in range(S):
             hyper = {name: x[h] for name, x in p.hyper.items()}
-            alone = one(hyper, p.keys[s], jax.tree.map(lambda x, h=h, s=s: x[h, s], p.first))
+            after, metrics = one(hyper, p.keys[s], jax.tree.map(lambda x, h=h, s=s: x[h, s], p.first))
+            alone = (after, averaged(metrics))
             jax.tree.map(lambda x, y, h=h, s=s: close(x[h, s], y), (p.after, p.metrics), alone)
 
 
@@ -339,6 +341,7 @@ def test_the_better_arm_is_learned(population):
     p, state, metrics = population, population.after, population.metrics
     for i in range(1, 31):
         state, metrics = p.block(p.hyper, p.keys, state, i * U)
+    metrics = averaged(metrics)
     share = metrics["episode_return"].sum(-1) / metrics["episode_length"].sum(-1)
     at_first = p.metrics["episode_return"][..., 0] / p.metrics["episode_length"][..., 0]
     assert at_first.mean() < 0.7

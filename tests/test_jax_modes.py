@@ -1,4 +1,5 @@
-"""Every algorithm under JAX's own checks and in wider types: no NaN, no key used twice, no dtype that drifts."""
+"""Every algorithm under JAX's own checks, in wider types and on trees of observations: no NaN, no key used twice, no
+dtype that drifts, and the same learning whatever an observation is packed in."""
 
 from dataclasses import replace
 from functools import partial
@@ -12,13 +13,20 @@ from helpers import SeparateNetwork, TinyNetwork, TinyQNetwork, arms_env, quick_
 from test_algorithms import CASES, Case
 
 from purepg.algorithms.clone import CloneConfig, clone
+from purepg.algorithms.ddpg import ddpg
 from purepg.algorithms.dpo import DPOConfig, dpo
 from purepg.algorithms.npg import npg
+from purepg.algorithms.ppo import ppo
+from purepg.algorithms.reinforce import reinforce
+from purepg.algorithms.sac import sac
+from purepg.algorithms.td3 import td3
 from purepg.algorithms.trpo import trpo
 from purepg.config import float_fields
 from purepg.envs.tasks import addition, token_env
+from purepg.networks import ActorQConfig, NetworkConfig, actor_critic, actor_q
 from purepg.tokens import LanguageModelConfig, language_model
 from purepg.train import averaged, evaluate, guard, train
+from purepg.types import Box
 
 
 def num_options(name: str) -> int:
@@ -108,3 +116,60 @@ def test_every_algorithm_keeps_its_dtypes_where_jax_has_64_bits(name):
             assert first == last
             assert first.learner.learner == stepped.learner
             assert set(jax.tree.leaves(stepped.learner.params)) == {jnp.dtype(dtype)}
+
+
+# --- observations that are trees ---
+
+
+def packed(env):
+    """The same environment, whose two observed numbers come in a dict, one in an array of its own shape."""
+
+    def pack(obs):
+        return {"first": obs[:1].reshape(1, 1), "second": obs[1:]}
+
+    def reset(key):
+        state, obs = env.reset(key)
+        return state, pack(obs)
+
+    def step(key, state, action):
+        state, time_step = env.step(key, state, action)
+        return state, time_step._replace(obs=pack(time_step.obs))
+
+    low, high = env.observation_space.low, env.observation_space.high
+    space = {"first": Box(low[:1].reshape(1, 1), high[:1].reshape(1, 1)), "second": Box(low[1:], high[1:])}
+    return env._replace(reset=reset, step=step, observation_space=space)
+
+
+POLICY = {ddpg: "deterministic", td3: "deterministic", sac: "tanh_gaussian"}
+
+
+@pytest.mark.parametrize("algorithm", [reinforce, ppo, sac])
+def test_an_observation_in_a_dict_teaches_what_the_same_numbers_teach_in_an_array(algorithm):
+    """But for rounding; running statistics included."""
+    case = CASES[EACH[algorithm.__name__]]
+    config = case.config if algorithm is reinforce else replace(case.config, normalize_obs=True)
+    parameters = []
+    for env in (arms_env(case.action_space), packed(arms_env(case.action_space))):
+        if case.q_network:
+            network = actor_q(env, ActorQConfig(hidden=(4,), policy=POLICY[algorithm]))
+        else:
+            network = actor_critic(env, NetworkConfig(hidden=(4,)))
+        made = algorithm(env, network, config)
+        first, last, _ = quick_jit(lambda key, made=made: two_updates(made, key))(jax.random.key(0))
+        parameters.append((first.learner.learner.params, last.learner.learner.params))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), *parameters)
+    moved = jax.tree.map(lambda before, after: np.any(before != after), *parameters[0])
+    assert any(jax.tree.leaves(moved))
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_every_algorithm_takes_an_observation_in_a_dict(name):
+    case = CASES[EACH[name]]
+    env = packed(arms_env(case.action_space))
+    if case.q_network:
+        network = actor_q(env, ActorQConfig(hidden=(4,), policy=case.q_network))
+    else:
+        network = actor_critic(env, NetworkConfig(hidden=(4,)))
+    algorithm = case.algorithm(env, network, case.config)
+    first, last, _ = jax.eval_shape(lambda key: two_updates(algorithm, key), jax.random.key(0))
+    assert first == last

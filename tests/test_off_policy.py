@@ -1,5 +1,6 @@
 """The rounds of acting and learning that algorithms with a replay buffer share, seen by a `learn` that takes notes."""
 
+import math
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -26,7 +27,7 @@ from purepg.algorithms.sac import SACConfig, sac
 from purepg.algorithms.sac_discrete import DiscreteSACConfig, sac_discrete
 from purepg.algorithms.td3 import TD3Config, td3
 from purepg.off_policy import Exploration, Learner, assemble, gaussian_noise, own_samples, random_action
-from purepg.train import train
+from purepg.train import averaged, train
 from purepg.types import Box, Discrete, State, Transition, UsageError
 
 REAL = Box(-np.ones(1, np.float32), np.ones(1, np.float32))
@@ -79,15 +80,16 @@ def by_updates(algorithm, change=lambda params: params):
 
     def update(state, u):
         state, metrics = train(jax.random.key(1), algorithm, state, u, 1)
-        return state, (state, jax.tree.map(lambda x: x[0], metrics))
+        return state, (state, metrics)
 
     def updates():
         state = algorithm.init(jax.random.key(0))
         state = State(state.learner._replace(params=change(state.learner.params)), state.world)
         return state, jax.lax.scan(update, state, jnp.arange(U))[1]
 
-    first, later = jax.tree.map(np.asarray, quick_jit(updates)())
-    return [(first, {}), *(jax.tree.map(lambda x, u=u: x[u], later) for u in range(U))]
+    first, (states, metrics) = jax.tree.map(np.asarray, quick_jit(updates)())
+    metrics = {name: x[:, 0] for name, x in averaged(metrics).items()}
+    return [(first, {}), *(jax.tree.map(lambda x, u=u: x[u], (states, metrics)) for u in range(U))]
 
 
 def always_one(params):
@@ -150,6 +152,25 @@ def test_until_the_buffer_holds_the_warm_up_nothing_learns(retold):
         assert np.isnan(said["number"])
         assert set(state.world.buffer.action) == {0, 1}
     assert third.learner.opt_state.count == T * G and np.isfinite(metrics["number"])
+
+
+def test_learning_goes_on_after_two_billion_rounds():
+    """An update is the same one after as many rounds as int32 cannot count as it is after a few: it learns, writes over
+    the oldest transitions, and keeps the rhythm of delayed steps."""
+    sizes: Any = {"num_envs": N, "num_steps": T, "batch_size": B, "capacity": SMALL, "warmup_steps": WARMUP}
+    algorithm = td3(arms_env(REAL), TinyQNetwork("deterministic"), TD3Config(**sizes, policy_delay=5))
+    step = quick_jit(algorithm.step)
+    state = algorithm.init(jax.random.key(0))
+    for u in range(3):  # more rounds than the buffer has room for
+        state, _ = step(jax.random.key(u), state, jnp.int32(u))
+    cycle = math.lcm(SMALL // N, 5)  # updates after which the buffer's place and the delay are what they were
+    late = 3 + (2**31 // (T * cycle) + 1) * cycle
+    assert late * T > 2**31
+    soon, metrics = step(jax.random.key(9), state, jnp.int32(3))
+    after, late_metrics = step(jax.random.key(9), state, jnp.int32(late))
+    jax.tree.map(np.testing.assert_array_equal, (soon, metrics), (after, late_metrics))
+    assert late_metrics["critic_loss"].count == T
+    assert late_metrics["policy_loss"].count == 1
 
 
 def test_a_small_buffer_keeps_the_newest_transitions_and_may_take_a_truncation_for_a_termination(told, retold):

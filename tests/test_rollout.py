@@ -11,6 +11,7 @@ from helpers import diary_env, episode_length, loops_are_unbatched, quick_jit, t
 import purepg.rollout
 from purepg.distributions import Categorical
 from purepg.rollout import draw, episode_info, episodes, rollout, start, step, truncation_as_termination
+from purepg.train import averaged
 from purepg.types import Actor, Discrete, Env, TimeStep
 
 ENV = diary_env()
@@ -47,7 +48,8 @@ def two_rollouts():
     results = []
     for key in keys:
         after, trajectory, info = run(key, world)
-        results.append(jax.tree.map(np.asarray, (world, trajectory, info, after)))
+        world_before, trajectory, world_after = jax.tree.map(np.asarray, (world, trajectory, after))
+        results.append((world_before, trajectory, averaged(info), world_after))
         world = after
     return results
 
@@ -105,7 +107,7 @@ def test_info_has_the_means_over_the_episodes_that_ended_in_this_rollout(two_rol
 
 def test_where_no_episode_ended_the_means_are_nan_and_the_number_zero():
     world = start(jax.random.key(0), ENV, N)
-    _, _, info = quick_jit(lambda key, world: rollout(key, ENV, actor(), world, 1))(jax.random.key(1), world)
+    info = averaged(quick_jit(lambda key, world: rollout(key, ENV, actor(), world, 1)[2])(jax.random.key(1), world))
     assert np.isnan([info["episode_return"], info["episode_length"]]).all()
     assert info["num_episodes"] == 0
     assert info["env_steps"] == N
@@ -124,7 +126,7 @@ def test_resets_too_large_to_be_made_beforehand_are_the_same_resets(two_rollouts
     begun, *expected = two_rollouts[1]
     _, _, key = jax.random.split(jax.random.key(0), 3)
     after, trajectory, info = quick_jit(lambda key, world: rollout(key, ENV, actor(), world, T))(key, begun)
-    jax.tree.map(np.testing.assert_array_equal, [trajectory, info, after], expected)
+    jax.tree.map(np.testing.assert_array_equal, [trajectory, averaged(info), after], expected)
 
 
 def test_steps_taken_one_at_a_time_on_the_draws_of_a_rollout_are_the_rollout(two_rollouts):
@@ -138,7 +140,7 @@ def test_steps_taken_one_at_a_time_on_the_draws_of_a_rollout_are_the_rollout(two
         transitions.append(transition)
         finished.append(finished_now)
     trajectory = jax.tree.map(lambda *x: np.stack(x), *transitions)
-    info = episode_info(jnp.stack(finished).sum(0), jnp.int32(T * N))
+    info = averaged(episode_info(jnp.stack(finished).sum(0), jnp.int32(T * N)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), [trajectory, info, world], expected)
 
 
@@ -201,7 +203,8 @@ def test_no_key_is_given_twice():
 def whole_episodes(request):
     """(max_steps, episodes): of 2, 3 or 4 steps, which 3 cuts and 6 does not."""
     run = quick_jit(lambda key: episodes(key, ENV, actor(), 24, request.param))
-    return request.param, jax.tree.map(np.asarray, run(jax.random.key(5)))
+    trajectory, mask, info = run(jax.random.key(5))
+    return request.param, (*jax.tree.map(np.asarray, (trajectory, mask)), averaged(info))
 
 
 def test_the_mask_is_true_from_the_first_step_to_the_last_and_nothing_is_left_beyond(whole_episodes):

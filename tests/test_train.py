@@ -1,7 +1,7 @@
 """The generic loops: blocks, the guard, the budget, evaluation."""
 
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +19,10 @@ from helpers import (
 )
 
 from purepg.algorithms.a2c import A2CConfig, a2c
+from purepg.algorithms.grpo import grpo
 from purepg.algorithms.reinforce import REINFORCEConfig, reinforce
-from purepg.train import evaluate, guard, train
+from purepg.family import FAMILY
+from purepg.train import averaged, evaluate, guard, train
 from purepg.types import Algorithm, Discrete, State
 
 NEVER = 10**6
@@ -132,7 +134,7 @@ def test_a_member_stops_before_the_update_that_could_pass_its_budget_and_changes
         assert 0 < stop < 8
         np.testing.assert_array_equal(metrics["env_steps"][s], np.where(np.arange(8) < stop, env_steps[s], 0))
         np.testing.assert_array_equal(metrics["w"][s, :stop], ample_metrics["w"][s, :stop])
-        assert np.isnan(metrics["w"][s, stop:]).all()
+        assert not metrics["w"][s, stop:].any()
         assert after.learner.learner.num_updates[s] == stop
         expected = walk(first.learner.learner.w[s], keys[s], range(stop))
         np.testing.assert_allclose(after.learner.learner.w[s], expected, rtol=1e-5, atol=1e-6)
@@ -217,6 +219,32 @@ def test_a_setting_that_diverges_leaves_the_others_bit_identical(a2c_population)
     same(member(state.learner.learner, 1), member(first.learner.learner, 1))
 
 
+@pytest.mark.parametrize("method", ["reinforce", "grpo", "dr_grpo"])
+def test_a_reward_that_is_not_finite_freezes_the_member_and_says_so(method):
+    """Standardising weights, or leaving out groups without signal, must not make zeros of it."""
+    env, network = arms_env(), TinyNetwork(Discrete(2))
+
+    def two_updates(bad):
+        def step(key, state, action):
+            state, time_step = env.step(key, state, action)
+            return state, time_step._replace(reward=jnp.where(state.id % 7 == 0, bad, time_step.reward))
+
+        paid = env._replace(step=step)
+        if method == "reinforce":
+            algorithm = reinforce(paid, network, REINFORCEConfig(num_episodes=64))
+        else:
+            sizes: Any = {"num_prompts": 32, "group_size": 2, "num_minibatches": 1, "skip_groups_without_signal": True}
+            algorithm = grpo(paid, network, replace(FAMILY[method], **sizes))
+        algorithm = guard(algorithm, NEVER)
+        state = algorithm.init(jax.random.key(0))
+        return state, *train(jax.random.key(1), algorithm, state, 0, 2)
+
+    state, after, metrics = quick_jit(jax.vmap(two_updates))(jnp.array([1.0, jnp.nan, jnp.inf, -jnp.inf]))
+    assert metrics["finite"].tolist() == [[True] * 2, *[[False] * 2] * 3]
+    params, learned = (x.learner.learner.params["policy"] for x in (state, after))
+    np.testing.assert_array_equal((params != learned).any(axis=(1, 2)), [True, False, False, False])
+
+
 def test_reinforce_never_passes_its_budget_and_stays_as_it_was_when_it_stopped():
     """One episode of 2 to 4 steps per update, so that seeds stop at updates of their own."""
     budget, config = 18, REINFORCEConfig(num_episodes=1, baseline="none")
@@ -235,7 +263,7 @@ def test_reinforce_never_passes_its_budget_and_stays_as_it_was_when_it_stopped()
     np.testing.assert_array_equal(took, left_before >= 4)
     assert (env_steps.sum(axis=1) <= budget).all()
     assert len(set(took.sum(axis=1))) > 1
-    for name, x in metrics.items():
+    for name, x in averaged(metrics).items():
         if np.issubdtype(x.dtype, np.floating):
             np.testing.assert_array_equal(np.isnan(x), ~took, err_msg=name)
     assert not took[:, 8:].any()
