@@ -8,9 +8,8 @@ import dataclasses
 import difflib
 import functools
 import math
-from collections.abc import Sequence
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -68,10 +67,8 @@ def check(config: Config) -> Config:
 
 def check_choice(name: str, value: object, choices: Any) -> None:
     """Raises UsageError where `value` is none of the strings of `choices`, a Literal; names the nearest."""
-    if not (isinstance(value, str) and value in get_args(choices)):
-        near = difflib.get_close_matches(str(value).lower(), get_args(choices), n=1, cutoff=0.4)
-        did_you_mean = f": did you mean {near[0]}?" if near else ""
-        raise UsageError(f"{name} ({_shown(value)}) must be {described([choices])}{did_you_mean}")
+    if not _is_a(choices, value):
+        refuse(name, value, choices)
 
 
 def check_minibatches(batch_size: int, num_minibatches: int, what: str = "num_minibatches") -> None:
@@ -118,15 +115,26 @@ def alternatives(hint: Any) -> list[tuple[Any, Range | None]]:
     return [(hint, None)]
 
 
-def described(kinds: Sequence[Any]) -> str:
-    """What a value of one of these kinds is, in words."""
+def refuse(name: str, value: object, hint: Any) -> NoReturn:
+    """Raises UsageError: the value of this name is not of this type, and what is, of choices the nearest."""
+    kinds = dict(alternatives(hint))
+    choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+    near = difflib.get_close_matches(str(value).lower(), choices, n=1, cutoff=0.4)
+    remark = f": did you mean {near[0]}?" if near else ""
+    if not is_known(value) and float not in kinds:
+        remark = ", known before the program is traced"
+    raise UsageError(f"{name} ({_shown(value)}) must be {_described(hint)}{remark}")
+
+
+def _described(hint: Any) -> str:
+    """What a value of a type is, in words."""
     words = {bool: "true or false", int: "an integer", float: "a number", str: "text", NoneType: "none"}
     named = []
-    for kind in kinds:
+    for kind, _ in alternatives(hint):
         if get_origin(kind) is Literal:
             named += get_args(kind)
         elif get_origin(kind) is tuple:
-            named.append(f"a tuple, each entry {described([entry for entry, _ in alternatives(get_args(kind)[0])])}")
+            named.append(f"a tuple, each entry {_described(get_args(kind)[0])}")
         else:
             named.append(words.get(kind) or f"a {getattr(kind, '__name__', kind)}")
     return " or ".join(filter(None, [", ".join(named[:-1]), named[-1]]))
@@ -157,11 +165,7 @@ def _hold(name: str, value: Any, hint: Any) -> Any:
             if value not in (allowed or Range(-math.inf)):
                 raise UsageError(f"{name} ({value}) must be {allowed or 'a finite number'}")
         return bool(value) if kind is bool else value
-    if len(kinds) == 1 and get_origin(hint) is Literal:
-        check_choice(name, value, hint)
-    wanted = described([kind for kind, _ in kinds])
-    static = "" if is_known(value) or float in dict(kinds) else ", known before the program is traced"
-    raise UsageError(f"{name} ({_shown(value)}) must be {wanted}{static}")
+    refuse(name, value, hint)
 
 
 def _is_a(kind: Any, value: Any) -> bool:

@@ -73,8 +73,8 @@ def trpo(env: Env, network: Network, config: TRPOConfig) -> Algorithm:
 
     Raises:
       UsageError: what `check` refuses, a batch that the minibatches do not divide, one advantage standardised by
-        itself, a torso that policy and critic share, a network without a stochastic policy or without V, or categories to be
-        normalised.
+        itself, a torso that policy and critic share, a network without a stochastic policy or without V, or categories
+        to be normalised.
     """
     c = check(config)
     check_minibatches(c.num_envs * c.num_steps, c.num_value_minibatches, "num_value_minibatches")
