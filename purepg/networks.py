@@ -5,7 +5,6 @@ learn a Q see `q(params, obs, action)` too.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -53,7 +52,7 @@ class NetworkConfig:
     """
 
     torso: Literal["mlp", "cnn"] = "mlp"
-    hidden: tuple[int, ...] = (64, 64)
+    hidden: tuple[Count, ...] = (64, 64)
     activation: Literal["tanh", "relu", "silu"] = "tanh"
     shared: bool = False
     policy_scale: Positive = 0.01
@@ -78,7 +77,7 @@ class ActorQConfig:
 
     policy: Literal["categorical", "gaussian", "tanh_gaussian", "deterministic"] = "tanh_gaussian"
     torso: Literal["mlp", "cnn"] = "mlp"
-    hidden: tuple[int, ...] = (64, 64)
+    hidden: tuple[Count, ...] = (64, 64)
     activation: Literal["tanh", "relu", "silu"] = "relu"
     policy_scale: Positive = 0.01
     initial_std: Positive = 1.0
@@ -277,8 +276,8 @@ def actor_critic(env: Env, config: NetworkConfig) -> ActorCritic:
 
 def _check_torso(env: Env, config: NetworkConfig | ActorQConfig) -> None:
     obs_space, action_space = env.observation_space, env.action_space
-    if not config.hidden or min(config.hidden) < 1:
-        raise UsageError(f"hidden ({_join(config.hidden)}) must hold positive widths")
+    if not config.hidden:
+        raise UsageError("hidden (none) must hold positive widths")
     if config.torso == "cnn" and not (isinstance(obs_space, Box) and len(obs_space.shape) == 3):
         raise UsageError(f"torso 'cnn' needs observations [height, width, channels]; {env.name} has {obs_space}")
     if isinstance(action_space, Box) and len(action_space.shape) != 1:
@@ -336,7 +335,3 @@ def evaluation_policy(network: Network, params: Params, deterministic: bool, mom
         return distribution.mode() if deterministic else distribution.sample(key)
 
     return act
-
-
-def _join(values: Sequence[int]) -> str:
-    return "x".join(map(str, values)) or "none"
