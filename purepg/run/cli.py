@@ -136,7 +136,7 @@ def _one_line(box: str) -> str:
     lines = [line.strip(" │╭╮╰╯─") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
     said = lines[: lines.index("")] if "" in lines else lines
     if "Perhaps you meant:" in lines:
-        said += ["; did you mean", lines[lines.index("Perhaps you meant:") + 1].split()[0] + "?"]
+        said += ["; did you mean", lines[lines.index("Perhaps you meant:") + 1].split()[0].rstrip(",") + "?"]
     return " ".join(said).replace(" ;", ";") + " (--help lists the flags)"
 
 
@@ -207,7 +207,8 @@ def _wrong_value(commands: type, arguments: Sequence[str]) -> str | None:
     for flag, values in given:
         hint = hint_of.get(flag)
         if hint is bool and values:
-            return f"{flag} ({values[0]!r}) takes no value: it is true where it is given, and false with no- before it"
+            path, dot, name = flag.removeprefix("--").rpartition(".")
+            return f"{flag} ({values[0]!r}) takes no value: it alone is true, and --{path}{dot}no-{name} is false"
         kinds = [kind for kind, _ in alternatives(hint)]
         if get_origin(kinds[0]) is tuple:
             entry = get_args(kinds[0])[0]
