@@ -26,7 +26,6 @@ from purepg.run.statistics import (
     probability_of_improvement,
 )
 from purepg.run.study import Study, main, table
-from purepg.types import UsageError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -125,8 +124,6 @@ def compare(algorithms: Mapping[str, Strata], x: str, y: str, seed: int) -> Pair
 
 def study(config: Config) -> Study:
     """Reads the runs, and compares them."""
-    if config.target is not None and not math.isfinite(config.target):
-        raise UsageError(f"--target ({config.target}) must be finite")
     rows, notes = gather(config.runs, config.labels, config.scores, config.best)
     envs = list(dict.fromkeys(row.env for row in rows))
     scale = ranges(config.range, envs)

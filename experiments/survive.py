@@ -13,12 +13,12 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 import purepg.algorithms
-from purepg.config import Count, Seed
+from purepg.config import Count, Seed, check_choice
 from purepg.run.record import CHECKPOINTS, CONFIG, LOG, METRICS
 from purepg.run.study import Study, main, table
 from purepg.runtime import users_environment
@@ -108,6 +108,8 @@ def go_on(arguments: list[str], out: Path) -> None:
 
 
 def compute(config: Config) -> dict[str, Any]:
+    for name in config.only:
+        check_choice("only", name, Literal[ALGORITHMS])  # pyright: ignore[reportInvalidTypeForm]
     draw, rows = random.Random(config.seed), []
     with tempfile.TemporaryDirectory() as folder:
         for name in config.only or ALGORITHMS:

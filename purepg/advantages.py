@@ -11,7 +11,10 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from purepg.config import check_choice
 from purepg.types import Array
+
+GroupBaseline = Literal["none", "batch_mean", "group_mean", "leave_one_out"]
 
 # --- whole episodes: every array is [T, N], and steps outside `mask` count for nothing ---
 
@@ -133,7 +136,7 @@ def has_signal(reward: Array) -> Array:
 
 def group_advantage(
     reward: Array,
-    baseline: Literal["none", "batch_mean", "group_mean", "leave_one_out"],
+    baseline: GroupBaseline,
     divide_by_std: bool = False,
 ) -> Array:
     """reward minus a baseline, `[P, G]`.
@@ -147,7 +150,10 @@ def group_advantage(
       divide_by_std: by the group's standard deviation, that of a population (GRPO; its code divides by the sample's,
         which is sqrt((G-1)/G) of this). Of binary rewards, right with probability p, the mean gradient is then
         c_G(p) grad p, with sqrt(p (1-p)) c_G(p) -> 1 as G grows: that of 2 arcsin sqrt(p). A group without signal is 0.
+    Raises:
+      UsageError: `baseline` is none of these.
     """
+    check_choice("baseline", baseline, GroupBaseline)
     chex.assert_rank(reward, 2)
     everything = jnp.ones_like(reward, bool)
     match baseline:

@@ -1,14 +1,23 @@
-"""The vocabulary of algorithms' configs: numbers with their ranges, and the one check of them.
+"""The vocabulary of configs: numbers with their ranges, choices, and the one check of them all.
 
 A config is a frozen dataclass. Its floats may be tracers, so that a sweep over them is a vmap; ints, bools, strings and
 tuples are static. Optional numbers are `Positive | None`, None meaning off.
 """
 
 import dataclasses
+import difflib
+import functools
 import math
-from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import jax
+import jax.numpy as jnp
+import numpy as np
 
 from purepg.types import UsageError
+
+Config = TypeVar("Config")
 
 
 class Range(NamedTuple):
@@ -19,7 +28,7 @@ class Range(NamedTuple):
     above: bool = False
 
     def __contains__(self, x: object) -> bool:
-        if not isinstance(x, int | float) or math.isnan(x) or math.isinf(x):
+        if not isinstance(x, int | float) or not -math.inf < x < math.inf:
             return False
         return (self.low < x if self.above else self.low <= x) and x <= self.high
 
@@ -39,16 +48,27 @@ NonNegative = Annotated[float, Range(0.0)]
 UnitInterval = Annotated[float, Range(0.0, 1.0)]
 
 
-def check(config: Any) -> None:
-    """Holds every number of a config that is known now to its range; tracers pass.
+def check(config: Config) -> Config:
+    """Holds every field of a config to its type: its kind, its range, its choices.
 
+    A tracer, which a sweep within a program passes for a float, has no value to look at and is held to being a number.
+
+    Returns:
+      the config, with Python's numbers in the place of NumPy's and of arrays without axes, so that nothing computed
+      with it depends on their precision.
     Raises:
-      UsageError: names the field, its range and its value.
+      UsageError: names the field, its value, and what it must be; of choices, the nearest.
     """
-    for name, hint in get_type_hints(type(config), include_extras=True).items():
-        value, allowed = getattr(config, name), range_of(hint)
-        if allowed is not None and isinstance(value, int | float) and value not in allowed:
-            raise UsageError(f"{name} ({value}) must be {allowed}")
+    fields = {name: (getattr(config, name), hint) for name, hint in hints(type(config)).items()}
+    held = {name: _hold(name, value, hint) for name, (value, hint) in fields.items()}
+    changed = {name: value for name, value in held.items() if value is not fields[name][0]}
+    return dataclasses.replace(config, **changed) if changed else config  # pyright: ignore[reportArgumentType]
+
+
+def check_choice(name: str, value: object, choices: Any) -> None:
+    """Raises UsageError where `value` is none of the strings of `choices`, a Literal; names the nearest."""
+    if not _is_a(choices, value):
+        refuse(name, value, choices)
 
 
 def check_minibatches(batch_size: int, num_minibatches: int, what: str = "num_minibatches") -> None:
@@ -64,13 +84,118 @@ def check_schedules(config: Any) -> None:
         raise UsageError("anneal_updates (None) must be a number of updates where something is annealed")
 
 
-def range_of(hint: Any) -> Range | None:
-    """The range in a field's type, `Annotated[...]` or `Annotated[...] | None`."""
+def check_standardised(
+    normalize: bool | str, batch_size: int, num_minibatches: int = 1, name: str = "normalize_advantage"
+) -> None:
+    """Raises UsageError where one step's weight would be standardised by itself, which leaves nothing of it.
+
+    Args:
+      normalize: the field `name`: whether to standardise over the batch; or "minibatch", "batch" or "off".
+    """
+    together = batch_size // num_minibatches if normalize == "minibatch" else batch_size
+    if normalize not in (False, "off") and together == 1:
+        raise UsageError(f"{name} ({normalize}) needs 2 steps or more at once: of the weight of 1 alone it leaves 0")
+
+
+@functools.cache
+def hints(config: type) -> dict[str, Any]:
+    """The types of a config's fields, with their annotations."""
+    return get_type_hints(config, include_extras=True)
+
+
+def alternatives(hint: Any) -> list[tuple[Any, Range | None]]:
+    """A field's type as (kind, range of it), or several where it is a union, None last."""
     if get_origin(hint) is Annotated:
-        return next((x for x in get_args(hint)[1:] if isinstance(x, Range)), None)
-    return next((r for r in map(range_of, get_args(hint)) if r is not None), None)
+        inner, *notes = get_args(hint)
+        own = next((x for x in notes if isinstance(x, Range)), None)
+        return [(kind, own or allowed) for kind, allowed in alternatives(inner)]
+    if get_origin(hint) in (Union, UnionType):
+        found = [kind for member in get_args(hint) for kind in alternatives(member)]
+        return sorted(found, key=lambda kind: kind[0] is NoneType)
+    return [(hint, None)]
+
+
+def refuse(name: str, value: object, hint: Any) -> NoReturn:
+    """Raises UsageError: the value of this name is not of this type, and what is, of choices the nearest."""
+    kinds = dict(alternatives(hint))
+    choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+    near = difflib.get_close_matches(str(value).lower(), choices, n=1, cutoff=0.4)
+    remark = f": did you mean {near[0]}?" if near else ""
+    if not is_known(value) and float not in kinds:
+        remark = ", known before the program is traced"
+    raise UsageError(f"{name} ({_shown(value)}) must be {_described(hint)}{remark}")
+
+
+def _described(hint: Any) -> str:
+    """What a value of a type is, in words."""
+    words = {bool: "true or false", int: "an integer", float: "a number", str: "text", NoneType: "none"}
+    named = []
+    for kind, _ in alternatives(hint):
+        if get_origin(kind) is Literal:
+            named += get_args(kind)
+        elif get_origin(kind) is tuple:
+            named.append(f"a tuple, each entry {_described(get_args(kind)[0])}")
+        else:
+            named.append(words.get(kind) or f"a {getattr(kind, '__name__', kind)}")
+    return " or ".join(filter(None, [", ".join(named[:-1]), named[-1]]))
 
 
 def float_fields(config: Any) -> tuple[str, ...]:
     """Names of the fields that may be swept inside one program: floats, and optional floats that are on."""
-    return tuple(f.name for f in dataclasses.fields(config) if isinstance(getattr(config, f.name), float))
+    is_float = {name: float in dict(alternatives(hint)) for name, hint in hints(type(config)).items()}
+    return tuple(name for name, value in vars(config).items() if is_float[name] and value is not None)
+
+
+def is_known(x: object) -> bool:
+    """Whether a number has a value now: a tracer's comes when the program runs."""
+    return not isinstance(x, jax.core.Tracer)
+
+
+def _hold(name: str, value: Any, hint: Any) -> Any:
+    """A field's value as its type has it. Raises UsageError where it is not of that type."""
+    kinds = alternatives(hint)
+    for kind, allowed in kinds:
+        if get_origin(kind) is tuple and isinstance(value, tuple):
+            held = tuple(_hold(f"{name}[{i}]", x, get_args(kind)[0]) for i, x in enumerate(value))
+            return value if all(x is y for x, y in zip(held, value, strict=True)) else held
+        if not _is_a(kind, value):
+            continue
+        if kind in (int, float) and is_known(value):
+            value = value if type(value) is kind else _converted(kind, value)
+            if value not in (allowed or Range(-math.inf)):
+                raise UsageError(f"{name} ({value}) must be {allowed or 'a finite number'}")
+        return bool(value) if kind is bool else value
+    refuse(name, value, hint)
+
+
+def _is_a(kind: Any, value: Any) -> bool:
+    if get_origin(kind) is Literal:
+        return isinstance(value, str) and value in get_args(kind)
+    if get_origin(kind) is tuple:
+        return False
+    is_bool = isinstance(value, bool | np.bool_)
+    if kind is bool:
+        return is_bool
+    if kind is int:
+        return isinstance(value, int | np.integer) and not is_bool
+    if kind is float:
+        if isinstance(value, np.ndarray | jax.Array):
+            real = jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)
+            return value.shape == () and real
+        return isinstance(value, int | float | np.integer | np.floating) and not is_bool
+    return not isinstance(kind, type) or isinstance(value, kind)  # of other annotations nothing is known here
+
+
+def _converted(kind: type, value: Any) -> Any:
+    try:
+        return kind(value)
+    except OverflowError:  # an integer that no float can hold
+        return math.inf
+
+
+def _shown(value: object) -> str:
+    """A value in a few words of one line."""
+    if isinstance(value, np.ndarray | jax.Array):
+        return f"an array of shape {value.shape}, {value.dtype}"
+    text = repr(value) if isinstance(value, str | bytes | tuple | list) else " ".join(str(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -12,14 +12,17 @@ import jax.numpy as jnp
 import optax
 
 from purepg.advantages import gae, group_advantage, has_signal
+from purepg.config import check_choice, is_known
 from purepg.distributions import Distribution
 from purepg.losses import kl_k1, kl_k2, kl_k3
-from purepg.networks import actor, evaluation_policy
+from purepg.networks import actor, evaluation_policy, require_policy_gradient
 from purepg.on_policy import SPARSE, Step, policy_change
 from purepg.rollout import episodes_from, start
 from purepg.tokens import LanguageModel
 from purepg.types import Algorithm, Array, Env, Key, Metrics, Network, Obs, Params, State, UsageError
 
+Estimator = Literal["k1", "k2", "k3"]
+Level = Literal["token", "sequence"]
 KL = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
 
 
@@ -146,7 +149,11 @@ class GroupConfig(Protocol):
     @property
     def gae_lambda(self) -> float: ...
     @property
+    def skip_groups_without_signal(self) -> bool: ...
+    @property
     def kl_coef(self) -> float: ...
+    @property
+    def kl_target(self) -> float | None: ...
 
 
 class Learner(NamedTuple):
@@ -156,16 +163,25 @@ class Learner(NamedTuple):
     kl_coef: Array
 
 
-def check_groups(network: Network | LanguageModel, c: GroupConfig) -> None:
-    """Raises UsageError where sizes do not fit together, or a critic is asked of a network that has none."""
+def check_groups(env: Env, network: Network | LanguageModel, c: GroupConfig) -> None:
+    """Raises UsageError where sizes do not fit together or leave nothing to learn from, or a critic, or a stochastic
+    policy, is asked of a network that has none."""
     episodes, own = c.num_prompts * c.group_size, c.baseline in ("group_mean", "leave_one_out")
     if episodes % c.num_minibatches:
         by = f"num_minibatches ({c.num_minibatches})"
         raise UsageError(f"num_prompts * group_size ({episodes}) must be divisible by {by}")
     if c.group_size == 1 and c.baseline != "value" and (own or c.divide_by_std):
         raise UsageError("group_size (1) must be at least 2 for a baseline, or a deviation, of the group's own")
+    if c.group_size == 1 and c.skip_groups_without_signal:
+        raise UsageError("group_size (1) must be at least 2 to skip groups without signal: a group of one has none")
+    if episodes == 1 and c.baseline == "batch_mean":
+        raise UsageError("num_prompts * group_size (1) must be at least 2 with baseline batch_mean: of 1 it leaves 0")
+    if c.kl_target is not None and is_known(c.kl_coef) and c.kl_coef == 0:
+        raise UsageError("kl_coef (0) must be above 0 with a kl_target, which adapts it by factors: 0 stays 0")
     if c.baseline == "value" and not (isinstance(network, LanguageModel) and network.has_value):
         raise UsageError("baseline (value) needs a language model with a critic: set --network.value-head")
+    if not isinstance(network, LanguageModel):
+        require_policy_gradient(env, network, "grpo", value=False)
 
 
 def assemble(
@@ -222,8 +238,8 @@ def kl_penalty(
     log_prob: Array,
     reference_log_prob: Array,
     mask: Array,
-    estimator: Literal["k1", "k2", "k3"],
-    level: Literal["token", "sequence"],
+    estimator: Estimator,
+    level: Level,
 ) -> Array:
     """An estimate of KL(pi || pi_ref) for every token, `[..., T]`, which sums up over a response to the response's own.
 
@@ -231,7 +247,11 @@ def kl_penalty(
       log_prob: `[..., T]` under the policy, which sampled the tokens; a loss's gradient goes through it.
       level: each token's own estimate; or that of the whole response's log-ratio, in equal parts. As losses, summed
         token by token, k2 and k3 hold the prefixes' distribution fixed, and so have another gradient than the KL's.
+    Raises:
+      UsageError: an estimator or a level that is none of these.
     """
+    check_choice("estimator", estimator, Estimator)
+    check_choice("level", level, Level)
     log_ratio = jnp.where(mask, reference_log_prob - log_prob, 0.0)
     if level == "token":
         return KL[estimator](log_ratio)

@@ -11,7 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
 
+from purepg.config import check_choice
 from purepg.types import Array
+
+Aggregation = Literal["sequence_mean", "token_mean", "constant_length", "sequence_sum"]
 
 
 def policy_gradient(log_prob: Array, weight: Array) -> Array:
@@ -152,9 +155,7 @@ def sequence_log_ratio(log_ratio: Array, mask: Array) -> Array:
     return jnp.where(mask, total / length, 0.0)
 
 
-def aggregate(
-    x: Array, mask: Array, how: Literal["sequence_mean", "token_mean", "constant_length", "sequence_sum"]
-) -> Array:
+def aggregate(x: Array, mask: Array, how: Aggregation) -> Array:
     """A number per token, `[B, R]`, as one number: what each response and each token weighs.
 
         sequence_mean     mean_i 1/|y_i| sum_t x_it     GRPO (Shao et al. 2024): a short response's tokens weigh more
@@ -163,7 +164,11 @@ def aggregate(
         sequence_sum      mean_i sum_t x_it             the gradient of the expected return itself
 
     Responses without a token in the mask count for nothing, in the means either.
+
+    Raises:
+      UsageError: `how` is none of these.
     """
+    check_choice("how", how, Aggregation)
     chex.assert_equal_shape([x, mask])
     num_tokens = jnp.sum(mask, axis=-1)
     num_sequences = jnp.maximum(jnp.sum(num_tokens > 0), 1)

@@ -5,7 +5,6 @@ learn a Q see `q(params, obs, action)` too.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from purepg import normalize
-from purepg.config import Count, Positive, check
+from purepg.config import Count, Positive, check, is_known
 from purepg.distributions import Categorical, Deterministic, DiagGaussian, Distribution, TanhGaussian
 from purepg.normalize import Moments
 from purepg.types import (
@@ -31,6 +30,7 @@ from purepg.types import (
     Obs,
     ObservationSpace,
     Params,
+    QNetwork,
     Space,
     UsageError,
     space_leaves,
@@ -54,7 +54,7 @@ class NetworkConfig:
     """
 
     torso: Literal["mlp", "cnn"] = "mlp"
-    hidden: tuple[int, ...] = (64, 64)
+    hidden: tuple[Count, ...] = (64, 64)
     activation: Literal["tanh", "relu", "silu"] = "tanh"
     shared: bool = False
     policy_scale: Positive = 0.01
@@ -79,7 +79,7 @@ class ActorQConfig:
 
     policy: Literal["categorical", "gaussian", "tanh_gaussian", "deterministic"] = "tanh_gaussian"
     torso: Literal["mlp", "cnn"] = "mlp"
-    hidden: tuple[int, ...] = (64, 64)
+    hidden: tuple[Count, ...] = (64, 64)
     activation: Literal["tanh", "relu", "silu"] = "relu"
     policy_scale: Positive = 0.01
     initial_std: Positive = 1.0
@@ -114,9 +114,10 @@ class Torso(nn.Module):
 
     @nn.compact
     def __call__(self, obs: Obs, action: Action | None = None) -> Array:
-        activation = ACTIVATIONS[self.config.activation]
+        c = check(self.config)
+        activation = ACTIVATIONS[c.activation]
         dense = nn.initializers.orthogonal(math.sqrt(2))
-        if self.config.torso == "cnn":  # 16 filters of 3 x 3 (Young & Tian 2019)
+        if c.torso == "cnn":  # 16 filters of 3 x 3 (Young & Tian 2019)
             x = as_features(obs, self.space)
             x = activation(nn.Conv(16, (3, 3), padding="VALID", kernel_init=dense, name="conv")(x))
             x = x.reshape(*x.shape[:-3], -1)
@@ -124,7 +125,7 @@ class Torso(nn.Module):
             x = flat_features(obs, self.space)
         if action is not None:
             x = jnp.concatenate([x, action], axis=-1)
-        for i, width in enumerate(self.config.hidden):
+        for i, width in enumerate(c.hidden):
             x = activation(nn.Dense(width, kernel_init=dense, name=f"hidden_{i}")(x))
         return x
 
@@ -258,16 +259,18 @@ def actor_q(env: Env, config: ActorQConfig) -> ActorQ:
     Raises:
       UsageError: a space or a setting that no network here fits.
     """
-    check(config)
+    config = check(config)
     _check_torso(env, config)
     if isinstance(env.action_space, Discrete) != (config.policy == "categorical"):
         kind, takes = "discrete", "categorical, with sac_discrete or q_actor_critic"
-        if config.policy == "categorical":
-            kind, takes = "continuous", "gaussian, tanh_gaussian or deterministic"
+        if isinstance(env.action_space, Box):
+            gaussian = "gaussian or tanh_gaussian" if env.action_space.bounded else "gaussian"
+            takes = f"{gaussian}, with sac or q_actor_critic, or deterministic, with dpg, ddpg or td3"
+            kind = "continuous"
         raise UsageError(f"policy ({config.policy}) does not fit {env.name}, whose {kind} actions take {takes}")
     if config.policy == "tanh_gaussian" and isinstance(env.action_space, Box):
         low, high = LOG_STD_RANGE
-        if isinstance(config.initial_std, float) and not math.exp(low) < config.initial_std < math.exp(high):
+        if is_known(config.initial_std) and not math.exp(low) < config.initial_std < math.exp(high):
             raise UsageError(f"initial_std ({config.initial_std}) must be above {math.exp(low):.2g}, below 7.4")
         if not env.action_space.bounded:
             raise UsageError(f"policy (tanh_gaussian) needs bounded actions; those of {env.name} are not: try gaussian")
@@ -281,19 +284,47 @@ def actor_critic(env: Env, config: NetworkConfig) -> ActorCritic:
     Raises:
       UsageError: a space or a setting that no network here fits.
     """
-    check(config)
+    config = check(config)
     _check_torso(env, config)
     return ActorCritic(env.observation_space, env.action_space, config)
 
 
 def _check_torso(env: Env, config: NetworkConfig | ActorQConfig) -> None:
     obs_space, action_space = env.observation_space, env.action_space
-    if not config.hidden or min(config.hidden) < 1:
-        raise UsageError(f"hidden ({_join(config.hidden)}) must hold positive widths")
+    if not config.hidden:
+        raise UsageError("hidden (none) must hold positive widths")
     if config.torso == "cnn" and not (isinstance(obs_space, Box) and len(obs_space.shape) == 3):
         raise UsageError(f"torso 'cnn' needs observations [height, width, channels]; {env.name} has {obs_space}")
     if isinstance(action_space, Box) and len(action_space.shape) != 1:
         raise UsageError(f"a Box action space must be one-dimensional; {env.name} has shape {action_space.shape}")
+
+
+def output(env: Env, network: Network | QNetwork) -> tuple[Distribution, Any]:
+    """Shapes and kinds of what a network gives for one observation, (distribution, V or None).
+
+    Raises:
+      UsageError: it gives something else.
+    """
+
+    def apply(key):
+        _, obs = env.reset(key)
+        return network.apply(network.init(key, obs), obs)
+
+    found = jax.eval_shape(apply, jax.eval_shape(jax.random.key, 0))
+    if not isinstance(found, tuple) or len(found) != 2 or hasattr(found, "mode"):  # a distribution alone is a tuple too
+        kind = type(found).__name__
+        raise UsageError(f"a network must give (distribution, value); this one gives a {kind} on {env.name}")
+    return found
+
+
+def require_policy_gradient(env: Env, network: Network, algorithm: str, value: bool = True) -> None:
+    """Raises UsageError where a network's policy has no log-probabilities, or the network no V though `value` asks."""
+    policy, found = output(env, network)
+    if not hasattr(policy, "log_prob"):
+        kind = type(policy).__name__
+        raise UsageError(f"{algorithm} needs a stochastic policy; that of this network on {env.name} is a {kind}")
+    if value and found is None:
+        raise UsageError(f"{algorithm} needs a critic V(s), which this network has not; one of actor_critic has")
 
 
 def actor(network: Network, params: Params, moments: Moments | None = None) -> Actor:
@@ -319,7 +350,3 @@ def evaluation_policy(network: Network, params: Params, deterministic: bool, mom
         return distribution.mode() if deterministic else distribution.sample(key)
 
     return act
-
-
-def _join(values: Sequence[int]) -> str:
-    return "x".join(map(str, values)) or "none"

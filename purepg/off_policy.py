@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import optax
 
 from purepg import normalize, replay, rollout
-from purepg.distributions import Distribution
-from purepg.networks import evaluation_policy
+from purepg.distributions import Categorical, Distribution
+from purepg.networks import evaluation_policy, output
 from purepg.normalize import Moments
 from purepg.rollout import RolloutState
 from purepg.types import (
@@ -233,7 +233,7 @@ def gaussian_noise(network: QNetwork, env: Env, std: Array | float, correlation:
         one of correlation 1 - theta * dt, which starts in its stationary distribution.
     """
     space = env.action_space
-    assert isinstance(space, Box)
+    assert isinstance(space, Box)  # which `require` sees to
 
     def noise(key, obs):
         return jax.random.normal(key, (jax.tree.leaves(obs)[0].shape[0], *space.shape))
@@ -265,15 +265,16 @@ def random_action(key: Key, env: Env, num_envs: int) -> Action:
 
 
 def require(env: Env, network: QNetwork, algorithm: str, kinds: dict[str, type[Distribution]]) -> None:
-    """Raises UsageError where a network's policy is none of `kinds`, given by the names that `ActorQConfig` has."""
-
-    def apply(key):
-        _, obs = env.reset(key)
-        return network.apply(network.init(key, obs), obs)[0]
-
-    policy = jax.eval_shape(apply, jax.eval_shape(jax.random.key, 0))
+    """Raises UsageError where a network's policy is none of `kinds`, given by the names that `ActorQConfig` has, where
+    the environment's actions are not of that kind, or where the network scores no actions."""
+    policy, _ = output(env, network)
     if not isinstance(policy, tuple(kinds.values())):
         raise UsageError(
             f"{algorithm} needs a policy of kind {' or '.join(kinds)}; that of this network on {env.name} is a "
             f"{type(policy).__name__}"
         )
+    if isinstance(policy, Categorical) != isinstance(env.action_space, Discrete):
+        space = type(env.action_space).__name__
+        raise UsageError(f"a {type(policy).__name__} policy does not fit {env.name}, whose actions are a {space}")
+    if not hasattr(network, "q"):
+        raise UsageError(f"{algorithm} needs a critic Q(s, a), which this network has not; one of actor_q has")

@@ -8,17 +8,24 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from purepg.config import check_choice
 from purepg.lanes import any_lane
 from purepg.types import Array, Key, Metrics, Params
 
+Optimizer = Literal["adam", "sgd"]
 Loss = Callable[[Params, Any], tuple[Array, Metrics]]  # (params, batch) -> (scalar, metrics)
 
 
 def step_direction(
-    optimizer: Literal["adam", "sgd"], max_grad_norm: Array | float | None, adam_eps: Array | float = 1e-5
+    optimizer: Optimizer, max_grad_norm: Array | float | None, adam_eps: Array | float = 1e-5
 ) -> optax.GradientTransformation:
     """Adam's direction, or the gradient itself, of a gradient clipped to a global norm (None: not clipped). The caller
-    multiplies by the learning rate, so that no schedule's counter hides in the optimiser's state."""
+    multiplies by the learning rate, so that no schedule's counter hides in the optimiser's state.
+
+    Raises:
+      UsageError: `optimizer` is neither adam nor sgd.
+    """
+    check_choice("optimizer", optimizer, Optimizer)
     clip = optax.identity() if max_grad_norm is None else optax.clip_by_global_norm(max_grad_norm)
     return optax.chain(clip, optax.scale_by_adam(eps=adam_eps) if optimizer == "adam" else optax.identity())
 

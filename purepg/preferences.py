@@ -6,12 +6,14 @@ Rows are `[L + R]` tokens, a prompt's columns and a response's, as `tokens` has 
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from purepg.config import Count, Positive, check
 from purepg.groups import source
 from purepg.losses import preference
 from purepg.optimize import gradient_step, step_direction
@@ -57,12 +59,13 @@ def ranking(margin: Array, weight: Array) -> tuple[Array, Array]:
     return jnp.sum(weight * preference(margin)) / num_pairs, jnp.sum(weight * (margin > 0)) / num_pairs
 
 
-class RewardModelConfig(NamedTuple):
+@dataclass(frozen=True)
+class RewardModelConfig:
     """How a reward is learned: gradient steps of Adam on batches of pairs."""
 
-    num_steps: int = 300
-    batch_size: int = 64
-    learning_rate: float = 1e-3
+    num_steps: Count = 300
+    batch_size: Count = 64
+    learning_rate: Positive = 1e-3
 
 
 def fit_reward_model(
@@ -76,6 +79,7 @@ def fit_reward_model(
     Returns:
       (params, metrics): `loss` and `accuracy`, the share of pairs ranked right, each `[num_steps]`.
     """
+    config = check(config)
     tx = step_direction("adam", 1.0)
 
     def loss(params, batch):

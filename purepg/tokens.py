@@ -101,7 +101,7 @@ def language_model(env: Env, config: LanguageModelConfig, params: Params | None 
     Raises:
       UsageError: the environment is no token task, or sizes do not fit together.
     """
-    check_transformer(config)
+    config = check_transformer(config)
     if env.task is None:
         raise UsageError(f"{env.name} has no tokens: a language model needs a token task, such as --env addition")
     transformer = Transformer(config, len(env.task.vocabulary))

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from purepg.config import Count, Positive, check
+from purepg.config import Config, Count, Positive, check
 from purepg.types import Array, UsageError
 
 ONE_HOT_TOKENS = 64  # a vocabulary up to which a product with one-hot rows takes the place of a gather
@@ -71,18 +71,19 @@ class Cache(NamedTuple):
 
 def init_cache(config: TransformerConfig, batch_size: int, length: int, dtype: Any = jnp.float32) -> Cache:
     """A cache of `length` empty columns; `dtype` is that of the parameters, or a narrower one to save memory."""
-    check_transformer(config)
+    config = check_transformer(config)
     shape = (config.num_layers, batch_size, length, config.num_kv_heads, config.head_size)
     return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((batch_size, length), bool))
 
 
-def check_transformer(config: TransformerConfig) -> None:
-    """
+def check_transformer(config: Config) -> Config:
+    """A transformer's config as `check` gives it back.
+
     Raises:
-      UsageError: a number out of its range, or numbers that do not fit together.
+      UsageError: what `check` refuses, or numbers that do not fit together.
     """
-    check(config)
-    c = config
+    checked = check(config)
+    c: Any = checked
     if c.num_heads % c.num_kv_heads:
         raise UsageError(f"num_heads ({c.num_heads}) must be divisible by num_kv_heads ({c.num_kv_heads})")
     if c.head_dim is None and c.hidden_size % c.num_heads:
@@ -91,6 +92,7 @@ def check_transformer(config: TransformerConfig) -> None:
         )
     if c.head_size % 2:
         raise UsageError(f"head_dim ({c.head_size}) must be even: rotary positions turn its numbers in pairs")
+    return checked
 
 
 class RMSNorm(nn.Module):
@@ -181,8 +183,7 @@ class Transformer(nn.Module):
         Raises:
           UsageError: a config that does not fit together. AssertionError: arrays of other shapes.
         """
-        c = self.config
-        check_transformer(c)
+        c = check_transformer(self.config)
         chex.assert_rank(token, 2)
         chex.assert_type(token, int)
         B, n = token.shape

@@ -29,8 +29,8 @@ from purepg.algorithms.td3 import TD3Config, td3
 from purepg.algorithms.trpo import TRPOConfig, trpo
 from purepg.distributions import DiagGaussian
 from purepg.envs.finite_mdp import garnet, mdp_env
-from purepg.networks import NetworkConfig, actor_critic
-from purepg.tabular import tabular_actor_critic
+from purepg.networks import ActorQ, NetworkConfig, actor_critic
+from purepg.tabular import tabular_actor_critic, tabular_policy, tabular_q
 from purepg.train import averaged, train
 from purepg.types import Box, Discrete, Space, State, UsageError
 
@@ -578,9 +578,11 @@ def test_a_trust_region_refuses_a_torso_that_its_critic_would_move(algorithm, co
     ],
 )
 def test_the_numbers_of_categories_are_not_normalised(algorithm, config):
-    mdp = garnet()
+    mdp, env = garnet(), mdp_env(garnet())
+    with_q = algorithm in (q_actor_critic, sac_discrete)
+    network = ActorQ(tabular_policy(mdp), tabular_q(mdp), env.action_space) if with_q else tabular_actor_critic(mdp)
     with pytest.raises(UsageError) as error:
-        algorithm(mdp_env(mdp), tabular_actor_critic(mdp), config)
+        algorithm(env, network, config)
     assert str(error.value) == "normalize_obs (True) must be off: garnet 0 observes one of 6 categories"
 
 

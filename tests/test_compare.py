@@ -195,7 +195,7 @@ def test_what_cannot_be_compared_is_refused_in_one_line(refuse, tmp_path):
         assert "must be ENV=LOW,HIGH" in refuse(a, "--range", text)
     assert "names Acrobot-v1 but" in refuse(a, "--range", "Acrobot-v1=0,1")
     assert "twice" in refuse(a, *scale, *scale)
-    assert "--target (nan) must be finite" in refuse(a, "--target", "nan")
+    assert "target (nan) must be a finite number" in refuse(a, "--target", "nan")
 
 
 def test_a_run_that_is_not_whole_is_refused(refuse, tmp_path):

@@ -151,7 +151,18 @@ def test_a_deterministic_policy_is_held_within_bounds_where_there_are_some():
             for space, policy, kind, takes in (
                 (ARMS, "tanh_gaussian", "discrete", "categorical, with sac_discrete or q_actor_critic"),
                 (ARMS, "deterministic", "discrete", "categorical, with sac_discrete or q_actor_critic"),
-                (REAL, "categorical", "continuous", "gaussian, tanh_gaussian or deterministic"),
+                (
+                    REAL,
+                    "categorical",
+                    "continuous",
+                    "gaussian or tanh_gaussian, with sac or q_actor_critic, or deterministic, with dpg, ddpg or td3",
+                ),
+                (
+                    UNBOUNDED,
+                    "categorical",
+                    "continuous",
+                    "gaussian, with sac or q_actor_critic, or deterministic, with dpg, ddpg or td3",
+                ),
             )
         ),
         (

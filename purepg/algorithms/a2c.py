@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from purepg.advantages import gae, n_step, standardise
-from purepg.config import Count, NonNegative, Positive, UnitInterval, check, check_schedules
+from purepg.config import Count, NonNegative, Positive, UnitInterval, check, check_schedules, check_standardised
 from purepg.losses import policy_gradient, squared_error
+from purepg.networks import require_policy_gradient
 from purepg.on_policy import SPARSE, assemble, collect, diagnostics
 from purepg.optimize import anneal, gradient_step, step_direction
 from purepg.types import Algorithm, Env, Network, State
@@ -62,11 +63,13 @@ def a2c(env: Env, network: Network, config: A2CConfig) -> Algorithm:
     """A2C on `env`.
 
     Raises:
-      UsageError: a number out of its range, annealing without a length, or categories to be normalised.
+      UsageError: what `check` refuses, annealing without a length, one advantage standardised by itself, a network
+        without a stochastic policy or without V, or categories to be normalised.
     """
-    c = config
-    check(c)
+    c = check(config)
     check_schedules(c)
+    check_standardised(c.normalize_advantage, c.num_envs * c.num_steps)
+    require_policy_gradient(env, network, "a2c")
     tx = step_direction(c.optimizer, c.max_grad_norm, c.adam_eps)
 
     def loss(params, batch):

@@ -15,7 +15,7 @@ import optax
 
 from purepg.config import Count, CountOrZero, Positive, check
 from purepg.groups import mean_return, source
-from purepg.losses import aggregate, policy_gradient
+from purepg.losses import Aggregation, aggregate, policy_gradient
 from purepg.networks import evaluation_policy
 from purepg.optimize import gradient_step, step_direction
 from purepg.tokens import LanguageModel
@@ -40,7 +40,7 @@ class CloneConfig:
     optimizer: Literal["adam", "sgd"] = "adam"
     learning_rate: Positive = 2e-3
     adam_eps: Positive = 1e-8
-    aggregation: Literal["sequence_mean", "token_mean", "constant_length", "sequence_sum"] = "token_mean"
+    aggregation: Aggregation = "token_mean"
     max_grad_norm: Positive | None = 1.0
     num_held_out: CountOrZero = 64
 
@@ -56,10 +56,9 @@ def clone(env: Env, network: LanguageModel, config: CloneConfig) -> Algorithm:
     `episode_return` is the share of held-out prompts answered right, sampled, after the update.
 
     Raises:
-      UsageError: a number out of its range, or a network that is no language model.
+      UsageError: what `check` refuses, or a network that is no language model.
     """
-    c = config
-    check(c)
+    c = check(config)
     if not isinstance(network, LanguageModel):
         raise UsageError(f"{env.name} has no demonstrations: cloning needs a token task, such as --env addition")
     task = network.task

@@ -69,10 +69,9 @@ def ddpg(env: Env, network: QNetwork, config: DDPGConfig) -> Algorithm:
     """DDPG on `env`.
 
     Raises:
-      UsageError: a number out of its range, a policy that is not deterministic, or what `off_policy.assemble` refuses.
+      UsageError: what `check` refuses, a policy that is not deterministic, or what `off_policy.assemble` refuses.
     """
-    c = config
-    check(c)
+    c = check(config)
     require(env, network, "ddpg", {"deterministic": Deterministic})
     tx = step_direction(c.optimizer, c.max_grad_norm, c.adam_eps)
 

@@ -68,11 +68,10 @@ def dpg(env: Env, network: QNetwork, config: DPGConfig) -> Algorithm:
     """DPG on `env`.
 
     Raises:
-      UsageError: a number out of its range, a policy that is not deterministic, annealing without a length, or
+      UsageError: what `check` refuses, a policy that is not deterministic, annealing without a length, or
         categories to be normalised.
     """
-    c = config
-    check(c)
+    c = check(config)
     check_schedules(c)
     require(env, network, "dpg", {"deterministic": Deterministic})
     tx = step_direction(c.optimizer, c.max_grad_norm, c.adam_eps)

@@ -54,10 +54,9 @@ def dpo(env: Env, network: LanguageModel, config: DPOConfig) -> Algorithm:
     `episode_return` is the share of held-out prompts answered right, sampled, after the update.
 
     Raises:
-      UsageError: a number out of its range, one candidate alone, or a network that is no language model.
+      UsageError: what `check` refuses, one candidate alone, or a network that is no language model.
     """
-    c = config
-    check(c)
+    c = check(config)
     if not isinstance(network, LanguageModel):
         raise UsageError(f"{env.name} has no responses: DPO needs a token task, such as --env addition")
     if c.num_candidates < 2:

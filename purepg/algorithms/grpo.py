@@ -20,6 +20,7 @@ from purepg.advantages import has_signal
 from purepg.config import Count, CountOrZero, NonNegative, Positive, UnitInterval, check
 from purepg.groups import advantages, assemble, check_groups, info, kl_penalty, mean_return, score_all, source, watch
 from purepg.losses import (
+    Aggregation,
     aggregate,
     importance_weighted,
     kl_k3,
@@ -58,8 +59,8 @@ class GRPOConfig:
       skip_groups_without_signal: leave groups out whose returns are all equal. DAPO samples others in their place; here
         an update has one size, and the means are over what is left.
       kl_coef: of the KL from the start's policy; 0 still measures it.
-      kl_target: adapts the coefficient so that the KL of a whole response comes near (Ziegler et al. 2019, sec. 2.2:
-        by at most 2 % an update); None: fixed.
+      kl_target: adapts the coefficient, by factors, so that the KL of a whole response comes near (Ziegler et al. 2019,
+        sec. 2.2: by at most 2 % an update); None: fixed.
       kl_estimator: of KL(pi || pi_ref), `losses.kl_k1` to `kl_k3`.
       kl_level: estimated token by token and summed up as the loss is, or of whole responses; in the loss, only the
         latter has the gradient of the KL.
@@ -86,7 +87,7 @@ class GRPOConfig:
     clip_eps: Positive = 0.2
     clip_eps_high: Positive | None = None
     max_ratio: Positive | None = None
-    aggregation: Literal["sequence_mean", "token_mean", "constant_length", "sequence_sum"] = "sequence_mean"
+    aggregation: Aggregation = "sequence_mean"
     skip_groups_without_signal: bool = False
     kl_coef: NonNegative = 0.04
     kl_target: Positive | None = None
@@ -103,12 +104,12 @@ def grpo(env: Env, network: Network | LanguageModel, config: GRPOConfig) -> Algo
     """GRPO on `env`.
 
     Raises:
-      UsageError: a number out of its range, an environment without a time limit and no `max_steps`, episodes that the
-        minibatches do not divide, a group of one that is its own baseline, or a critic that the network has not.
+      UsageError: what `check` refuses, an environment without a time limit and no `max_steps`, episodes that the
+        minibatches do not divide, a group of one that is its own baseline, an adaptive coefficient that is 0, or a
+        critic or a stochastic policy that the network has not.
     """
-    c = config
-    check(c)
-    check_groups(network, c)
+    c = check(config)
+    check_groups(env, network, c)
     groups = source(env, network, c.max_steps)
     held_out = source(env.held_out, network) if env.held_out is not None and c.num_held_out else None
     tx = step_direction(c.optimizer, c.max_grad_norm, c.adam_eps)

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import jax
 
 from purepg.advantages import gae, standardise
-from purepg.config import Count, NonNegative, Positive, UnitInterval, check, check_minibatches
+from purepg.config import Count, NonNegative, Positive, UnitInterval, check, check_minibatches, check_standardised
 from purepg.losses import surrogate
+from purepg.networks import require_policy_gradient
 from purepg.on_policy import assemble, collect, diagnostics, fit_critic
 from purepg.optimize import step_direction
 from purepg.trust_region import move, natural_gradient, refuse_a_shared_torso
@@ -67,13 +68,15 @@ def npg(env: Env, network: Network, config: NPGConfig) -> Algorithm:
     """Natural policy gradient on `env`.
 
     Raises:
-      UsageError: a number out of its range, a batch that the minibatches do not divide, a torso that policy and critic
-        share, or categories to be normalised.
+      UsageError: what `check` refuses, a batch that the minibatches do not divide, one advantage standardised by
+        itself, a torso that policy and critic share, a network without a stochastic policy or without V, or categories
+        to be normalised.
     """
-    c = config
-    check(c)
+    c = check(config)
     check_minibatches(c.num_envs * c.num_steps, c.num_value_minibatches, "num_value_minibatches")
     refuse_a_shared_torso(network)
+    check_standardised(c.normalize_advantage, c.num_envs * c.num_steps)
+    require_policy_gradient(env, network, "npg")
     tx = step_direction("adam", c.max_grad_norm, c.adam_eps)
 
     def step(key, state, update):

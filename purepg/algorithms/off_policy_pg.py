@@ -15,8 +15,9 @@ from typing import Literal
 import jax.numpy as jnp
 
 from purepg.advantages import effective_sample_size, gae, segment_ratio, standardise
-from purepg.config import Count, NonNegative, Positive, UnitInterval, check, check_schedules
+from purepg.config import Count, NonNegative, Positive, UnitInterval, check, check_schedules, check_standardised
 from purepg.losses import policy_gradient, squared_error
+from purepg.networks import require_policy_gradient
 from purepg.on_policy import SPARSE, assemble, collect, diagnostics
 from purepg.optimize import anneal, gradient_steps, step_direction
 from purepg.types import Algorithm, Env, Network, State
@@ -74,11 +75,13 @@ def off_policy_pg(env: Env, network: Network, config: OffPolicyPGConfig) -> Algo
     """Off-policy policy gradient on `env`.
 
     Raises:
-      UsageError: a number out of its range, annealing without a length, or categories to be normalised.
+      UsageError: what `check` refuses, annealing without a length, one advantage standardised by itself, a network
+        without a stochastic policy or without V, or categories to be normalised.
     """
-    c = config
-    check(c)
+    c = check(config)
     check_schedules(c)
+    check_standardised(c.normalize_advantage, c.num_envs * c.num_steps)
+    require_policy_gradient(env, network, "off_policy_pg")
     tx = step_direction(c.optimizer, c.max_grad_norm, c.adam_eps)
 
     def loss(params, batch):

@@ -14,8 +14,18 @@ from typing import Literal
 import jax
 
 from purepg.advantages import gae, standardise
-from purepg.config import Count, NonNegative, Positive, UnitInterval, check, check_minibatches, check_schedules
+from purepg.config import (
+    Count,
+    NonNegative,
+    Positive,
+    UnitInterval,
+    check,
+    check_minibatches,
+    check_schedules,
+    check_standardised,
+)
 from purepg.losses import clipped_squared_error, clipped_surrogate, kl_k3, squared_error
+from purepg.networks import require_policy_gradient
 from purepg.on_policy import SPARSE, assemble, collect, diagnostics
 from purepg.optimize import anneal, minibatch_epochs, step_direction
 from purepg.types import Algorithm, Env, Network, State
@@ -78,13 +88,15 @@ def ppo(env: Env, network: Network, config: PPOConfig) -> Algorithm:
     """PPO-Clip on `env`.
 
     Raises:
-      UsageError: a number out of its range, a batch that the minibatches do not divide, annealing without a length, or
-        categories to be normalised.
+      UsageError: what `check` refuses, a batch that the minibatches do not divide, annealing without a length, one
+        advantage standardised by itself, a network without a stochastic policy or without V, or categories to be
+        normalised.
     """
-    c = config
-    check(c)
+    c = check(config)
     check_schedules(c)
     check_minibatches(c.num_envs * c.num_steps, c.num_minibatches)
+    check_standardised(c.normalize_advantage, c.num_envs * c.num_steps, c.num_minibatches)
+    require_policy_gradient(env, network, "ppo")
     tx = step_direction(c.optimizer, c.max_grad_norm, c.adam_eps)
 
     def loss(params, batch, clip_eps):

@@ -12,8 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from purepg.advantages import gae, standardise
-from purepg.config import Count, NonNegative, Positive, UnitInterval, check, check_schedules
+from purepg.config import Count, NonNegative, Positive, UnitInterval, check, check_schedules, check_standardised
+from purepg.distributions import Categorical, DiagGaussian, TanhGaussian
 from purepg.losses import policy_gradient, squared_error
+from purepg.off_policy import require
 from purepg.on_policy import SPARSE, assemble, collect, diagnostics
 from purepg.optimize import anneal, by_half, gradient_step, gradient_steps, init_by_half, step_direction
 from purepg.types import Algorithm, Env, QNetwork, State
@@ -67,11 +69,14 @@ def q_actor_critic(env: Env, network: QNetwork, config: QActorCriticConfig) -> A
     """Actor-critic with Q on `env`.
 
     Raises:
-      UsageError: a number out of its range, annealing without a length, or categories to be normalised.
+      UsageError: what `check` refuses, annealing without a length, one weight standardised by itself, a network without
+        a stochastic policy or without Q, or categories to be normalised.
     """
-    c = config
-    check(c)
+    c = check(config)
     check_schedules(c)
+    check_standardised(c.normalize_weight, c.num_envs * c.num_steps, name="normalize_weight")
+    kinds = {"categorical": Categorical, "gaussian": DiagGaussian, "tanh_gaussian": TanhGaussian}
+    require(env, network, "q_actor_critic", kinds)
     tx = step_direction(c.optimizer, c.max_grad_norm, c.adam_eps)
 
     def critic_loss(critic, batch):

@@ -24,7 +24,7 @@ from purepg.advantages import (
 )
 from purepg.config import Count, NonNegative, Positive, UnitInterval, check
 from purepg.losses import explained_variance, policy_gradient, squared_error
-from purepg.networks import actor, evaluation_policy
+from purepg.networks import actor, evaluation_policy, require_policy_gradient
 from purepg.on_policy import SPARSE, policy_change
 from purepg.optimize import gradient_step, step_direction
 from purepg.rollout import episodes
@@ -74,20 +74,36 @@ class Learner(NamedTuple):
     opt_state: optax.OptState
 
 
+def _refuse_a_single_episode(c: REINFORCEConfig, max_steps: int) -> None:
+    """Raises UsageError where a baseline is nothing but the episode's own weights."""
+    if c.baseline == "leave_one_out":
+        raise UsageError("num_episodes (1) must be at least 2 with baseline leave_one_out: there is no other episode")
+    # The batch's mean is that of one number, where all steps weigh the same or there is only one.
+    constant = c.baseline in ("batch_mean", "standardised") and (c.weight == "total_return" or max_steps == 1)
+    if c.baseline == "per_time_mean" or constant:
+        raise UsageError(
+            f"num_episodes (1) must be at least 2 with baseline {c.baseline} and weight {c.weight}: they leave nothing "
+            "of a single episode"
+        )
+
+
 def reinforce(env: Env, network: Network, config: REINFORCEConfig) -> Algorithm:
     """REINFORCE on `env`.
 
     Raises:
-      UsageError: a number out of its range, an environment without a time limit and no `max_steps`, or gamma^t asked
-        for with the total return, which is discounted from the start already.
+      UsageError: what `check` refuses, an environment without a time limit and no `max_steps`, gamma^t asked for with
+        the total return, which is discounted from the start already, a baseline that leaves nothing of a single
+        episode, or a network whose policy has no log-probabilities.
     """
-    c = config
-    check(c)
+    c = check(config)
     max_steps = c.max_steps or env.max_episode_steps
     if max_steps is None:
         raise UsageError(f"{env.name} has no time limit: max_steps (None) must be set, so that an episode ends")
     if c.discount_states and c.weight == "total_return":
         raise UsageError("discount_states (True) needs weight 'return_to_go'; 'total_return' counts from the start")
+    if c.num_episodes == 1:
+        _refuse_a_single_episode(c, max_steps)
+    require_policy_gradient(env, network, "reinforce", value=c.baseline == "value")
     tx = step_direction(c.optimizer, c.max_grad_norm, c.adam_eps)
 
     def init(key):

@@ -75,10 +75,9 @@ def sac(env: Env, network: QNetwork, config: SACConfig) -> Algorithm:
     """SAC on `env`, with continuous actions.
 
     Raises:
-      UsageError: a number out of its range, a policy that is not Gaussian, or what `off_policy.assemble` refuses.
+      UsageError: what `check` refuses, a policy that is not Gaussian, or what `off_policy.assemble` refuses.
     """
-    c = config
-    check(c)
+    c = check(config)
     require(env, network, "sac", {"tanh_gaussian": TanhGaussian, "gaussian": DiagGaussian})
     tx = step_direction(c.optimizer, c.max_grad_norm, c.adam_eps)
 

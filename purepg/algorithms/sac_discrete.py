@@ -76,10 +76,9 @@ def sac_discrete(env: Env, network: QNetwork, config: DiscreteSACConfig) -> Algo
     """SAC on `env`, with discrete actions.
 
     Raises:
-      UsageError: a number out of its range, a policy that is not categorical, or what `off_policy.assemble` refuses.
+      UsageError: what `check` refuses, a policy that is not categorical, or what `off_policy.assemble` refuses.
     """
-    c = config
-    check(c)
+    c = check(config)
     require(env, network, "sac_discrete", {"categorical": Categorical})
     tx = step_direction(c.optimizer, c.max_grad_norm, c.adam_eps)
 

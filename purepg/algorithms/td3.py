@@ -76,10 +76,9 @@ def td3(env: Env, network: QNetwork, config: TD3Config) -> Algorithm:
     """TD3 on `env`.
 
     Raises:
-      UsageError: a number out of its range, a policy that is not deterministic, or what `off_policy.assemble` refuses.
+      UsageError: what `check` refuses, a policy that is not deterministic, or what `off_policy.assemble` refuses.
     """
-    c = config
-    check(c)
+    c = check(config)
     require(env, network, "td3", {"deterministic": Deterministic})
     tx = step_direction(c.optimizer, c.max_grad_norm, c.adam_eps)
 

@@ -4,12 +4,13 @@ import contextlib
 import io
 import shlex
 import sys
-from collections.abc import Sequence
-from dataclasses import field, make_dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import field, is_dataclass, make_dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 
+from purepg.config import alternatives, hints, refuse
 from purepg.run.launch import launch
 from purepg.run.plan import MakeAlgorithm, MakeNetwork, RunConfig, prepare
 from purepg.run.population import Configs, find_field
@@ -127,7 +128,7 @@ def parse_flags(commands: type, arguments: Sequence[str], description: str | Non
     except SystemExit as error:
         if not error.code:
             raise
-        raise UsageError(_one_line(said.getvalue())) from None
+        raise UsageError(_wrong_value(commands, arguments) or _one_line(said.getvalue())) from None
 
 
 def _one_line(box: str) -> str:
@@ -135,7 +136,7 @@ def _one_line(box: str) -> str:
     lines = [line.strip(" │╭╮╰╯─") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
     said = lines[: lines.index("")] if "" in lines else lines
     if "Perhaps you meant:" in lines:
-        said += ["; did you mean", lines[lines.index("Perhaps you meant:") + 1].split()[0] + "?"]
+        said += ["; did you mean", lines[lines.index("Perhaps you meant:") + 1].split()[0].rstrip(",") + "?"]
     return " ".join(said).replace(" ;", ";") + " (--help lists the flags)"
 
 
@@ -154,41 +155,80 @@ def parse_sweep(configs: Configs, sweep: Sequence[str]) -> dict[str, list[Any]]:
         config, field_name = find_field(configs, name)
         if any(find_field(configs, other) == (config, field_name) for other in parsed):
             raise UsageError(f"--sweep names {name} twice: put all its values into one")
-        hint = get_type_hints(type(configs[config]), include_extras=True)[field_name]
-        parsed[name] = [parse_value(name, hint, value.strip()) for value in values.split(",")]
+        hint = hints(type(configs[config]))[field_name]
+        parsed[name] = [parse_value(f"--sweep {name}", hint, value.strip()) for value in values.split(",")]
     return parsed
 
 
 def parse_value(name: str, hint: Any, text: str) -> Any:
-    """A value of a field's type from its text: a number, true or false, none, a choice, or widths such as 64x64."""
-    for kind in _alternatives(hint):
+    """A value of a field's type from its text: a number, true or false, none, a choice, or widths such as 64x64.
+
+    Raises:
+      UsageError: the text is none of these; calls it by `name`.
+    """
+    kinds = dict(alternatives(hint))
+    for kind in kinds:
         with contextlib.suppress(ValueError):
             if kind is NoneType and text.lower() == "none":
                 return None
             if kind is bool and text.lower() in ("true", "false"):
                 return text.lower() == "true"
-            if kind in (int, float, str):
+            if kind in (int, float, str, Path):
                 return kind(text)
             if get_origin(kind) is Literal and text in get_args(kind):
                 return text
             if get_origin(kind) is tuple:
                 return tuple(int(width) for width in text.split("x"))
-    kinds = " or ".join(_described(kind) for kind in _alternatives(hint))
-    raise UsageError(f"--sweep {name}: {text!r} is not {kinds}")
+    if any(get_origin(kind) is tuple for kind in kinds):
+        raise UsageError(f"{name} ({text!r}) must be widths such as 64x64")
+    if int in kinds and (whole := _whole_number(text)) is not None:
+        raise UsageError(f"{name} ({text!r}) must be an integer: did you mean {whole}?")
+    return refuse(name, text, hint)
 
 
-def _alternatives(hint: Any) -> list[Any]:
-    """A type without its annotations, a union as its members, None last."""
-    if get_origin(hint) is Annotated:
-        return _alternatives(get_args(hint)[0])
-    if get_origin(hint) in (None, Literal, tuple):
-        return [hint]
-    return sorted((kind for h in get_args(hint) for kind in _alternatives(h)), key=lambda kind: kind is NoneType)
+def _whole_number(text: str) -> int | None:
+    """1000000 of 1e6."""
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return int(number) if number.is_integer() else None
 
 
-def _described(kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return " or ".join(map(str, get_args(kind)))
-    if get_origin(kind) is tuple:
-        return "widths such as 64x64"
-    return {int: "an integer", float: "a number", bool: "true or false", NoneType: "none"}.get(kind, str(kind))
+def _wrong_value(commands: type, arguments: Sequence[str]) -> str | None:
+    """What is wrong with the first flag whose value is not of its field's type; None where all are."""
+    hint_of, given = dict(_flags(commands, "")), []
+    for argument in arguments:
+        if argument.startswith("--"):
+            flag, equals, value = argument.partition("=")
+            given.append((flag.replace("_", "-"), [value] if equals else []))
+        elif given:
+            given[-1][1].append(argument)
+    for flag, values in given:
+        hint = hint_of.get(flag)
+        if hint is bool and values:
+            path, dot, name = flag.removeprefix("--").rpartition(".")
+            return f"{flag} ({values[0]!r}) takes no value: it alone is true, and --{path}{dot}no-{name} is false"
+        kinds = [kind for kind, _ in alternatives(hint)]
+        if get_origin(kinds[0]) is tuple:
+            entry = get_args(kinds[0])[0]
+            several = [(f"an entry of {flag}", entry, value) for value in values]
+        else:
+            several = [(flag, hint, value) for value in values[:1] if hint is not None]
+        try:
+            for named in several:
+                parse_value(*named)
+        except UsageError as error:
+            return str(error)
+    return None
+
+
+def _flags(commands: type, prefix: str) -> Iterator[tuple[str, Any]]:
+    """Every flag of a dataclass, and of those in it, with its field's type."""
+    for name, hint in hints(commands).items():
+        kind, *notes = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+        if is_dataclass(kind):
+            bare = any(getattr(note, "name", None) == "" for note in notes)
+            yield from _flags(kind, prefix if bare else f"{prefix}{name}.")
+        else:
+            yield f"--{prefix}{name}".replace("_", "-"), hint

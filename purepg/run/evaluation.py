@@ -43,8 +43,7 @@ def main(description: str | None = None) -> None:
     """Evaluates, prints a few lines, and exits: 0 done, 2 a bad argument."""
     script = Path(sys.argv[0]).stem
     try:
-        choice = parse_flags(Choice, run_first(sys.argv[1:]), description)
-        check(choice)
+        choice = check(parse_flags(Choice, run_first(sys.argv[1:]), description))
         print(report(choice))
     except UsageError as error:
         leave(script, error, 2)

@@ -130,7 +130,8 @@ def prepare(
     Raises:
       UsageError: in one line, what is wrong and what to do.
     """
-    check(run)
+    run = check(run)
+    configs = {name: check(config) for name, config in configs.items()}
     if run.resume and (run.out is None or run.overwrite):
         raise UsageError("--resume needs --out, the folder of the run to go on with, and no --overwrite")
     stored = read_config(run.out) if run.resume and run.out else None
@@ -138,9 +139,10 @@ def prepare(
     settings = grid(configs, sweep)
     if stored:
         settings = keep_schedules(settings, stored)
-    for setting in settings:
-        for config in setting.configs.values():
-            check(config)
+    settings = [
+        setting._replace(configs={name: check(config) for name, config in setting.configs.items()})
+        for setting in settings
+    ]
     if stored and run.max_parallel is None:  # a split of the population is part of its last bits
         run = replace(run, max_parallel=stored["run"].get("max_parallel"))
     num_devices = prepare_devices(run.devices, run.num_seeds, len(settings))

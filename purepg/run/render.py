@@ -243,8 +243,8 @@ def main(description: str | None = None, arguments: Sequence[str] | None = None)
     """Films an agent, says what the film shows, and exits: 0 done, 2 a bad argument, 1 a failed write."""
     script = Path(sys.argv[0]).stem
     try:
-        choice = parse_flags(FilmChoice, run_first(list(sys.argv[1:] if arguments is None else arguments)), description)
-        check(choice)
+        arguments = list(sys.argv[1:] if arguments is None else arguments)
+        choice = check(parse_flags(FilmChoice, run_first(arguments), description))
         agent = load(choice.run, choice.setting, choice.seed, choice.best)
         drawing_of(agent.env)  # before anything compiles
         played = play(agent, choice)

@@ -52,10 +52,10 @@ def main(
     made = None
     try:
         chosen = parse_flags(commands, sys.argv[1:] if arguments is None else arguments, description)
-        check(chosen.config)
+        config = check(chosen.config)
         out = _folder(chosen.out, script)
         made = out if chosen.out is None else None
-        found = study(chosen.config)
+        found = study(config)
     except UsageError as error:
         _remove_empty(made)
         leave(script, error, 2)
