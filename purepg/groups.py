@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from purepg.advantages import gae, group_advantage, has_signal
+from purepg.contract import check_environment
 from purepg.distributions import Distribution
 from purepg.losses import kl_k1, kl_k2, kl_k3
 from purepg.networks import actor, evaluation_policy
@@ -59,6 +60,7 @@ def source(env: Env, network: Network | LanguageModel, max_steps: int | None = N
     Raises:
       UsageError: an environment without a time limit and no `max_steps`.
     """
+    check_environment(env)
     if isinstance(network, LanguageModel):
         return _responses(env, network)
     steps = max_steps or env.max_episode_steps
