@@ -339,7 +339,10 @@ def test_what_stands_after_the_end_is_no_answer_and_each_seed_has_its_own():
             [[4, 5, 10, EOS, 4, EOS], [4, 5, 10, 5, 4, 4]],
         ]
     )
-    of_first, of_second = (Outcome({}, np.zeros(1), np.zeros(1), 0.0, 0.0, rows[None, [s]]) for s in range(2))
+    earned = np.array([[1.0, 0.0], [0.0, 0.25]])
+    of_first, of_second = (
+        Outcome({}, np.zeros(1), np.zeros(1), 0.0, 0.0, rows[None, [s]], earned[None, [s]]) for s in range(2)
+    )
     group = Group((1,), {}, {}, 1, True)
     parts = [Part(group, Chunk(slice(0, 1), slice(s, s + 1)), x) for s, x in ((1, of_second), (0, of_first))]
     summary: dict[str, Any] = {
@@ -349,7 +352,7 @@ def test_what_stands_after_the_end_is_no_answer_and_each_seed_has_its_own():
     assert "responses" not in summary["settings"][0]
     assert summary["settings"][1]["responses"] == [
         [{"prompt": "37<", "response": "73.", "reward": 1.0}, {"prompt": "37<", "response": "7.", "reward": 0.0}],
-        [{"prompt": "45<", "response": ".", "reward": 0.0}, {"prompt": "45<", "response": "544", "reward": 0.0}],
+        [{"prompt": "45<", "response": ".", "reward": 0.0}, {"prompt": "45<", "response": "544", "reward": 0.25}],
     ]
 
 
