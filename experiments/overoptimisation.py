@@ -148,7 +148,8 @@ def one_seed(key: Key, kl_coefs: Array, start: Params, env: Env, model: Language
     among = jnp.stack([learned, true]) - jnp.stack([learned, true]).mean(axis=-1, keepdims=True)
     correlation = jnp.corrcoef(among.reshape(2, -1))[0, 1]
     raw = learned_reward(model, params)
-    proxy = env._replace(task=task._replace(reward=lambda prompt, response: (raw(prompt, response) - mean) / deviation))
+    proxy = token_env(task, reward=lambda prompt, response: (raw(prompt, response) - mean) / deviation)
+    proxy = proxy._replace(held_out=held_out)
     begins = source(held_out, model).sample(k_start, start, NUM_MEASURED, 1)
     true_at_start = jnp.sum(begins.reward) / NUM_MEASURED
 

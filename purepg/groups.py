@@ -5,6 +5,7 @@ its loss and its step. Axes: `P` starts, `G` group, `T` steps.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
@@ -13,7 +14,9 @@ import optax
 
 from purepg.advantages import gae, group_advantage, has_signal
 from purepg.config import check_choice, is_known
+from purepg.contract import check_environment
 from purepg.distributions import Distribution
+from purepg.envs.tasks import Task, TokenStep
 from purepg.losses import kl_k1, kl_k2, kl_k3
 from purepg.networks import actor, evaluation_policy, require_policy_gradient
 from purepg.on_policy import SPARSE, Step, policy_change
@@ -56,12 +59,16 @@ class Source(NamedTuple):
 def source(env: Env, network: Network | LanguageModel, max_steps: int | None = None) -> Source:
     """Groups of responses where the network is a language model, of the environment's episodes otherwise.
 
+    Responses are sampled whole, and paid by the environment: its `step` says what a token earns and where an episode
+    ends. What a step would have shown the model is not looked at.
+
     Args:
       max_steps: an episode still running then is truncated; None: at the environment's time limit. A task's responses
         have their own length.
     Raises:
       UsageError: an environment without a time limit and no `max_steps`.
     """
+    check_environment(env)
     if isinstance(network, LanguageModel):
         return _responses(env, network)
     steps = max_steps or env.max_episode_steps
@@ -79,21 +86,59 @@ def _init(env: Env, network: Network | LanguageModel) -> Callable[[Key], Params]
 
 
 def _responses(env: Env, model: LanguageModel) -> Source:
-    num_prompt, num_response, eos = env.task.prompt_length, env.task.response_length, env.task.eos
+    L = env.task.prompt_length
+    # Stepping a task's own step through R columns would compute R rewards, and all but the last one in vain.
+    pay = partial(_paid_by_task, env.task) if env.step == TokenStep(env.task) else partial(_paid_by_steps, env)
 
     def sample(key, params, num_prompts, group_size):
-        k_prompt, k_response = jax.random.split(key)
-        _, obs = jax.vmap(env.reset)(jax.random.split(k_prompt, num_prompts))
-        prompt = obs[:, :num_prompt]
-        token, log_prob = model.generate(k_response, params, prompt, group_size)
-        action = token[..., num_prompt:]
-        mask = action >= 0
-        last = mask & ~jnp.roll(mask, -1, axis=-1).at[..., -1].set(False)
-        score = jax.vmap(lambda row: env.task.reward(row[:num_prompt], row[num_prompt:]))
-        reward = jnp.where(last, jax.vmap(score)(token)[..., None], 0.0)
-        return Groups(token, action, log_prob, reward, last & (action == eos), last & (action != eos), mask)
+        k_prompt, k_response, k_step = jax.random.split(key, 3)
+        env_state, obs = jax.vmap(env.reset)(jax.random.split(k_prompt, num_prompts))
+        token, log_prob = model.generate(k_response, params, obs[:, :L], group_size)
+        reward, terminated, truncated, mask = pay(k_step, env_state, token)
+        action = jnp.where(mask, token[..., L:], -1)
+        token = jnp.concatenate([token[..., :L], action], axis=-1)
+        return Groups(token, action, jnp.where(mask, log_prob, 0.0), reward, terminated, truncated, mask)
 
-    return Source(_init(env, model), sample, model.score, num_response)
+    return Source(_init(env, model), sample, model.score, env.task.response_length)
+
+
+def _paid_by_task(task: Task, key: Key, env_state: Any, token: Array) -> tuple[Array, Array, Array, Array]:
+    """What `_paid_by_steps` gives where the step is the task's own."""
+    del key, env_state
+    action = token[..., task.prompt_length :]
+    mask = action >= 0
+    last = mask & ~jnp.roll(mask, -1, axis=-1).at[..., -1].set(False)
+    score = jax.vmap(jax.vmap(lambda row: task.reward(row[: task.prompt_length], row[task.prompt_length :])))
+    reward = jnp.where(last, score(token)[..., None], 0.0)
+    return reward, last & (action == task.eos), last & (action != task.eos), mask
+
+
+def _paid_by_steps(env: Env, key: Key, env_state: Any, token: Array) -> tuple[Array, Array, Array, Array]:
+    """(reward, terminated, truncated, mask), each `[P, G, R]`, of the tokens `[P, G, L + R]` sent through `env.step`.
+
+    A response that the steps end early ends there, and one that they never end is truncated at its last token.
+
+    Args:
+      env_state: `[P, ...]`, after the reset.
+    """
+
+    def of_response(key, env_state, action):
+        def step(carry, now):
+            env_state, alive = carry
+            key, action, is_last = now
+            env_state, (_, reward, terminated, truncated) = env.step(key, env_state, jnp.maximum(action, 0))
+            alive &= action >= 0
+            truncated |= is_last & ~terminated
+            paid = jnp.where(alive, reward, 0.0), alive & terminated, alive & truncated, alive
+            return (env_state, alive & ~(terminated | truncated)), paid
+
+        is_last = jnp.append(action[1:] < 0, True)
+        keys = jax.random.split(key, action.shape[0])
+        return jax.lax.scan(step, (env_state, jnp.bool_(True)), (keys, action, is_last))[1]
+
+    keys = jax.random.split(key, token.shape[:2])
+    of_group = jax.vmap(of_response, in_axes=(0, None, 0))
+    return jax.vmap(of_group)(keys, env_state, token[..., env.task.prompt_length :])
 
 
 def _episodes(env: Env, network: Network, max_steps: int) -> Source:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from purepg import normalize, replay, rollout
+from purepg.contract import check_environment
 from purepg.distributions import Categorical, Distribution
 from purepg.networks import evaluation_policy, output
 from purepg.normalize import Moments
@@ -116,6 +117,7 @@ def assemble(
     Raises:
       UsageError: categories to be normalised, or a capacity that the environments do not divide or the warm-up exceeds.
     """
+    check_environment(env)
     if c.normalize_obs:
         normalize.check_space(env)
     if c.capacity % c.num_envs or c.capacity < c.warmup_steps:

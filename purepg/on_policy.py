@@ -12,6 +12,7 @@ import optax
 
 from purepg import normalize
 from purepg.advantages import effective_sample_size
+from purepg.contract import check_environment
 from purepg.distributions import Distribution
 from purepg.losses import explained_variance, squared_error
 from purepg.networks import actor, evaluation_policy
@@ -86,6 +87,7 @@ def assemble(
       init_opt_state: the optimiser's first state for the network's parameters.
       kl_coef: whether the learner carries a coefficient, `c.kl_coef` at first.
     """
+    check_environment(env)
     if c.normalize_obs:
         normalize.check_space(env)
 

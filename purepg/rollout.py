@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from purepg.contract import in_units
 from purepg.lanes import any_lane
 from purepg.types import Action, Actor, Array, Env, Key, Mean, Metrics, Obs, Transition
 
@@ -74,7 +75,8 @@ def step(
       here, and their number; added over steps, what `episode_info` takes.
     """
     action, log_prob = act(draws.noise, world.obs)
-    env_state, (next_obs, reward, terminated, truncated) = jax.vmap(env.step)(draws.k_step, world.env_state, action)
+    taken = in_units(env.action_space, action)
+    env_state, (next_obs, reward, terminated, truncated) = jax.vmap(env.step)(draws.k_step, world.env_state, taken)
     transition = Transition(world.obs, action, log_prob, reward, terminated, truncated, next_obs)
 
     ended = terminated | truncated
@@ -159,7 +161,8 @@ def episodes_from(key: Key, env: Env, actor: Actor, world: RolloutState, max_ste
     def act_and_step(t, world):
         k_act, k_step = jax.random.split(jax.random.fold_in(key, t))
         action, log_prob = actor.act(actor.noise(k_act, world.obs), world.obs)
-        env_state, time_step = jax.vmap(env.step)(jax.random.split(k_step, num_episodes), world.env_state, action)
+        taken = in_units(env.action_space, action)
+        env_state, time_step = jax.vmap(env.step)(jax.random.split(k_step, num_episodes), world.env_state, taken)
         truncated = time_step.truncated | ((t == max_steps - 1) & ~time_step.terminated)
         transition = Transition(
             world.obs, action, log_prob, time_step.reward, time_step.terminated, truncated, time_step.obs

@@ -11,7 +11,8 @@ group, `L` columns of a prompt, `R` of a response, `V` vocabulary.
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from purepg.config import Positive
+from purepg.contract import first_difference
 from purepg.distributions import Categorical
 from purepg.envs.tasks import Task
 from purepg.transformer import Cache, Transformer, TransformerConfig, check_transformer, init_cache
@@ -31,9 +33,8 @@ class LanguageModelConfig(TransformerConfig):
 
     Attributes:
       temperature: divides the logits, in sampling and in learning alike.
-      start: where parameters come from (`run.start`): the folder of a run, its best agent (`experiments/clone.py` makes
-        one); or a folder of safetensors in the Llama or Qwen2 layout. The sizes are then those that it has. None: drawn
-        at random.
+      start: where parameters come from: the folder of a run, its best agent (`experiments/clone.py` makes one); or a
+        folder of safetensors in the Llama or Qwen2 layout. The sizes are then those that it has. None: drawn at random.
     """
 
     temperature: Positive = 1.0
@@ -97,15 +98,46 @@ def language_model(env: Env, config: LanguageModelConfig, params: Params | None 
     """The model for a token task's environment.
 
     Args:
-      params: what it starts with, of a model of these sizes; a value head that they lack is drawn. None: all is drawn.
+      params: what it starts with, of a model of these sizes; a value head that they lack is drawn. None: what
+        `config.start` holds, with the sizes that it has; without one, all is drawn.
     Raises:
-      UsageError: the environment is no token task, or sizes do not fit together.
+      UsageError: the environment is no token task, sizes do not fit together, `config.start` holds no model of the
+        task's tokens, or parameters are not those of such a model.
     """
-    config = check_transformer(config)
     if env.task is None:
         raise UsageError(f"{env.name} has no tokens: a language model needs a token task, such as --env addition")
-    transformer = Transformer(config, len(env.task.vocabulary))
+    num_tokens = len(env.task.vocabulary)
+    if config.start is not None:
+        if params is not None:
+            raise UsageError(f"start ({config.start}) and params are two places to start from: give one of them")
+        from purepg.run.start import read_start  # `run` stands on this module
+
+        shape, found, params = read_start(Path(config.start).absolute())
+        if found != num_tokens:
+            raise UsageError(
+                f"start ({config.start}) is a model of {found} tokens; {env.name} needs one of {num_tokens}"
+            )
+        config = with_sizes(config, shape)
+    config = check_transformer(config)
+    transformer = Transformer(config, num_tokens)
+    if params is not None:
+        _check_params(transformer, params)
     return LanguageModel(transformer, env.task, config.temperature, params)
+
+
+def with_sizes(config: LanguageModelConfig, shape: TransformerConfig) -> LanguageModelConfig:
+    """The config with another one's sizes; whether there is a value head stays as it is."""
+    sizes = {field.name: getattr(shape, field.name) for field in fields(TransformerConfig)}
+    return replace(config, **sizes | {"value_head": config.value_head})
+
+
+def _check_params(transformer: Transformer, params: Params) -> None:
+    """Raises UsageError where a name or a shape differs from the model's own; a value head may be missing."""
+    wanted: Any = jax.eval_shape(transformer.init, jax.eval_shape(jax.random.key, 0), jnp.zeros((1, 1), jnp.int32))
+    drawn = {"value_head"} - dict(params.get("params", {})).keys()
+    wanted = {"params": {name: x for name, x in wanted["params"].items() if name not in drawn}}
+    if difference := first_difference(wanted, params, ("shape",)):
+        raise UsageError(f"params{difference}, in a language model of these sizes")
 
 
 def generate(

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from purepg.contract import check_environment, in_units
 from purepg.lanes import any_lane
 from purepg.losses import all_finite
 from purepg.rollout import start
@@ -113,6 +114,7 @@ def evaluate(key: Key, env: Env, act: Act, num_episodes: int, max_steps: int) ->
 
     Every episode counts once, so short episodes are not over-represented as they are in a stream of fixed length.
     """
+    check_environment(env)
     k_start, k_run = jax.random.split(key)
     world = start(k_start, env, num_episodes)
 
@@ -120,9 +122,8 @@ def evaluate(key: Key, env: Env, act: Act, num_episodes: int, max_steps: int) ->
         t, env_state, stats = carry
         k_act, k_step = jax.random.split(jax.random.fold_in(k_run, t))
         alive = ~(stats.terminated | stats.truncated)
-        env_state, time_step = jax.vmap(env.step)(
-            jax.random.split(k_step, num_episodes), env_state, act(k_act, stats.last_obs)
-        )
+        taken = in_units(env.action_space, act(k_act, stats.last_obs))
+        env_state, time_step = jax.vmap(env.step)(jax.random.split(k_step, num_episodes), env_state, taken)
         stats = EpisodeStats(
             stats.episode_return + jnp.where(alive, time_step.reward, 0.0),
             stats.episode_length + alive,

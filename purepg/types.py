@@ -81,8 +81,9 @@ class TimeStep(NamedTuple):
 class Env(NamedTuple):
     """One environment as pure functions, without a batch axis: the caller vmaps.
 
-    `step` never resets; `rollout` does, in one place. An action of a bounded Box lives in canonical [-1, 1] and the
-    adapter scales and clips it; an action of an unbounded Box is taken as it is.
+    `step` never resets; `rollout` does, in one place. It takes an action of `action_space`, in that space's own units:
+    whoever steps an environment puts a policy's action, which is canonical in [-1, 1] where a Box is bounded, through
+    `contract.in_units`. States and observations keep one structure, with one shape and dtype of every leaf.
     """
 
     reset: Callable[[Key], tuple[EnvState, Obs]]

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import purepg.envs
+from purepg.contract import in_units
 from purepg.envs import finite_mdp, lqr, tasks
 from purepg.envs.gymnax import MNIST_FILES, gymnax_env
 from purepg.types import Box, Discrete, Env, TimeStep, UsageError
@@ -87,7 +88,7 @@ def play(name: str) -> Played:
         k_action, k_step = jax.random.split(key)
         action = random_action(k_action, env)
         k_step_env, _ = jax.random.split(k_step)  # as gymnax's step splits it
-        next_state, time_step = env.step(k_step_env, state, action)
+        next_state, time_step = env.step(k_step_env, state, in_units(env.action_space, action))
         _, _, reward, terminated, truncated, info = theirs.step(
             k_step, state, gymnax_action(action, theirs.action_space(params)), params
         )
@@ -162,7 +163,7 @@ def test_what_only_the_clock_ends_never_terminates(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_spaces_are_gymnaxs_with_canonical_actions(name):
+def test_the_spaces_are_gymnaxs(name):
     env, (theirs, params) = make(name), gymnax_make(name)
     observed, acted = theirs.observation_space(params), theirs.action_space(params)
     if isinstance(env.observation_space, Discrete):
@@ -174,8 +175,8 @@ def test_the_spaces_are_gymnaxs_with_canonical_actions(name):
     if isinstance(env.action_space, Discrete):
         assert env.action_space.n == acted.n
     else:
-        np.testing.assert_array_equal(env.action_space.low, -np.ones(acted.shape, np.float32))
-        np.testing.assert_array_equal(env.action_space.high, np.ones(acted.shape, np.float32))
+        np.testing.assert_array_equal(env.action_space.low, np.broadcast_to(acted.low, acted.shape))
+        np.testing.assert_array_equal(env.action_space.high, np.broadcast_to(acted.high, acted.shape))
     assert (env.name, env.max_episode_steps) == (name, params.max_steps_in_episode)
 
 
@@ -222,7 +223,7 @@ def test_a_step_from_anywhere_is_gymnasiums(name):
     def one_step(keys: jax.Array, states: jax.Array, actions: jax.Array) -> TimeStep:
         start, _ = jax.vmap(env.reset)(keys)
         start = start.replace(**dict(zip(CLASSIC[name], states.T, strict=True)))
-        return jax.vmap(env.step)(keys, start, actions)[1]
+        return jax.vmap(env.step)(keys, start, in_units(env.action_space, actions))[1]
 
     obs, reward, terminated, truncated = jax.device_get(one_step(keys, states, actions))
     scale = {"Pendulum-v1": 2.0}.get(name, 1)  # canonical 1 is its full torque, 2
@@ -344,14 +345,14 @@ class EchoParams:
 
 def echo(env: Env, action: Any) -> np.ndarray:
     state, _ = env.reset(jax.random.key(0))
-    return np.asarray(env.step(jax.random.key(0), state, jnp.array(action))[1].obs)
+    return np.asarray(env.step(jax.random.key(0), state, in_units(env.action_space, jnp.array(action)))[1].obs)
 
 
-def test_a_bounded_action_is_clipped_to_canonical_and_scaled_to_its_bounds():
+def test_the_core_clips_a_canonical_action_and_scales_it_to_its_bounds():
     env = gymnax_env(Echo(low=np.array([-1.0, 0.0, -3.0]), high=np.array([1.0, 10.0, 5.0])))
     assert isinstance(env.action_space, Box)
-    np.testing.assert_array_equal(env.action_space.low, [-1, -1, -1])
-    np.testing.assert_array_equal(env.action_space.high, [1, 1, 1])
+    np.testing.assert_array_equal(env.action_space.low, [-1, 0, -3])
+    np.testing.assert_array_equal(env.action_space.high, [1, 10, 5])
     for action, expected in {-7: [-1, 0, -3], -1: [-1, 0, -3], 0: [0, 5, 1], 0.5: [0.5, 7.5, 3], 1: [1, 10, 5]}.items():
         np.testing.assert_allclose(echo(env, [action] * 3), expected)
     np.testing.assert_allclose(echo(env, [9.0, -9.0, 0.25]), [1, 0, 2])
@@ -362,10 +363,11 @@ def test_scalar_bounds_count_for_every_element():
 
 
 @pytest.mark.parametrize("high", [np.inf, np.finfo(np.float32).max, np.array([1.0, 1.0, np.inf])])
-def test_an_action_of_an_unbounded_box_is_taken_as_it_is(high):
-    env = gymnax_env(Echo(low=-1.0, high=high))
+def test_an_action_is_in_its_own_units_where_a_bound_is_missing_and_clipped_to_those_there_are(high):
+    env = gymnax_env(Echo(low=-2.0, high=high))
     assert isinstance(env.action_space, Box) and env.action_space.high[2] == np.inf
-    np.testing.assert_array_equal(echo(env, [-30.0, 0.5, 30.0]), [-30, 0.5, 30])
+    np.testing.assert_array_equal(echo(env, [-30.0, 0.5, 30.0]), [-2, 0.5, 30])
+    np.testing.assert_array_equal(echo(gymnax_env(Echo(-np.inf, high=np.inf)), [-30.0, 0.5, 30.0]), [-30, 0.5, 30])
 
 
 def test_bounds_of_the_largest_float_mean_unbounded():

@@ -38,6 +38,7 @@ from purepg.losses import (
     two_sided_surrogate,
 )
 from purepg.optimize import step_direction
+from purepg.preferences import sample_preferences
 from purepg.tabular import tabular_actor_critic
 from purepg.tokens import LanguageModel, LanguageModelConfig, language_model
 from purepg.train import train
@@ -581,6 +582,66 @@ def test_a_responses_reward_is_at_its_last_token_and_only_eos_terminates():
     np.testing.assert_array_equal(found.terminated, last & (found.action == EOS))
     np.testing.assert_array_equal(found.truncated, last & (found.action != EOS))
     np.testing.assert_array_equal(found.obs[..., :L], np.broadcast_to(PROMPT, (8, 16, L)))
+
+
+def paid(env: Any, index: np.ndarray) -> Groups:
+    """The groups of responses with these numbers, `[P, G]`, as `env` pays them."""
+
+    def run(params):
+        groups = source(env, answering(env, jnp.asarray(index), jnp.zeros((N, R))))
+        return groups.sample(jax.random.key(0), params, *index.shape)
+
+    return jax.tree.map(np.asarray, quick_jit(run)(jax.tree.map(np.float32, parameters(POLICY))))
+
+
+def test_a_reward_given_to_the_environment_is_its_tasks_and_what_every_reader_sees():
+    env = token_env(ENV.task, reward=lambda prompt, response: 7.0 + prompt[1] + jnp.sum(response >= 0))
+    index = np.arange(N)[None]
+    np.testing.assert_array_equal(paid(env, index).reward.sum(-1), 7 + MASK.sum(1)[None])
+    assert env.task.reward(PROMPT, RESPONSES[0]) == 8
+
+
+def test_a_step_around_the_tasks_own_pays_what_the_task_does():
+    """To the bit, for every response: the one pass over a response is what its steps come to."""
+    index = np.array([range(N), range(N)[::-1]])
+    around = ENV._replace(step=lambda key, state, action: ENV.step(key, state, action))
+    jax.tree.map(np.testing.assert_array_equal, paid(ENV, index), paid(around, index))
+
+
+def test_a_replaced_step_pays_every_token_and_ends_a_response_where_it_likes():
+    """It pays 10 times the token beside what the task's step does, ends a response at a `b`, and no other one ever."""
+
+    def step(key, state, action):
+        state, time_step = ENV.step(key, state, action)
+        reward = 10.0 * action + time_step.reward
+        return state, time_step._replace(reward=reward, terminated=action == 1, truncated=jnp.bool_(False))
+
+    found = paid(ENV._replace(step=step), np.arange(N)[None])
+    tokens = np.where((RESPONSES[:, :1] == 1) & [[False, True]], -1, RESPONSES)
+    own = np.array([[0.3, 0], [0, -1.0], [0, 2.0], [0, 0.5], [0, 0], [0, 0], [0, 0]])
+    np.testing.assert_array_equal(found.action[0], tokens)
+    np.testing.assert_array_equal(found.obs[0], np.column_stack([np.tile(PROMPT, (N, 1)), tokens]))
+    np.testing.assert_array_equal(found.mask[0], tokens >= 0)
+    assert not found.log_prob[0][tokens < 0].any() and found.log_prob[0][tokens >= 0].all()
+    np.testing.assert_allclose(found.reward[0], np.where(tokens >= 0, 10 * tokens, 0) + own, rtol=1e-6)
+    np.testing.assert_array_equal(found.terminated[0], tokens == 1)
+    last = (tokens >= 0) & (np.roll(tokens, -1, 1) < 0) | (tokens >= 0) & [[False, True]]
+    np.testing.assert_array_equal(found.truncated[0], last & (tokens != 1))
+
+
+def test_pairs_are_ranked_by_what_the_steps_pay():
+    """Every `a` is paid: `aa` is best, whatever the task says of it."""
+
+    def step(key, state, action):
+        state, time_step = ENV.step(key, state, action)
+        return state, time_step._replace(reward=(action == 0).astype(jnp.float32))
+
+    env = ENV._replace(step=step)
+    model = answering(env, jnp.array([[1, 2, 3], [6, 0, 4]]), jnp.zeros((N, R)))
+    params = jax.tree.map(np.float32, parameters(POLICY))
+    pairs = quick_jit(lambda: sample_preferences(jax.random.key(0), env, model, params, 2, 3))()
+    np.testing.assert_array_equal(pairs.chosen[0, L:], RESPONSES[2])
+    np.testing.assert_array_equal(pairs.weight, [1, 0])
 
 
 def test_a_swept_float_and_seeds_under_vmap_are_a_plain_loop_traced_once():

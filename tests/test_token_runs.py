@@ -23,6 +23,7 @@ from test_load import evaluated
 from test_resume import QUICK, Experiment, assert_same_run, assert_same_states, command, refused, stopped
 from test_wandb_sink import logged_runs
 
+import purepg
 from purepg.algorithms.clone import CloneConfig, clone
 from purepg.algorithms.dpo import DPOConfig, dpo
 from purepg.algorithms.grpo import GRPOConfig, grpo
@@ -35,10 +36,8 @@ from purepg.run.load import load
 from purepg.run.loop import Outcome
 from purepg.run.plan import RunConfig
 from purepg.run.population import Chunk, Group, Population
-from purepg.run.start import language_model
 from purepg.run.summary import Part, add_responses, collapsed, last_episodes_return
-from purepg.tokens import LanguageModelConfig, digest
-from purepg.tokens import language_model as with_params
+from purepg.tokens import LanguageModelConfig, digest, language_model
 from purepg.train import evaluate, train
 from purepg.types import UsageError
 
@@ -177,7 +176,7 @@ def test_a_step_of_cloning_is_the_gradient_of_the_demonstrations_mean_log_likeli
     B = 16
     config = CloneConfig(batch_size=B, optimizer="sgd", learning_rate=1.0, max_grad_norm=None, num_held_out=0)
     env = token_env(task)
-    model = with_params(env, replace(TINY, temperature=0.5))
+    model = language_model(env, replace(TINY, temperature=0.5))
     algorithm = clone(env, model, config)
     state = quick_jit(algorithm.init)(jax.random.key(1))
     after, metrics = quick_jit(algorithm.step)(jax.random.key(2), state, 0)
@@ -223,7 +222,7 @@ def test_a_swept_float_and_seeds_under_vmap_are_a_plain_loop_traced_once(make, c
 
     def block(hyper, temperature, key):
         traces.append(1)
-        model = with_params(EASY_ENV, replace(TINY, temperature=temperature))
+        model = language_model(EASY_ENV, replace(TINY, temperature=temperature))
         algorithm = make(EASY_ENV, model, replace(config, **hyper))
         k_init, k_train = jax.random.split(key)
         state, metrics = train(k_train, algorithm, algorithm.init(k_init), 0, 3)
@@ -253,7 +252,7 @@ def test_a_swept_float_and_seeds_under_vmap_are_a_plain_loop_traced_once(make, c
 
 @quick_jit
 def dpo_state(key, learning_rate, beta):
-    algorithm = dpo(EASY_ENV, with_params(EASY_ENV, TINY), replace(DPO, learning_rate=learning_rate, beta=beta))
+    algorithm = dpo(EASY_ENV, language_model(EASY_ENV, TINY), replace(DPO, learning_rate=learning_rate, beta=beta))
     return algorithm.init(key)
 
 
@@ -273,9 +272,9 @@ def test_pairs_are_what_a_key_draws_whatever_is_learned_from_them():
 def test_pairs_are_answers_of_the_starts_policy():
     """So sharp that it has one answer."""
     obs, rng = jnp.zeros(L + R, jnp.int32), np.random.default_rng(0)
-    shapes = jax.eval_shape(with_params(ENV, TINY).init, jax.random.key(0), obs)
+    shapes = jax.eval_shape(language_model(ENV, TINY).init, jax.random.key(0), obs)
     own = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), shapes)
-    model = with_params(ENV, replace(TINY, temperature=1e-4), own)
+    model = language_model(ENV, replace(TINY, temperature=1e-4), own)
     state = quick_jit(dpo(ENV, model, DPO).init)(jax.random.key(0))
     pairs = jax.tree.map(np.asarray, state.world)
     expected = greedy(model, own, pairs.chosen[:, :L])
@@ -288,7 +287,7 @@ def test_pairs_are_answers_of_the_starts_policy():
 
 def test_nothing_is_ever_sampled_from_what_learns():
     """A step draws of the pairs that there are, and has no loop over columns to write others."""
-    algorithm = dpo(EASY_ENV, with_params(EASY_ENV, TINY), replace(DPO, num_held_out=0))
+    algorithm = dpo(EASY_ENV, language_model(EASY_ENV, TINY), replace(DPO, num_held_out=0))
     state, step = dpo_state(jax.random.key(0), 1e-2, 0.1), quick_jit(algorithm.step)
     other = state._replace(learner=state.learner._replace(params=jax.tree.map(lambda x: 3 * x, state.learner.params)))
     (after, metrics), (after_other, metrics_other) = (step(jax.random.key(1), x, 0) for x in (state, other))
@@ -298,7 +297,7 @@ def test_nothing_is_ever_sampled_from_what_learns():
     assert metrics["policy_loss"] != metrics_other["policy_loss"]
     loops = {"scan", "while"}
     assert not loops & {x.primitive.name for x in equations(algorithm.step, jax.random.key(1), state, 0)}
-    sampling = dpo(EASY_ENV, with_params(EASY_ENV, TINY), DPO)  # with held-out prompts it has, to be watched
+    sampling = dpo(EASY_ENV, language_model(EASY_ENV, TINY), DPO)  # with held-out prompts it has, to be watched
     assert loops & {x.primitive.name for x in equations(sampling.step, jax.random.key(1), state, 0)}
 
 
@@ -339,7 +338,10 @@ def test_what_stands_after_the_end_is_no_answer_and_each_seed_has_its_own():
             [[4, 5, 10, EOS, 4, EOS], [4, 5, 10, 5, 4, 4]],
         ]
     )
-    of_first, of_second = (Outcome({}, np.zeros(1), np.zeros(1), 0.0, 0.0, rows[None, [s]]) for s in range(2))
+    earned = np.array([[1.0, 0.0], [0.0, 0.25]])
+    of_first, of_second = (
+        Outcome({}, np.zeros(1), np.zeros(1), 0.0, 0.0, rows[None, [s]], earned[None, [s]]) for s in range(2)
+    )
     group = Group((1,), {}, {}, 1, True)
     parts = [Part(group, Chunk(slice(0, 1), slice(s, s + 1)), x) for s, x in ((1, of_second), (0, of_first))]
     summary: dict[str, Any] = {
@@ -349,7 +351,7 @@ def test_what_stands_after_the_end_is_no_answer_and_each_seed_has_its_own():
     assert "responses" not in summary["settings"][0]
     assert summary["settings"][1]["responses"] == [
         [{"prompt": "37<", "response": "73.", "reward": 1.0}, {"prompt": "37<", "response": "7.", "reward": 0.0}],
-        [{"prompt": "45<", "response": ".", "reward": 0.0}, {"prompt": "45<", "response": "544", "reward": 0.0}],
+        [{"prompt": "45<", "response": ".", "reward": 0.0}, {"prompt": "45<", "response": "544", "reward": 0.25}],
     ]
 
 
@@ -411,6 +413,24 @@ def test_a_start_is_the_parameters_and_the_sizes_of_the_runs_best_agent(name, re
     assert len({digest(jax.tree.map(lambda x, s=s: x[0, s], everyone)) for s in range(2)}) == 2
 
 
+def test_the_package_reads_a_start_as_a_run_does_inside_of_a_program_too(cloned):
+    config = LanguageModelConfig(start=str(cloned.out))
+    start.read_start.cache_clear()
+    drawn = quick_jit(lambda key: purepg.language_model(ENV, config).init(key, jnp.zeros(L + R, jnp.int32)))
+    assert_same_states(jax.device_get(drawn(jax.random.key(0))), cloned.params)
+
+
+def test_config_json_has_the_sizes_in_use_and_a_flag_that_a_start_overrules_is_named_once(tuned, tmp_path, capsys):
+    assert tuned.start
+    sizes = {name: getattr(TINY, name) for name in ("hidden_size", "mlp_size", "num_layers", "num_heads")}
+    assert json.loads((tuned.out / "config.json").read_text())["network"].items() >= sizes.items()
+    assert command(tuning(tuned.start), tuned.out, "--resume", "--network.num-layers", "7") == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "sizes" in line]
+    assert lines == [f"sizes are those of start ({tuned.start}): num_layers (7) is 1"]
+    assert command(tuning(tuned.start), tmp_path / "out", "--sweep", "hidden_size=16,32") == 2
+    assert f"cannot sweep hidden_size: start ({tuned.start}) has its own, 16" in capsys.readouterr().err
+
+
 def test_a_fine_tuning_run_begins_there_and_says_so(cloned, tuned):
     config = json.loads((tuned.out / "config.json").read_text())
     assert config["start_digest"] == digest(cloned.params)
@@ -441,14 +461,14 @@ def test_a_resume_from_another_start_is_refused(tuned, capsys):
     summary = json.loads(before)
     summary["settings"][0]["finals"].reverse()
     path.write_text(json.dumps(summary))
-    start._read.cache_clear()
+    start.read_start.cache_clear()
     try:
         line = refused(tuning(tuned.start), tuned.out, capsys)
         was = json.loads((tuned.out / "config.json").read_text())["start_digest"]
         assert f"with another configuration: start_digest (was {was}, is " in line
     finally:
         path.write_text(before)
-        start._read.cache_clear()
+        start.read_start.cache_clear()
     assert command(tuning(tuned.start), tuned.out, "--resume") == 0
 
 

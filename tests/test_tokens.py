@@ -287,6 +287,38 @@ def test_a_model_starts_with_what_it_is_given_and_draws_the_value_head_alone():
     np.testing.assert_array_equal(value, [0.0])
 
 
+def test_parameters_of_another_model_are_refused_by_the_first_name_that_differs():
+    """They would be run all the same, to other logits: extra biases and heads that nobody reads, missing ones."""
+    env = token_env(MODEL.task)
+    start: Any = jax.tree.map(np.asarray, parameters(MODEL, 9))
+
+    def said(**changes: Any) -> str:
+        with pytest.raises(UsageError) as error:
+            language_model(env, SMALL, {"params": start["params"] | changes})
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    attention = start["params"]["attention_0"]
+    biased = attention | {"output": attention["output"] | {"bias": np.ones(SMALL.hidden_size)}}
+    assert said(attention_0=biased).startswith(
+        "params['params']['attention_0']['output']['bias'] must not be there, and"
+    )
+    embedding = start["params"]["embedding"]
+    shape, other = embedding.shape, embedding[:-1].shape
+    assert said(embedding=embedding[:-1]).startswith(
+        f"params['params']['embedding'] must have shape {shape}, and has {other}"
+    )
+    assert "params['params']['final_norm']['scale'] must be there, and is not" in said(final_norm={})
+    has_head = "head" in start["params"]
+    wrong = dataclasses.replace(SMALL, tied_head=has_head)
+    with pytest.raises(UsageError, match=r"\['head'\]\['kernel'\] must (not )?be there"):
+        language_model(env, wrong, start)
+    with pytest.raises(UsageError, match=r"\['value_head'\]\['bias'\] must not be there"):
+        language_model(env, dataclasses.replace(SMALL, value_head=False), start)
+    with pytest.raises(UsageError, match=r"start \(here\) and params are two places"):
+        language_model(env, dataclasses.replace(SMALL, start="here"), start)
+
+
 def test_a_language_model_needs_an_environment_of_tokens_and_widths_that_fit():
     with pytest.raises(UsageError, match="no tokens"):
         language_model(mdp_env(bandit()), SMALL)

@@ -23,6 +23,7 @@ from purepg.advantages import (
     total_return,
 )
 from purepg.config import Count, NonNegative, Positive, UnitInterval, check
+from purepg.contract import check_environment
 from purepg.losses import explained_variance, policy_gradient, squared_error
 from purepg.networks import actor, evaluation_policy, require_policy_gradient
 from purepg.on_policy import SPARSE, policy_change
@@ -96,6 +97,7 @@ def reinforce(env: Env, network: Network, config: REINFORCEConfig) -> Algorithm:
         episode, or a network whose policy has no log-probabilities.
     """
     c = check(config)
+    check_environment(env)
     max_steps = c.max_steps or env.max_episode_steps
     if max_steps is None:
         raise UsageError(f"{env.name} has no time limit: max_steps (None) must be set, so that an episode ends")

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from purepg.contract import check_environment
 from purepg.envs import finite_mdp, lqr, tasks
 from purepg.types import Action, Box, Discrete, Env, EnvState, Key, Obs, Space, TimeStep, UsageError
 
@@ -47,8 +48,7 @@ def gymnax_env(
 
     Observations have the dtype that the environment declares, which gymnax does not always emit (Catch declares int32
     and emits float32, FourRooms emits int32 and declares float32); MinAtar's are bool. Rewards are float32. Where
-    gymnax writes a bound as the largest float32, the spaces here say infinity. The action space is the one that
-    `step` takes: canonical [-1, 1] for a bounded Box.
+    gymnax writes a bound as the largest float32, the spaces here say infinity.
 
     Args:
       env: a registered name (`gymnax.registered_envs`), or an environment of the caller's own.
@@ -67,23 +67,22 @@ def gymnax_env(
         name = env.name
     params = _params(name, env.default_params, params)
     observation_space, obs_dtype = _observation_space(env.name, env.observation_space(params))
-    action_space, to_gymnax = _action_space(env.name, env.action_space(params))
+    action_space, action_dtype = _action_space(env.name, env.action_space(params))
 
     def gymnax_reset(key: Key) -> tuple[EnvState, Obs]:
         obs, state = env.reset_env(key, params)
         return state, obs
 
     def gymnax_step(key: Key, state: EnvState, action: Action) -> tuple[EnvState, TimeStep]:
-        obs, state, reward, terminated, _ = env.step_env(key, state, to_gymnax(action), params)
+        obs, state, reward, terminated, _ = env.step_env(key, state, jnp.asarray(action, action_dtype), params)
         return state, TimeStep(obs, reward, terminated, env.is_truncated(state, params))
 
     # `reset_env` fills its state with Python numbers (time=0), whose weak types `step_env` does not give back. A scan
     # carries one type, so both are cast to the type that a step gives; on the device that is no operation.
     key = jax.eval_shape(jax.random.key, 0)
-    action = jax.ShapeDtypeStruct(_shape(action_space), jnp.float32)
-    reset_state, reset_obs = jax.eval_shape(gymnax_reset, key)
-    step_state, time_step = jax.eval_shape(gymnax_step, key, reset_state, action)
-    _check_shapes(name, observation_space, reset_obs, time_step)
+    shape = () if isinstance(action_space, Discrete) else action_space.shape
+    reset_state, _ = jax.eval_shape(gymnax_reset, key)
+    step_state, _ = jax.eval_shape(gymnax_step, key, reset_state, jax.ShapeDtypeStruct(shape, action_dtype))
 
     def cast_state(state: EnvState) -> EnvState:
         return jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), state, step_state)
@@ -102,7 +101,9 @@ def gymnax_env(
         )
 
     limit = getattr(params, "max_steps_in_episode", None)
-    return Env(reset, step, observation_space, action_space, None if limit is None else int(limit), name)
+    made = Env(reset, step, observation_space, action_space, None if limit is None else int(limit), name)
+    check_environment(made)
+    return made
 
 
 def _construct(name: str, constructor_kwargs: Mapping[str, Any]) -> Environment:
@@ -172,20 +173,15 @@ def _observation_space(name: str, space: Any) -> tuple[Space, Any]:
     return box, box.dtype
 
 
-def _action_space(name: str, space: Any) -> tuple[Space, Callable[[Action], Action]]:
-    """Our space, and the map from its actions to gymnax's."""
+def _action_space(name: str, space: Any) -> tuple[Space, Any]:
+    """Our space, and the dtype of gymnax's actions."""
     from gymnax.environments import spaces
 
     if isinstance(space, spaces.Discrete):
-        return Discrete(space.n), lambda action: jnp.asarray(action, space.dtype)
+        return Discrete(space.n), space.dtype
     if not isinstance(space, spaces.Box) or not jnp.issubdtype(space.dtype, jnp.floating):
         raise UsageError(f"{name}: its action space must be Discrete or a Box of floats, and is {space}")
-    box = _box(space, space.dtype)
-    if not box.bounded:
-        return box, lambda action: jnp.asarray(action, box.dtype)
-    centre, half_width = (box.high + box.low) / 2, (box.high - box.low) / 2
-    canonical = Box(-np.ones_like(box.low), np.ones_like(box.high), box.dtype)
-    return canonical, lambda action: jnp.clip(jnp.asarray(action, box.dtype), -1, 1) * half_width + centre
+    return _box(space, space.dtype), space.dtype
 
 
 def _box(space: Any, dtype: Any) -> Box:
@@ -196,15 +192,3 @@ def _box(space: Any, dtype: Any) -> Box:
         return np.where(np.abs(array) < largest, array, np.copysign(np.inf, array)).astype(dtype)
 
     return Box(bound(space.low), bound(space.high), dtype)
-
-
-def _shape(space: Space) -> tuple[int, ...]:
-    return () if isinstance(space, Discrete) else space.shape
-
-
-def _check_shapes(name: str, observation_space: Space, reset_obs: Any, time_step: TimeStep) -> None:
-    found = {"reset's obs": reset_obs, **{f"step's {field}": leaf for field, leaf in time_step._asdict().items()}}
-    for what, leaf in found.items():
-        shape = _shape(observation_space) if what.endswith("obs") else ()
-        if leaf.shape != shape:
-            raise UsageError(f"{name}: its {what} must have shape {shape}, and has {leaf.shape}")

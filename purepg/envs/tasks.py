@@ -10,6 +10,7 @@ is held out.
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import chex
@@ -292,6 +293,22 @@ class TokenState(NamedTuple):
     t: Array  # int32, tokens of the response so far
 
 
+@dataclass(frozen=True)
+class TokenStep:
+    """A task's `step`; of one task all are equal."""
+
+    task: Task
+
+    def __call__(self, key: Key, state: EnvState, action: Action) -> tuple[EnvState, TimeStep]:
+        del key
+        P, R = self.task.prompt_length, self.task.response_length
+        obs = jnp.where(jnp.arange(P + R) == P + state.t, action, state.obs).astype(jnp.int32)
+        terminated = action == self.task.eos
+        truncated = ~terminated & (state.t + 1 >= R)
+        reward = jnp.where(terminated | truncated, self.task.reward(obs[:P], obs[P:]), 0.0).astype(jnp.float32)
+        return TokenState(obs, state.t + 1), TimeStep(obs, reward, terminated, truncated)
+
+
 def token_env(task: Task, held_out: bool = False, reward: Callable[[Array, Array], Array] | None = None) -> Env:
     """The task as an environment: an action is the response's next token, and the episode's last step earns the reward.
 
@@ -300,22 +317,14 @@ def token_env(task: Task, held_out: bool = False, reward: Callable[[Array, Array
 
     Args:
       held_out: whether prompts are the held-out ones.
-      reward: in place of the task's own.
+      reward: in place of the task's own, in the environment's `task` too.
     """
+    task = task if reward is None else task._replace(reward=reward)
     P, R, V = task.prompt_length, task.response_length, len(task.vocabulary)
-    reward_of = task.reward if reward is None else reward
 
     def reset(key: Key) -> tuple[EnvState, Array]:
         obs = jnp.concatenate([task.prompt(key, held_out), jnp.full(R, -1, jnp.int32)])
         return TokenState(obs, jnp.int32(0)), obs
 
-    def step(key: Key, state: EnvState, action: Action) -> tuple[EnvState, TimeStep]:
-        del key
-        obs = jnp.where(jnp.arange(P + R) == P + state.t, action, state.obs).astype(jnp.int32)
-        terminated = action == task.eos
-        truncated = ~terminated & (state.t + 1 >= R)
-        earned = jnp.where(terminated | truncated, reward_of(obs[:P], obs[P:]), 0.0).astype(jnp.float32)
-        return TokenState(obs, state.t + 1), TimeStep(obs, earned, terminated, truncated)
-
     space = Box(np.full(P + R, -1, np.int32), np.full(P + R, V - 1, np.int32), np.int32)
-    return Env(reset, step, space, Discrete(V), R, task.name, task=task)
+    return Env(reset, TokenStep(task), space, Discrete(V), R, task.name, task=task)

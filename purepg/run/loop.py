@@ -84,6 +84,7 @@ class Outcome(NamedTuple):
     compile_seconds: float
     run_seconds: float  # training alone
     rows: np.ndarray | None = None  # [H, S, n, L + R] of a token task: prompts with responses
+    earned: np.ndarray | None = None  # [H, S, n]: the return of each
 
 
 class Saved(NamedTuple):
@@ -192,4 +193,6 @@ def run_chunk(
             saving.failed(error)
     metrics = {name: np.concatenate([b[name] for b in blocks], axis=-1) for name in blocks[0]}
     compile_seconds = population.new_compile_seconds()
-    return Outcome(metrics, evaluation.sampled, evaluation.mode, compile_seconds, seconds, evaluation.rows)
+    return Outcome(
+        metrics, evaluation.sampled, evaluation.mode, compile_seconds, seconds, evaluation.rows, evaluation.earned
+    )

@@ -5,7 +5,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,12 +22,16 @@ from purepg.run.population import (
     Population,
     Setting,
     chunks,
+    find_field,
     grid,
     group_by_program,
     most_devices,
 )
+from purepg.run.record import say
 from purepg.run.resume import keep_schedules, read_config
+from purepg.run.start import read_start
 from purepg.runtime import backend_is_running, split_cpu
+from purepg.tokens import LanguageModelConfig, with_sizes
 from purepg.types import Algorithm, Env, UsageError
 
 
@@ -148,6 +152,7 @@ def prepare(
     num_devices = prepare_devices(run.devices, run.num_seeds, len(settings))
     if run.compile_cache:
         use_compile_cache()
+    settings = _with_sizes_of_starts(settings)
     env = envs.make(run.env)
     eval_max_steps = run.eval_max_steps or env.max_episode_steps
     if eval_max_steps is None:
@@ -174,6 +179,38 @@ def _with_absolute_start(config: Any) -> Any:
     """A config whose `start` is found again from any folder."""
     start = getattr(config, "start", None)
     return config if start is None else replace(config, start=str(Path(start).absolute()))
+
+
+def _with_sizes_of_starts(settings: Sequence[Setting]) -> list[Setting]:
+    """The settings with the sizes that a language model has from its `start`, so that config.json holds those in use;
+    says where others were asked for.
+
+    Raises:
+      UsageError: a start cannot be read, or sizes are swept that it does not have.
+    """
+    resolved, lines = [], []
+    for setting in settings:
+        config = setting.configs["network"]
+        if isinstance(config, LanguageModelConfig) and config.start is not None:
+            found = with_sizes(config, read_start(Path(config.start).absolute())[0])
+            overruled = {
+                field.name: f"{field.name} ({getattr(config, field.name)}) is {getattr(found, field.name)}"
+                for field in fields(config)
+                if getattr(config, field.name) not in (field.default, getattr(found, field.name))
+            }
+            for name in setting.hyperparameters:
+                where, field = find_field(setting.configs, name)
+                if where == "network" and getattr(config, field) != getattr(found, field):
+                    raise UsageError(
+                        f"cannot sweep {name}: start ({config.start}) has its own, {getattr(found, field)}"
+                    )
+            if overruled:
+                lines.append(f"sizes are those of start ({config.start}): {', '.join(overruled.values())}")
+            setting = setting._replace(configs=setting.configs | {"network": found})
+        resolved.append(setting)
+    for line in dict.fromkeys(lines):
+        say(line)
+    return resolved
 
 
 def prepare_devices(devices: int | None, num_seeds: int, num_settings: int) -> int:

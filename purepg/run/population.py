@@ -159,6 +159,7 @@ class Evaluation(NamedTuple):
     sampled: Array  # the policy's actions are sampled
     mode: Array  # its distribution's mode is taken
     rows: Array | None  # [H, S, SHOWN, L + R] of a token task: prompts with sampled responses
+    earned: Array | None  # [H, S, SHOWN]: the return of each
 
 
 class Memory(NamedTuple):
@@ -225,8 +226,8 @@ class Population:
                 evaluate(key, where, algorithm(hyper).policy(state, deterministic), eval_episodes, eval_max_steps)
                 for deterministic in (False, True)
             )
-            rows = sampled.last_obs[:SHOWN] if env.task else None
-            return Evaluation(sampled.episode_return.mean(), mode.episode_return.mean(), rows)
+            shown = (sampled.last_obs[:SHOWN], sampled.episode_return[:SHOWN]) if env.task else (None, None)
+            return Evaluation(sampled.episode_return.mean(), mode.episode_return.mean(), *shown)
 
         self._over = over = _Spread(*shape, num_devices)
         self._init = jax.jit(over(init))

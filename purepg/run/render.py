@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from purepg.config import Count, check
+from purepg.contract import in_units
 from purepg.rollout import start
 from purepg.run.cli import leave, parse_flags
 from purepg.run.drawing import Disc, Drawing, Line, Point, Scene, drawing_of
@@ -66,7 +67,8 @@ def record(key: Key, env: Env, act: Act, num_episodes: int, max_steps: int) -> R
     def body(carry, t):
         env_state, obs = carry
         k_act, k_step = jax.random.split(jax.random.fold_in(k_run, t))
-        env_state, time_step = jax.vmap(env.step)(jax.random.split(k_step, num_episodes), env_state, act(k_act, obs))
+        taken = in_units(env.action_space, act(k_act, obs))
+        env_state, time_step = jax.vmap(env.step)(jax.random.split(k_step, num_episodes), env_state, taken)
         return (env_state, time_step.obs), (env_state, time_step)
 
     first = world.env_state, world.obs

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from purepg.envs.tasks import Task, decode
@@ -157,20 +156,20 @@ def collapsed(metrics: HostMetrics) -> list[str]:
 def add_responses(summary: dict[str, Any], task: Task, parts: Sequence[Part]) -> None:
     """Gives every setting of the summary `responses`: for each seed some prompts, what was answered and its reward."""
     for part in parts:
-        rows = np.asarray(part.outcome.rows)
+        rows, earned = np.asarray(part.outcome.rows), np.asarray(part.outcome.earned)
         for row, h in enumerate(part.group.settings[part.chunk.settings]):
             of_setting = summary["settings"][h].setdefault("responses", [None] * len(summary["settings"][h]["finals"]))
             for column, seed in enumerate(range(part.chunk.seeds.start, part.chunk.seeds.stop)):
-                of_setting[seed] = [_response(task, tokens) for tokens in rows[row, column]]
+                shown = zip(rows[row, column], earned[row, column], strict=True)
+                of_setting[seed] = [_response(task, tokens, float(reward)) for tokens, reward in shown]
 
 
-def _response(task: Task, tokens: np.ndarray) -> dict[str, Any]:
+def _response(task: Task, tokens: np.ndarray, reward: float) -> dict[str, Any]:
     """A row of tokens as text; what stands after the end of its response is no part of it."""
     prompt, response = tokens[: task.prompt_length], tokens[task.prompt_length :].copy()
     ends = np.flatnonzero(response == task.eos)
     if len(ends):
         response[ends[0] + 1 :] = -1
-    reward = float(task.reward(jnp.asarray(prompt), jnp.asarray(response)))
     return {"prompt": decode(task, prompt), "response": decode(task, response), "reward": reward}
 
 
