@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, NamedTuple, NoReturn, TypeVar, Union
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from purepg.types import UsageError
 
@@ -148,7 +149,7 @@ def float_fields(config: Any) -> tuple[str, ...]:
 
 def is_known(x: object) -> bool:
     """Whether a number has a value now: a tracer's comes when the program runs."""
-    return not isinstance(x, jax.core.Tracer)
+    return not isinstance(x, Tracer)
 
 
 def _hold(name: str, value: Any, hint: Any) -> Any:

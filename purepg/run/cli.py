@@ -227,7 +227,7 @@ def _flags(commands: type, prefix: str) -> Iterator[tuple[str, Any]]:
     """Every flag of a dataclass, and of those in it, with its field's type."""
     for name, hint in hints(commands).items():
         kind, *notes = get_args(hint) if get_origin(hint) is Annotated else (hint,)
-        if is_dataclass(kind):
+        if isinstance(kind, type) and is_dataclass(kind):
             bare = any(getattr(note, "name", None) == "" for note in notes)
             yield from _flags(kind, prefix if bare else f"{prefix}{name}.")
         else:
