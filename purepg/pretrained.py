@@ -1,23 +1,20 @@
 """Llama and Qwen2 checkpoints in Hugging Face's layout, from a local folder: `config.json` and `*.safetensors`.
 
-A safetensors file is the length of its header (8 bytes, little-endian), the header (JSON: every tensor's dtype, shape
-and bytes, counted from the header's end) and the tensors' bytes, row by row. It is mapped into memory and read tensor
-by tensor. Nothing is ever downloaded.
+Files are mapped into memory and read tensor by tensor. Nothing is ever downloaded.
 """
 
 import json
-import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from purepg.transformer import Transformer, TransformerConfig, check_transformer
 from purepg.types import Array, Params, UsageError
 
-DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": jnp.bfloat16}
+DTYPES = ("F64", "F32", "F16", "BF16")
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 NAMES = {  # of our modules, and of theirs
     "attention_norm": "input_layernorm",
@@ -38,9 +35,7 @@ class Tensor(NamedTuple):
     """Where a tensor lies."""
 
     file: Path
-    bytes: np.ndarray  # [end - begin] uint8, mapped
-    dtype: str
-    shape: tuple[int, ...]
+    opened: safe_open
 
 
 def load_pretrained(folder: str | Path, dtype: Any = jnp.float32) -> tuple[TransformerConfig, int, Params]:
@@ -83,13 +78,14 @@ def read_config(file: Path) -> tuple[TransformerConfig, int]:
     kind = found.get("model_type")
     if kind not in ("llama", "qwen2"):
         raise UsageError(f"{file}: model_type ({kind}) must be llama or qwen2")
+    layers = found.get("layer_types") or []
     unsupported = {
         "hidden_act": found.get("hidden_act", "silu") != "silu",
         "attention_bias": kind == "llama" and found.get("attention_bias", False),  # it puts one on o_proj too
         "mlp_bias": found.get("mlp_bias", False),
         "sliding_window": kind == "llama" and found.get("sliding_window") is not None,
         "use_sliding_window": found.get("use_sliding_window", False),  # without it Qwen2's sliding_window is not used
-        "layer_types": set(found.get("layer_types") or ()) - {"full_attention"},
+        "layer_types": not isinstance(layers, list) or any(layer != "full_attention" for layer in layers),
         "quantization_config": found.get("quantization_config") is not None,
     }
     for name, is_used in unsupported.items():
@@ -112,7 +108,10 @@ def read_config(file: Path) -> tuple[TransformerConfig, int]:
         check_transformer(config)
     except UsageError as error:
         raise UsageError(f"{file}: {error}") from None
-    return config, _number(file, found, "vocab_size")
+    num_tokens = _number(file, found, "vocab_size")
+    if num_tokens < 1:
+        raise UsageError(f"{file}: vocab_size ({num_tokens}) must be at least 1")
+    return config, num_tokens
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -122,53 +121,37 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
       UsageError: a file is missing or damaged.
     """
     if (folder / SINGLE).exists():
-        return _read_safetensors(folder / SINGLE)
+        return _open(folder / SINGLE)
     if not (folder / INDEX).exists():
         raise UsageError(f"{folder} holds neither {SINGLE} nor {INDEX}")
     shard_of = _read_json(folder / INDEX).get("weight_map")
     if not isinstance(shard_of, dict) or not all(isinstance(x, str) for x in shard_of.values()):
         raise UsageError(f"{folder / INDEX}: weight_map must give the file of every tensor")
-    shards = [_read_safetensors(folder / shard) for shard in sorted(set(shard_of.values()))]
+    shards = [_open(folder / shard) for shard in sorted(set(shard_of.values()))]
     return {name: tensor for shard in shards for name, tensor in shard.items()}
 
 
-def _read_safetensors(file: Path) -> dict[str, Tensor]:
+def _open(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise UsageError(f"{file} is missing")
-    size = file.stat().st_size
-    data = np.memmap(file, np.uint8, "r") if size else np.zeros(0, np.uint8)  # nothing cannot be mapped
-    begin = 8 + int.from_bytes(data[:8].tobytes(), "little")
-    if size < 8 or size < begin:
-        raise UsageError(f"{file} is truncated, or no safetensors file: {size} bytes, of {begin} before its tensors")
     try:
-        header = json.loads(data[8:begin].tobytes())
-        header.pop("__metadata__", None)
-        entries = {name: (x["dtype"], tuple(x["shape"]), *x["data_offsets"]) for name, x in header.items()}
-        ends = {name: begin + int(end) for name, (_, _, _, end) in entries.items()}
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise UsageError(f"{file} has no safetensors header") from None
-    for name, end in ends.items():
-        if end > size:
-            raise UsageError(f"{file} is truncated: {size} bytes, and {name} ends at {end}")
-    return {
-        name: Tensor(file, data[begin + first : begin + end], dtype, shape)
-        for name, (dtype, shape, first, end) in entries.items()
-    }
+        opened = safe_open(file, framework="numpy")
+    except (SafetensorError, OSError) as error:
+        raise UsageError(f"{file} is truncated, damaged or no safetensors file ({error})") from None
+    return {name: Tensor(file, opened) for name in opened.keys()}  # noqa: SIM118 it is no dict
 
 
 def _parameter(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: Any) -> Array:
     """The tensor as our parameter of shape `shape`: torch's matrices are [out, in], kernels [in, out]."""
     is_kernel = len(shape) == 2 and name != "model.embed_tokens.weight"
-    stored = shape[::-1] if is_kernel else shape
-    if tensor.dtype not in DTYPES:
-        raise UsageError(f"{tensor.file}: {name} is of dtype {tensor.dtype}; known are {', '.join(DTYPES)}")
-    if tensor.shape != stored:
-        raise UsageError(f"{tensor.file}: {name} has shape {list(tensor.shape)}, and config.json asks {list(stored)}")
-    kind = np.dtype(DTYPES[tensor.dtype])
-    if len(tensor.bytes) != kind.itemsize * math.prod(stored):
-        raise UsageError(f"{tensor.file}: {name} has {len(tensor.bytes)} bytes, not {list(stored)} of {tensor.dtype}")
-    x = np.frombuffer(tensor.bytes, kind).reshape(stored)
-    return jnp.array((x.T if is_kernel else x).astype(dtype))  # a copy: JAX may not live on in a mapped file
+    stored = list(shape[::-1] if is_kernel else shape)
+    found = tensor.opened.get_slice(name)
+    if found.get_dtype() not in DTYPES:
+        raise UsageError(f"{tensor.file}: {name} is of dtype {found.get_dtype()}; known are {', '.join(DTYPES)}")
+    if found.get_shape() != stored:
+        raise UsageError(f"{tensor.file}: {name} has shape {found.get_shape()}, and config.json asks {stored}")
+    x = tensor.opened.get_tensor(name)  # a copy of what is mapped
+    return jnp.array(x.T if is_kernel else x, dtype)
 
 
 def _name(path: list[str]) -> str:
