@@ -4,7 +4,6 @@ For every algorithm of the package: one kill at a moment drawn uniformly over th
 checkpoint is being written. Each run is its script's, made short, with a checkpoint after every block.
 """
 
-import pkgutil
 import random
 import shutil
 import subprocess
@@ -24,7 +23,7 @@ from purepg.run.study import Study, main, table
 from purepg.runtime import users_environment
 
 HERE = Path(__file__).parent
-ALGORITHMS = tuple(module.name for module in pkgutil.iter_modules(purepg.algorithms.__path__))
+ALGORITHMS = purepg.algorithms.names()
 LANGUAGE = ("clone", "dpo")
 REPLAY = ("ddpg", "td3", "sac", "sac_discrete")
 TIMEOUT = 300

@@ -6,13 +6,14 @@ its loss and its step. Axes: `P` starts, `G` group, `T` steps.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from purepg.advantages import gae, group_advantage, has_signal
+from purepg.algorithms.configs import GroupConfig
 from purepg.config import check_choice, is_known
 from purepg.contract import check_environment
 from purepg.distributions import Distribution
@@ -176,29 +177,6 @@ def mean_return(key: Key, groups: Source, params: Params, num_episodes: int) -> 
 
 
 # --- an algorithm on groups ---
-
-
-class GroupConfig(Protocol):
-    """The part of an algorithm's config that is read here."""
-
-    @property
-    def num_prompts(self) -> int: ...
-    @property
-    def group_size(self) -> int: ...
-    @property
-    def num_minibatches(self) -> int: ...
-    @property
-    def baseline(self) -> Literal["none", "batch_mean", "group_mean", "leave_one_out", "value"]: ...
-    @property
-    def divide_by_std(self) -> bool: ...
-    @property
-    def gae_lambda(self) -> float: ...
-    @property
-    def skip_groups_without_signal(self) -> bool: ...
-    @property
-    def kl_coef(self) -> float: ...
-    @property
-    def kl_target(self) -> float | None: ...
 
 
 class Learner(NamedTuple):

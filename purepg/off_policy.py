@@ -5,13 +5,14 @@ An algorithm's own file has its exploration and `learn`, its gradient steps on a
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from purepg import normalize, replay, rollout
+from purepg.algorithms.configs import ReplayConfig
 from purepg.contract import check_environment
 from purepg.distributions import Categorical, Distribution
 from purepg.networks import evaluation_policy, output
@@ -34,27 +35,6 @@ from purepg.types import (
     Transition,
     UsageError,
 )
-
-
-class ReplayConfig(Protocol):
-    """The part of an algorithm's config that is read here."""
-
-    @property
-    def num_envs(self) -> int: ...
-    @property
-    def num_steps(self) -> int: ...
-    @property
-    def num_gradient_steps(self) -> int: ...
-    @property
-    def batch_size(self) -> int: ...
-    @property
-    def capacity(self) -> int: ...
-    @property
-    def warmup_steps(self) -> int: ...
-    @property
-    def normalize_obs(self) -> bool: ...
-    @property
-    def bootstrap_at_truncation(self) -> bool: ...
 
 
 class Temperature(NamedTuple):

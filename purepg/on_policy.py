@@ -4,7 +4,7 @@ An algorithm's own file has its weight of grad log pi, its loss and its step.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ import optax
 
 from purepg import normalize
 from purepg.advantages import effective_sample_size
+from purepg.algorithms.configs import RolloutConfig
 from purepg.contract import check_environment
 from purepg.distributions import Distribution
 from purepg.losses import explained_variance, squared_error
@@ -23,23 +24,6 @@ from purepg.types import Action, Actor, Algorithm, Array, Env, Key, Metrics, Net
 
 SPARSE = 4  # `diagnostics` of an algorithm that does not act on them look at every fourth time step
 CLIP_EPS = 0.2  # a ratio further from 1 than this counts in `clip_fraction`, whatever an algorithm clips at
-
-
-class RolloutConfig(Protocol):
-    """The part of an algorithm's config that is read here."""
-
-    @property
-    def num_envs(self) -> int: ...
-    @property
-    def num_steps(self) -> int: ...
-    @property
-    def gamma(self) -> float: ...
-    @property
-    def normalize_obs(self) -> bool: ...
-    @property
-    def scale_reward(self) -> bool: ...
-    @property
-    def bootstrap_at_truncation(self) -> bool: ...
 
 
 class Learner(NamedTuple):

@@ -5,10 +5,10 @@ phi   <- phi   - lr * value_coef * E[ grad (V(s) - target)^2 / 2 ]
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 from purepg.advantages import gae, n_step, standardise
-from purepg.config import Count, NonNegative, Positive, UnitInterval, check, check_schedules, check_standardised
+from purepg.algorithms.configs import ActorCriticConfig
+from purepg.config import Count, check, check_schedules, check_standardised
 from purepg.losses import policy_gradient, squared_error
 from purepg.networks import require_policy_gradient
 from purepg.on_policy import SPARSE, assemble, collect, diagnostics
@@ -16,47 +16,17 @@ from purepg.optimize import anneal, gradient_step, step_direction
 from purepg.types import Algorithm, Env, Network, State
 
 
-@dataclass(frozen=True)
-class A2CConfig:
+@dataclass(frozen=True, kw_only=True)
+class A2CConfig(ActorCriticConfig):
     """Hyperparameters of A2C.
 
     Attributes:
-      num_envs: parallel environments, N.
-      num_steps: steps of each environment in one update, T.
-      optimizer: adam, or sgd, the plain gradient.
-      learning_rate: the optimiser's.
-      anneal_learning_rate: let it fall linearly to 0 over `anneal_updates`.
-      anneal_updates: length of the schedule; None: the run's.
-      adam_eps: Adam's epsilon.
-      gamma: discount per environment step.
-      gae_lambda: GAE's lambda; 1 is the advantage over all that is left of the rollout.
-      n_step: if not None, n-step advantages with this n take GAE's place.
-      value_coef: weight of the critic's loss.
-      entropy_coef: weight of the entropy bonus.
-      max_grad_norm: bound on the gradient's global norm; None: unbounded.
-      normalize_advantage: standardise the batch's advantages.
-      normalize_obs: by their running mean and variance.
-      scale_reward: by the standard deviation of the running discounted return.
-      bootstrap_at_truncation: False takes a time limit for a death, the common mistake.
+      n_step: use n-step advantages with this n in place of GAE; None uses GAE.
+      normalize_advantage: standardise the advantages over the batch.
     """
 
-    num_envs: Count = 8
-    num_steps: Count = 32
-    optimizer: Literal["adam", "sgd"] = "adam"
-    learning_rate: Positive = 1e-3
-    anneal_learning_rate: bool = False
-    anneal_updates: Count | None = None
-    adam_eps: Positive = 1e-5
-    gamma: UnitInterval = 0.99
-    gae_lambda: UnitInterval = 0.95
     n_step: Count | None = None
-    value_coef: NonNegative = 0.5
-    entropy_coef: NonNegative = 0.0
-    max_grad_norm: Positive | None = 0.5
     normalize_advantage: bool = False
-    normalize_obs: bool = False
-    scale_reward: bool = False
-    bootstrap_at_truncation: bool = True
 
 
 def a2c(env: Env, network: Network, config: A2CConfig) -> Algorithm:

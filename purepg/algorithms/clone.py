@@ -13,36 +13,30 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from purepg.config import Count, CountOrZero, Positive, check
+from purepg.algorithms.configs import HeldOutConfig, LearningRateConfig
+from purepg.config import Count, Positive, check
 from purepg.groups import mean_return, source
-from purepg.losses import Aggregation, aggregate, policy_gradient
+from purepg.losses import aggregate, policy_gradient
 from purepg.networks import evaluation_policy
 from purepg.optimize import gradient_step, step_direction
 from purepg.tokens import LanguageModel
 from purepg.types import Algorithm, Env, Mean, Params, State, UsageError
 
 
-@dataclass(frozen=True)
-class CloneConfig:
+@dataclass(frozen=True, kw_only=True)
+class CloneConfig(HeldOutConfig, LearningRateConfig):
     """Hyperparameters of behaviour cloning.
 
     Attributes:
-      batch_size: demonstrations of an update, each of a prompt drawn anew.
-      optimizer: adam, or sgd, the plain gradient.
-      learning_rate: the optimiser's.
-      adam_eps: Adam's epsilon.
-      aggregation: how tokens become one loss (`losses.aggregate`).
-      max_grad_norm: bound on the gradient's global norm; None: unbounded.
-      num_held_out: held-out prompts that are answered at every update, to be watched; 0: none.
+      batch_size: demonstrations in one update, each of a newly drawn prompt.
+      aggregation: how the tokens' losses become one loss (`losses.aggregate`).
     """
 
-    batch_size: Count = 256
-    optimizer: Literal["adam", "sgd"] = "adam"
     learning_rate: Positive = 2e-3
     adam_eps: Positive = 1e-8
-    aggregation: Aggregation = "token_mean"
     max_grad_norm: Positive | None = 1.0
-    num_held_out: CountOrZero = 64
+    batch_size: Count = 256
+    aggregation: Literal["sequence_mean", "token_mean", "constant_length", "sequence_sum"] = "token_mean"
 
 
 class Learner(NamedTuple):

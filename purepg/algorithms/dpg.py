@@ -10,13 +10,13 @@ it, the off-policy one (eq. 16 to 18), on data that are never older than an upda
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import jax.numpy as jnp
 
 from purepg import normalize
 from purepg.advantages import td_target
-from purepg.config import Count, NonNegative, Positive, UnitInterval, check, check_schedules
+from purepg.algorithms.configs import AnnealConfig, PolicyAndCriticRateConfig, RolloutConfig
+from purepg.config import Count, NonNegative, Positive, check, check_schedules
 from purepg.distributions import Deterministic
 from purepg.losses import deterministic_policy_gradient, explained_variance, squared_error
 from purepg.off_policy import gaussian_noise, require
@@ -25,43 +25,20 @@ from purepg.optimize import anneal, by_half, gradient_step, gradient_steps, init
 from purepg.types import Actor, Algorithm, Env, QNetwork, State
 
 
-@dataclass(frozen=True)
-class DPGConfig:
+@dataclass(frozen=True, kw_only=True)
+class DPGConfig(AnnealConfig, PolicyAndCriticRateConfig, RolloutConfig):
     """Hyperparameters of DPG.
 
     Attributes:
-      num_envs: parallel environments, N.
-      num_steps: steps of each environment in one update, T.
-      num_critic_steps: gradient steps of the critics on each rollout, each with a target of the critics as they are.
-      optimizer: adam, or sgd, the plain gradient.
-      policy_learning_rate: the optimiser's, for the policy.
-      critic_learning_rate: the optimiser's, for the critics.
-      anneal_learning_rate: let both fall linearly to 0 over `anneal_updates`.
-      anneal_updates: length of the schedule; None: the run's.
-      adam_eps: Adam's epsilon.
-      gamma: discount per environment step.
+      num_critic_steps: gradient steps of the critics on each rollout, each with a target computed from the current
+        critics.
       exploration_std: standard deviation of the noise on an action, in canonical [-1, 1] where actions are bounded.
-      max_grad_norm: bound on each gradient's global norm; None: unbounded.
-      normalize_obs: by their running mean and variance.
-      scale_reward: by the standard deviation of the running discounted return.
-      bootstrap_at_truncation: False takes a time limit for a death, the common mistake.
     """
 
     num_envs: Count = 16
-    num_steps: Count = 32
-    num_critic_steps: Count = 10
-    optimizer: Literal["adam", "sgd"] = "adam"
-    policy_learning_rate: Positive = 1e-3
     critic_learning_rate: Positive = 1e-2
-    anneal_learning_rate: bool = False
-    anneal_updates: Count | None = None
-    adam_eps: Positive = 1e-8
-    gamma: UnitInterval = 0.99
+    num_critic_steps: Count = 10
     exploration_std: NonNegative = 0.1
-    max_grad_norm: Positive | None = None
-    normalize_obs: bool = False
-    scale_reward: bool = False
-    bootstrap_at_truncation: bool = True
 
 
 def dpg(env: Env, network: QNetwork, config: DPGConfig) -> Algorithm:

@@ -7,12 +7,12 @@ Nothing is ever sampled from pi.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
-from purepg.config import Count, CountOrZero, Positive, check
+from purepg.algorithms.configs import HeldOutConfig, LearningRateConfig
+from purepg.config import Count, Positive, check
 from purepg.groups import Learner, mean_return, source
 from purepg.networks import evaluation_policy
 from purepg.optimize import gradient_step, step_direction
@@ -21,31 +21,24 @@ from purepg.tokens import LanguageModel
 from purepg.types import Algorithm, Env, Mean, State, UsageError
 
 
-@dataclass(frozen=True)
-class DPOConfig:
+@dataclass(frozen=True, kw_only=True)
+class DPOConfig(HeldOutConfig, LearningRateConfig):
     """Hyperparameters of DPO.
 
     Attributes:
-      num_pairs: prompts in the data, drawn once; those whose answers all earned the same give no pair.
-      num_candidates: answers to each, of which a best and a worst make the pair.
-      batch_size: pairs of a gradient step.
-      optimizer: adam, or sgd, the plain gradient.
-      learning_rate: the optimiser's.
-      adam_eps: Adam's epsilon.
-      beta: how dear it is to leave pi_ref.
-      max_grad_norm: bound on the gradient's global norm; None: unbounded.
-      num_held_out: held-out prompts that are answered at every update, to be watched; 0: none.
+      num_pairs: prompts in the data set, which is drawn once; a prompt whose answers all earned the same gives no pair.
+      num_candidates: answers to each prompt, of which a best and a worst one make the pair.
+      batch_size: pairs in the minibatch of a gradient step.
+      beta: strength of the implicit KL penalty towards pi_ref.
     """
 
+    learning_rate: Positive = 5e-4
+    adam_eps: Positive = 1e-8
+    max_grad_norm: Positive | None = 1.0
     num_pairs: Count = 2048
     num_candidates: Count = 4
     batch_size: Count = 128
-    optimizer: Literal["adam", "sgd"] = "adam"
-    learning_rate: Positive = 5e-4
-    adam_eps: Positive = 1e-8
     beta: Positive = 0.1
-    max_grad_norm: Positive | None = 1.0
-    num_held_out: CountOrZero = 64
 
 
 def dpo(env: Env, network: LanguageModel, config: DPOConfig) -> Algorithm:

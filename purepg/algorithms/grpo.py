@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 
 from purepg.advantages import has_signal
-from purepg.config import Count, CountOrZero, NonNegative, Positive, UnitInterval, check
+from purepg.algorithms.configs import GroupConfig, HeldOutConfig, LearningRateConfig, LossConfig
+from purepg.config import Count, CountOrZero, Positive, check
 from purepg.groups import advantages, assemble, check_groups, info, kl_penalty, mean_return, score_all, source, watch
 from purepg.losses import (
-    Aggregation,
     aggregate,
     importance_weighted,
     kl_k3,
@@ -33,71 +33,44 @@ from purepg.tokens import LanguageModel
 from purepg.types import Algorithm, Env, Network, State
 
 
-@dataclass(frozen=True)
-class GRPOConfig:
+@dataclass(frozen=True, kw_only=True)
+class GRPOConfig(HeldOutConfig, LossConfig, LearningRateConfig, GroupConfig):
     """Hyperparameters of GRPO.
 
     Attributes:
-      num_prompts: starts of an update, P: prompts, or initial states.
-      group_size: episodes from each, G.
-      max_steps: an environment's episode still running then is truncated; None: at its time limit.
+      max_steps: an environment's episode still running then is truncated; None uses the environment's time limit.
       num_epochs: passes over the P * G episodes.
-      num_minibatches: gradient steps in one pass.
-      optimizer: adam, or sgd, the plain gradient.
-      learning_rate: the optimiser's.
-      adam_eps: Adam's epsilon.
-      baseline: subtracted from an episode's return: nothing; the batch's mean; its group's; that of the others in its
-        group; or a learned V of every prefix, and then the advantage is GAE's (language models only).
-      divide_by_std: divide the advantage by the group's standard deviation.
-      gae_lambda: GAE's lambda; there is no discount.
-      ratio: each token's own, or the whole response's, length-normalised (GSPO).
-      surrogate: clipped; or weighted, in which the clipped ratio is a constant weight (CISPO).
+      ratio: the importance ratio of each token, or of the whole response, normalised by its length (GSPO).
+      surrogate: clipped; or weighted, where the clipped ratio is a constant weight (CISPO).
       clip_eps: the ratio is clipped below at 1 - clip_eps, and above at 1 + clip_eps.
-      clip_eps_high: above at 1 + clip_eps_high instead (DAPO's clip-higher); None: as below.
-      max_ratio: bounds the ratio where the advantage is negative (dual clip); None: not.
-      aggregation: how tokens become one loss (`losses.aggregate`).
-      skip_groups_without_signal: leave groups out whose returns are all equal. DAPO samples others in their place; here
-        an update has one size, and the means are over what is left.
-      kl_coef: of the KL from the start's policy; 0 still measures it.
-      kl_target: adapts the coefficient, by factors, so that the KL of a whole response comes near (Ziegler et al. 2019,
-        sec. 2.2: by at most 2 % an update); None: fixed.
-      kl_estimator: of KL(pi || pi_ref), `losses.kl_k1` to `kl_k3`.
-      kl_level: estimated token by token and summed up as the loss is, or of whole responses; in the loss, only the
+      clip_eps_high: clip above at 1 + clip_eps_high instead (DAPO's clip-higher); None: as below.
+      max_ratio: upper bound on the ratio where the advantage is negative (dual clip); None disables it.
+      aggregation: how the tokens' losses become one loss (`losses.aggregate`).
+      skip_groups_without_signal: leave out groups whose returns are all equal. DAPO samples others in their place; here
+        an update has one size, and the means are over the groups that are left.
+      kl_target: adapt `kl_coef`, by at most 2 % an update, so that the KL divergence of a whole response approaches
+        this (Ziegler et al. 2019, sec. 2.2); None keeps it fixed.
+      kl_estimator: estimator of KL(pi || pi_ref), `kl_k1` to `kl_k3` of `losses`.
+      kl_level: estimate the KL of each token, and sum as the loss does; or of whole responses. In the loss, only the
         latter has the gradient of the KL.
-      kl_in: the loss, or the reward.
-      value_coef: weight of the critic's loss, with baseline value.
-      entropy_coef: weight of the entropy bonus.
-      max_grad_norm: bound on the gradient's global norm; None: unbounded.
-      num_held_out: held-out prompts that are answered at every update, to be watched; 0: none.
+      kl_in: subtract the KL in the loss, or in the reward.
     """
 
-    num_prompts: Count = 32
-    group_size: Count = 8
+    max_grad_norm: Positive | None = 1.0
+    num_held_out: CountOrZero = 32
     max_steps: Count | None = None
     num_epochs: Count = 1
-    num_minibatches: Count = 1
-    optimizer: Literal["adam", "sgd"] = "adam"
-    learning_rate: Positive = 1e-3
-    adam_eps: Positive = 1e-5
-    baseline: Literal["none", "batch_mean", "group_mean", "leave_one_out", "value"] = "group_mean"
-    divide_by_std: bool = True
-    gae_lambda: UnitInterval = 1.0
     ratio: Literal["token", "sequence"] = "token"
     surrogate: Literal["clipped", "weighted"] = "clipped"
     clip_eps: Positive = 0.2
     clip_eps_high: Positive | None = None
     max_ratio: Positive | None = None
-    aggregation: Aggregation = "sequence_mean"
+    aggregation: Literal["sequence_mean", "token_mean", "constant_length", "sequence_sum"] = "sequence_mean"
     skip_groups_without_signal: bool = False
-    kl_coef: NonNegative = 0.04
     kl_target: Positive | None = None
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     kl_level: Literal["token", "sequence"] = "token"
     kl_in: Literal["loss", "reward"] = "loss"
-    value_coef: NonNegative = 0.5
-    entropy_coef: NonNegative = 0.0
-    max_grad_norm: Positive | None = 1.0
-    num_held_out: CountOrZero = 32
 
 
 def grpo(env: Env, network: Network | LanguageModel, config: GRPOConfig) -> Algorithm:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import jax
 
 from purepg.advantages import gae, standardise
-from purepg.config import Count, NonNegative, Positive, UnitInterval, check, check_minibatches, check_standardised
+from purepg.algorithms.configs import TrustRegionConfig
+from purepg.config import Positive, check, check_minibatches, check_standardised
 from purepg.losses import surrogate
 from purepg.networks import require_policy_gradient
 from purepg.on_policy import assemble, collect, diagnostics, fit_critic
@@ -21,47 +22,17 @@ from purepg.trust_region import move, natural_gradient, refuse_a_shared_torso
 from purepg.types import Algorithm, Env, Network, State
 
 
-@dataclass(frozen=True)
-class NPGConfig:
+@dataclass(frozen=True, kw_only=True)
+class NPGConfig(TrustRegionConfig):
     """Hyperparameters of the natural policy gradient.
 
     Attributes:
-      num_envs: parallel environments, N.
-      num_steps: steps of each environment in one update, T.
-      max_kl: the KL that a step may have to second order; None: `learning_rate` sets its length.
-      learning_rate: the step's length in natural gradients, where `max_kl` is None.
-      damping: added to the Fisher matrix's diagonal.
-      num_cg_steps: conjugate gradient steps.
-      num_value_epochs: passes over the N * T steps in which the critic is fitted.
-      num_value_minibatches: the critic's gradient steps in one pass.
-      value_learning_rate: the critic's, with Adam.
-      adam_eps: Adam's epsilon.
-      gamma: discount per environment step.
-      gae_lambda: GAE's lambda.
-      max_grad_norm: bound on the critic's gradient's global norm; None: unbounded.
-      normalize_advantage: standardise the batch's advantages.
-      normalize_obs: by their running mean and variance.
-      scale_reward: by the standard deviation of the running discounted return.
-      bootstrap_at_truncation: False takes a time limit for a death, the common mistake.
+      max_kl: KL divergence that a step may have to second order; None: `learning_rate` sets the step's length.
+      learning_rate: length of the step in natural gradients, where `max_kl` is None.
     """
 
-    num_envs: Count = 8
-    num_steps: Count = 128
     max_kl: Positive | None = 0.01
     learning_rate: Positive = 0.1
-    damping: NonNegative = 0.1
-    num_cg_steps: Count = 10
-    num_value_epochs: Count = 10
-    num_value_minibatches: Count = 8
-    value_learning_rate: Positive = 1e-3
-    adam_eps: Positive = 1e-5
-    gamma: UnitInterval = 0.99
-    gae_lambda: UnitInterval = 0.95
-    max_grad_norm: Positive | None = None
-    normalize_advantage: bool = True
-    normalize_obs: bool = False
-    scale_reward: bool = False
-    bootstrap_at_truncation: bool = True
 
 
 def npg(env: Env, network: Network, config: NPGConfig) -> Algorithm:

@@ -15,7 +15,8 @@ from typing import Literal
 import jax.numpy as jnp
 
 from purepg.advantages import effective_sample_size, gae, segment_ratio, standardise
-from purepg.config import Count, NonNegative, Positive, UnitInterval, check, check_schedules, check_standardised
+from purepg.algorithms.configs import ActorCriticConfig
+from purepg.config import Count, Positive, check, check_schedules, check_standardised
 from purepg.losses import policy_gradient, squared_error
 from purepg.networks import require_policy_gradient
 from purepg.on_policy import SPARSE, assemble, collect, diagnostics
@@ -23,52 +24,22 @@ from purepg.optimize import anneal, gradient_steps, step_direction
 from purepg.types import Algorithm, Env, Network, State
 
 
-@dataclass(frozen=True)
-class OffPolicyPGConfig:
+@dataclass(frozen=True, kw_only=True)
+class OffPolicyPGConfig(ActorCriticConfig):
     """Hyperparameters of the off-policy policy gradient.
 
     Attributes:
-      num_envs: parallel environments, N.
-      num_steps: steps of each environment in one update, T.
       num_epochs: gradient steps on the N * T steps.
-      ratio: of the step alone, or of the whole trajectory: the product over those of the rollout's steps that belong
-        to one episode.
-      max_ratio: larger ratios count as this much; None: as they are.
-      optimizer: adam, or sgd, the plain gradient.
-      learning_rate: the optimiser's.
-      anneal_learning_rate: let it fall linearly to 0 over `anneal_updates`.
-      anneal_updates: length of the schedule; None: the run's.
-      adam_eps: Adam's epsilon.
-      gamma: discount per environment step.
-      gae_lambda: GAE's lambda; 1 is the advantage over all that is left of the rollout.
-      value_coef: weight of the critic's loss.
-      entropy_coef: weight of the entropy bonus.
-      max_grad_norm: bound on the gradient's global norm; None: unbounded.
-      normalize_advantage: standardise the batch's advantages.
-      normalize_obs: by their running mean and variance.
-      scale_reward: by the standard deviation of the running discounted return.
-      bootstrap_at_truncation: False takes a time limit for a death, the common mistake.
+      ratio: the importance ratio of the step alone, or of the trajectory: the product over those steps of the rollout
+        that belong to the same episode.
+      max_ratio: larger ratios are truncated to this value; None disables truncation.
+      normalize_advantage: standardise the advantages over the batch.
     """
 
-    num_envs: Count = 8
-    num_steps: Count = 32
     num_epochs: Count = 4
     ratio: Literal["step", "trajectory"] = "step"
     max_ratio: Positive | None = None
-    optimizer: Literal["adam", "sgd"] = "adam"
-    learning_rate: Positive = 1e-3
-    anneal_learning_rate: bool = False
-    anneal_updates: Count | None = None
-    adam_eps: Positive = 1e-5
-    gamma: UnitInterval = 0.99
-    gae_lambda: UnitInterval = 0.95
-    value_coef: NonNegative = 0.5
-    entropy_coef: NonNegative = 0.0
-    max_grad_norm: Positive | None = 0.5
     normalize_advantage: bool = False
-    normalize_obs: bool = False
-    scale_reward: bool = False
-    bootstrap_at_truncation: bool = True
 
 
 def off_policy_pg(env: Env, network: Network, config: OffPolicyPGConfig) -> Algorithm:

@@ -14,11 +14,10 @@ from typing import Literal
 import jax
 
 from purepg.advantages import gae, standardise
+from purepg.algorithms.configs import ActorCriticConfig
 from purepg.config import (
     Count,
-    NonNegative,
     Positive,
-    UnitInterval,
     check,
     check_minibatches,
     check_schedules,
@@ -31,57 +30,30 @@ from purepg.optimize import anneal, minibatch_epochs, step_direction
 from purepg.types import Algorithm, Env, Network, State
 
 
-@dataclass(frozen=True)
-class PPOConfig:
+@dataclass(frozen=True, kw_only=True)
+class PPOConfig(ActorCriticConfig):
     """Hyperparameters of PPO.
 
     Attributes:
-      num_envs: parallel environments, N.
-      num_steps: steps of each environment in one update, T.
       num_epochs: passes over the N * T steps.
       num_minibatches: gradient steps in one pass.
-      optimizer: adam, or sgd, the plain gradient.
-      learning_rate: the optimiser's.
-      anneal_learning_rate: let it fall linearly to 0 over `anneal_updates`.
-      anneal_clip_eps: let `clip_eps` fall linearly to 0 over `anneal_updates`.
-      anneal_updates: length of the schedules; None: the run's.
-      adam_eps: Adam's epsilon.
-      gamma: discount per environment step.
-      gae_lambda: GAE's lambda.
       clip_eps: the ratio is clipped to [1 - clip_eps, 1 + clip_eps].
-      clip_value_eps: how far the value may move from its old self, in units of the return; None: anywhere.
-      target_kl: end the update before the minibatch whose estimated KL(pi_old || pi) passes 1.5 times it; None: never.
-      value_coef: weight of the critic's loss.
-      entropy_coef: weight of the entropy bonus.
-      max_grad_norm: bound on the gradient's global norm; None: unbounded.
+      anneal_clip_eps: decrease `clip_eps` linearly to 0 over `anneal_updates` updates.
+      clip_value_eps: clip the change of the value to this, in units of the return; None disables value clipping.
+      target_kl: stop the update before the first minibatch whose estimated KL(pi_old || pi) exceeds 1.5 times this;
+        None never stops early.
       normalize_advantage: standardise the advantages of each minibatch, of the whole batch, or not at all.
-      normalize_obs: by their running mean and variance.
-      scale_reward: by the standard deviation of the running discounted return.
-      bootstrap_at_truncation: False takes a time limit for a death, the common mistake.
     """
 
-    num_envs: Count = 8
     num_steps: Count = 128
+    learning_rate: Positive = 3e-4
     num_epochs: Count = 4
     num_minibatches: Count = 4
-    optimizer: Literal["adam", "sgd"] = "adam"
-    learning_rate: Positive = 3e-4
-    anneal_learning_rate: bool = False
-    anneal_clip_eps: bool = False
-    anneal_updates: Count | None = None
-    adam_eps: Positive = 1e-5
-    gamma: UnitInterval = 0.99
-    gae_lambda: UnitInterval = 0.95
     clip_eps: Positive = 0.2
+    anneal_clip_eps: bool = False
     clip_value_eps: Positive | None = None
     target_kl: Positive | None = None
-    value_coef: NonNegative = 0.5
-    entropy_coef: NonNegative = 0.0
-    max_grad_norm: Positive | None = 0.5
     normalize_advantage: Literal["minibatch", "batch", "off"] = "minibatch"
-    normalize_obs: bool = False
-    scale_reward: bool = False
-    bootstrap_at_truncation: bool = True
 
 
 def ppo(env: Env, network: Network, config: PPOConfig) -> Algorithm:

@@ -17,11 +17,10 @@ import jax
 import jax.numpy as jnp
 
 from purepg.advantages import gae, standardise
+from purepg.algorithms.configs import ActorCriticConfig
 from purepg.config import (
     Count,
-    NonNegative,
     Positive,
-    UnitInterval,
     check,
     check_minibatches,
     check_schedules,
@@ -34,55 +33,27 @@ from purepg.optimize import anneal, minibatch_epochs, step_direction
 from purepg.types import Algorithm, Env, Network, State
 
 
-@dataclass(frozen=True)
-class PPOPenaltyConfig:
+@dataclass(frozen=True, kw_only=True)
+class PPOPenaltyConfig(ActorCriticConfig):
     """Hyperparameters of PPO with a KL penalty.
 
     Attributes:
-      num_envs: parallel environments, N.
-      num_steps: steps of each environment in one update, T.
       num_epochs: passes over the N * T steps.
       num_minibatches: gradient steps in one pass.
-      optimizer: adam, or sgd, the plain gradient.
-      learning_rate: the optimiser's.
-      anneal_learning_rate: let it fall linearly to 0 over `anneal_updates`.
-      anneal_updates: length of the schedules; None: the run's.
-      adam_eps: Adam's epsilon.
-      gamma: discount per environment step.
-      gae_lambda: GAE's lambda.
-      kl_coef: beta, at first.
-      target_kl: what an update's KL should come to, in nats; None: beta stays.
-      penalty: kl, KL(pi_old || pi_theta), or reverse_kl, KL(pi_theta || pi_old).
-      value_coef: weight of the critic's loss.
-      entropy_coef: weight of the entropy bonus.
-      max_grad_norm: bound on the gradient's global norm; None: unbounded.
+      kl_coef: initial weight of the KL penalty, beta.
+      target_kl: KL divergence of an update that beta is adapted to, in nats; None keeps beta fixed.
+      penalty: kl is KL(pi_old || pi_theta), reverse_kl is KL(pi_theta || pi_old).
       normalize_advantage: standardise the advantages of each minibatch, of the whole batch, or not at all.
-      normalize_obs: by their running mean and variance.
-      scale_reward: by the standard deviation of the running discounted return.
-      bootstrap_at_truncation: False takes a time limit for a death, the common mistake.
     """
 
-    num_envs: Count = 8
     num_steps: Count = 128
+    learning_rate: Positive = 3e-4
     num_epochs: Count = 4
     num_minibatches: Count = 4
-    optimizer: Literal["adam", "sgd"] = "adam"
-    learning_rate: Positive = 3e-4
-    anneal_learning_rate: bool = False
-    anneal_updates: Count | None = None
-    adam_eps: Positive = 1e-5
-    gamma: UnitInterval = 0.99
-    gae_lambda: UnitInterval = 0.95
     kl_coef: Positive = 1.0
     target_kl: Positive | None = 0.01
     penalty: Literal["kl", "reverse_kl"] = "kl"
-    value_coef: NonNegative = 0.5
-    entropy_coef: NonNegative = 0.0
-    max_grad_norm: Positive | None = 0.5
     normalize_advantage: Literal["minibatch", "batch", "off"] = "minibatch"
-    normalize_obs: bool = False
-    scale_reward: bool = False
-    bootstrap_at_truncation: bool = True
 
 
 def ppo_penalty(env: Env, network: Network, config: PPOPenaltyConfig) -> Algorithm:

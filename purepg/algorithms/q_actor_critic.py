@@ -6,12 +6,12 @@ theta <- theta + lr * E[ grad log pi(a|s) * Q(s, a) + entropy_coef * grad H(pi(.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from purepg.advantages import gae, standardise
+from purepg.algorithms.configs import AnnealConfig, LearningRateConfig, RolloutConfig
 from purepg.config import Count, NonNegative, Positive, UnitInterval, check, check_schedules, check_standardised
 from purepg.distributions import Categorical, DiagGaussian, TanhGaussian
 from purepg.losses import policy_gradient, squared_error
@@ -21,48 +21,25 @@ from purepg.optimize import anneal, by_half, gradient_step, gradient_steps, init
 from purepg.types import Algorithm, Env, QNetwork, State
 
 
-@dataclass(frozen=True)
-class QActorCriticConfig:
-    """Hyperparameters of the actor-critic with Q.
+@dataclass(frozen=True, kw_only=True)
+class QActorCriticConfig(AnnealConfig, LearningRateConfig, RolloutConfig):
+    """Hyperparameters of the actor-critic with Q. `learning_rate` is the policy's.
 
     Attributes:
-      num_envs: parallel environments, N.
-      num_steps: steps of each environment in one update, T.
-      optimizer: adam, or sgd, the plain gradient.
-      learning_rate: the optimiser's, for the policy.
-      critic_learning_rate: the optimiser's, for the critics.
+      critic_learning_rate: step size of the critics' optimiser.
       num_critic_steps: gradient steps of the critics on each rollout.
-      anneal_learning_rate: let both fall linearly to 0 over `anneal_updates`.
-      anneal_updates: length of the schedule; None: the run's.
-      adam_eps: Adam's epsilon.
-      gamma: discount per environment step.
-      sarsa_lambda: lambda of the critic's target; 0 is r + gamma Q(s', a'), 1 the return over what is left of the
-        rollout.
+      sarsa_lambda: lambda of the critics' target; 0 is r + gamma Q(s', a'), 1 the return over the rest of the rollout.
       entropy_coef: weight of the entropy bonus.
-      max_grad_norm: bound on each gradient's global norm; None: unbounded.
-      normalize_weight: standardise the batch's Q: its mean is a baseline, if a crude one.
-      normalize_obs: by their running mean and variance.
-      scale_reward: by the standard deviation of the running discounted return.
-      bootstrap_at_truncation: False takes a time limit for a death, the common mistake.
+      normalize_weight: standardise Q over the batch before it weights the policy gradient; its mean is then a baseline.
     """
 
-    num_envs: Count = 8
-    num_steps: Count = 32
-    optimizer: Literal["adam", "sgd"] = "adam"
     learning_rate: Positive = 5e-4
+    max_grad_norm: Positive | None = 0.5
     critic_learning_rate: Positive = 1e-3
     num_critic_steps: Count = 10
-    anneal_learning_rate: bool = False
-    anneal_updates: Count | None = None
-    adam_eps: Positive = 1e-5
-    gamma: UnitInterval = 0.99
     sarsa_lambda: UnitInterval = 0.5
     entropy_coef: NonNegative = 0.0
-    max_grad_norm: Positive | None = 0.5
     normalize_weight: bool = False
-    normalize_obs: bool = False
-    scale_reward: bool = False
-    bootstrap_at_truncation: bool = True
 
 
 def q_actor_critic(env: Env, network: QNetwork, config: QActorCriticConfig) -> Algorithm:

@@ -22,7 +22,8 @@ from purepg.advantages import (
     standardise,
     total_return,
 )
-from purepg.config import Count, NonNegative, Positive, UnitInterval, check
+from purepg.algorithms.configs import LearningRateConfig, LossConfig
+from purepg.config import Count, Positive, UnitInterval, check
 from purepg.contract import check_environment
 from purepg.losses import explained_variance, policy_gradient, squared_error
 from purepg.networks import actor, evaluation_policy, require_policy_gradient
@@ -32,42 +33,31 @@ from purepg.rollout import episodes
 from purepg.types import Algorithm, Env, Network, Params, State, UsageError
 
 
-@dataclass(frozen=True)
-class REINFORCEConfig:
+@dataclass(frozen=True, kw_only=True)
+class REINFORCEConfig(LossConfig, LearningRateConfig):
     """Hyperparameters of REINFORCE.
 
     Attributes:
       num_episodes: whole episodes per update, N.
-      max_steps: an episode still running after this many steps is truncated; None: at the environment's time limit.
-      optimizer: adam, or sgd, the plain gradient.
-      learning_rate: the optimiser's.
-      adam_eps: Adam's epsilon.
+      max_steps: an episode still running after this many steps is truncated; None uses the environment's time limit.
       gamma: discount per environment step.
       weight: what multiplies grad log pi: the episode's total return at every step, or the return to go.
-      baseline: subtracted from the weight: nothing; the batch's mean; the same, then divided by the standard deviation;
-        the mean at each time step; that over the other episodes; or a learned V(s), which then also stands in for what
-        a time limit cut off.
-      discount_states: multiply the weight at step t by gamma^t, as the discounted objective's gradient asks.
-      mean_over_steps: average over the batch's steps; off: sum over an episode's steps and average over episodes, which
-        is the gradient of the return.
-      value_coef: weight of the critic's loss.
-      entropy_coef: weight of the entropy bonus.
-      max_grad_norm: bound on the gradient's global norm; None: unbounded.
+      baseline: what is subtracted from the weight: nothing; the mean of the batch; the same, then divided by the
+        standard deviation; the mean at each time step; the mean of the other episodes at each time step; or a learned
+        V(s), which then also bootstraps episodes that a time limit truncated.
+      discount_states: multiply the weight at step t by gamma^t, as the gradient of the discounted objective has it.
+      mean_over_steps: average over all steps of the batch. False sums over an episode's steps and averages over
+        episodes, which is the gradient of the return.
     """
 
+    learning_rate: Positive = 2e-3
     num_episodes: Count = 4
     max_steps: Count | None = None
-    optimizer: Literal["adam", "sgd"] = "adam"
-    learning_rate: Positive = 2e-3
-    adam_eps: Positive = 1e-5
     gamma: UnitInterval = 0.99
     weight: Literal["total_return", "return_to_go"] = "return_to_go"
     baseline: Literal["none", "batch_mean", "standardised", "per_time_mean", "leave_one_out", "value"] = "standardised"
     discount_states: bool = False
     mean_over_steps: bool = True
-    value_coef: NonNegative = 0.5
-    entropy_coef: NonNegative = 0.0
-    max_grad_norm: Positive | None = None
 
 
 class Learner(NamedTuple):

@@ -10,14 +10,14 @@ and the targets Q_k' follow by tau. Actions explore by being sampled.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from purepg.advantages import td_target
-from purepg.config import Count, Positive, UnitInterval, check
+from purepg.algorithms.configs import ReplayConfig, TemperatureConfig
+from purepg.config import UnitInterval, check
 from purepg.distributions import Categorical
 from purepg.losses import expected_soft_policy_gradient, squared_error
 from purepg.off_policy import Learner, Temperature, assemble, own_samples, require
@@ -25,51 +25,15 @@ from purepg.optimize import by_half, gradient_step, init_by_half, step_direction
 from purepg.types import Algorithm, Env, QNetwork
 
 
-@dataclass(frozen=True)
-class DiscreteSACConfig:
+@dataclass(frozen=True, kw_only=True)
+class DiscreteSACConfig(TemperatureConfig, ReplayConfig):
     """Hyperparameters of discrete SAC.
 
     Attributes:
-      num_envs: parallel environments, N.
-      num_steps: steps of each environment in one update, which is what a row of the log sums up.
-      num_gradient_steps: gradient steps after each step of the environments; the updates-to-data ratio is this over N.
-      batch_size: transitions of a gradient step, B.
-      capacity: transitions in the replay buffer.
-      warmup_steps: transitions made by random actions before learning begins.
-      optimizer: adam, or sgd, the plain gradient.
-      policy_learning_rate: the optimiser's, for the policy.
-      critic_learning_rate: the optimiser's, for the critics.
-      adam_eps: Adam's epsilon.
-      gamma: discount per environment step.
-      tau: share of the new parameters in each step of a target (Polyak averaging).
-      temperature: weight of the entropy, alpha; the first one, where it is learned.
-      learn_temperature: so that the policy's entropy comes to the target's.
-      temperature_learning_rate: the optimiser's, for the logarithm of the temperature.
-      target_entropy: as a fraction of log A, the uniform policy's.
-      max_grad_norm: bound on each gradient's global norm; None: unbounded.
-      normalize_obs: by their running mean and variance.
-      bootstrap_at_truncation: False takes a time limit for a death, the common mistake.
+      target_entropy: as a fraction of log A, the entropy of the uniform policy.
     """
 
-    num_envs: Count = 1
-    num_steps: Count = 50
-    num_gradient_steps: Count = 1
-    batch_size: Count = 256
-    capacity: Count = 100_000
-    warmup_steps: Count = 1000
-    optimizer: Literal["adam", "sgd"] = "adam"
-    policy_learning_rate: Positive = 1e-3
-    critic_learning_rate: Positive = 1e-3
-    adam_eps: Positive = 1e-8
-    gamma: UnitInterval = 0.99
-    tau: UnitInterval = 0.005
-    temperature: Positive = 1.0
-    learn_temperature: bool = True
-    temperature_learning_rate: Positive = 1e-3
     target_entropy: UnitInterval = 0.5
-    max_grad_norm: Positive | None = None
-    normalize_obs: bool = False
-    bootstrap_at_truncation: bool = True
 
 
 def sac_discrete(env: Env, network: QNetwork, config: DiscreteSACConfig) -> Algorithm:

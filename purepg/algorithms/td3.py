@@ -8,14 +8,14 @@ and the targets mu', Q' follow by tau, every d-th step too. Actions explore by G
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from purepg.advantages import td_target
-from purepg.config import Count, NonNegative, Positive, UnitInterval, check
+from purepg.algorithms.configs import ExplorationConfig, ReplayConfig
+from purepg.config import Count, NonNegative, check
 from purepg.distributions import Deterministic
 from purepg.losses import deterministic_policy_gradient, squared_error
 from purepg.off_policy import Learner, assemble, gaussian_noise, require, within_bounds
@@ -23,53 +23,19 @@ from purepg.optimize import by_half, gradient_step, init_by_half, step_direction
 from purepg.types import Algorithm, Env, Mean, QNetwork
 
 
-@dataclass(frozen=True)
-class TD3Config:
+@dataclass(frozen=True, kw_only=True)
+class TD3Config(ExplorationConfig, ReplayConfig):
     """Hyperparameters of TD3.
 
     Attributes:
-      num_envs: parallel environments, N.
-      num_steps: steps of each environment in one update, which is what a row of the log sums up.
-      num_gradient_steps: gradient steps after each step of the environments; the updates-to-data ratio is this over N.
-      batch_size: transitions of a gradient step, B.
-      capacity: transitions in the replay buffer.
-      warmup_steps: transitions made by random actions before learning begins.
-      optimizer: adam, or sgd, the plain gradient.
-      policy_learning_rate: the optimiser's, for the policy.
-      critic_learning_rate: the optimiser's, for the critics.
-      adam_eps: Adam's epsilon.
-      gamma: discount per environment step.
-      tau: share of the new parameters in each step of a target (Polyak averaging).
-      policy_delay: gradient steps of the critics for each of the policy and the targets, d.
-      target_noise_std: standard deviation of the noise on the target's action, in canonical [-1, 1].
-      target_noise_clip: bound on that noise.
-      exploration_std: standard deviation of the noise on an action, in canonical [-1, 1].
-      noise_correlation: of an episode's successive noises; 0 is white, near 1 an Ornstein-Uhlenbeck process.
-      max_grad_norm: bound on each gradient's global norm; None: unbounded.
-      normalize_obs: by their running mean and variance.
-      bootstrap_at_truncation: False takes a time limit for a death, the common mistake.
+      policy_delay: gradient steps of the critics for each gradient step of the policy and the targets, d.
+      target_noise_std: standard deviation of the noise on the target policy's action, in canonical [-1, 1].
+      target_noise_clip: that noise is clipped to [-target_noise_clip, target_noise_clip].
     """
 
-    num_envs: Count = 1
-    num_steps: Count = 50
-    num_gradient_steps: Count = 1
-    batch_size: Count = 256
-    capacity: Count = 100_000
-    warmup_steps: Count = 1000
-    optimizer: Literal["adam", "sgd"] = "adam"
-    policy_learning_rate: Positive = 1e-3
-    critic_learning_rate: Positive = 1e-3
-    adam_eps: Positive = 1e-8
-    gamma: UnitInterval = 0.99
-    tau: UnitInterval = 0.005
     policy_delay: Count = 2
     target_noise_std: NonNegative = 0.2
     target_noise_clip: NonNegative = 0.5
-    exploration_std: NonNegative = 0.1
-    noise_correlation: UnitInterval = 0.0
-    max_grad_norm: Positive | None = None
-    normalize_obs: bool = False
-    bootstrap_at_truncation: bool = True
 
 
 def td3(env: Env, network: QNetwork, config: TD3Config) -> Algorithm:

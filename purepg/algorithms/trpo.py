@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import jax
 
 from purepg.advantages import gae, standardise
-from purepg.config import Count, NonNegative, Positive, UnitInterval, check, check_minibatches, check_standardised
+from purepg.algorithms.configs import TrustRegionConfig
+from purepg.config import Count, Positive, UnitInterval, check, check_minibatches, check_standardised
 from purepg.losses import surrogate
 from purepg.networks import require_policy_gradient
 from purepg.on_policy import assemble, collect, diagnostics, fit_critic
@@ -23,49 +24,19 @@ from purepg.trust_region import line_search, natural_gradient, refuse_a_shared_t
 from purepg.types import Algorithm, Env, Network, State
 
 
-@dataclass(frozen=True)
-class TRPOConfig:
+@dataclass(frozen=True, kw_only=True)
+class TRPOConfig(TrustRegionConfig):
     """Hyperparameters of TRPO.
 
     Attributes:
-      num_envs: parallel environments, N.
-      num_steps: steps of each environment in one update, T.
-      max_kl: the bound on the mean KL(pi_old || pi_theta), in nats.
-      damping: added to the Fisher matrix's diagonal.
-      num_cg_steps: conjugate gradient steps.
-      shrink: each try of the line search is this much shorter than the last.
-      num_tries: lengths that the line search tries before it gives up.
-      num_value_epochs: passes over the N * T steps in which the critic is fitted.
-      num_value_minibatches: the critic's gradient steps in one pass.
-      value_learning_rate: the critic's, with Adam.
-      adam_eps: Adam's epsilon.
-      gamma: discount per environment step.
-      gae_lambda: GAE's lambda.
-      max_grad_norm: bound on the critic's gradient's global norm; None: unbounded.
-      normalize_advantage: standardise the batch's advantages.
-      normalize_obs: by their running mean and variance.
-      scale_reward: by the standard deviation of the running discounted return.
-      bootstrap_at_truncation: False takes a time limit for a death, the common mistake.
+      max_kl: upper bound on the mean KL(pi_old || pi_theta), in nats.
+      shrink: factor by which each try of the line search shortens the step.
+      num_tries: step lengths that the line search tries before it rejects the step.
     """
 
-    num_envs: Count = 8
-    num_steps: Count = 128
     max_kl: Positive = 0.01
-    damping: NonNegative = 0.1
-    num_cg_steps: Count = 10
     shrink: UnitInterval = 0.8
     num_tries: Count = 10
-    num_value_epochs: Count = 10
-    num_value_minibatches: Count = 8
-    value_learning_rate: Positive = 1e-3
-    adam_eps: Positive = 1e-5
-    gamma: UnitInterval = 0.99
-    gae_lambda: UnitInterval = 0.95
-    max_grad_norm: Positive | None = None
-    normalize_advantage: bool = True
-    normalize_obs: bool = False
-    scale_reward: bool = False
-    bootstrap_at_truncation: bool = True
 
 
 def trpo(env: Env, network: Network, config: TRPOConfig) -> Algorithm:

@@ -1,0 +1,241 @@
+"""Hyperparameters that several algorithms share, documented once.
+
+An algorithm's config inherits what it uses, adds its own fields, and writes a field again where its default differs.
+All fields are keyword-only.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from purepg.config import Count, CountOrZero, NonNegative, Positive, UnitInterval
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamConfig:
+    """The optimiser.
+
+    Attributes:
+      adam_eps: Adam's epsilon.
+      max_grad_norm: upper bound on the global norm of each gradient; None disables clipping.
+    """
+
+    adam_eps: Positive = 1e-5
+    max_grad_norm: Positive | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig(AdamConfig):
+    """The optimiser, where there is a choice.
+
+    Attributes:
+      optimizer: adam, or sgd (the plain gradient).
+    """
+
+    optimizer: Literal["adam", "sgd"] = "adam"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningRateConfig(OptimizerConfig):
+    """An optimiser with one learning rate.
+
+    Attributes:
+      learning_rate: step size of the optimiser.
+    """
+
+    learning_rate: Positive = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyAndCriticRateConfig(OptimizerConfig):
+    """An optimiser for the policy and one for the critics, each with its own learning rate.
+
+    Attributes:
+      policy_learning_rate: step size of the policy's optimiser.
+      critic_learning_rate: step size of the critics' optimiser.
+    """
+
+    adam_eps: Positive = 1e-8
+    policy_learning_rate: Positive = 1e-3
+    critic_learning_rate: Positive = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnealConfig:
+    """Linear schedules.
+
+    Attributes:
+      anneal_learning_rate: decrease every learning rate linearly to 0 over `anneal_updates` updates.
+      anneal_updates: length of the schedules in updates; None uses the length of the run.
+    """
+
+    anneal_learning_rate: bool = False
+    anneal_updates: Count | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperienceConfig:
+    """How environments are stepped, and how their rewards and observations are read.
+
+    Attributes:
+      num_envs: parallel environments, N.
+      num_steps: steps that each environment takes in one update, T.
+      gamma: discount per environment step.
+      normalize_obs: standardise observations by their running mean and variance.
+      bootstrap_at_truncation: bootstrap from the value of the final observation where a time limit ends an episode.
+        False treats truncation as termination, a common bug.
+    """
+
+    num_envs: Count = 8
+    num_steps: Count = 32
+    gamma: UnitInterval = 0.99
+    normalize_obs: bool = False
+    bootstrap_at_truncation: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutConfig(ExperienceConfig):
+    """On-policy rollouts of fixed length.
+
+    Attributes:
+      scale_reward: divide rewards by the standard deviation of the running discounted return.
+    """
+
+    scale_reward: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Terms of an actor-critic's loss beside the policy's.
+
+    Attributes:
+      value_coef: weight of the critic's loss, where there is a critic.
+      entropy_coef: weight of the entropy bonus.
+    """
+
+    value_coef: NonNegative = 0.5
+    entropy_coef: NonNegative = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActorCriticConfig(LossConfig, AnnealConfig, LearningRateConfig, RolloutConfig):
+    """Actor-critic methods with one optimiser and generalised advantage estimation.
+
+    Attributes:
+      gae_lambda: lambda of generalised advantage estimation; 1 gives the discounted return over the rest of the rollout
+        minus the value.
+    """
+
+    max_grad_norm: Positive | None = 0.5
+    gae_lambda: UnitInterval = 0.95
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrustRegionConfig(AdamConfig, RolloutConfig):
+    """Natural gradients of the policy, and a critic that is fitted by itself.
+
+    Attributes:
+      damping: added to the diagonal of the Fisher matrix.
+      num_cg_steps: conjugate gradient steps.
+      num_value_epochs: passes over the N * T steps in which the critic is fitted.
+      num_value_minibatches: gradient steps of the critic in one pass.
+      value_learning_rate: step size of the critic's Adam.
+      gae_lambda: lambda of generalised advantage estimation.
+      normalize_advantage: standardise the advantages over the batch.
+    """
+
+    num_steps: Count = 128
+    damping: NonNegative = 0.1
+    num_cg_steps: Count = 10
+    num_value_epochs: Count = 10
+    num_value_minibatches: Count = 8
+    value_learning_rate: Positive = 1e-3
+    gae_lambda: UnitInterval = 0.95
+    normalize_advantage: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayConfig(PolicyAndCriticRateConfig, ExperienceConfig):
+    """Off-policy learning from a replay buffer.
+
+    Attributes:
+      num_gradient_steps: gradient steps after each step of the environments; divided by `num_envs` it is the
+        updates-to-data ratio.
+      batch_size: transitions in the minibatch of a gradient step, B.
+      capacity: transitions that the replay buffer holds.
+      warmup_steps: transitions collected with random actions before learning begins.
+      tau: step size of the target networks (Polyak averaging).
+    """
+
+    num_envs: Count = 1
+    num_steps: Count = 50
+    num_gradient_steps: Count = 1
+    batch_size: Count = 256
+    capacity: Count = 100_000
+    warmup_steps: Count = 1000
+    tau: UnitInterval = 0.005
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplorationConfig:
+    """Gaussian noise on the actions of a deterministic policy.
+
+    Attributes:
+      exploration_std: standard deviation of the noise, in canonical [-1, 1] where actions are bounded.
+      noise_correlation: correlation of successive noises in an episode; 0 is white noise, values near 1 approach an
+        Ornstein-Uhlenbeck process.
+    """
+
+    exploration_std: NonNegative = 0.1
+    noise_correlation: UnitInterval = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemperatureConfig:
+    """Temperature of the maximum-entropy objective.
+
+    Attributes:
+      temperature: weight of the entropy, alpha; its initial value where it is learned.
+      learn_temperature: adapt the temperature so that the policy's entropy approaches the target.
+      temperature_learning_rate: step size for the logarithm of the temperature.
+    """
+
+    temperature: Positive = 1.0
+    learn_temperature: bool = True
+    temperature_learning_rate: Positive = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupConfig:
+    """Groups of episodes from one start each: G responses to a prompt, or G episodes from one initial state.
+
+    Attributes:
+      num_prompts: prompts, or initial states, in one update, P.
+      group_size: episodes from each, G.
+      num_minibatches: gradient steps in one pass over the P * G episodes.
+      baseline: what is subtracted from an episode's return: nothing; the mean of the batch; the mean of its group; the
+        mean of the others in its group; or a learned value of every prefix, in which case the advantage is GAE's
+        (language models only).
+      divide_by_std: divide the advantage by the standard deviation of the group's returns.
+      gae_lambda: lambda of GAE, for the learned value; there is no discount.
+      kl_coef: weight of the KL divergence from the reference policy, which is the policy at the start; 0 still measures
+        it.
+    """
+
+    num_prompts: Count = 32
+    group_size: Count = 8
+    num_minibatches: Count = 1
+    baseline: Literal["none", "batch_mean", "group_mean", "leave_one_out", "value"] = "group_mean"
+    divide_by_std: bool = True
+    gae_lambda: UnitInterval = 1.0
+    kl_coef: NonNegative = 0.04
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutConfig:
+    """Evaluation while training.
+
+    Attributes:
+      num_held_out: held-out prompts that are answered after every update, for monitoring; 0 disables this.
+    """
+
+    num_held_out: CountOrZero = 64
