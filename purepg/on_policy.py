@@ -4,13 +4,13 @@ An algorithm's own file has its weight of grad log pi, its loss and its step.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from purepg import normalize
+from purepg import advantages, normalize
 from purepg.advantages import effective_sample_size
 from purepg.algorithms.configs import RolloutConfig
 from purepg.contract import check_environment
@@ -31,7 +31,7 @@ class Learner(NamedTuple):
     opt_state: optax.OptState
     obs_moments: Moments | None
     return_moments: Moments | None
-    kl_coef: Array | None = None  # of an adaptive penalty
+    own: Any = None  # what an algorithm adapts beside its parameters, such as the coefficient of a penalty
 
 
 class World(NamedTuple):
@@ -53,6 +53,18 @@ class Data(NamedTuple):
     policy: Distribution  # that acted
     next_obs: Obs  # normalised, before any reset
 
+    def gae(self, gamma: Array | float, lam: Array | float) -> tuple[Array, Array]:
+        """(advantage, target) by `advantages.gae`."""
+        return advantages.gae(*self._estimate, gamma, lam)
+
+    def n_step(self, gamma: Array | float, n: int) -> tuple[Array, Array]:
+        """(advantage, target) by `advantages.n_step`."""
+        return advantages.n_step(*self._estimate, gamma, n)
+
+    @property
+    def _estimate(self) -> tuple[Array, ...]:
+        return self.reward, self.value, self.next_value, self.terminated, self.truncated
+
 
 Step = Callable[[Key, State, Array], tuple[State, Metrics]]
 
@@ -63,13 +75,13 @@ def assemble(
     c: RolloutConfig,
     init_opt_state: Callable[[Params], optax.OptState],
     step: Step,
-    kl_coef: bool = False,
+    init_own: Callable[[], Any] = lambda: None,
 ) -> Algorithm:
     """The algorithm of a step, with the state that `collect` advances.
 
     Args:
       init_opt_state: the optimiser's first state for the network's parameters.
-      kl_coef: whether the learner carries a coefficient, `c.kl_coef` at first.
+      init_own: gives the initial value of `Learner.own`.
     """
     check_environment(env)
     if c.normalize_obs:
@@ -84,7 +96,7 @@ def assemble(
             init_opt_state(params),
             normalize.init(jax.tree.map(lambda x: x[0], envs.obs)) if c.normalize_obs else None,
             normalize.init(envs.episode_return[0]) if c.scale_reward else None,
-            jnp.asarray(getattr(c, "kl_coef", 0.0), jnp.float32) if kl_coef else None,
+            init_own(),
         )
         return State(learner, World(envs, jnp.zeros(c.num_envs) if c.scale_reward else None))
 
@@ -191,3 +203,21 @@ def diagnostics(network: Network, old_params: Params, params: Params, data: Data
     old = data.policy if every == 1 else network.apply(old_params, obs)[0]
     new, _ = network.apply(params, obs)
     return policy_change(old, new, action) | {"explained_variance": explained_variance(data.value, target)}
+
+
+def finish(
+    network: Network,
+    before: State,
+    after: State,
+    params: Params,
+    opt_state: optax.OptState,
+    data: Data,
+    target: Array,
+    metrics: Metrics,
+    every: int = SPARSE,
+) -> tuple[State, Metrics]:
+    """What a step returns: the state `after` its rollout with the new parameters in it, and the metrics with
+    `diagnostics` of the change from `before`."""
+    change = diagnostics(network, before.learner.params, params, data, target, every)
+    learner = after.learner._replace(params=params, opt_state=opt_state)
+    return State(learner, after.world), metrics | change

@@ -9,8 +9,10 @@ import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 
+from purepg import normalize
 from purepg.config import float_fields
 from purepg.distributions import Categorical, Deterministic, DiagGaussian, TanhGaussian
+from purepg.normalize import Moments
 from purepg.types import Array, Box, Discrete, Env, Space, TimeStep
 
 NUM_IDS = 900
@@ -187,6 +189,11 @@ class TinyQNetwork(NamedTuple):
         q = jnp.einsum("k...h,kha->ka...", jnp.tanh(x), critic["q"])
         q += critic["shift"].reshape(*q.shape[:2], *[1] * (q.ndim - 2))
         return jnp.moveaxis(q, 1, -1)
+
+
+def moments_of(mean: Any, variance: Any, num_samples: Any) -> Moments:
+    """Running moments as if so many samples had given them."""
+    return normalize.init(mean)._replace(mean=mean, variance=variance, num_samples=jnp.float32(num_samples))
 
 
 def settings(config: Any, num_settings: int) -> dict[str, Array]:

@@ -445,7 +445,7 @@ def test_the_coefficient_of_the_penalty_stays_within_a_millionth_and_a_million(p
         first = State(p.first.learner._replace(kl_coef=coef), p.first.world)
         state, metrics = p.block(p.hyper | {"target_kl": target}, p.keys, first, 0)
         assert (metrics["kl"] > 1e-8).all() and (metrics["kl"] < 1e8).all()
-        np.testing.assert_array_equal(state.learner.kl_coef, coef)
+        np.testing.assert_array_equal(state.learner.own, coef)
 
 
 @only("ppo penalty fixed")

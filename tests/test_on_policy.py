@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import TRUNCATED, SeparateNetwork, arms_env, quick_jit
+from helpers import TRUNCATED, SeparateNetwork, arms_env, moments_of, quick_jit
 
 from purepg import normalize
 from purepg.algorithms.a2c import A2CConfig, a2c
@@ -108,8 +108,8 @@ def test_what_does_not_count_may_be_anything():
 
 NETWORK = SeparateNetwork(Discrete(2))
 CONFIG: Any = {"num_envs": 4, "num_steps": 6, "gamma": 0.8}
-PRIOR_OBS = normalize.Moments(jnp.array([5.0, 4.0]), jnp.array([9.0, 4.0]), jnp.float32(10))
-PRIOR_RETURN = normalize.Moments(jnp.float32(1), jnp.float32(4), jnp.float32(10))
+PRIOR_OBS = moments_of(jnp.array([5.0, 4.0]), jnp.array([9.0, 4.0]), 10)
+PRIOR_RETURN = moments_of(jnp.float32(1), jnp.float32(4), 10)
 RUNNING_RETURN = jnp.array([1.0, 2.0, 3.0, 4.0])
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import ENDINGS, TRUNCATED, SeparateNetwork, TinyNetwork, arms_env, quick_jit
+from helpers import ENDINGS, TRUNCATED, SeparateNetwork, TinyNetwork, arms_env, moments_of, quick_jit
 from jax.flatten_util import ravel_pytree
 from jax.lax import stop_gradient
 
@@ -78,8 +78,8 @@ def with_prior(state):
     obs, returns = (jnp.float32(PRIOR[name]) for name in ("obs", "return"))
     ten = jnp.float32(10)
     learner = learner._replace(
-        obs_moments=normalize.Moments(jnp.full(2, obs[0]), jnp.full(2, obs[1]), ten),
-        return_moments=normalize.Moments(returns[0], returns[1], ten),
+        obs_moments=moments_of(jnp.full(2, obs[0]), jnp.full(2, obs[1]), ten),
+        return_moments=moments_of(returns[0], returns[1], ten),
     )
     return State(learner, state.world._replace(running_return=RUNNING_RETURN))
 
@@ -260,7 +260,7 @@ def test_normalising_is_learning_in_a_normalised_environment(actor_critic_update
             (normalised.learner.return_moments, PRIOR["return"], returns),
         ):
             mean, variance = jnp.broadcast_to(mean, moments.mean.shape), jnp.broadcast_to(variance, moments.mean.shape)
-            expected = normalize.update(normalize.Moments(mean, variance, jnp.float32(10)), data)
+            expected = normalize.update(moments_of(mean, variance, 10), data)
             assert distance(moments, expected) < 1e-4
 
 
@@ -436,10 +436,10 @@ def test_the_coefficient_is_halved_below_two_thirds_of_the_target_and_doubled_ab
         learner, metrics = updates[name].learner, updates[name].metrics
         assert metrics["kl_coef"] == coef
         expected = factor(metrics[name], target)
-        assert learner.kl_coef == expected * coef
+        assert learner.own == expected * coef
         factors.add(expected)
         tell_apart += expected != factor(metrics["reverse_kl" if name == "kl" else "kl"], target)
-        assert updates["fixed"].learner.kl_coef == updates["fixed"].metrics["kl_coef"] == coef
+        assert updates["fixed"].learner.own == updates["fixed"].metrics["kl_coef"] == coef
     assert factors == {0.5, 1.0, 2.0} and tell_apart > 0
 
 

@@ -6,14 +6,14 @@ phi   <- phi   - lr * value_coef * E[ grad (V(s) - target)^2 / 2 ]
 
 from dataclasses import dataclass
 
-from purepg.advantages import gae, n_step, standardise
+from purepg.advantages import standardise
 from purepg.algorithms.configs import ActorCriticConfig
 from purepg.config import Count, check, check_schedules, check_standardised
 from purepg.losses import policy_gradient, squared_error
 from purepg.networks import require_policy_gradient
-from purepg.on_policy import SPARSE, assemble, collect, diagnostics
+from purepg.on_policy import assemble, collect, finish
 from purepg.optimize import anneal, gradient_step, step_direction
-from purepg.types import Algorithm, Env, Network, State
+from purepg.types import Algorithm, Env, Network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +53,7 @@ def a2c(env: Env, network: Network, config: A2CConfig) -> Algorithm:
 
     def step(key, state, update):
         data, after, info = collect(key, env, network, c, state)
-        estimate = (data.reward, data.value, data.next_value, data.terminated, data.truncated, c.gamma)
-        advantage, target = gae(*estimate, c.gae_lambda) if c.n_step is None else n_step(*estimate, c.n_step)
+        advantage, target = data.gae(c.gamma, c.gae_lambda) if c.n_step is None else data.n_step(c.gamma, c.n_step)
         if c.normalize_advantage:
             advantage = standardise(advantage)
 
@@ -63,9 +62,6 @@ def a2c(env: Env, network: Network, config: A2CConfig) -> Algorithm:
         params, opt_state, metrics = gradient_step(
             loss, tx, learning_rate, state.learner.params, state.learner.opt_state, batch
         )
-        learner = after.learner._replace(params=params, opt_state=opt_state)
-        return State(learner, after.world), info | metrics | diagnostics(
-            network, state.learner.params, params, data, target, SPARSE
-        )
+        return finish(network, state, after, params, opt_state, data, target, info | metrics)
 
     return assemble(env, network, c, tx.init, step)

@@ -14,14 +14,14 @@ from typing import Literal
 
 import jax.numpy as jnp
 
-from purepg.advantages import effective_sample_size, gae, segment_ratio, standardise
+from purepg.advantages import effective_sample_size, segment_ratio, standardise
 from purepg.algorithms.configs import ActorCriticConfig
 from purepg.config import Count, Positive, check, check_schedules, check_standardised
 from purepg.losses import policy_gradient, squared_error
 from purepg.networks import require_policy_gradient
-from purepg.on_policy import SPARSE, assemble, collect, diagnostics
+from purepg.on_policy import assemble, collect, finish
 from purepg.optimize import anneal, gradient_steps, step_direction
-from purepg.types import Algorithm, Env, Network, State
+from purepg.types import Algorithm, Env, Network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +77,7 @@ def off_policy_pg(env: Env, network: Network, config: OffPolicyPGConfig) -> Algo
 
     def step(key, state, update):
         data, after, info = collect(key, env, network, c, state)
-        estimate = (data.reward, data.value, data.next_value, data.terminated, data.truncated, c.gamma)
-        advantage, target = gae(*estimate, c.gae_lambda)
+        advantage, target = data.gae(c.gamma, c.gae_lambda)
         if c.normalize_advantage:
             advantage = standardise(advantage)
 
@@ -88,9 +87,6 @@ def off_policy_pg(env: Env, network: Network, config: OffPolicyPGConfig) -> Algo
         params, opt_state, metrics = gradient_steps(
             loss, tx, learning_rate, state.learner.params, state.learner.opt_state, batch, c.num_epochs
         )
-        learner = after.learner._replace(params=params, opt_state=opt_state)
-        return State(learner, after.world), info | metrics | diagnostics(
-            network, state.learner.params, params, data, target, SPARSE
-        )
+        return finish(network, state, after, params, opt_state, data, target, info | metrics)
 
     return assemble(env, network, c, tx.init, step)

@@ -13,7 +13,7 @@ from typing import Literal
 
 import jax
 
-from purepg.advantages import gae, standardise
+from purepg.advantages import standardise
 from purepg.algorithms.configs import ActorCriticConfig
 from purepg.config import (
     Count,
@@ -25,9 +25,9 @@ from purepg.config import (
 )
 from purepg.losses import clipped_squared_error, clipped_surrogate, kl_k3, squared_error
 from purepg.networks import require_policy_gradient
-from purepg.on_policy import SPARSE, assemble, collect, diagnostics
+from purepg.on_policy import assemble, collect, finish
 from purepg.optimize import anneal, minibatch_epochs, step_direction
-from purepg.types import Algorithm, Env, Network, State
+from purepg.types import Algorithm, Env, Network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +90,7 @@ def ppo(env: Env, network: Network, config: PPOConfig) -> Algorithm:
     def step(key, state, update):
         k_rollout, k_update = jax.random.split(key)
         data, after, info = collect(k_rollout, env, network, c, state)
-        estimate = (data.reward, data.value, data.next_value, data.terminated, data.truncated, c.gamma)
-        advantage, target = gae(*estimate, c.gae_lambda)
+        advantage, target = data.gae(c.gamma, c.gae_lambda)
         if c.normalize_advantage == "batch":
             advantage = standardise(advantage)
 
@@ -109,9 +108,6 @@ def ppo(env: Env, network: Network, config: PPOConfig) -> Algorithm:
             c.num_minibatches,
             c.target_kl,
         )
-        learner = after.learner._replace(params=params, opt_state=opt_state)
-        return State(learner, after.world), info | metrics | diagnostics(
-            network, state.learner.params, params, data, target, SPARSE
-        )
+        return finish(network, state, after, params, opt_state, data, target, info | metrics)
 
     return assemble(env, network, c, tx.init, step)

@@ -16,7 +16,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from purepg.advantages import gae, standardise
+from purepg.advantages import standardise
 from purepg.algorithms.configs import ActorCriticConfig
 from purepg.config import (
     Count,
@@ -28,7 +28,7 @@ from purepg.config import (
 )
 from purepg.losses import squared_error, surrogate
 from purepg.networks import require_policy_gradient
-from purepg.on_policy import assemble, collect, diagnostics
+from purepg.on_policy import assemble, collect, finish
 from purepg.optimize import anneal, minibatch_epochs, step_direction
 from purepg.types import Algorithm, Env, Network, State
 
@@ -91,17 +91,17 @@ def ppo_penalty(env: Env, network: Network, config: PPOPenaltyConfig) -> Algorit
         return jnp.clip(kl_coef * factor, 1e-6, 1e6)  # bounds that a run which learns never meets
 
     def step(key, state, update):
+        kl_coef = state.learner.own
         k_rollout, k_update = jax.random.split(key)
         data, after, info = collect(k_rollout, env, network, c, state)
-        estimate = (data.reward, data.value, data.next_value, data.terminated, data.truncated, c.gamma)
-        advantage, target = gae(*estimate, c.gae_lambda)
+        advantage, target = data.gae(c.gamma, c.gae_lambda)
         if c.normalize_advantage == "batch":
             advantage = standardise(advantage)
 
         learning_rate = anneal(c.learning_rate, update, c.anneal_updates if c.anneal_learning_rate else None)
         params, opt_state, metrics = minibatch_epochs(
             k_update,
-            partial(loss, kl_coef=state.learner.kl_coef),
+            partial(loss, kl_coef=kl_coef),
             tx,
             learning_rate,
             state.learner.params,
@@ -110,11 +110,9 @@ def ppo_penalty(env: Env, network: Network, config: PPOPenaltyConfig) -> Algorit
             c.num_epochs,
             c.num_minibatches,
         )
-        metrics |= diagnostics(network, state.learner.params, params, data, target, 1) | {
-            "kl_coef": state.learner.kl_coef
-        }
-        kl_coef = adapt(state.learner.kl_coef, metrics[c.penalty])
-        learner = after.learner._replace(params=params, opt_state=opt_state, kl_coef=kl_coef)
-        return State(learner, after.world), info | metrics
+        metrics |= info | {"kl_coef": kl_coef}
+        after, metrics = finish(network, state, after, params, opt_state, data, target, metrics, every=1)
+        learner = after.learner._replace(own=adapt(kl_coef, metrics[c.penalty]))
+        return State(learner, after.world), metrics
 
-    return assemble(env, network, c, tx.init, step, kl_coef=True)
+    return assemble(env, network, c, tx.init, step, lambda: jnp.asarray(c.kl_coef, jnp.float32))

@@ -10,15 +10,15 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from purepg.advantages import gae, standardise
+from purepg.advantages import standardise
 from purepg.algorithms.configs import AnnealConfig, LearningRateConfig, RolloutConfig
 from purepg.config import Count, NonNegative, Positive, UnitInterval, check, check_schedules, check_standardised
 from purepg.distributions import Categorical, DiagGaussian, TanhGaussian
 from purepg.losses import policy_gradient, squared_error
 from purepg.off_policy import require
-from purepg.on_policy import SPARSE, assemble, collect, diagnostics
+from purepg.on_policy import assemble, collect, finish
 from purepg.optimize import anneal, by_half, gradient_step, gradient_steps, init_by_half, step_direction
-from purepg.types import Algorithm, Env, QNetwork, State
+from purepg.types import Algorithm, Env, QNetwork
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,8 @@ def q_actor_critic(env: Env, network: QNetwork, config: QActorCriticConfig) -> A
         next_q = network.q(params, data.next_obs, next_action).mean(0)
         left = (data.terminated | data.truncated).at[-1].set(True)  # elsewhere a' is the action taken next
         next_q = jnp.where(left, next_q, jnp.roll(q, -1, axis=0))
-        _, target = gae(data.reward, q, next_q, data.terminated, data.truncated, c.gamma, c.sarsa_lambda)
+        data = data._replace(value=q, next_value=next_q)
+        _, target = data.gae(c.gamma, c.sarsa_lambda)
         share = anneal(1.0, update, c.anneal_updates if c.anneal_learning_rate else None)
         critic, critic_opt, critic_metrics = gradient_steps(
             critic_loss,
@@ -96,11 +97,8 @@ def q_actor_critic(env: Env, network: QNetwork, config: QActorCriticConfig) -> A
         policy, policy_opt, policy_metrics = gradient_step(
             policy_loss, tx, share * c.learning_rate, params["policy"], opt_state["policy"], batch
         )
-        new_params = {"policy": policy, "critic": critic}
-        learner = after.learner._replace(params=new_params, opt_state={"policy": policy_opt, "critic": critic_opt})
-        metrics = by_half(policy=policy_metrics, critic=critic_metrics)
-        return State(learner, after.world), info | metrics | diagnostics(
-            network, params, new_params, data._replace(value=q), target, SPARSE
-        )
+        params, opt_state = {"policy": policy, "critic": critic}, {"policy": policy_opt, "critic": critic_opt}
+        metrics = info | by_half(policy=policy_metrics, critic=critic_metrics)
+        return finish(network, state, after, params, opt_state, data, target, metrics)
 
     return assemble(env, network, c, partial(init_by_half, tx), step)

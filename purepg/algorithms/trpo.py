@@ -13,15 +13,15 @@ from dataclasses import dataclass
 
 import jax
 
-from purepg.advantages import gae, standardise
+from purepg.advantages import standardise
 from purepg.algorithms.configs import TrustRegionConfig
 from purepg.config import Count, Positive, UnitInterval, check, check_minibatches, check_standardised
 from purepg.losses import surrogate
 from purepg.networks import require_policy_gradient
-from purepg.on_policy import assemble, collect, diagnostics, fit_critic
+from purepg.on_policy import assemble, collect, finish, fit_critic
 from purepg.optimize import step_direction
 from purepg.trust_region import line_search, natural_gradient, refuse_a_shared_torso
-from purepg.types import Algorithm, Env, Network, State
+from purepg.types import Algorithm, Env, Network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +58,7 @@ def trpo(env: Env, network: Network, config: TRPOConfig) -> Algorithm:
         del update
         k_rollout, k_value = jax.random.split(key)
         data, after, info = collect(k_rollout, env, network, c, state)
-        estimate = (data.reward, data.value, data.next_value, data.terminated, data.truncated, c.gamma)
-        advantage, target = gae(*estimate, c.gae_lambda)
+        advantage, target = data.gae(c.gamma, c.gae_lambda)
         if c.normalize_advantage:
             advantage = standardise(advantage)
 
@@ -88,8 +87,7 @@ def trpo(env: Env, network: Network, config: TRPOConfig) -> Algorithm:
             c.num_value_epochs,
             c.num_value_minibatches,
         )
-        learner = after.learner._replace(params=params, opt_state=opt_state)
-        metrics |= info | value_metrics | diagnostics(network, state.learner.params, params, data, target, 1)
-        return State(learner, after.world), metrics
+        metrics |= info | value_metrics
+        return finish(network, state, after, params, opt_state, data, target, metrics, every=1)
 
     return assemble(env, network, c, tx.init, step)
