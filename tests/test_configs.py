@@ -327,7 +327,9 @@ def test_a_policy_that_does_not_fit_the_actions_is_refused():
 
 def test_what_a_policy_that_does_not_fit_is_told_to_be_does_fit():
     """By an algorithm that the message names, where actions are discrete, bounded and not."""
-    algorithms = {f.__name__: (f, c) for f, c in ((sac, SACConfig()), (ddpg, DDPGConfig()), (td3, TD3Config()))}
+    algorithms: dict[str, Any] = {
+        f.__name__: (f, c) for f, c in ((sac, SACConfig()), (ddpg, DDPGConfig()), (td3, TD3Config()))
+    }
     algorithms |= {"dpg": (dpg, DPGConfig()), "q_actor_critic": (q_actor_critic, QActorCriticConfig())}
     algorithms |= {"sac_discrete": (sac_discrete, DiscreteSACConfig())}
     for space in (ARMS, REAL, UNBOUNDED):
