@@ -50,7 +50,8 @@ def make(name: str, size: int) -> tuple[Any, Any, Any, Any, str]:
     from purepg.algorithms.sac import SACConfig, sac
     from purepg.algorithms.td3 import TD3Config, td3
     from purepg.networks import ActorQConfig, NetworkConfig, actor_critic, actor_q
-    from purepg.tokens import LanguageModelConfig, language_model
+    from purepg.run.start import language_model
+    from purepg.tokens import LanguageModelConfig
 
     if name == "grpo":
         config = GRPOConfig(num_prompts=32, group_size=8, num_held_out=0)

@@ -3,7 +3,8 @@
 from purepg.algorithms.dpo import DPOConfig, dpo
 from purepg.run.cli import main
 from purepg.run.plan import RunConfig
-from purepg.tokens import LanguageModelConfig, language_model
+from purepg.run.start import language_model
+from purepg.tokens import LanguageModelConfig
 
 if __name__ == "__main__":
     run = RunConfig(env="addition", total_steps=400_000, num_seeds=4, eval_episodes=512)

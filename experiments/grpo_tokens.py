@@ -3,7 +3,8 @@
 from purepg.algorithms.grpo import GRPOConfig, grpo
 from purepg.run.cli import main
 from purepg.run.plan import RunConfig
-from purepg.tokens import LanguageModelConfig, language_model
+from purepg.run.start import language_model
+from purepg.tokens import LanguageModelConfig
 
 if __name__ == "__main__":
     config = GRPOConfig(num_prompts=64, num_minibatches=2, learning_rate=5e-4, kl_coef=0.001)

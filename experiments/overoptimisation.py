@@ -35,9 +35,10 @@ from purepg.family import FAMILY
 from purepg.groups import source
 from purepg.preferences import RewardModelConfig, fit_reward_model, learned_reward, sample_preferences
 from purepg.run.plot import COLOURS, GREY, dress
+from purepg.run.start import language_model
 from purepg.run.statistics import bootstrap_interval, iqm
 from purepg.run.study import Study, main, table
-from purepg.tokens import LanguageModel, LanguageModelConfig, language_model
+from purepg.tokens import LanguageModel, LanguageModelConfig
 from purepg.train import train
 from purepg.types import Array, Env, Key, Params, UsageError
 

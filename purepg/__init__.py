@@ -29,7 +29,8 @@ from purepg.envs.lqr import LQR  # noqa: E402
 from purepg.envs.tasks import Task, token_env  # noqa: E402
 from purepg.family import FAMILY  # noqa: E402
 from purepg.networks import ActorQConfig, NetworkConfig, actor_critic, actor_q  # noqa: E402
-from purepg.tokens import LanguageModel, LanguageModelConfig, generate, language_model  # noqa: E402
+from purepg.run.start import language_model  # noqa: E402
+from purepg.tokens import LanguageModel, LanguageModelConfig, generate  # noqa: E402
 from purepg.train import EpisodeStats, evaluate, guard  # noqa: E402
 from purepg.types import (  # noqa: E402
     Algorithm,

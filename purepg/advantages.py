@@ -200,22 +200,21 @@ def segment_ratio(log_prob: Array, old_log_prob: Array, ended: Array) -> Array:
     def running(log_ratio, starts, reverse):
         def step(before, now):
             log_ratio, starts = now
-            total = jnp.where(starts, 0.0, before) + log_ratio
-            return total, total
+            before = jnp.where(starts, 0.0, before)
+            return before + log_ratio, before
 
         return jax.lax.scan(step, jnp.zeros_like(log_ratio[0]), (log_ratio, starts), reverse=reverse)[1]
 
     log_ratio = log_prob - old_log_prob
     starts = jnp.roll(ended, 1, axis=0).at[0].set(True)
-    until_now, from_now = running(log_ratio, starts, False), running(log_ratio, ended, True)
-    return jnp.exp(until_now + from_now - log_ratio)
+    return jnp.exp(running(log_ratio, starts, False) + log_ratio + running(log_ratio, ended, True))
 
 
 def effective_sample_size(ratio: Array, where: Array | None = None) -> Array:
     """(sum ratio)^2 / (n sum ratio^2), a scalar in (0, 1]: the share of the samples that importance weights leave."""
-    ratio = ratio / jnp.max(
-        ratio, where=where, initial=jnp.finfo(ratio.dtype).tiny
-    )  # the square of a product overflows
+    floats = jnp.finfo(ratio.dtype)
+    ratio = jnp.minimum(ratio, 1 / floats.tiny)  # one beyond the floats is not NaN, but all there is
+    ratio = ratio / jnp.max(ratio, where=where, initial=floats.tiny)  # the square of a product overflows
     return jnp.square(jnp.mean(ratio, where=where)) / jnp.mean(jnp.square(ratio), where=where)
 
 

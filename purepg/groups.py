@@ -21,6 +21,7 @@ from purepg.envs.tasks import Task, TokenStep
 from purepg.losses import kl_k1, kl_k2, kl_k3
 from purepg.networks import actor, evaluation_policy, require_policy_gradient
 from purepg.on_policy import SPARSE, Step, policy_change
+from purepg.precision import is_narrow
 from purepg.rollout import episodes_from, start
 from purepg.tokens import LanguageModel
 from purepg.types import Algorithm, Array, Env, Key, Metrics, Network, Obs, Params, State, UsageError
@@ -28,6 +29,7 @@ from purepg.types import Algorithm, Array, Env, Key, Metrics, Network, Obs, Para
 Estimator = Literal["k1", "k2", "k3"]
 Level = Literal["token", "sequence"]
 KL = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
+MAX_CORRECTION = 2.0  # bound on a token's ratio of `score`'s probability to the sampler's
 
 
 class Groups(NamedTuple):
@@ -40,6 +42,7 @@ class Groups(NamedTuple):
     terminated: Array  # [P, G, T]
     truncated: Array  # [P, G, T]
     mask: Array  # [P, G, T] an episode's steps
+    log_correction: Array | None = None  # [P, G, T] where log_prob is `score`'s: how much it is above the sampler's
 
 
 class Source(NamedTuple):
@@ -98,7 +101,15 @@ def _responses(env: Env, model: LanguageModel) -> Source:
         reward, terminated, truncated, mask = pay(k_step, env_state, token)
         action = jnp.where(mask, token[..., L:], -1)
         token = jnp.concatenate([token[..., :L], action], axis=-1)
-        return Groups(token, action, jnp.where(mask, log_prob, 0.0), reward, terminated, truncated, mask)
+        log_prob = jnp.where(mask, log_prob, 0.0)
+        groups = Groups(token, action, log_prob, reward, terminated, truncated, mask)
+        if not any(is_narrow(x.dtype) for x in jax.tree.leaves(params)):
+            return groups
+        # Column by column and over whole rows, sums are made in another order, and where numbers are narrow one that
+        # falls on the other side of a rounding is off by 2^-8 of itself: a first ratio may be off by GSPO's whole clip.
+        policy, _ = model.score(params, token.reshape(-1, token.shape[-1]))
+        scored = jnp.where(mask, policy.log_prob(action.reshape(-1, action.shape[-1])).reshape(mask.shape), 0.0)
+        return groups._replace(log_prob=scored, log_correction=scored - log_prob)
 
     return Source(_init(env, model), sample, model.score, env.task.response_length)
 
@@ -158,11 +169,13 @@ def _episodes(env: Env, network: Network, max_steps: int) -> Source:
 
 
 def info(groups: Groups) -> Metrics:
-    """What an update says of its episodes: means of `episode_return` and `episode_length`, their number, and the steps
-    in the mask as `env_steps`, which for responses are the generated tokens."""
+    """What an update says of its episodes: means of `episode_return` and `episode_length`, their number, the steps in
+    the mask as `env_steps`, which for responses are the generated tokens; and of parameters narrower than float32 the
+    largest `sampler_log_ratio`, of a token's probability as it was scored to that as it was sampled."""
     env_steps = jnp.sum(groups.mask, dtype=jnp.int32)
     num_episodes = groups.mask.shape[0] * groups.mask.shape[1]
-    return {
+    gap = groups.log_correction
+    return ({} if gap is None else {"sampler_log_ratio": jnp.max(jnp.abs(gap))}) | {
         "episode_return": jnp.sum(groups.reward) / num_episodes,
         "episode_length": env_steps / num_episodes,
         "num_episodes": jnp.int32(num_episodes),
@@ -238,9 +251,19 @@ def score_all(groups: Source, params: Params, data: Groups) -> tuple[Any, Array]
 def advantages(data: Groups, reward: Array, value: Array, c: GroupConfig) -> tuple[Array, Array]:
     """(advantage, target) of every step, `[P, G, T]`: its episode's `group_advantage`, or GAE's and the critic's.
 
+    Where tokens were sampled with other probabilities than they are scored with, the advantage is times the ratio of
+    the two, truncated (Yao et al. 2025).
+
     Args:
       reward: `[P, G, T]`, with a penalty in it perhaps. value: `[P, G, T]`, V before each step.
     """
+    advantage, target = _advantages(data, reward, value, c)
+    if data.log_correction is not None:
+        advantage *= jnp.minimum(jnp.exp(data.log_correction), MAX_CORRECTION)
+    return advantage, target
+
+
+def _advantages(data: Groups, reward: Array, value: Array, c: GroupConfig) -> tuple[Array, Array]:
     if c.baseline != "value":
         advantage = group_advantage(jnp.sum(reward, axis=-1), c.baseline, c.divide_by_std)
         if c.divide_by_std:  # else a penalty alone, or its rounding, would be blown up to one

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 
 from purepg.config import check_choice
+from purepg.distributions import expectation
 from purepg.types import Array
 
 Aggregation = Literal["sequence_mean", "token_mean", "constant_length", "sequence_sum"]
@@ -73,12 +74,12 @@ def expected_soft_policy_gradient(log_prob: Array, q: Array, temperature: Array 
     """sum_a pi(a|s) (temperature * log pi(a|s) - Q(s, a)), exact over discrete actions (Christodoulou 2019, eq. 12).
 
     Args:
-      log_prob: `[..., A]`, of every action. q: `[..., A]`, constants.
+      log_prob: `[..., A]`, of every action; that of a masked one, -inf, adds nothing. q: `[..., A]`, constants.
     Returns:
       `[...]`.
     """
     chex.assert_equal_shape([log_prob, q])
-    return jnp.sum(jnp.exp(log_prob) * (stop_gradient(temperature) * log_prob - stop_gradient(q)), axis=-1)
+    return expectation(log_prob, stop_gradient(temperature) * log_prob - stop_gradient(q))
 
 
 def preference(margin: Array) -> Array:
@@ -139,7 +140,11 @@ def two_sided_surrogate(
       log_ratio: log pi / pi_old. max_ratio: above 1 + clip_high; None: no such bound.
     """
     chex.assert_equal_shape([log_ratio, advantage])
-    ratio, advantage = jnp.exp(log_ratio), stop_gradient(advantage)
+    # Where an upper bound binds, a ratio beyond the floats would make the gradient 0 * inf, which is not 0.
+    largest = 0.5 * jnp.log(jnp.finfo(log_ratio.dtype).max)
+    bounded = (advantage >= 0) | (max_ratio is not None)
+    ratio = jnp.exp(jnp.where(bounded, jnp.minimum(log_ratio, largest), log_ratio))
+    advantage = stop_gradient(advantage)
     gain = jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - clip_low, 1 + clip_high) * advantage)
     if max_ratio is not None:
         gain = jnp.where(advantage < 0, jnp.maximum(gain, max_ratio * advantage), gain)

@@ -15,7 +15,7 @@ import numpy as np
 
 from purepg import normalize
 from purepg.config import Count, Positive, check, is_known
-from purepg.distributions import Categorical, Deterministic, DiagGaussian, Distribution, TanhGaussian
+from purepg.distributions import Categorical, Deterministic, DiagGaussian, Distribution, TanhGaussian, executed
 from purepg.normalize import Moments
 from purepg.types import (
     Act,
@@ -229,7 +229,7 @@ class ActorQ(NamedTuple):
     def init(self, key: Key, obs: Obs) -> Params:
         k_policy, k_critic = jax.random.split(key)
         distribution, policy = self.policy.init_with_output(k_policy, obs)
-        inputs = (obs, distribution.mode()) if isinstance(self.action_space, Box) else (obs,)
+        inputs = (obs, executed(distribution.mode())) if isinstance(self.action_space, Box) else (obs,)
         critic = jax.vmap(lambda key: self.critic.init(key, *inputs))(jax.random.split(k_critic, self.num_critics))
         return {"policy": policy, "critic": critic}
 
@@ -343,10 +343,10 @@ def actor(network: Network, params: Params, moments: Moments | None = None) -> A
 
 
 def evaluation_policy(network: Network, params: Params, deterministic: bool, moments: Moments | None = None) -> Act:
-    """Raw observations to actions: sampled, or the distribution's mode."""
+    """Raw observations to executed actions: sampled, or the distribution's mode."""
 
     def act(key, obs):
         distribution, _ = network.apply(params, normalize.apply(moments, obs))
-        return distribution.mode() if deterministic else distribution.sample(key)
+        return executed(distribution.mode() if deterministic else distribution.sample(key))
 
     return act

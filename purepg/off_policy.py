@@ -14,7 +14,7 @@ import optax
 from purepg import normalize, replay, rollout
 from purepg.algorithms.configs import ReplayConfig
 from purepg.contract import check_environment
-from purepg.distributions import Categorical, Distribution
+from purepg.distributions import Categorical, Distribution, executed
 from purepg.networks import evaluation_policy, output
 from purepg.normalize import Moments
 from purepg.rollout import RolloutState
@@ -64,7 +64,7 @@ class Exploration(NamedTuple):
     noise: the random numbers of one step, `noise(key, obs)`; of `obs` only shapes are read.
     carry: `carry(before, fresh, starts)`, a step's noise from that of the step before and fresh numbers; `starts` `[N]`
       is true where an episode begins.
-    act: `act(params, noise, obs) -> action`, of normalised observations.
+    act: `act(params, noise, obs) -> action`, executed, of normalised observations.
     """
 
     noise: Callable[[Key, Obs], Any]
@@ -203,7 +203,7 @@ def own_samples(network: QNetwork) -> Exploration:
     return Exploration(
         noise,
         lambda before, fresh, starts: fresh,
-        lambda params, noise, obs: distribution(params, obs).transform(noise),
+        lambda params, noise, obs: executed(distribution(params, obs).transform(noise)),
     )
 
 

@@ -1,7 +1,7 @@
 """From a loss to new parameters: one gradient step, or epochs of shuffled minibatches."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import chex
 import jax
@@ -10,6 +10,7 @@ import optax
 
 from purepg.config import check_choice
 from purepg.lanes import any_lane
+from purepg.precision import at_least_float32, is_narrow, rounded
 from purepg.types import Array, Key, Metrics, Params
 
 Optimizer = Literal["adam", "sgd"]
@@ -27,7 +28,37 @@ def step_direction(
     """
     check_choice("optimizer", optimizer, Optimizer)
     clip = optax.identity() if max_grad_norm is None else optax.clip_by_global_norm(max_grad_norm)
-    return optax.chain(clip, optax.scale_by_adam(eps=adam_eps) if optimizer == "adam" else optax.identity())
+    return in_float32(optax.chain(clip, optax.scale_by_adam(eps=adam_eps) if optimizer == "adam" else optax.identity()))
+
+
+class Widened(NamedTuple):
+    """An optimiser's state for parameters of which some are narrower than float32."""
+
+    inner: optax.OptState  # in float32
+    remainder: Params  # float32: what the parameters would have on top, were they not rounded to their dtype
+
+
+def in_float32(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`tx` with its state and arithmetic in float32 where parameters are narrower; elsewhere `tx` itself.
+
+    In bfloat16, 1 + 0.003 is 1: steps that small would never add up. So `gradient_step` keeps what rounding takes from
+    the parameters in the state, as float32 copies of them would.
+    """
+
+    def init(params):
+        inner = tx.init(at_least_float32(params))
+        if not any(is_narrow(x.dtype) for x in jax.tree.leaves(params)):
+            return inner
+        return Widened(inner, jax.tree.map(jnp.zeros_like, at_least_float32(params)))
+
+    def update(updates, state, params=None):
+        updates, params = at_least_float32((updates, params))
+        if not isinstance(state, Widened):
+            return tx.update(updates, state, params)
+        direction, inner = tx.update(updates, state.inner, params)
+        return direction, state._replace(inner=inner)
+
+    return optax.GradientTransformation(init, update)
 
 
 def anneal(value: Array | float, update: Array, anneal_updates: int | None) -> Array | float:
@@ -45,11 +76,18 @@ def gradient_step(
     opt_state: optax.OptState,
     batch: Any,
 ) -> tuple[Params, optax.OptState, Metrics]:
-    """params <- params - learning_rate * direction(grad loss). The metrics gain `grad_norm`, before any clipping."""
+    """params <- params - learning_rate * direction(grad loss), in float32 at least, and then of the parameters' dtype.
+    The metrics gain `grad_norm`, before any clipping."""
     grads, metrics = jax.grad(loss, has_aux=True)(params, batch)
     direction, opt_state = tx.update(grads, opt_state, params)
-    params = jax.tree.map(lambda p, d: (p - learning_rate * d).astype(p.dtype), params, direction)
-    return params, opt_state, metrics | {"grad_norm": optax.tree.norm(grads)}
+    exact = at_least_float32(params)
+    if isinstance(opt_state, Widened):
+        exact = jax.tree.map(jnp.add, exact, opt_state.remainder)
+    exact = jax.tree.map(lambda p, d: p - learning_rate * d, exact, direction)
+    params = jax.tree.map(lambda x, p: rounded(x, p.dtype), exact, params)
+    if isinstance(opt_state, Widened):
+        opt_state = opt_state._replace(remainder=jax.tree.map(jnp.subtract, exact, at_least_float32(params)))
+    return params, opt_state, metrics | {"grad_norm": optax.tree.norm(at_least_float32(grads))}
 
 
 def gradient_steps(
@@ -92,8 +130,12 @@ def shuffle(key: Key, n: int) -> Array:
     A Feistel network permutes the 2^w >= n numbers of w bits: each round adds to one half of the bits a hash of the
     other half and of a random round key. Where n is no power of two, numbers that fall outside are sent through again
     until they fall inside ("cycle walking"; Black & Rogaway 2002). Eight rounds: with six, minibatch means of some
-    data spread a few per cent too wide.
+    data spread a few per cent too wide. Halves of a few bits mix too little whatever the rounds, so up to 64 numbers
+    are ranked by random bits instead.
     """
+    if n <= 64:
+        order = (jax.random.bits(key, (n,), jnp.uint32) & ~jnp.uint32(63)) | jnp.arange(n, dtype=jnp.uint32)
+        return jnp.sum(order < order[:, None], axis=1, dtype=jnp.int32)
     width = max(2, (n - 1).bit_length())
     low = width // 2
     low_mask, high_mask = jnp.uint32((1 << low) - 1), jnp.uint32((1 << (width - low)) - 1)

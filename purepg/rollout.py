@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from purepg.contract import in_units
+from purepg.distributions import executed
 from purepg.lanes import any_lane
 from purepg.types import Action, Actor, Array, Env, Key, Mean, Metrics, Obs, Transition
 
@@ -75,7 +76,7 @@ def step(
       here, and their number; added over steps, what `episode_info` takes.
     """
     action, log_prob = act(draws.noise, world.obs)
-    taken = in_units(env.action_space, action)
+    taken = in_units(env.action_space, executed(action))
     env_state, (next_obs, reward, terminated, truncated) = jax.vmap(env.step)(draws.k_step, world.env_state, taken)
     transition = Transition(world.obs, action, log_prob, reward, terminated, truncated, next_obs)
 
@@ -161,7 +162,7 @@ def episodes_from(key: Key, env: Env, actor: Actor, world: RolloutState, max_ste
     def act_and_step(t, world):
         k_act, k_step = jax.random.split(jax.random.fold_in(key, t))
         action, log_prob = actor.act(actor.noise(k_act, world.obs), world.obs)
-        taken = in_units(env.action_space, action)
+        taken = in_units(env.action_space, executed(action))
         env_state, time_step = jax.vmap(env.step)(jax.random.split(k_step, num_episodes), world.env_state, taken)
         truncated = time_step.truncated | ((t == max_steps - 1) & ~time_step.terminated)
         transition = Transition(

@@ -12,7 +12,6 @@ group, `L` columns of a prompt, `R` of a response, `V` vocabulary.
 
 import hashlib
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -98,28 +97,18 @@ def language_model(env: Env, config: LanguageModelConfig, params: Params | None 
     """The model for a token task's environment.
 
     Args:
-      params: what it starts with, of a model of these sizes; a value head that they lack is drawn. None: what
-        `config.start` holds, with the sizes that it has; without one, all is drawn.
+      params: what it starts with, of a model of these sizes; a missing value head is initialised at random. None
+        initialises everything at random.
     Raises:
-      UsageError: the environment is no token task, sizes do not fit together, `config.start` holds no model of the
-        task's tokens, or parameters are not those of such a model.
+      UsageError: the environment is no token task, sizes do not fit together, parameters are not those of such a model,
+        or `config.start` names some that were not given: `purepg.language_model` reads them.
     """
     if env.task is None:
         raise UsageError(f"{env.name} has no tokens: a language model needs a token task, such as --env addition")
-    num_tokens = len(env.task.vocabulary)
-    if config.start is not None:
-        if params is not None:
-            raise UsageError(f"start ({config.start}) and params are two places to start from: give one of them")
-        from purepg.run.start import read_start  # `run` stands on this module
-
-        shape, found, params = read_start(Path(config.start).absolute())
-        if found != num_tokens:
-            raise UsageError(
-                f"start ({config.start}) is a model of {found} tokens; {env.name} needs one of {num_tokens}"
-            )
-        config = with_sizes(config, shape)
+    if config.start is not None and params is None:
+        raise UsageError(f"start ({config.start}) is not read here: use purepg.language_model, or pass params")
     config = check_transformer(config)
-    transformer = Transformer(config, num_tokens)
+    transformer = Transformer(config, len(env.task.vocabulary))
     if params is not None:
         _check_params(transformer, params)
     return LanguageModel(transformer, env.task, config.temperature, params)

@@ -6,7 +6,8 @@ and values for sampling one column at a time.
 
 Axes: `B` rows, `n` columns of a call, `L` columns of a cache, `V` tokens of the vocabulary, `H` query heads, `K` heads
 of keys and values, `d` numbers of a head. All is computed in the parameters' dtype, but where that is narrower than
-float32: norms, rotations and softmax, and what comes out, are float32 then.
+float32: norms, rotations and softmax, and what comes out, are float32 then, and every narrow result is `rounded`, so
+that a policy that samples and its score in a loss agree whatever program they are part of.
 """
 
 import math
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from purepg.config import Config, Count, Positive, check
+from purepg.precision import at_least_float32, rounded
 from purepg.types import Array, UsageError
 
 ONE_HOT_TOKENS = 64  # a vocabulary up to which a product with one-hot rows takes the place of a gather
@@ -103,9 +105,9 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        wide = _at_least_float32(x)
+        wide = at_least_float32(x)
         normed = wide * lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
-        return scale * normed.astype(x.dtype)
+        return rounded(scale * rounded(normed, x.dtype))
 
 
 class Attention(nn.Module):
@@ -126,23 +128,23 @@ class Attention(nn.Module):
         """
         c, (B, n, _) = self.config, x.shape
         K, G, d = c.num_kv_heads, c.num_heads // c.num_kv_heads, c.head_size
-        query = _dense(K * G * d, "query", c.qkv_bias)(x).reshape(B, n, K * G, d)
-        key = _dense(K * d, "key", c.qkv_bias)(x).reshape(B, n, K, d)
-        value = _dense(K * d, "value", c.qkv_bias)(x).reshape(B, n, K, d)
+        query = _dense(x, K * G * d, "query", c.qkv_bias).reshape(B, n, K * G, d)
+        key = _dense(x, K * d, "key", c.qkv_bias).reshape(B, n, K, d)
+        value = _dense(x, K * d, "value", c.qkv_bias).reshape(B, n, K, d)
         query, key = rotate(query, angle).reshape(B, n, K, G, d), rotate(key, angle)
         if cache is not None:  # written into the whole, layer by layer, so that a scan over columns works in place
             at = (self.layer, 0, column, 0, 0)
             cache = cache._replace(
-                key=lax.dynamic_update_slice(cache.key, key[None].astype(cache.key.dtype), at),
-                value=lax.dynamic_update_slice(cache.value, value[None].astype(cache.value.dtype), at),
+                key=lax.dynamic_update_slice(cache.key, rounded(key[None], cache.key.dtype), at),
+                value=lax.dynamic_update_slice(cache.value, rounded(value[None], cache.value.dtype), at),
             )
             key, value = cache.key[self.layer].astype(x.dtype), cache.value[self.layer].astype(x.dtype)
-        score = _at_least_float32(jnp.einsum("bnkgd,blkd->bkgnl", query, key)) / math.sqrt(d)
+        score = at_least_float32(rounded(jnp.einsum("bnkgd,blkd->bkgnl", query, key))) / math.sqrt(d)
         # The least finite number, not -inf: a query that may read nothing, at an empty place, must not become NaN.
         score = jnp.where(visible[:, None, None], score, jnp.finfo(score.dtype).min)
-        weight = nn.softmax(score).astype(x.dtype)
-        read = jnp.einsum("bkgnl,blkd->bnkgd", weight, value).reshape(B, n, K * G * d)
-        return _dense(c.hidden_size, "output", scale=_residual_scale(c))(read), cache
+        weight = rounded(nn.softmax(score), x.dtype)
+        read = rounded(jnp.einsum("bkgnl,blkd->bnkgd", weight, value)).reshape(B, n, K * G * d)
+        return _dense(read, c.hidden_size, "output", scale=_residual_scale(c)), cache
 
 
 class MLP(nn.Module):
@@ -153,8 +155,9 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         c = self.config
-        inside = nn.silu(_dense(c.mlp_size, "gate")(x)) * _dense(c.mlp_size, "up")(x)
-        return _dense(c.hidden_size, "down", scale=_residual_scale(c))(inside)
+        gate = rounded(nn.silu(at_least_float32(_dense(x, c.mlp_size, "gate"))), x.dtype)
+        inside = rounded(gate * _dense(x, c.mlp_size, "up"))
+        return _dense(inside, c.hidden_size, "down", scale=_residual_scale(c))
 
 
 class Transformer(nn.Module):
@@ -205,12 +208,12 @@ class Transformer(nn.Module):
             visible = cache.present[:, None, :] & (jnp.arange(L) <= column + own[:, None])
 
         x = embed(embedding, token)
-        angle = rotary_angle(position, c.head_size, c.rope_theta, _at_least_float32(x).dtype)
+        angle = rotary_angle(position, c.head_size, c.rope_theta, at_least_float32(x).dtype)
         for i in range(c.num_layers):
             normed = RMSNorm(c.rms_eps, name=f"attention_norm_{i}")(x)
             read, cache = Attention(c, i, name=f"attention_{i}")(normed, angle, visible, cache, column)
-            x = x + read
-            x = x + MLP(c, name=f"mlp_{i}")(RMSNorm(c.rms_eps, name=f"mlp_norm_{i}")(x))
+            x = rounded(x + read)
+            x = rounded(x + MLP(c, name=f"mlp_{i}")(RMSNorm(c.rms_eps, name=f"mlp_norm_{i}")(x)))
         x = RMSNorm(c.rms_eps, name="final_norm")(x)
         if c.tied_head:
             logits = x @ embedding.T
@@ -219,8 +222,8 @@ class Transformer(nn.Module):
         value = None
         if c.value_head:
             value = nn.Dense(1, kernel_init=nn.initializers.zeros, name="value_head")(x).squeeze(-1)
-            value = _at_least_float32(value)
-        return _at_least_float32(logits), value, cache
+            value = at_least_float32(rounded(value))
+        return at_least_float32(rounded(logits)), value, cache
 
 
 def embed(embedding: Array, token: Array) -> Array:
@@ -251,21 +254,21 @@ def rotate(x: Array, angle: Array) -> Array:
       x: `[..., n, heads, d]`. angle: `[..., n, d / 2]`.
     """
     cos, sin = jnp.cos(angle)[..., None, :], jnp.sin(angle)[..., None, :]
-    first, second = jnp.split(_at_least_float32(x), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+    first, second = jnp.split(at_least_float32(x), 2, axis=-1)
+    return rounded(jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1), x.dtype)
 
 
-def _dense(size: int, name: str, use_bias: bool = False, scale: float = 1.0) -> nn.Dense:
+def _dense(x: Array, size: int, name: str, use_bias: bool = False, scale: float = 1.0) -> Array:
     """Kernels of deviation scale / sqrt(inputs), which keeps the size of what goes through at any width; the 0.02 of
     GPT-2 and Llama is about that at a width of 2000, and would leave a layer of 64 nearly silent."""
     init = nn.initializers.variance_scaling(scale**2, "fan_in", "normal")
-    return nn.Dense(size, use_bias=use_bias, kernel_init=init, name=name)
+    return rounded(nn.Dense(size, use_bias=use_bias, kernel_init=init, name=name, dot_general=_rounded_product)(x))
+
+
+def _rounded_product(*args: Any, **kwargs: Any) -> Array:
+    return rounded(lax.dot_general(*args, **kwargs))
 
 
 def _residual_scale(config: TransformerConfig) -> float:
     """Of what is added to the residual stream, twice per layer, so that depth does not make it grow (GPT-2)."""
     return 1 / math.sqrt(2 * config.num_layers)
-
-
-def _at_least_float32(x: Array) -> Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

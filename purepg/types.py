@@ -31,7 +31,7 @@ class Mean(NamedTuple):
         return cls(value, jnp.ones_like(value))
 
 
-Metrics = dict[str, Array | Mean]  # scalars, the same names at every update
+Metrics = dict[str, Any]  # scalars, or a `Mean` of one; the same names at every update
 
 
 class UsageError(ValueError):
@@ -100,7 +100,7 @@ class Transition(NamedTuple):
     """Experience; every leaf is `[T, N, ...]`. The same type feeds advantage estimators and replay."""
 
     obs: Obs
-    action: Action
+    action: Any  # as the policy's `log_prob` takes it (`distributions.Squashed`); in replay, as it was executed
     log_prob: Any  # [...] log pi(action | obs) under the policy that acted; None in replay, which does not ask for it
     reward: Array
     terminated: Array
@@ -123,7 +123,7 @@ class QNetwork(Protocol):
 
     def init(self, key: Key, obs: Obs, /) -> Params: ...
     def apply(self, params: Params, obs: Obs, /) -> tuple[Any, None]: ...
-    def q(self, params: Params, obs: Obs, action: Action, /) -> Array: ...  # [K, ...]
+    def q(self, params: Params, obs: Obs, action: Action, /) -> Array: ...  # [K, ...], of executed actions
     def q_of_all(self, params: Params, obs: Obs, /) -> Array: ...  # [K, ..., A], of discrete actions
 
 

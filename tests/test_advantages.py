@@ -1,6 +1,7 @@
 """Weights of the policy gradient: by hand, by plain loops, by enumeration, and against each other."""
 
 import itertools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -360,6 +361,13 @@ def test_in_a_rollout_of_whole_episodes_it_is_their_ratio_and_where_each_step_is
     np.testing.assert_allclose(segment_ratio(log_prob, old_log_prob, ~never), ratio, rtol=1e-4)
 
 
+def test_in_a_rollout_an_action_that_became_impossible_makes_its_episodes_ratio_zero_and_no_others():
+    log_prob = jnp.array([-1.0, -jnp.inf, -2.0, -0.5])
+    ended = jnp.array([False, False, True, False])
+    ratio = segment_ratio(log_prob, jnp.full(4, -1.0), ended)
+    np.testing.assert_allclose(ratio, [0, 0, 0, math.exp(0.5)], rtol=1e-6)
+
+
 def test_the_effective_sample_size_is_the_share_of_samples_that_unequal_weights_leave():
     """All of them where the weights are equal, one of n where one has it all; their scale has no part in it."""
     for weight in (1.0, 0.01, 300.0):
@@ -387,3 +395,4 @@ def test_the_effective_sample_size_has_no_scale():
     for scale in (1e-24, 1.0, 1e20):
         np.testing.assert_allclose(effective_sample_size(jnp.array([scale, scale, 0.0, 0.0])), 0.5, rtol=1e-6)
     np.testing.assert_allclose(effective_sample_size(jnp.array([1e20, 1.0])), 0.5, rtol=1e-6)
+    np.testing.assert_allclose(effective_sample_size(jnp.array([jnp.inf, 1.0, 1.0, 1.0])), 0.25, rtol=1e-6)

@@ -23,7 +23,7 @@ from purepg.algorithms.grpo import GRPOConfig, grpo
 from purepg.envs.finite_mdp import bandit, garnet, mdp_env
 from purepg.envs.tasks import Task, token_env
 from purepg.family import FAMILY
-from purepg.groups import Groups, Learner, advantages, source
+from purepg.groups import Groups, Learner, advantages, info, source
 from purepg.lab.estimators import update_of
 from purepg.lab.exact import in_float64
 from purepg.lab.statistics import sample, statistics
@@ -642,6 +642,38 @@ def test_pairs_are_ranked_by_what_the_steps_pay():
     pairs = quick_jit(lambda: sample_preferences(jax.random.key(0), env, model, params, 2, 3))()
     np.testing.assert_array_equal(pairs.chosen[0, L:], RESPONSES[2])
     np.testing.assert_array_equal(pairs.weight, [1, 0])
+
+
+class HotSampler(LanguageModel):
+    """Samples at a temperature of its own, and says so."""
+
+    def generate(self, key, params, prompt, group_size):
+        hot = LanguageModel(*self)._replace(temperature=self.temperature * 30)
+        return hot.generate(key, params, prompt, group_size)
+
+
+def test_narrow_log_probs_are_those_that_learn_and_the_samplers_difference_is_weighed_and_reported():
+    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), parameters(POLICY, 0.9))
+    model = HotSampler(*language_model(ENV, MODEL))
+    groups, plain = source(ENV, model), dataclasses.replace(PLAIN, num_prompts=8, group_size=16)
+
+    @quick_jit
+    def draw(key, params):
+        data = groups.sample(key, params, 8, 16)
+        token = data.obs.reshape(-1, L + R)
+        cool, hot = (model._replace(temperature=x).score(params, token)[0] for x in (0.8, 24.0))
+        weight = advantages(data, data.reward, jnp.zeros_like(data.reward), plain)[0]
+        return data, weight, *(x.log_prob(token[:, L:]).reshape(data.mask.shape) for x in (cool, hot)), info(data)
+
+    data, weight, learner, sampler, metrics = jax.tree.map(np.asarray, draw(jax.random.key(0), params))
+    mask = data.mask
+    np.testing.assert_allclose(data.log_prob[mask], learner[mask], atol=1e-5)
+    assert not data.log_prob[~mask].any() and not weight[~mask].any()
+    ratio = np.exp(learner - sampler)
+    assert ratio[mask].max() > 2 > ratio[mask].min()
+    expected = np.where(mask, data.reward.sum(-1, keepdims=True) * np.minimum(ratio, 2), 0)
+    np.testing.assert_allclose(weight, expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(metrics["sampler_log_ratio"], np.abs(np.log(ratio))[mask].max(), rtol=1e-4)
 
 
 def test_a_swept_float_and_seeds_under_vmap_are_a_plain_loop_traced_once():

@@ -12,11 +12,14 @@ from purepg.losses import (
     all_finite,
     clipped_squared_error,
     clipped_surrogate,
+    expected_soft_policy_gradient,
     explained_variance,
+    importance_weighted,
     kl_k3,
     policy_gradient,
     squared_error,
     surrogate,
+    two_sided_surrogate,
 )
 
 EPS = 0.2
@@ -62,6 +65,40 @@ def test_the_clipped_surrogates_gradient_is_ratio_times_advantage_where_the_clip
     np.testing.assert_allclose(gradient, np.where(free, -ratio * advantage, 0.0), rtol=1e-5)
     # Pessimistic: never better than the surrogate without a clip, and bounded where the clip is in force.
     np.testing.assert_allclose(loss, -np.minimum(ratio * advantage, np.clip(ratio, 0.8, 1.2) * advantage), rtol=1e-5)
+
+
+BEYOND = jnp.array([50.0, 88.0, 89.0, 1e4, jnp.inf])  # log-ratios; from e^88.8 on a ratio is no float32
+
+
+@pytest.mark.parametrize(("advantage", "max_ratio", "bound"), [(0.5, None, 1.3), (0.0, None, 1.3), (-2.0, 3.0, 3.0)])
+def test_where_an_upper_bound_is_in_force_the_gradient_is_zero_however_large_the_ratio(advantage, max_ratio, bound):
+    def loss(log_ratio):
+        losses = two_sided_surrogate(log_ratio, jnp.full_like(log_ratio, advantage), 0.2, 0.3, max_ratio)
+        return losses.sum(), losses
+
+    gradient, losses = jax.grad(loss, has_aux=True)(BEYOND)
+    np.testing.assert_array_equal(gradient, 0)
+    np.testing.assert_allclose(losses, -bound * advantage * np.ones(5), rtol=1e-6)
+
+
+def test_a_clipped_weight_is_its_bound_however_large_the_ratio():
+    gradient = jax.grad(lambda x: importance_weighted(x, BEYOND, jnp.full(5, 2.0), 1.0, 0.3).sum())(jnp.zeros(5))
+    np.testing.assert_allclose(gradient, np.full(5, -2.6), rtol=1e-6)
+
+
+def test_a_masked_action_adds_nothing_to_the_soft_policy_gradient():
+    """A logit of -inf: value and gradient are those of the other actions."""
+    logits, q = jnp.array([0.2, -jnp.inf, 1.1, -0.4]), jnp.array([1.0, 7.0, -2.0, 0.5])
+    rest = np.array([0, 2, 3])
+
+    def loss(logits, q):
+        return expected_soft_policy_gradient(jax.nn.log_softmax(logits), q, 0.3)
+
+    value, gradient = jax.value_and_grad(loss)(logits, q)
+    expected, of_rest = jax.value_and_grad(loss)(logits[rest], q[rest])
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    np.testing.assert_allclose(gradient[rest], of_rest, rtol=1e-6)
+    assert gradient[1] == 0
 
 
 def test_the_surrogate_is_minus_ratio_times_weight_and_what_a_clip_out_of_reach_leaves():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers import arms_env, quick_jit
 
-from purepg.distributions import Categorical, Deterministic, DiagGaussian, TanhGaussian
+from purepg.distributions import Categorical, Deterministic, DiagGaussian, TanhGaussian, executed
 from purepg.networks import ActorQConfig, actor_q
 from purepg.types import Box, Discrete, UsageError
 
@@ -40,7 +40,7 @@ def made(request):
     network = network_of(request.param)
     params = init(network)
     policy = network.apply({"policy": params["policy"]}, OBS)[0]
-    return request.param, network, params, policy.sample(jax.random.key(1))
+    return request.param, network, params, executed(policy.sample(jax.random.key(1)))
 
 
 def test_a_policys_distribution_is_of_the_kind_that_was_asked_for_and_has_the_observations_batch_axes(made):

@@ -16,7 +16,7 @@ from purepg.algorithms.q_actor_critic import QActorCriticConfig, q_actor_critic
 from purepg.algorithms.sac import SACConfig, sac
 from purepg.algorithms.sac_discrete import DiscreteSACConfig, sac_discrete
 from purepg.algorithms.td3 import TD3Config, td3
-from purepg.distributions import Categorical, DiagGaussian, TanhGaussian
+from purepg.distributions import Categorical, DiagGaussian, TanhGaussian, executed
 from purepg.off_policy import Temperature
 from purepg.rollout import rollout
 from purepg.types import Box, Discrete, Transition
@@ -146,7 +146,8 @@ def next_value(name: str, step: Step) -> np.ndarray:
         soft = np.min(network.q_of_all(target, x.next_obs), axis=0) - ALPHA * log_prob
         return np.sum(np.exp(log_prob) * soft, axis=-1)
     action = policy.transform(step.noises[0])
-    return np.min(network.q(target, x.next_obs, action), axis=0) - ALPHA * np.asarray(policy.log_prob(action))
+    next_q = np.min(network.q(target, x.next_obs, executed(action)), axis=0)
+    return next_q - ALPHA * np.asarray(policy.log_prob(action))
 
 
 def close(a, b):
@@ -189,7 +190,7 @@ def test_the_policy_goes_up_the_new_critics_value_of_its_actions_and_its_entropy
             return jnp.mean(jnp.sum(jnp.exp(log_prob) * (ALPHA * log_prob - least), axis=-1))
         if "sac" in name:
             action = distribution.transform(step.noises[1])
-            least = jnp.min(network.q(critic, x.obs, action), axis=0)
+            least = jnp.min(network.q(critic, x.obs, executed(action)), axis=0)
             return jnp.mean(ALPHA * distribution.log_prob(action) - least)
         q = network.q(critic, x.obs, distribution.mode())
         return -jnp.mean(q[0] if "td3" in name else q)

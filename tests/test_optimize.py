@@ -1,5 +1,6 @@
 """Gradient steps, shuffles, and epochs of minibatches whose every step is written down."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +11,7 @@ import pytest
 import scipy.stats
 from helpers import quick_jit
 
-from purepg.optimize import anneal, gradient_step, gradient_steps, minibatch_epochs, shuffle, step_direction
+from purepg.optimize import Widened, anneal, gradient_step, gradient_steps, minibatch_epochs, shuffle, step_direction
 
 # --- shuffles ---
 
@@ -33,6 +34,16 @@ def test_a_shuffle_too_long_to_pack_is_a_permutation():
     permutation = np.asarray(shuffle(jax.random.key(0), n))
     assert (np.bincount(permutation, minlength=n) == 1).all()
     assert abs(np.corrcoef(permutation, np.arange(n))[0, 1]) < 0.01
+
+
+@pytest.mark.parametrize("n", [5, 6])
+def test_every_order_of_few_elements_is_equally_likely(n):
+    """Over 200,000 keys, so that a deviation of 5 % of each is far beyond chance at n = 5, and at 6."""
+    keys = jax.random.split(jax.random.key(2), 200_000)
+    orders = np.asarray(quick_jit(jax.vmap(lambda key: shuffle(key, n)))(keys))
+    counts = np.unique(orders @ n ** np.arange(n), return_counts=True)[1]
+    assert len(counts) == math.factorial(n)
+    assert scipy.stats.chisquare(counts).pvalue > 0.001
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +136,36 @@ def test_anneal_falls_linearly_to_zero_and_stays_there():
     annealed = jax.vmap(lambda u: anneal(0.4, u, 4))(jnp.array([0, 1, 2, 4, 9]))
     np.testing.assert_allclose(annealed, [0.4, 0.3, 0.2, 0, 0], atol=1e-7)
     assert anneal(0.4, jnp.int32(7), None) == 0.4
+
+
+# --- parameters narrower than float32 ---
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_narrow_parameters_stay_narrow_and_follow_those_of_float32_at_steps_too_small_for_them(dtype):
+    """A thousand steps of a rate that changes, each far below half of the last place of 1 + 2^-7."""
+    tx = step_direction("adam", 1.0, adam_eps=1e-8)  # 1e-8 is 0 in float16
+
+    def loss(params, batch):
+        return jnp.sum(params["x"].astype(jnp.float32)) * batch, {}
+
+    @quick_jit
+    def learn(params, rate):
+        def step(carry, update):
+            params, opt_state = carry
+            return gradient_step(loss, tx, anneal(rate, update, 2000), params, opt_state, 1e-6)[:2], None
+
+        return jax.lax.scan(step, (params, tx.init(params)), jnp.arange(1000))[0]
+
+    start = {"x": jnp.array([1.0, 1.0078125, -3.0])}
+    expected, state = learn(start, jnp.float32(1e-5))
+    assert not isinstance(state, Widened)
+    params, state = learn(jax.tree.map(lambda x: x.astype(dtype), start), jnp.float32(1e-5))
+    assert params["x"].dtype == dtype
+    assert {x.dtype for x in jax.tree.leaves(state)} == {jnp.dtype(x) for x in (jnp.int32, jnp.float32)}
+    np.testing.assert_allclose(params["x"] + state.remainder["x"], expected["x"], rtol=1e-6)
+    np.testing.assert_array_equal(params["x"], expected["x"].astype(dtype))
+    assert (np.abs(expected["x"] - start["x"]) > 0.007).all()
 
 
 # --- epochs of minibatches ---

@@ -15,7 +15,7 @@ from purepg.advantages import discount_power
 from purepg.algorithms.dpg import DPGConfig, dpg
 from purepg.algorithms.q_actor_critic import QActorCriticConfig, q_actor_critic
 from purepg.algorithms.sac_discrete import DiscreteSACConfig, sac_discrete
-from purepg.distributions import Categorical, TanhGaussian
+from purepg.distributions import Categorical, TanhGaussian, executed
 from purepg.envs.finite_mdp import garnet, mdp_env
 from purepg.envs.lqr import LQR, coupled_carts, lqr_env
 from purepg.lab.estimators import update_of
@@ -361,7 +361,7 @@ def test_the_reparameterised_soft_loss_has_the_integrated_gradient_as_its_mean()
         action, log_prob = TanhGaussian(params["mean"], params["log_std"]).scored(
             TanhGaussian(params["mean"], params["log_std"]).noise(key)
         )
-        return soft_policy_gradient(log_prob, q_of_action(action), TAU)
+        return soft_policy_gradient(log_prob, q_of_action(executed(action)), TAU)
 
     def held_constant(action):
         return q_of(jax.lax.stop_gradient(action))

@@ -29,7 +29,7 @@ def actor(slope=1.0) -> Actor:
         action = distribution.transform(noise)
         return action, distribution.log_prob(action)
 
-    return Actor(lambda key, obs: jax.random.uniform(key, obs.shape[:1]), act)
+    return Actor(lambda key, obs: jax.random.bits(key, obs.shape[:1]), act)
 
 
 def expected_log_prob(obs, action, slope=1.0):

@@ -36,8 +36,9 @@ from purepg.run.load import load
 from purepg.run.loop import Outcome
 from purepg.run.plan import RunConfig
 from purepg.run.population import Chunk, Group, Population
+from purepg.run.start import language_model
 from purepg.run.summary import Part, add_responses, collapsed, last_episodes_return
-from purepg.tokens import LanguageModelConfig, digest, language_model
+from purepg.tokens import LanguageModelConfig, digest
 from purepg.train import evaluate, train
 from purepg.types import UsageError
 

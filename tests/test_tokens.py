@@ -106,6 +106,30 @@ def test_generated_log_probabilities_are_those_of_one_pass_over_the_whole_rows(r
     np.testing.assert_allclose(log_prob.reshape(-1, R), np.where(response >= 0, expected, 0), rtol=0, atol=1e-5)
 
 
+def test_what_is_generated_in_bfloat16_is_scored_alike_by_any_program():
+    """No response is outside GSPO's clip, 3e-4 of its mean log-ratio, before a step was made."""
+    model = model_of(5, R, LanguageModelConfig(num_layers=1, hidden_size=16, mlp_size=16, temperature=0.7))
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), parameters(model, 4, 0.3))
+
+    def generate(key, params, prompt):
+        return model.generate(key, params, prompt, G)
+
+    def log_prob(params, token):
+        action = token[:, L:]
+        return jnp.where(action >= 0, model.score(params, token)[0].log_prob(action), 0.0)
+
+    def loss(params, token):
+        found = log_prob(params, token)
+        return jnp.sum(found), found
+
+    token, sampled = quick_jit(generate)(jax.random.key(0), params, jnp.tile(PROMPTS, (8, 1)))
+    token = token.reshape(-1, L + R)
+    length = np.sum(token[:, L:] >= 0, axis=-1)
+    for scored in (quick_jit(log_prob)(params, token), quick_jit(jax.grad(loss, has_aux=True))(params, token)[1]):
+        gap = np.sum(scored - sampled.reshape(-1, R), axis=-1) / length
+        assert np.abs(gap).max() < 3e-4
+
+
 def test_the_policy_of_a_prefix_is_the_score_of_its_next_column(rows, scored):
     """So an episode of the environment, which shows prefixes, meets the policy that learns."""
     token = rows[0].reshape(-1, L + R)
@@ -315,8 +339,11 @@ def test_parameters_of_another_model_are_refused_by_the_first_name_that_differs(
         language_model(env, wrong, start)
     with pytest.raises(UsageError, match=r"\['value_head'\]\['bias'\] must not be there"):
         language_model(env, dataclasses.replace(SMALL, value_head=False), start)
+    here = dataclasses.replace(SMALL, start="here")
     with pytest.raises(UsageError, match=r"start \(here\) and params are two places"):
-        language_model(env, dataclasses.replace(SMALL, start="here"), start)
+        purepg.language_model(env, here, start)
+    with pytest.raises(UsageError, match=r"start \(here\) is not read here: use purepg.language_model"):
+        language_model(env, here)
 
 
 def test_a_language_model_needs_an_environment_of_tokens_and_widths_that_fit():

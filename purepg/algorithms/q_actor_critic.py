@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from purepg.advantages import standardise
 from purepg.algorithms.configs import AnnealConfig, LearningRateConfig, RolloutConfig
 from purepg.config import Count, NonNegative, Positive, UnitInterval, check, check_schedules, check_standardised
-from purepg.distributions import Categorical, DiagGaussian, TanhGaussian
+from purepg.distributions import Categorical, DiagGaussian, TanhGaussian, executed
 from purepg.losses import policy_gradient, squared_error
 from purepg.off_policy import require
 from purepg.on_policy import assemble, collect, finish
@@ -72,8 +72,8 @@ def q_actor_critic(env: Env, network: QNetwork, config: QActorCriticConfig) -> A
         k_rollout, k_next = jax.random.split(key)
         data, after, info = collect(k_rollout, env, network, c, state)
         params, opt_state = state.learner.params, state.learner.opt_state
-        next_action = network.apply(params, data.next_obs)[0].sample(k_next)
-        q = network.q(params, data.obs, data.action).mean(0)
+        action, next_action = executed(data.action), executed(network.apply(params, data.next_obs)[0].sample(k_next))
+        q = network.q(params, data.obs, action).mean(0)
         next_q = network.q(params, data.next_obs, next_action).mean(0)
         left = (data.terminated | data.truncated).at[-1].set(True)  # elsewhere a' is the action taken next
         next_q = jnp.where(left, next_q, jnp.roll(q, -1, axis=0))
@@ -86,10 +86,10 @@ def q_actor_critic(env: Env, network: QNetwork, config: QActorCriticConfig) -> A
             share * c.critic_learning_rate,
             params["critic"],
             opt_state["critic"],
-            (data.obs, data.action, target),
+            (data.obs, action, target),
             c.num_critic_steps,
         )
-        weight = network.q({"critic": critic}, data.obs, data.action).mean(0)
+        weight = network.q({"critic": critic}, data.obs, action).mean(0)
         if c.normalize_weight:
             weight = standardise(weight)
 

@@ -17,7 +17,7 @@ import optax
 from purepg.advantages import td_target
 from purepg.algorithms.configs import ReplayConfig, TemperatureConfig
 from purepg.config import check
-from purepg.distributions import DiagGaussian, TanhGaussian
+from purepg.distributions import DiagGaussian, TanhGaussian, executed
 from purepg.losses import soft_policy_gradient, squared_error
 from purepg.off_policy import Learner, Temperature, assemble, own_samples, require
 from purepg.optimize import by_half, gradient_step, init_by_half, step_direction
@@ -54,7 +54,7 @@ def sac(env: Env, network: QNetwork, config: SACConfig) -> Algorithm:
     def policy_loss(policy, batch):
         obs, critic, noise, alpha = batch
         action, log_prob = network.apply({"policy": policy}, obs)[0].scored(noise)
-        q = network.q({"critic": critic}, obs, action).min(0)
+        q = network.q({"critic": critic}, obs, executed(action)).min(0)
         loss = soft_policy_gradient(log_prob, q, alpha).mean()
         return loss, {"loss": loss, "entropy": -log_prob.mean()}
 
@@ -68,7 +68,7 @@ def sac(env: Env, network: QNetwork, config: SACConfig) -> Algorithm:
         alpha = jnp.exp(temperature.log) if c.learn_temperature else c.temperature
         policy_at_next, _ = network.apply(params, batch.next_obs)
         next_action, next_log_prob = policy_at_next.scored(policy_at_next.noise(k_next))
-        next_q = network.q(target, batch.next_obs, next_action).min(0)
+        next_q = network.q(target, batch.next_obs, executed(next_action)).min(0)
         y = td_target(batch.reward, next_q - alpha * next_log_prob, batch.terminated, c.gamma)
 
         critic, critic_opt, critic_metrics = gradient_step(

@@ -11,7 +11,6 @@ and the targets Q_k' follow by tau. Actions explore by being sampled.
 
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 import optax
 
@@ -56,7 +55,7 @@ def sac_discrete(env: Env, network: QNetwork, config: DiscreteSACConfig) -> Algo
         obs, critic, alpha = batch
         distribution, _ = network.apply({"policy": policy}, obs)
         q = network.q_of_all({"critic": critic}, obs).min(0)
-        loss = expected_soft_policy_gradient(jax.nn.log_softmax(distribution.logits), q, alpha).mean()
+        loss = expected_soft_policy_gradient(distribution.log_prob_of_all(), q, alpha).mean()
         return loss, {"loss": loss, "entropy": distribution.entropy().mean()}
 
     def temperature_loss(log_alpha, excess_entropy):
@@ -66,7 +65,7 @@ def sac_discrete(env: Env, network: QNetwork, config: DiscreteSACConfig) -> Algo
         del key, number
         params, target, opt_state, temperature, _ = learner
         alpha = jnp.exp(temperature.log) if c.learn_temperature else c.temperature
-        next_log_prob = jax.nn.log_softmax(network.apply(params, batch.next_obs)[0].logits)
+        next_log_prob = network.apply(params, batch.next_obs)[0].log_prob_of_all()
         next_q = network.q_of_all(target, batch.next_obs).min(0)
         next_value = -expected_soft_policy_gradient(next_log_prob, next_q, alpha)
         y = td_target(batch.reward, next_value, batch.terminated, c.gamma)

@@ -1,4 +1,4 @@
-"""What a folder holds that a language model may start from."""
+"""Language models that start from what a folder holds: a checkpoint, or the best agent of a run."""
 
 import functools
 from pathlib import Path
@@ -8,8 +8,31 @@ import jax
 
 from purepg.pretrained import load_pretrained
 from purepg.run.load import load, stored_network
+from purepg.tokens import LanguageModel, LanguageModelConfig, with_sizes
+from purepg.tokens import language_model as with_params
 from purepg.transformer import TransformerConfig
-from purepg.types import Params, UsageError
+from purepg.types import Env, Params, UsageError
+
+
+def language_model(env: Env, config: LanguageModelConfig, params: Params | None = None) -> LanguageModel:
+    """The language model for a token task's environment.
+
+    Args:
+      params: what it starts with, of a model of these sizes; a missing value head is initialised at random. None: the
+        parameters in `config.start`, with the sizes that they have; without one, everything is initialised at random.
+    Raises:
+      UsageError: the environment is no token task, sizes do not fit together, `config.start` holds no model of the
+        task's tokens, or parameters are not those of such a model.
+    """
+    if config.start is None or env.task is None:
+        return with_params(env, config, params)
+    if params is not None:
+        raise UsageError(f"start ({config.start}) and params are two places to start from: give one of them")
+    shape, found, params = read_start(Path(config.start).absolute())
+    wanted = len(env.task.vocabulary)
+    if found != wanted:
+        raise UsageError(f"start ({config.start}) is a model of {found} tokens; {env.name} needs one of {wanted}")
+    return with_params(env, with_sizes(config, shape), params)
 
 
 @functools.cache
