@@ -10,6 +10,7 @@ import pytest
 from helpers import equations, quick_jit
 from scipy.stats import chisquare
 
+import purepg
 from purepg.envs.finite_mdp import bandit, mdp_env
 from purepg.envs.tasks import Task, token_env
 from purepg.networks import actor
