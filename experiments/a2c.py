@@ -1,7 +1,7 @@
 """A2C. As it stands: CartPole-v1, 8 environments x 8 steps an update, with eight-step advantages (lambda = 1)."""
 
 from purepg.algorithms.a2c import A2CConfig, a2c
-from purepg.networks import NetworkConfig, actor_critic
+from purepg.networks.actor_critic import NetworkConfig, actor_critic
 from purepg.run.cli import main
 from purepg.run.plan import RunConfig
 

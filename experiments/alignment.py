@@ -1,7 +1,7 @@
 """Fine-tuning a cloned language model by every method of the family, at an equal number of generated tokens.
 
 For each task: behaviour cloning, stopped early, for several seeds; from the clone of the median seed, each method of
-`purepg.family`, and DPO on pairs that the clone answered. Accuracy is on held-out prompts.
+`purepg.algorithms.family`, and DPO on pairs that the clone answered. Accuracy is on held-out prompts.
 """
 
 import time
@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import jax
 import numpy as np
 
-from purepg import tokens
 from purepg.algorithms.clone import CloneConfig, clone
 from purepg.algorithms.dpo import DPOConfig, dpo
+from purepg.algorithms.family import FAMILY
 from purepg.algorithms.grpo import grpo
 from purepg.config import Count, Positive, Range, Seed
-from purepg.family import FAMILY
+from purepg.language import model as tokens
+from purepg.language.model import LanguageModelConfig, digest
 from purepg.run.plan import Plan, RunConfig, prepare
 from purepg.run.plot import COLOURS, dress, on_common_grid, over_seeds
 from purepg.run.population import Chunk
 from purepg.run.statistics import bootstrap_interval, iqm
 from purepg.run.study import Study, main, table
-from purepg.tokens import LanguageModelConfig, digest
 from purepg.train import averaged
 from purepg.types import Params, UsageError
 
@@ -57,7 +57,7 @@ class Config:
 
     Attributes:
       tasks: token tasks.
-      methods: of `purepg.family`, and dpo.
+      methods: of `purepg.algorithms.family`, and dpo.
       seed: of everything random.
       num_seeds: agents of each method, and clones.
       num_tokens: that each agent may generate; None: the task's.

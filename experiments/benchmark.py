@@ -49,9 +49,9 @@ def make(name: str, size: int) -> tuple[Any, Any, Any, Any, str]:
     from purepg.algorithms.ppo import PPOConfig, ppo
     from purepg.algorithms.sac import SACConfig, sac
     from purepg.algorithms.td3 import TD3Config, td3
-    from purepg.networks import ActorQConfig, NetworkConfig, actor_critic, actor_q
+    from purepg.language.model import LanguageModelConfig
+    from purepg.networks.actor_critic import ActorQConfig, NetworkConfig, actor_critic, actor_q
     from purepg.run.start import language_model
-    from purepg.tokens import LanguageModelConfig
 
     if name == "grpo":
         config = GRPOConfig(num_prompts=32, group_size=8, num_held_out=0)
@@ -124,7 +124,7 @@ def generation(width: int, num_seeds: int) -> Callable[[Any, int], float]:
     import numpy as np
 
     from purepg import envs
-    from purepg.groups import source
+    from purepg.algorithms.groups import source
 
     _, config, network, network_config, env = make("grpo", width)
     env = envs.make(env)

@@ -1,10 +1,10 @@
 """Behaviour cloning of a token task's demonstrations, stopped early: where GRPO starts from."""
 
 from purepg.algorithms.clone import CloneConfig, clone
+from purepg.language.model import LanguageModelConfig
 from purepg.run.cli import main
 from purepg.run.plan import RunConfig
 from purepg.run.start import language_model
-from purepg.tokens import LanguageModelConfig
 
 if __name__ == "__main__":
     run = RunConfig(env="addition", total_steps=180_000, num_seeds=6, eval_episodes=512)

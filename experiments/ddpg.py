@@ -1,7 +1,7 @@
 """DDPG on Pendulum-v1: one environment, one gradient step a transition."""
 
 from purepg.algorithms.ddpg import DDPGConfig, ddpg
-from purepg.networks import ActorQConfig, actor_q
+from purepg.networks.actor_critic import ActorQConfig, actor_q
 from purepg.run.cli import main
 from purepg.run.plan import RunConfig
 

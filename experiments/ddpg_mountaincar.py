@@ -1,7 +1,7 @@
 """DDPG on MountainCarContinuous-v0, whose reward is far away: exploration has to swing, not to tremble."""
 
 from purepg.algorithms.ddpg import DDPGConfig, ddpg
-from purepg.networks import ActorQConfig, actor_q
+from purepg.networks.actor_critic import ActorQConfig, actor_q
 from purepg.run.cli import main
 from purepg.run.plan import RunConfig
 

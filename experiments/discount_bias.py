@@ -15,17 +15,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purepg.advantages import discount_power, discounted_return
 from purepg.algorithms.reinforce import REINFORCEConfig, reinforce
 from purepg.config import Count, Positive, Range, Seed
 from purepg.envs.finite_mdp import aliased, mdp_env
+from purepg.equations.advantages import discount_power, discounted_return
 from purepg.lab.estimators import WithCritic, update_of
 from purepg.lab.exact import bellman_gradient, in_float64, log_policy, objective, score, values, weighted_gradient
 from purepg.lab.statistics import Statistics, sample, statistics
 from purepg.lab.trajectories import enumerate_trajectories, state_distributions
+from purepg.networks.tabular import tabular_policy
 from purepg.run.plot import COLOURS, GREY, dress
 from purepg.run.study import Study, main, table
-from purepg.tabular import tabular_policy
 from purepg.train import train
 from purepg.types import Algorithm, Params
 

@@ -1,7 +1,7 @@
 """DPG on linear-quadratic regulation, with a linear policy and a quadratic Q."""
 
 from purepg.algorithms.dpg import DPGConfig, dpg
-from purepg.linear import LinearQuadraticConfig, linear_quadratic
+from purepg.networks.linear import LinearQuadraticConfig, linear_quadratic
 from purepg.run.cli import main
 from purepg.run.plan import RunConfig
 

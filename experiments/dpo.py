@@ -1,10 +1,10 @@
 """DPO on a token task, from a model that was cloned: `python experiments/clone.py --out runs/clone` makes it."""
 
 from purepg.algorithms.dpo import DPOConfig, dpo
+from purepg.language.model import LanguageModelConfig
 from purepg.run.cli import main
 from purepg.run.plan import RunConfig
 from purepg.run.start import language_model
-from purepg.tokens import LanguageModelConfig
 
 if __name__ == "__main__":
     run = RunConfig(env="addition", total_steps=400_000, num_seeds=4, eval_episodes=512)

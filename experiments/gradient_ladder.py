@@ -1,7 +1,8 @@
 """The ladder of estimators, each held against the exact policy gradient: bias, variance and direction.
 
-On a random MDP of 5 states, 3 actions and 8 steps, every estimator of `purepg.advantages` is fed by `episodes` or
-`rollout`, all of them in one vmapped program for each batch size. What theory says of a mean is computed and tested.
+On a random MDP of 5 states, 3 actions and 8 steps, every estimator of `purepg.equations.advantages` is fed by
+`episodes` or `rollout`, all of them in one vmapped program for each batch size. What theory says of a mean is computed
+and tested.
 """
 
 import dataclasses
@@ -15,18 +16,19 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.stats import binom
 
-from purepg.advantages import standardise, total_return, trajectory_ratio
 from purepg.config import Count, Seed
 from purepg.envs.finite_mdp import bandit, mdp_env
+from purepg.equations.advantages import standardise, total_return
+from purepg.equations.losses import surrogate
+from purepg.equations.ratios import trajectory_ratio
 from purepg.lab.estimators import WithCritic, ascent, episode_experience
 from purepg.lab.ladder import BROKEN, LAMBDAS, NAMES, OFF_BY_ONE, THEORY, Problem, estimates, pose
 from purepg.lab.statistics import Statistics, Verdict, sample, statistics, unbiasedness, variance_change
 from purepg.lab.theory import standardised_factor
-from purepg.losses import surrogate
+from purepg.networks.tabular import tabular_policy
 from purepg.run.plot import COLOURS, dress
 from purepg.run.record import say
 from purepg.run.study import Study, main, table
-from purepg.tabular import tabular_policy
 from purepg.types import Key, Params, UsageError
 
 

@@ -1,7 +1,7 @@
 """GRPO on an ordinary environment: groups of whole CartPole-v1 episodes, each from one initial state."""
 
 from purepg.algorithms.grpo import GRPOConfig, grpo
-from purepg.networks import NetworkConfig, actor_critic
+from purepg.networks.actor_critic import NetworkConfig, actor_critic
 from purepg.run.cli import main
 from purepg.run.plan import RunConfig
 

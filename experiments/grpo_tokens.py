@@ -1,10 +1,10 @@
 """GRPO on a token task, from a model that was cloned: `python experiments/clone.py --out runs/clone` makes it."""
 
 from purepg.algorithms.grpo import GRPOConfig, grpo
+from purepg.language.model import LanguageModelConfig
 from purepg.run.cli import main
 from purepg.run.plan import RunConfig
 from purepg.run.start import language_model
-from purepg.tokens import LanguageModelConfig
 
 if __name__ == "__main__":
     config = GRPOConfig(num_prompts=64, num_minibatches=2, learning_rate=5e-4, kl_coef=0.001)

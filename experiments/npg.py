@@ -1,7 +1,7 @@
 """Natural policy gradient. As it stands: CartPole-v1, steps of a KL of 0.01."""
 
 from purepg.algorithms.npg import NPGConfig, npg
-from purepg.networks import NetworkConfig, actor_critic
+from purepg.networks.actor_critic import NetworkConfig, actor_critic
 from purepg.run.cli import main
 from purepg.run.plan import RunConfig
 

@@ -1,7 +1,7 @@
 """Off-policy policy gradient: a rollout serves several steps. As it stands: CartPole-v1."""
 
 from purepg.algorithms.off_policy_pg import OffPolicyPGConfig, off_policy_pg
-from purepg.networks import NetworkConfig, actor_critic
+from purepg.networks.actor_critic import NetworkConfig, actor_critic
 from purepg.run.cli import main
 from purepg.run.plan import RunConfig
 

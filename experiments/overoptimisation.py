@@ -28,17 +28,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from purepg.algorithms.clone import CloneConfig, clone
+from purepg.algorithms.family import FAMILY
+from purepg.algorithms.groups import source
 from purepg.algorithms.grpo import grpo
+from purepg.algorithms.preferences import RewardModelConfig, fit_reward_model, learned_reward, sample_preferences
 from purepg.config import Count, Positive, Range, Seed
 from purepg.envs.tasks import Task, decode, reversing, token_env
-from purepg.family import FAMILY
-from purepg.groups import source
-from purepg.preferences import RewardModelConfig, fit_reward_model, learned_reward, sample_preferences
+from purepg.language.model import LanguageModel, LanguageModelConfig
 from purepg.run.plot import COLOURS, GREY, dress
 from purepg.run.start import language_model
 from purepg.run.statistics import bootstrap_interval, iqm
 from purepg.run.study import Study, main, table
-from purepg.tokens import LanguageModel, LanguageModelConfig
 from purepg.train import train
 from purepg.types import Array, Env, Key, Params, UsageError
 

@@ -1,7 +1,7 @@
 """PPO-Clip. As it stands: sixteen seeds of CartPole-v1, solved in 25,600 environment steps each."""
 
 from purepg.algorithms.ppo import PPOConfig, ppo
-from purepg.networks import NetworkConfig, actor_critic
+from purepg.networks.actor_critic import NetworkConfig, actor_critic
 from purepg.run.cli import main
 from purepg.run.plan import RunConfig
 

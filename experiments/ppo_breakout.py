@@ -1,7 +1,7 @@
 """PPO on Breakout-MinAtar, from dense layers over the raw 10 x 10 x 4 bits."""
 
 from purepg.algorithms.ppo import PPOConfig, ppo
-from purepg.networks import NetworkConfig, actor_critic
+from purepg.networks.actor_critic import NetworkConfig, actor_critic
 from purepg.run.cli import main
 from purepg.run.plan import RunConfig
 

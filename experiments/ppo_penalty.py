@@ -1,7 +1,7 @@
 """PPO with an adaptive KL penalty. As it stands: CartPole-v1."""
 
 from purepg.algorithms.ppo_penalty import PPOPenaltyConfig, ppo_penalty
-from purepg.networks import NetworkConfig, actor_critic
+from purepg.networks.actor_critic import NetworkConfig, actor_critic
 from purepg.run.cli import main
 from purepg.run.plan import RunConfig
 

@@ -4,7 +4,7 @@
 """
 
 from purepg.algorithms.ppo import PPOConfig, ppo
-from purepg.networks import NetworkConfig, actor_critic
+from purepg.networks.actor_critic import NetworkConfig, actor_critic
 from purepg.run.cli import main
 from purepg.run.plan import RunConfig
 

@@ -1,7 +1,7 @@
 """Actor-critic with a learned Q, on CartPole-v1."""
 
 from purepg.algorithms.q_actor_critic import QActorCriticConfig, q_actor_critic
-from purepg.networks import ActorQConfig, actor_q
+from purepg.networks.actor_critic import ActorQConfig, actor_q
 from purepg.run.cli import main
 from purepg.run.plan import RunConfig
 

@@ -1,7 +1,7 @@
 """REINFORCE over whole episodes. As it stands: CartPole-v1 with a leave-one-out baseline over four episodes."""
 
 from purepg.algorithms.reinforce import REINFORCEConfig, reinforce
-from purepg.networks import NetworkConfig, actor_critic
+from purepg.networks.actor_critic import NetworkConfig, actor_critic
 from purepg.run.cli import main
 from purepg.run.plan import RunConfig
 

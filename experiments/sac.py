@@ -1,7 +1,7 @@
 """SAC on Pendulum-v1: one environment, one gradient step a transition."""
 
 from purepg.algorithms.sac import SACConfig, sac
-from purepg.networks import ActorQConfig, actor_q
+from purepg.networks.actor_critic import ActorQConfig, actor_q
 from purepg.run.cli import main
 from purepg.run.plan import RunConfig
 

@@ -1,7 +1,7 @@
 """SAC with discrete actions, on CartPole-v1."""
 
 from purepg.algorithms.sac_discrete import DiscreteSACConfig, sac_discrete
-from purepg.networks import ActorQConfig, actor_q
+from purepg.networks.actor_critic import ActorQConfig, actor_q
 from purepg.run.cli import main
 from purepg.run.plan import RunConfig
 

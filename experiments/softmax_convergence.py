@@ -27,9 +27,9 @@ from purepg.lab.exact import (
     optimum,
     values,
 )
+from purepg.networks.tabular import tabular_policy
 from purepg.run.plot import COLOURS, dress
 from purepg.run.study import Study, main, table
-from purepg.tabular import tabular_policy
 from purepg.types import Array, Params, UsageError
 
 if TYPE_CHECKING:

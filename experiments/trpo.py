@@ -1,7 +1,7 @@
 """TRPO. As it stands: CartPole-v1."""
 
 from purepg.algorithms.trpo import TRPOConfig, trpo
-from purepg.networks import NetworkConfig, actor_critic
+from purepg.networks.actor_critic import NetworkConfig, actor_critic
 from purepg.run.cli import main
 from purepg.run.plan import RunConfig
 

@@ -1,7 +1,7 @@
 """TRPO on MountainCar-v0, whose reward is -1 a step whatever happens: the goal must be found by chance first."""
 
 from purepg.algorithms.trpo import TRPOConfig, trpo
-from purepg.networks import NetworkConfig, actor_critic
+from purepg.networks.actor_critic import NetworkConfig, actor_critic
 from purepg.run.cli import main
 from purepg.run.plan import RunConfig
 

@@ -1,7 +1,7 @@
 """TRPO on Pendulum-v1, with a plain Gaussian policy."""
 
 from purepg.algorithms.trpo import TRPOConfig, trpo
-from purepg.networks import NetworkConfig, actor_critic
+from purepg.networks.actor_critic import NetworkConfig, actor_critic
 from purepg.run.cli import main
 from purepg.run.plan import RunConfig
 

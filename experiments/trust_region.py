@@ -21,7 +21,7 @@ from purepg.algorithms.ppo import PPOConfig, ppo
 from purepg.algorithms.ppo_penalty import PPOPenaltyConfig, ppo_penalty
 from purepg.algorithms.trpo import TRPOConfig, trpo
 from purepg.config import Count, Positive, Range, Seed
-from purepg.networks import NetworkConfig, actor_critic
+from purepg.networks.actor_critic import NetworkConfig, actor_critic
 from purepg.run.loop import Interrupt, run_chunk
 from purepg.run.plan import Plan, RunConfig, prepare
 from purepg.run.plot import COLOURS, GREY, dress, on_common_grid, over_seeds

@@ -12,6 +12,7 @@ from purepg.algorithms.clone import CloneConfig, clone  # noqa: E402
 from purepg.algorithms.ddpg import DDPGConfig, ddpg  # noqa: E402
 from purepg.algorithms.dpg import DPGConfig, dpg  # noqa: E402
 from purepg.algorithms.dpo import DPOConfig, dpo  # noqa: E402
+from purepg.algorithms.family import FAMILY  # noqa: E402
 from purepg.algorithms.grpo import GRPOConfig, grpo  # noqa: E402
 from purepg.algorithms.npg import NPGConfig, npg  # noqa: E402
 from purepg.algorithms.off_policy_pg import OffPolicyPGConfig, off_policy_pg  # noqa: E402
@@ -27,10 +28,9 @@ from purepg.envs import gymnax_env, lqr_env, mdp_env  # noqa: E402
 from purepg.envs.finite_mdp import FiniteMDP  # noqa: E402
 from purepg.envs.lqr import LQR  # noqa: E402
 from purepg.envs.tasks import Task, token_env  # noqa: E402
-from purepg.family import FAMILY  # noqa: E402
-from purepg.networks import ActorQConfig, NetworkConfig, actor_critic, actor_q  # noqa: E402
+from purepg.language.model import LanguageModel, LanguageModelConfig, generate  # noqa: E402
+from purepg.networks.actor_critic import ActorQConfig, NetworkConfig, actor_critic, actor_q  # noqa: E402
 from purepg.run.start import language_model  # noqa: E402
-from purepg.tokens import LanguageModel, LanguageModelConfig, generate  # noqa: E402
 from purepg.train import EpisodeStats, evaluate, guard  # noqa: E402
 from purepg.types import (  # noqa: E402
     Algorithm,

@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purepg.contract import check_environment, in_units
+from purepg.envs.contract import check_environment, in_units
+from purepg.experience.rollout import start
 from purepg.lanes import any_lane
-from purepg.losses import all_finite
-from purepg.rollout import start
 from purepg.types import Act, Algorithm, Array, Env, Key, Mean, Metrics, Obs, State
 
 
@@ -139,3 +138,9 @@ def evaluate(key: Key, env: Env, act: Act, num_episodes: int, max_steps: int) ->
     never = jnp.zeros(num_episodes, bool)
     stats = EpisodeStats(world.episode_return, world.episode_length, never, never, world.obs)
     return jax.lax.while_loop(running, body, (jnp.int32(0), world.env_state, stats))[2]
+
+
+def all_finite(tree) -> Array:
+    """Whether every float in the tree is finite: a bool scalar."""
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in floats]))

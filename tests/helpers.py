@@ -9,10 +9,10 @@ import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 
-from purepg import normalize
 from purepg.config import float_fields
-from purepg.distributions import Categorical, Deterministic, DiagGaussian, TanhGaussian
-from purepg.normalize import Moments
+from purepg.equations.distributions import Categorical, Deterministic, DiagGaussian, TanhGaussian
+from purepg.experience import normalize
+from purepg.experience.normalize import Moments
 from purepg.types import Array, Box, Discrete, Env, Space, TimeStep
 
 NUM_IDS = 900

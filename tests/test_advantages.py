@@ -9,23 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from purepg.advantages import (
+from purepg.equations.advantages import (
     batch_mean,
     discount_power,
     discounted_return,
-    effective_sample_size,
     gae,
     leave_one_out_mean,
     n_step,
-    per_decision_ratio,
     per_time_mean,
-    segment_ratio,
     standardise,
     td_error,
     td_target,
     total_return,
-    trajectory_ratio,
 )
+from purepg.equations.ratios import effective_sample_size, per_decision_ratio, segment_ratio, trajectory_ratio
 
 T, N, GAMMA = 8, 6, 0.9
 jit_gae = jax.jit(gae)

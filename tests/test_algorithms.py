@@ -11,7 +11,6 @@ import pytest
 from helpers import SeparateNetwork, TinyNetwork, TinyQNetwork, arms_env, quick_jit, settings
 
 import purepg.algorithms
-from purepg import normalize
 from purepg.algorithms.a2c import A2CConfig, a2c
 from purepg.algorithms.ddpg import DDPGConfig, ddpg
 from purepg.algorithms.dpg import DPGConfig, dpg
@@ -26,10 +25,11 @@ from purepg.algorithms.sac import SACConfig, sac
 from purepg.algorithms.sac_discrete import DiscreteSACConfig, sac_discrete
 from purepg.algorithms.td3 import TD3Config, td3
 from purepg.algorithms.trpo import TRPOConfig, trpo
-from purepg.distributions import DiagGaussian
 from purepg.envs.finite_mdp import garnet, mdp_env
-from purepg.networks import ActorQ, NetworkConfig, actor_critic
-from purepg.tabular import tabular_actor_critic, tabular_policy, tabular_q
+from purepg.equations.distributions import DiagGaussian
+from purepg.experience import normalize
+from purepg.networks.actor_critic import ActorQ, NetworkConfig, actor_critic
+from purepg.networks.tabular import tabular_actor_critic, tabular_policy, tabular_q
 from purepg.train import averaged, train
 from purepg.types import Box, Discrete, Space, State, UsageError
 

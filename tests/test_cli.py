@@ -14,7 +14,7 @@ import pytest
 from purepg.algorithms.a2c import A2CConfig, a2c
 from purepg.algorithms.ppo import PPOConfig, ppo
 from purepg.algorithms.reinforce import REINFORCEConfig, reinforce
-from purepg.networks import NetworkConfig, actor_critic
+from purepg.networks.actor_critic import NetworkConfig, actor_critic
 from purepg.run.cli import main
 from purepg.run.plan import RunConfig
 from purepg.run.record import Record, RecordError, read_log

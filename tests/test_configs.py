@@ -13,7 +13,6 @@ import pytest
 from helpers import SeparateNetwork, TinyNetwork, TinyQNetwork, arms_env, quick_jit
 
 import purepg.algorithms
-from purepg.advantages import group_advantage
 from purepg.algorithms.a2c import A2CConfig, a2c
 from purepg.algorithms.clone import CloneConfig, clone
 from purepg.algorithms.ddpg import DDPGConfig, ddpg
@@ -24,6 +23,7 @@ from purepg.algorithms.npg import NPGConfig, npg
 from purepg.algorithms.off_policy_pg import OffPolicyPGConfig, off_policy_pg
 from purepg.algorithms.ppo import PPOConfig, ppo
 from purepg.algorithms.ppo_penalty import PPOPenaltyConfig, ppo_penalty
+from purepg.algorithms.preferences import RewardModelConfig
 from purepg.algorithms.q_actor_critic import QActorCriticConfig, q_actor_critic
 from purepg.algorithms.reinforce import REINFORCEConfig, reinforce
 from purepg.algorithms.sac import SACConfig, sac
@@ -32,16 +32,16 @@ from purepg.algorithms.td3 import TD3Config, td3
 from purepg.algorithms.trpo import TRPOConfig, trpo
 from purepg.config import Range, alternatives, check, float_fields, hints
 from purepg.envs.tasks import Task, token_env
-from purepg.groups import kl_penalty
-from purepg.losses import aggregate
-from purepg.networks import ActorCritic, ActorQConfig, NetworkConfig, actor_critic, actor_q
+from purepg.equations.advantages import group_advantage
+from purepg.equations.losses import aggregate
+from purepg.equations.ratios import kl_penalty
+from purepg.language.model import LanguageModelConfig, language_model
+from purepg.language.transformer import TransformerConfig, check_transformer
+from purepg.networks.actor_critic import ActorCritic, ActorQConfig, NetworkConfig, actor_critic, actor_q
 from purepg.optimize import step_direction
-from purepg.preferences import RewardModelConfig
 from purepg.run.plan import RunConfig, prepare
 from purepg.run.population import grid, group_by_program
-from purepg.tokens import LanguageModelConfig, language_model
 from purepg.train import guard, train
-from purepg.transformer import TransformerConfig, check_transformer
 from purepg.types import Box, Discrete, Env, UsageError
 
 ARMS = Discrete(2)

@@ -12,8 +12,8 @@ from purepg.algorithms.a2c import A2CConfig, a2c
 from purepg.algorithms.grpo import GRPOConfig, grpo
 from purepg.algorithms.reinforce import REINFORCEConfig, reinforce
 from purepg.algorithms.sac import SACConfig, sac
-from purepg.contract import check_environment, in_units
-from purepg.rollout import episodes, rollout, start
+from purepg.envs.contract import check_environment, in_units
+from purepg.experience.rollout import episodes, rollout, start
 from purepg.run.render import record
 from purepg.train import evaluate
 from purepg.types import Actor, Box, Discrete, Env, TimeStep, UsageError

@@ -11,10 +11,10 @@ import scipy.integrate
 import scipy.stats
 from helpers import quick_jit
 
-from purepg.distributions import Categorical, Deterministic, DiagGaussian, TanhGaussian, executed
+from purepg.equations.distributions import Categorical, Deterministic, DiagGaussian, TanhGaussian, executed
+from purepg.experience.acting import actor
+from purepg.experience.rollout import rollout, start
 from purepg.lab.exact import in_float64
-from purepg.networks import actor
-from purepg.rollout import rollout, start
 from purepg.types import Box, Env, TimeStep
 
 NUM_SAMPLES = 20_000

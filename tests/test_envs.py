@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import purepg.envs
-from purepg.contract import in_units
 from purepg.envs import finite_mdp, lqr, tasks
+from purepg.envs.contract import in_units
 from purepg.envs.gymnax import MNIST_FILES, gymnax_env
 from purepg.types import Box, Discrete, Env, TimeStep, UsageError
 

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from helpers import quick_jit
 
-from purepg.distributions import Categorical
 from purepg.envs.finite_mdp import FiniteMDP, aliased, chain, contextual_bandit, garnet, mdp_env, unroll
+from purepg.equations.distributions import Categorical
 from purepg.lab.exact import (
     bellman_gradient,
     fisher,
@@ -32,8 +32,8 @@ from purepg.lab.exact import (
     weighted_gradient,
 )
 from purepg.lab.trajectories import trajectory_gradient
-from purepg.networks import NetworkConfig, actor_critic
-from purepg.tabular import tabular_policy
+from purepg.networks.actor_critic import NetworkConfig, actor_critic
+from purepg.networks.tabular import tabular_policy
 from purepg.types import UsageError
 
 FOUR = garnet(1, num_states=4, num_actions=2, branching=2)

@@ -30,8 +30,8 @@ from purepg.envs.finite_mdp import (
     unroll,
 )
 from purepg.lab.exact import log_policy, optimum
-from purepg.networks import NetworkConfig, actor_critic
-from purepg.tabular import tabular_actor_critic
+from purepg.networks.actor_critic import NetworkConfig, actor_critic
+from purepg.networks.tabular import tabular_actor_critic
 from purepg.train import train
 from purepg.types import Discrete, UsageError
 

@@ -18,29 +18,21 @@ import pytest
 from helpers import quick_jit
 from scipy.stats import binom
 
-from purepg.advantages import group_advantage, has_signal
+from purepg.algorithms.family import FAMILY
+from purepg.algorithms.groups import Groups, Learner, advantages, info, source
 from purepg.algorithms.grpo import GRPOConfig, grpo
+from purepg.algorithms.preferences import sample_preferences
 from purepg.envs.finite_mdp import bandit, garnet, mdp_env
 from purepg.envs.tasks import Task, token_env
-from purepg.family import FAMILY
-from purepg.groups import Groups, Learner, advantages, info, source
+from purepg.equations.advantages import group_advantage, has_signal
+from purepg.equations.losses import aggregate, clipped_surrogate, importance_weighted, two_sided_surrogate
+from purepg.equations.ratios import kl_k1, kl_k2, kl_k3, sequence_log_ratio
 from purepg.lab.estimators import update_of
 from purepg.lab.exact import in_float64
 from purepg.lab.statistics import sample, statistics
-from purepg.losses import (
-    aggregate,
-    clipped_surrogate,
-    importance_weighted,
-    kl_k1,
-    kl_k2,
-    kl_k3,
-    sequence_log_ratio,
-    two_sided_surrogate,
-)
+from purepg.language.model import LanguageModel, LanguageModelConfig, language_model
+from purepg.networks.tabular import tabular_actor_critic
 from purepg.optimize import step_direction
-from purepg.preferences import sample_preferences
-from purepg.tabular import tabular_actor_critic
-from purepg.tokens import LanguageModel, LanguageModelConfig, language_model
 from purepg.train import train
 from purepg.types import State, UsageError
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from helpers import quick_jit
 
-from purepg.advantages import discount_power, discounted_return
 from purepg.algorithms.reinforce import REINFORCEConfig, reinforce
 from purepg.envs.finite_mdp import aliased, bandit, garnet, mdp_env, unroll
+from purepg.equations.advantages import discount_power, discounted_return
 from purepg.lab.estimators import WithCritic, update_of
 from purepg.lab.exact import (
     bellman_gradient,
@@ -26,7 +26,7 @@ from purepg.lab.exact import (
     weighted_gradient,
 )
 from purepg.lab.trajectories import enumerate_trajectories, state_distributions
-from purepg.tabular import tabular_policy
+from purepg.networks.tabular import tabular_policy
 
 ALIASED = aliased()
 ALIASED_NETWORK = tabular_policy(ALIASED, pinned=True)

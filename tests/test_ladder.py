@@ -25,7 +25,7 @@ from purepg.lab.ladder import (
 )
 from purepg.lab.statistics import sample, statistics, unbiasedness, variance_change
 from purepg.lab.trajectories import state_distributions
-from purepg.tabular import tabular_actor_critic
+from purepg.networks.tabular import tabular_actor_critic
 
 BATCH = 4
 DETECTED = 6.0  # |z|

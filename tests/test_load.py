@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from purepg.algorithms.ppo import PPOConfig, ppo
-from purepg.networks import NetworkConfig, actor_critic
+from purepg.networks.actor_critic import NetworkConfig, actor_critic
 from purepg.run import evaluation
 from purepg.run.launch import launch
 from purepg.run.load import dereference, load, reference

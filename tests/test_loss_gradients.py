@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from helpers import quick_jit
 
-from purepg.distributions import Categorical, DiagGaussian
 from purepg.envs.finite_mdp import garnet
+from purepg.equations.distributions import Categorical, DiagGaussian
+from purepg.equations.losses import clipped_surrogate, policy_gradient, surrogate
 from purepg.lab.exact import bellman_gradient, in_float64, log_policy, values, visitation
-from purepg.losses import clipped_surrogate, policy_gradient, surrogate
-from purepg.tabular import tabular_policy
+from purepg.networks.tabular import tabular_policy
 
 EPS = 0.2
 

@@ -7,20 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from purepg.distributions import Categorical
-from purepg.losses import (
-    all_finite,
+from purepg.equations.diagnostics import explained_variance
+from purepg.equations.distributions import Categorical
+from purepg.equations.losses import (
     clipped_squared_error,
     clipped_surrogate,
     expected_soft_policy_gradient,
-    explained_variance,
     importance_weighted,
-    kl_k3,
     policy_gradient,
     squared_error,
     surrogate,
     two_sided_surrogate,
 )
+from purepg.equations.ratios import kl_k3
+from purepg.train import all_finite
 
 EPS = 0.2
 LOGITS = jnp.array([0.2, -0.7, 1.1])

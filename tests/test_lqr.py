@@ -13,12 +13,12 @@ import pytest
 from helpers import quick_jit
 
 import purepg.envs
-from purepg.advantages import discounted_return
 from purepg.envs.lqr import LQR, coupled_carts, lqr_env
+from purepg.equations.advantages import discounted_return
+from purepg.experience.rollout import episodes, rollout, start
 from purepg.lab.exact import in_float64
 from purepg.lab.lqr import closed_loop, gradient, objective, optimum, state_moment, values
-from purepg.linear import LinearPolicy, LinearQuadraticConfig, QuadraticQ, linear_quadratic
-from purepg.rollout import episodes, rollout, start
+from purepg.networks.linear import LinearPolicy, LinearQuadraticConfig, QuadraticQ, linear_quadratic
 from purepg.types import Actor, Box, UsageError
 
 SMALL = LQR(  # nothing in it is symmetric but what must be

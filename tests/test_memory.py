@@ -12,7 +12,7 @@ import purepg.run.memory
 from purepg.algorithms.ddpg import DDPGConfig, ddpg
 from purepg.algorithms.ppo import PPOConfig, ppo
 from purepg.envs import make as make_env
-from purepg.networks import ActorQConfig, NetworkConfig, actor_critic, actor_q
+from purepg.networks.actor_critic import ActorQConfig, NetworkConfig, actor_critic, actor_q
 from purepg.run import cli
 from purepg.run.memory import MIB, forecast, free_bytes
 from purepg.run.plan import RunConfig

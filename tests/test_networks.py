@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from helpers import arms_env, quick_jit
 
-from purepg.distributions import Categorical, Deterministic, DiagGaussian, TanhGaussian, executed
-from purepg.networks import ActorQConfig, actor_q
+from purepg.equations.distributions import Categorical, Deterministic, DiagGaussian, TanhGaussian, executed
+from purepg.networks.actor_critic import ActorQConfig, actor_q
 from purepg.types import Box, Discrete, UsageError
 
 K, SMALL = 3, (8, 8)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from purepg import normalize
+from purepg.experience import normalize
 
 SHAPE = (3,)
 

@@ -21,12 +21,13 @@ from helpers import (
     truncates,
 )
 
-from purepg import normalize
 from purepg.algorithms.ddpg import DDPGConfig, ddpg
+from purepg.algorithms.off_policy import Learner, assemble
 from purepg.algorithms.sac import SACConfig, sac
 from purepg.algorithms.sac_discrete import DiscreteSACConfig, sac_discrete
 from purepg.algorithms.td3 import TD3Config, td3
-from purepg.off_policy import Exploration, Learner, assemble, gaussian_noise, own_samples, random_action
+from purepg.experience import normalize
+from purepg.experience.exploration import Exploration, gaussian_noise, own_samples, random_action
 from purepg.train import averaged, train
 from purepg.types import Box, Discrete, State, Transition, UsageError
 

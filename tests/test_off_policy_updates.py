@@ -12,13 +12,13 @@ from helpers import ENDINGS, TinyQNetwork, arms_env, quick_jit
 
 from purepg.algorithms.ddpg import DDPGConfig, ddpg
 from purepg.algorithms.dpg import DPGConfig, dpg
+from purepg.algorithms.off_policy import Temperature
 from purepg.algorithms.q_actor_critic import QActorCriticConfig, q_actor_critic
 from purepg.algorithms.sac import SACConfig, sac
 from purepg.algorithms.sac_discrete import DiscreteSACConfig, sac_discrete
 from purepg.algorithms.td3 import TD3Config, td3
-from purepg.distributions import Categorical, DiagGaussian, TanhGaussian, executed
-from purepg.off_policy import Temperature
-from purepg.rollout import rollout
+from purepg.equations.distributions import Categorical, DiagGaussian, TanhGaussian, executed
+from purepg.experience.rollout import rollout
 from purepg.types import Box, Discrete, Transition
 
 ARMS, REAL = Discrete(2), Box(-np.ones(1, np.float32), np.ones(1, np.float32))
@@ -318,7 +318,7 @@ def updates():
                 params |= {"policy": params["policy"] | {"shift": jnp.array([0.0, 50.0])}}
                 state = state._replace(learner=state.learner._replace(params=params))
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("purepg.on_policy.rollout", noting(rollout, trajectories))
+                patch.setattr("purepg.algorithms.on_policy.rollout", noting(rollout, trajectories))
                 patch.setattr(Categorical, "sample", noting(Categorical.sample, samples))
                 after, metrics = algorithm.step(jax.random.key(1), state, jnp.int32(0))
             [(_, x, _)] = trajectories

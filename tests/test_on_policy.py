@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from helpers import TRUNCATED, SeparateNetwork, arms_env, moments_of, quick_jit
 
-from purepg import normalize
 from purepg.algorithms.a2c import A2CConfig, a2c
-from purepg.distributions import Categorical, DiagGaussian
-from purepg.networks import actor
-from purepg.on_policy import collect, diagnostics, policy_change
-from purepg.rollout import rollout
+from purepg.algorithms.on_policy import collect, diagnostics
+from purepg.equations.diagnostics import policy_change
+from purepg.equations.distributions import Categorical, DiagGaussian
+from purepg.experience import normalize
+from purepg.experience.acting import actor
+from purepg.experience.rollout import rollout
 from purepg.types import Discrete, State
 
 # --- how far an update moved the policy ---

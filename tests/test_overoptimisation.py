@@ -16,12 +16,8 @@ import pytest
 from helpers import quick_jit
 
 from purepg.algorithms.dpo import DPOConfig, dpo
-from purepg.envs.tasks import Task, encode, reversing, token_env
-from purepg.groups import Learner
-from purepg.lab.exact import in_float64
-from purepg.losses import preference
-from purepg.optimize import step_direction
-from purepg.preferences import (
+from purepg.algorithms.groups import Learner
+from purepg.algorithms.preferences import (
     Preferences,
     RewardModelConfig,
     draw_pairs,
@@ -29,7 +25,11 @@ from purepg.preferences import (
     learned_reward,
     sample_preferences,
 )
-from purepg.tokens import LanguageModel, LanguageModelConfig, language_model
+from purepg.envs.tasks import Task, encode, reversing, token_env
+from purepg.equations.losses import preference
+from purepg.lab.exact import in_float64
+from purepg.language.model import LanguageModel, LanguageModelConfig, language_model
+from purepg.optimize import step_direction
 from purepg.types import State, UsageError
 
 SCRIPT = Path(__file__).parent.parent / "experiments" / "overoptimisation.py"

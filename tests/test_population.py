@@ -6,7 +6,7 @@ import pytest
 
 from purepg.algorithms.ppo import PPOConfig, ppo
 from purepg.envs import make as make_env
-from purepg.networks import NetworkConfig, actor_critic
+from purepg.networks.actor_critic import NetworkConfig, actor_critic
 from purepg.run.loop import Interrupt, run_chunk
 from purepg.run.population import (
     Chunk,

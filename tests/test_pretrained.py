@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from helpers import quick_jit
 
-from purepg.pretrained import load_pretrained, read_config
-from purepg.transformer import Transformer, TransformerConfig
+from purepg.language.pretrained import load_pretrained, read_config
+from purepg.language.transformer import Transformer, TransformerConfig
 from purepg.types import UsageError
 
 FIXTURES = Path(__file__).parent / "fixtures"  # whose README says how they were made
@@ -273,8 +273,8 @@ def test_a_file_without_a_header_is_named(llama, header):
 
 def test_nothing_in_the_module_can_reach_a_network():
     """Only files and what the project computes with."""
-    import purepg.pretrained
+    import purepg.language.pretrained
 
-    source = Path(purepg.pretrained.__file__).read_text()
+    source = Path(purepg.language.pretrained.__file__).read_text()
     imported = {line.split()[1].split(".")[0] for line in source.splitlines() if line.startswith(("import ", "from "))}
     assert imported == {"json", "pathlib", "typing", "jax", "safetensors", "purepg"}

@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 from helpers import quick_jit
 
-from purepg.advantages import discount_power
 from purepg.algorithms.dpg import DPGConfig, dpg
 from purepg.algorithms.q_actor_critic import QActorCriticConfig, q_actor_critic
 from purepg.algorithms.sac_discrete import DiscreteSACConfig, sac_discrete
-from purepg.distributions import Categorical, TanhGaussian, executed
 from purepg.envs.finite_mdp import garnet, mdp_env
 from purepg.envs.lqr import LQR, coupled_carts, lqr_env
+from purepg.equations.advantages import discount_power
+from purepg.equations.distributions import Categorical, TanhGaussian, executed
+from purepg.equations.losses import deterministic_policy_gradient, expected_soft_policy_gradient, soft_policy_gradient
+from purepg.experience.rollout import rollout, start
 from purepg.lab.estimators import update_of
 from purepg.lab.exact import (
     bellman_gradient,
@@ -35,11 +37,9 @@ from purepg.lab.lqr import state_moment
 from purepg.lab.lqr import values as lqr_values
 from purepg.lab.statistics import sample, statistics, unbiasedness
 from purepg.lab.trajectories import state_distributions
-from purepg.linear import LinearQuadraticConfig, linear_quadratic
-from purepg.losses import deterministic_policy_gradient, expected_soft_policy_gradient, soft_policy_gradient
-from purepg.networks import ActorQ
-from purepg.rollout import rollout, start
-from purepg.tabular import tabular_policy, tabular_q
+from purepg.networks.actor_critic import ActorQ
+from purepg.networks.linear import LinearQuadraticConfig, linear_quadratic
+from purepg.networks.tabular import tabular_policy, tabular_q
 from purepg.train import train
 from purepg.types import Actor, Discrete, State
 

@@ -10,9 +10,9 @@ import pytest
 import scipy.stats
 from helpers import TinyQNetwork, arms_env, equations
 
-from purepg import replay
 from purepg.algorithms.ddpg import DDPGConfig, ddpg
 from purepg.algorithms.sac import SACConfig, sac
+from purepg.experience import replay
 from purepg.train import guard, train
 from purepg.types import Box
 

@@ -26,7 +26,7 @@ from purepg.algorithms.ppo import PPOConfig, ppo
 from purepg.algorithms.ppo_penalty import PPOPenaltyConfig, ppo_penalty
 from purepg.algorithms.reinforce import REINFORCEConfig, reinforce
 from purepg.algorithms.sac import SACConfig, sac
-from purepg.networks import ActorQConfig, NetworkConfig, actor_critic, actor_q
+from purepg.networks.actor_critic import ActorQConfig, NetworkConfig, actor_critic, actor_q
 from purepg.run.checkpoint import Checkpoints
 from purepg.run.cli import main
 from purepg.run.load import load

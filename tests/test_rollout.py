@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from helpers import diary_env, episode_length, loops_are_unbatched, quick_jit, terminates, truncates
 
-import purepg.rollout
-from purepg.distributions import Categorical
-from purepg.rollout import draw, episode_info, episodes, rollout, start, step, truncation_as_termination
+import purepg.experience.rollout
+from purepg.equations.distributions import Categorical
+from purepg.experience.rollout import draw, episode_info, episodes, rollout, start, step, truncation_as_termination
 from purepg.train import averaged
 from purepg.types import Actor, Discrete, Env, TimeStep
 
@@ -122,7 +122,7 @@ def test_the_log_prob_is_that_of_the_policy_that_acted_and_actions_vary(two_roll
 
 
 def test_resets_too_large_to_be_made_beforehand_are_the_same_resets(two_rollouts, monkeypatch):
-    monkeypatch.setattr(purepg.rollout, "SMALL_RESET_BYTES", 0)
+    monkeypatch.setattr(purepg.experience.rollout, "SMALL_RESET_BYTES", 0)
     begun, *expected = two_rollouts[1]
     _, _, key = jax.random.split(jax.random.key(0), 3)
     after, trajectory, info = quick_jit(lambda key, world: rollout(key, ENV, actor(), world, T))(key, begun)

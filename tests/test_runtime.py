@@ -16,7 +16,7 @@ TRAIN = """
     import jax
     from purepg.algorithms.ppo import PPOConfig, ppo
     from purepg.envs import make
-    from purepg.networks import NetworkConfig, actor_critic
+    from purepg.networks.actor_critic import NetworkConfig, actor_critic
     from purepg.train import train
 
     env = make("CartPole-v1")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from purepg.envs.finite_mdp import garnet
-from purepg.tabular import tabular_actor_critic, tabular_policy, tabular_q, tabular_value
+from purepg.networks.tabular import tabular_actor_critic, tabular_policy, tabular_q, tabular_value
 
 S, A = 4, 3
 MDP = garnet(num_states=S, num_actions=A)

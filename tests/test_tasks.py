@@ -16,7 +16,7 @@ from helpers import quick_jit
 from scipy.stats import chisquare
 
 from purepg.envs.tasks import TASKS, Task, addition, countdown, decode, encode, reversing, sorting, token_env
-from purepg.rollout import rollout, start
+from purepg.experience.rollout import rollout, start
 from purepg.types import Actor, Discrete, UsageError
 
 ALL: dict[str, Task] = {

@@ -26,10 +26,11 @@ from test_wandb_sink import logged_runs
 import purepg
 from purepg.algorithms.clone import CloneConfig, clone
 from purepg.algorithms.dpo import DPOConfig, dpo
+from purepg.algorithms.groups import info, source
 from purepg.algorithms.grpo import GRPOConfig, grpo
 from purepg.envs.tasks import TASKS, Task, decode, reversing, token_env
-from purepg.groups import info, source
-from purepg.pretrained import load_pretrained
+from purepg.language.model import LanguageModelConfig, digest
+from purepg.language.pretrained import load_pretrained
 from purepg.run import start
 from purepg.run.checkpoint import Checkpoints
 from purepg.run.load import load
@@ -38,7 +39,6 @@ from purepg.run.plan import RunConfig
 from purepg.run.population import Chunk, Group, Population
 from purepg.run.start import language_model
 from purepg.run.summary import Part, add_responses, collapsed, last_episodes_return
-from purepg.tokens import LanguageModelConfig, digest
 from purepg.train import evaluate, train
 from purepg.types import UsageError
 

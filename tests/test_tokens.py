@@ -13,9 +13,9 @@ from scipy.stats import chisquare
 import purepg
 from purepg.envs.finite_mdp import bandit, mdp_env
 from purepg.envs.tasks import Task, token_env
-from purepg.networks import actor
-from purepg.rollout import episodes
-from purepg.tokens import LanguageModel, LanguageModelConfig, digest, language_model
+from purepg.experience.acting import actor
+from purepg.experience.rollout import episodes
+from purepg.language.model import LanguageModel, LanguageModelConfig, digest, language_model
 from purepg.types import UsageError
 
 SMALL = LanguageModelConfig(

@@ -19,9 +19,9 @@ from helpers import (
 )
 
 from purepg.algorithms.a2c import A2CConfig, a2c
+from purepg.algorithms.family import FAMILY
 from purepg.algorithms.grpo import grpo
 from purepg.algorithms.reinforce import REINFORCEConfig, reinforce
-from purepg.family import FAMILY
 from purepg.train import averaged, evaluate, guard, train
 from purepg.types import Algorithm, Discrete, State
 

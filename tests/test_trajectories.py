@@ -12,22 +12,14 @@ import pytest
 from helpers import quick_jit
 from scipy.stats import chi2
 
-from purepg.advantages import (
-    discount_power,
-    discounted_return,
-    gae,
-    n_step,
-    per_decision_ratio,
-    td_error,
-    total_return,
-    trajectory_ratio,
-)
 from purepg.envs.finite_mdp import FiniteMDP, aliased, bandit, garnet, mdp_env, unroll
+from purepg.equations.advantages import discount_power, discounted_return, gae, n_step, td_error, total_return
+from purepg.equations.ratios import per_decision_ratio, trajectory_ratio
+from purepg.experience.acting import actor
+from purepg.experience.rollout import episodes
 from purepg.lab.exact import bellman_gradient, in_float64, log_policy, values, visitation
 from purepg.lab.trajectories import Enumeration, enumerate_trajectories, state_distributions, trajectory_gradient
-from purepg.networks import actor
-from purepg.rollout import episodes
-from purepg.tabular import tabular_actor_critic, tabular_policy
+from purepg.networks.tabular import tabular_actor_critic, tabular_policy
 from purepg.types import UsageError
 
 # A terminal state, a start that is not everywhere, two aliases; four steps, after which nothing is of value.

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from helpers import quick_jit
 
-from purepg.transformer import (
+from purepg.language.transformer import (
     ONE_HOT_TOKENS,
     RMSNorm,
     Transformer,

@@ -13,12 +13,9 @@ import pytest
 from helpers import arms_env, loops_are_unbatched, quick_jit
 from jax.flatten_util import ravel_pytree
 
-from purepg.distributions import Categorical
 from purepg.envs.finite_mdp import garnet, mdp_env
-from purepg.lab import exact
-from purepg.networks import NetworkConfig, actor_critic
-from purepg.tabular import tabular_actor_critic
-from purepg.trust_region import (
+from purepg.equations.distributions import Categorical
+from purepg.equations.trust_region import (
     conjugate_gradient,
     fisher_vector_product,
     line_search,
@@ -26,6 +23,9 @@ from purepg.trust_region import (
     natural_gradient,
     refuse_a_shared_torso,
 )
+from purepg.lab import exact
+from purepg.networks.actor_critic import NetworkConfig, actor_critic
+from purepg.networks.tabular import tabular_actor_critic
 from purepg.types import Box, UsageError
 
 MDP = garnet()

@@ -12,8 +12,6 @@ from helpers import ENDINGS, TRUNCATED, SeparateNetwork, TinyNetwork, arms_env, 
 from jax.flatten_util import ravel_pytree
 from jax.lax import stop_gradient
 
-from purepg import normalize
-from purepg.advantages import discounted_return, gae, leave_one_out_mean, n_step, per_time_mean
 from purepg.algorithms.a2c import A2CConfig, a2c
 from purepg.algorithms.npg import NPGConfig, npg
 from purepg.algorithms.off_policy_pg import OffPolicyPGConfig, off_policy_pg
@@ -21,8 +19,10 @@ from purepg.algorithms.ppo import PPOConfig, ppo
 from purepg.algorithms.ppo_penalty import PPOPenaltyConfig, ppo_penalty
 from purepg.algorithms.reinforce import REINFORCEConfig, reinforce
 from purepg.algorithms.trpo import TRPOConfig, trpo
+from purepg.equations.advantages import discounted_return, gae, leave_one_out_mean, n_step, per_time_mean
+from purepg.experience import normalize
+from purepg.experience.rollout import episodes, rollout
 from purepg.lab.exact import in_float64
-from purepg.rollout import episodes, rollout
 from purepg.types import Algorithm, Discrete, State
 
 ARMS = Discrete(2)
@@ -109,7 +109,7 @@ def updates_over(lanes: Any, make: Callable[[Any], dict[str, Algorithm]]) -> lis
         return results
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("purepg.on_policy.rollout", noting(rollout))
+        patch.setattr("purepg.algorithms.on_policy.rollout", noting(rollout))
         patch.setattr("purepg.algorithms.reinforce.episodes", noting(episodes))
         results = jax.tree.map(np.asarray, quick_jit(jax.vmap(updates))(lanes))
     return [jax.tree.map(lambda x, i=i: x[i], results) for i in range(len(jax.tree.leaves(lanes)[0]))]
@@ -471,7 +471,7 @@ def flat(params: Any) -> np.ndarray:
 
 
 def geometry(params: Any, x: Any, max_kl: Any) -> Geometry:
-    """Nothing of `purepg.trust_region` in it: scores, their mean square, and a solve."""
+    """Nothing of `purepg.equations.trust_region` in it: scores, their mean square, and a solve."""
     (_, value), (_, next_value) = (SEPARATE.apply(params, obs) for obs in (x.obs, x.next_obs))
     advantage, target = gae(x.reward, value, next_value, x.terminated, x.truncated, GAMMA, LAMBDA)
     advantage = (advantage - advantage.mean()) / advantage.std()

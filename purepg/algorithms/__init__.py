@@ -1,4 +1,8 @@
-"""One file per algorithm: its hyperparameters, its loss and its update, to be read like its equation."""
+"""One file per algorithm: its config, its loss and its update, to be read like its equation.
+
+Imports `equations`, `networks`, `experience` and `language`, and never another algorithm. What several algorithms share
+is in `configs`, `on_policy`, `off_policy`, `groups` and `preferences`. Copy a file to start an algorithm of your own.
+"""
 
 import importlib
 import pkgutil

@@ -6,12 +6,12 @@ phi   <- phi   - lr * value_coef * E[ grad (V(s) - target)^2 / 2 ]
 
 from dataclasses import dataclass
 
-from purepg.advantages import standardise
 from purepg.algorithms.configs import ActorCriticConfig
+from purepg.algorithms.on_policy import assemble, collect, finish
 from purepg.config import Count, check, check_schedules, check_standardised
-from purepg.losses import policy_gradient, squared_error
-from purepg.networks import require_policy_gradient
-from purepg.on_policy import assemble, collect, finish
+from purepg.equations.advantages import standardise
+from purepg.equations.losses import policy_gradient, squared_error
+from purepg.networks.actor_critic import require_policy_gradient
 from purepg.optimize import anneal, gradient_step, step_direction
 from purepg.types import Algorithm, Env, Network
 

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import optax
 
 from purepg.algorithms.configs import HeldOutConfig, LearningRateConfig
+from purepg.algorithms.groups import mean_return, source
 from purepg.config import Count, Positive, check
-from purepg.groups import mean_return, source
-from purepg.losses import aggregate, policy_gradient
-from purepg.networks import evaluation_policy
+from purepg.equations.losses import aggregate, policy_gradient
+from purepg.experience.acting import evaluation_policy
+from purepg.language.model import LanguageModel
 from purepg.optimize import gradient_step, step_direction
-from purepg.tokens import LanguageModel
 from purepg.types import Algorithm, Env, Mean, Params, State, UsageError
 
 

@@ -13,14 +13,16 @@ from functools import partial
 
 import jax.numpy as jnp
 
-from purepg import normalize
-from purepg.advantages import td_target
 from purepg.algorithms.configs import AnnealConfig, PolicyAndCriticRateConfig, RolloutConfig
+from purepg.algorithms.off_policy import require
+from purepg.algorithms.on_policy import assemble, collect
 from purepg.config import Count, NonNegative, Positive, check, check_schedules
-from purepg.distributions import Deterministic
-from purepg.losses import deterministic_policy_gradient, explained_variance, squared_error
-from purepg.off_policy import gaussian_noise, require
-from purepg.on_policy import assemble, collect
+from purepg.equations.advantages import td_target
+from purepg.equations.diagnostics import explained_variance
+from purepg.equations.distributions import Deterministic
+from purepg.equations.losses import deterministic_policy_gradient, squared_error
+from purepg.experience import normalize
+from purepg.experience.exploration import gaussian_noise
 from purepg.optimize import anneal, by_half, gradient_step, gradient_steps, init_by_half, step_direction
 from purepg.types import Actor, Algorithm, Env, QNetwork, State
 

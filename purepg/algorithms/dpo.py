@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from purepg.algorithms.configs import HeldOutConfig, LearningRateConfig
+from purepg.algorithms.groups import Learner, mean_return, source
+from purepg.algorithms.preferences import draw_pairs, ranking, sample_preferences
 from purepg.config import Count, Positive, check
-from purepg.groups import Learner, mean_return, source
-from purepg.networks import evaluation_policy
+from purepg.experience.acting import evaluation_policy
+from purepg.language.model import LanguageModel
 from purepg.optimize import gradient_step, step_direction
-from purepg.preferences import draw_pairs, ranking, sample_preferences
-from purepg.tokens import LanguageModel
 from purepg.types import Algorithm, Env, Mean, State, UsageError
 
 

@@ -4,9 +4,9 @@
     ratio  = pi_theta(y_it | x, y_i,<t) / pi_old(...)        of the token, or of the whole response
     theta <- theta + lr * E[ grad min(ratio * A, clip(ratio, 1 - eps, 1 + eps) * A) - kl_coef * grad KL(pi || pi_ref) ]
 
-over epochs of shuffled minibatches of the same data; pi_ref is the policy at the start. A start is a prompt where the
-network is a language model, and an environment's initial state otherwise. `purepg.family` has the methods that differ
-from it by a choice in `GRPOConfig`.
+over epochs of shuffled minibatches of the same data; pi_ref is the policy at the start. Episodes start from a prompt
+where the network is a language model, and from an initial state of the environment otherwise. `algorithms.family` has
+the methods that differ from GRPO by a choice in `GRPOConfig`.
 """
 
 from dataclasses import dataclass
@@ -16,20 +16,14 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from purepg.advantages import has_signal
 from purepg.algorithms.configs import GroupConfig, HeldOutConfig, LearningRateConfig, LossConfig
+from purepg.algorithms.groups import advantages, assemble, check_groups, info, mean_return, score_all, source, watch
 from purepg.config import Count, CountOrZero, Positive, check
-from purepg.groups import advantages, assemble, check_groups, info, kl_penalty, mean_return, score_all, source, watch
-from purepg.losses import (
-    aggregate,
-    importance_weighted,
-    kl_k3,
-    sequence_log_ratio,
-    squared_error,
-    two_sided_surrogate,
-)
+from purepg.equations.advantages import has_signal
+from purepg.equations.losses import aggregate, importance_weighted, squared_error, two_sided_surrogate
+from purepg.equations.ratios import kl_k3, kl_penalty, sequence_log_ratio
+from purepg.language.model import LanguageModel
 from purepg.optimize import minibatch_epochs, step_direction
-from purepg.tokens import LanguageModel
 from purepg.types import Algorithm, Env, Network, State
 
 

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 import jax
 
-from purepg.advantages import standardise
 from purepg.algorithms.configs import TrustRegionConfig
+from purepg.algorithms.on_policy import assemble, collect, finish, fit_critic
 from purepg.config import Positive, check, check_minibatches, check_standardised
-from purepg.losses import surrogate
-from purepg.networks import require_policy_gradient
-from purepg.on_policy import assemble, collect, finish, fit_critic
+from purepg.equations.advantages import standardise
+from purepg.equations.losses import surrogate
+from purepg.equations.trust_region import move, natural_gradient, refuse_a_shared_torso
+from purepg.networks.actor_critic import require_policy_gradient
 from purepg.optimize import step_direction
-from purepg.trust_region import move, natural_gradient, refuse_a_shared_torso
 from purepg.types import Algorithm, Env, Network
 
 

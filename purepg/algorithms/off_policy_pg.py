@@ -14,12 +14,13 @@ from typing import Literal
 
 import jax.numpy as jnp
 
-from purepg.advantages import effective_sample_size, segment_ratio, standardise
 from purepg.algorithms.configs import ActorCriticConfig
+from purepg.algorithms.on_policy import assemble, collect, finish
 from purepg.config import Count, Positive, check, check_schedules, check_standardised
-from purepg.losses import policy_gradient, squared_error
-from purepg.networks import require_policy_gradient
-from purepg.on_policy import assemble, collect, finish
+from purepg.equations.advantages import standardise
+from purepg.equations.losses import policy_gradient, squared_error
+from purepg.equations.ratios import effective_sample_size, segment_ratio
+from purepg.networks.actor_critic import require_policy_gradient
 from purepg.optimize import anneal, gradient_steps, step_direction
 from purepg.types import Algorithm, Env, Network
 

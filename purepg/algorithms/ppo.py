@@ -13,8 +13,8 @@ from typing import Literal
 
 import jax
 
-from purepg.advantages import standardise
 from purepg.algorithms.configs import ActorCriticConfig
+from purepg.algorithms.on_policy import assemble, collect, finish
 from purepg.config import (
     Count,
     Positive,
@@ -23,9 +23,10 @@ from purepg.config import (
     check_schedules,
     check_standardised,
 )
-from purepg.losses import clipped_squared_error, clipped_surrogate, kl_k3, squared_error
-from purepg.networks import require_policy_gradient
-from purepg.on_policy import assemble, collect, finish
+from purepg.equations.advantages import standardise
+from purepg.equations.losses import clipped_squared_error, clipped_surrogate, squared_error
+from purepg.equations.ratios import kl_k3
+from purepg.networks.actor_critic import require_policy_gradient
 from purepg.optimize import anneal, minibatch_epochs, step_direction
 from purepg.types import Algorithm, Env, Network
 

@@ -16,8 +16,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from purepg.advantages import standardise
 from purepg.algorithms.configs import ActorCriticConfig
+from purepg.algorithms.on_policy import assemble, collect, finish
 from purepg.config import (
     Count,
     Positive,
@@ -26,9 +26,9 @@ from purepg.config import (
     check_schedules,
     check_standardised,
 )
-from purepg.losses import squared_error, surrogate
-from purepg.networks import require_policy_gradient
-from purepg.on_policy import assemble, collect, finish
+from purepg.equations.advantages import standardise
+from purepg.equations.losses import squared_error, surrogate
+from purepg.networks.actor_critic import require_policy_gradient
 from purepg.optimize import anneal, minibatch_epochs, step_direction
 from purepg.types import Algorithm, Env, Network, State
 

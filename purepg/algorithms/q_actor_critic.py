@@ -10,13 +10,13 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from purepg.advantages import standardise
 from purepg.algorithms.configs import AnnealConfig, LearningRateConfig, RolloutConfig
+from purepg.algorithms.off_policy import require
+from purepg.algorithms.on_policy import assemble, collect, finish
 from purepg.config import Count, NonNegative, Positive, UnitInterval, check, check_schedules, check_standardised
-from purepg.distributions import Categorical, DiagGaussian, TanhGaussian, executed
-from purepg.losses import policy_gradient, squared_error
-from purepg.off_policy import require
-from purepg.on_policy import assemble, collect, finish
+from purepg.equations.advantages import standardise
+from purepg.equations.distributions import Categorical, DiagGaussian, TanhGaussian, executed
+from purepg.equations.losses import policy_gradient, squared_error
 from purepg.optimize import anneal, by_half, gradient_step, gradient_steps, init_by_half, step_direction
 from purepg.types import Algorithm, Env, QNetwork
 

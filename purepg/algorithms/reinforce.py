@@ -13,7 +13,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from purepg.advantages import (
+from purepg.algorithms.configs import LearningRateConfig, LossConfig
+from purepg.config import Count, Positive, UnitInterval, check
+from purepg.envs.contract import check_environment
+from purepg.equations.advantages import (
     batch_mean,
     discount_power,
     discounted_return,
@@ -22,14 +25,12 @@ from purepg.advantages import (
     standardise,
     total_return,
 )
-from purepg.algorithms.configs import LearningRateConfig, LossConfig
-from purepg.config import Count, Positive, UnitInterval, check
-from purepg.contract import check_environment
-from purepg.losses import explained_variance, policy_gradient, squared_error
-from purepg.networks import actor, evaluation_policy, require_policy_gradient
-from purepg.on_policy import SPARSE, policy_change
+from purepg.equations.diagnostics import SPARSE, explained_variance, policy_change
+from purepg.equations.losses import policy_gradient, squared_error
+from purepg.experience.acting import actor, evaluation_policy
+from purepg.experience.rollout import episodes
+from purepg.networks.actor_critic import require_policy_gradient
 from purepg.optimize import gradient_step, step_direction
-from purepg.rollout import episodes
 from purepg.types import Algorithm, Env, Network, Params, State, UsageError
 
 

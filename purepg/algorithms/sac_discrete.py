@@ -14,12 +14,13 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 import optax
 
-from purepg.advantages import td_target
 from purepg.algorithms.configs import ReplayConfig, TemperatureConfig
+from purepg.algorithms.off_policy import Learner, Temperature, assemble, require
 from purepg.config import UnitInterval, check
-from purepg.distributions import Categorical
-from purepg.losses import expected_soft_policy_gradient, squared_error
-from purepg.off_policy import Learner, Temperature, assemble, own_samples, require
+from purepg.equations.advantages import td_target
+from purepg.equations.distributions import Categorical
+from purepg.equations.losses import expected_soft_policy_gradient, squared_error
+from purepg.experience.exploration import own_samples
 from purepg.optimize import by_half, gradient_step, init_by_half, step_direction
 from purepg.types import Algorithm, Env, QNetwork
 

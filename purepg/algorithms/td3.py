@@ -13,12 +13,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from purepg.advantages import td_target
 from purepg.algorithms.configs import ExplorationConfig, ReplayConfig
+from purepg.algorithms.off_policy import Learner, assemble, require
 from purepg.config import Count, NonNegative, check
-from purepg.distributions import Deterministic
-from purepg.losses import deterministic_policy_gradient, squared_error
-from purepg.off_policy import Learner, assemble, gaussian_noise, require, within_bounds
+from purepg.equations.advantages import td_target
+from purepg.equations.distributions import Deterministic
+from purepg.equations.losses import deterministic_policy_gradient, squared_error
+from purepg.experience.exploration import gaussian_noise, within_bounds
 from purepg.optimize import by_half, gradient_step, init_by_half, step_direction
 from purepg.types import Algorithm, Env, Mean, QNetwork
 

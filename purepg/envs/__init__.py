@@ -1,4 +1,8 @@
-"""Environments: one thin adapter per suite into `purepg.types.Env`, and our own, of which everything is known."""
+"""Environments: one thin adapter per suite into `purepg.types.Env`, and our own, of which everything is known.
+
+Imports `types` and `config` alone. To add an environment or a suite, write a function that returns an `Env` and give it
+a name in `make`.
+"""
 
 from collections.abc import Mapping
 from typing import Any

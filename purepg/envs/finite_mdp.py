@@ -28,7 +28,7 @@ class FiniteMDP:
       horizon: an episode ends after this many steps at the latest; None: the clock ends none.
       horizon_terminates: whether the horizon is part of the process, after which nothing of value follows, or a time
         limit on the experience, which leaves values and objective those of the process without it.
-      alias: `[S]` int, what a policy can tell of a state: `purepg.tabular.tabular_policy` has one row for each number.
+      alias: `[S]` int, what a policy can tell of a state: `networks.tabular.tabular_policy` has one row for each.
         Left out: all of it.
       name: for messages.
     Raises:

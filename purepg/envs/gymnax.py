@@ -24,8 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purepg.contract import check_environment
 from purepg.envs import finite_mdp, lqr, tasks
+from purepg.envs.contract import check_environment
 from purepg.types import Action, Box, Discrete, Env, EnvState, Key, Obs, Space, TimeStep, UsageError
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from purepg.distributions import Categorical, DiagGaussian
-from purepg.losses import policy_gradient
-from purepg.networks import actor
-from purepg.rollout import episodes, rollout, start
+from purepg.equations.distributions import Categorical, DiagGaussian
+from purepg.equations.losses import policy_gradient
+from purepg.experience.acting import actor
+from purepg.experience.rollout import episodes, rollout, start
 from purepg.types import Algorithm, Array, Env, Key, Network, Obs, Params, State, Transition
 
 

@@ -18,8 +18,8 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.lax import stop_gradient
 
-from purepg.distributions import Categorical
 from purepg.envs.finite_mdp import FiniteMDP
+from purepg.equations.distributions import Categorical
 from purepg.types import Array, Network, Params, UsageError
 
 LogPolicy = Callable[[Params], Array]  # parameters -> log pi(a|s), [S, A]

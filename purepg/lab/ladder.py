@@ -13,27 +13,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purepg.advantages import (
+from purepg.envs.finite_mdp import FiniteMDP, garnet, mdp_env, unroll
+from purepg.equations.advantages import (
     batch_mean,
     discount_power,
     discounted_return,
     gae,
     leave_one_out_mean,
     n_step,
-    per_decision_ratio,
     per_time_mean,
     standardise,
     total_return,
-    trajectory_ratio,
 )
-from purepg.envs.finite_mdp import FiniteMDP, garnet, mdp_env, unroll
+from purepg.equations.losses import clipped_surrogate, policy_gradient, squared_error, surrogate
+from purepg.equations.ratios import per_decision_ratio, trajectory_ratio
 from purepg.lab.estimators import Experience, WithCritic, ascent, episode_experience, rollout_experience
 from purepg.lab.exact import bellman_gradient, in_float64, log_policy, values, visitation, weighted_gradient
 from purepg.lab.theory import gae_bias, n_step_bias, optimal_baseline
 from purepg.lab.trajectories import state_distributions
-from purepg.losses import clipped_surrogate, policy_gradient, squared_error, surrogate
+from purepg.networks.tabular import tabular_policy, tabular_q, tabular_value
 from purepg.optimize import gradient_step, step_direction
-from purepg.tabular import tabular_policy, tabular_q, tabular_value
 from purepg.types import Array, Key, Network, Params
 
 HORIZON, TIME_LIMIT = 8, 4

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purepg.advantages import total_return
 from purepg.envs.finite_mdp import FiniteMDP
+from purepg.equations.advantages import total_return
 from purepg.lab.exact import LogPolicy, in_float64
 from purepg.types import Array, Params, Transition, UsageError
 

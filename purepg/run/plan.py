@@ -13,6 +13,7 @@ import jax
 
 from purepg import envs
 from purepg.config import ANNEAL_UPDATES, Count, CountOrZero, NonNegative, Seed, check
+from purepg.language.model import LanguageModelConfig, with_sizes
 from purepg.run.load import reference
 from purepg.run.population import (
     Chunk,
@@ -31,7 +32,6 @@ from purepg.run.record import say
 from purepg.run.resume import keep_schedules, read_config
 from purepg.run.start import read_start
 from purepg.runtime import backend_is_running, split_cpu
-from purepg.tokens import LanguageModelConfig, with_sizes
 from purepg.types import Algorithm, Env, UsageError
 
 

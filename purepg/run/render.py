@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from purepg.config import Count, check
-from purepg.contract import in_units
-from purepg.rollout import start
+from purepg.envs.contract import in_units
+from purepg.experience.rollout import start
 from purepg.run.cli import leave, parse_flags
 from purepg.run.drawing import Disc, Drawing, Line, Point, Scene, drawing_of
 from purepg.run.evaluation import Choice, run_first

@@ -6,11 +6,11 @@ from typing import Any
 
 import jax
 
-from purepg.pretrained import load_pretrained
+from purepg.language.model import LanguageModel, LanguageModelConfig, with_sizes
+from purepg.language.model import language_model as with_params
+from purepg.language.pretrained import load_pretrained
+from purepg.language.transformer import TransformerConfig
 from purepg.run.load import load, stored_network
-from purepg.tokens import LanguageModel, LanguageModelConfig, with_sizes
-from purepg.tokens import language_model as with_params
-from purepg.transformer import TransformerConfig
 from purepg.types import Env, Params, UsageError
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from safetensors import SafetensorError, safe_open
 
-from purepg.transformer import Transformer, TransformerConfig, check_transformer
+from purepg.language.transformer import Transformer, TransformerConfig, check_transformer
 from purepg.types import Array, Params, UsageError
 
 DTYPES = ("F64", "F32", "F16", "BF16")

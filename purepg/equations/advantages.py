@@ -83,24 +83,6 @@ def leave_one_out_mean(weight: Array, mask: Array) -> Array:
     return others / jnp.maximum(num_others, 1)
 
 
-def trajectory_ratio(log_prob: Array, old_log_prob: Array, mask: Array) -> Array:
-    """prod_t pi(a_t|s_t) / pi_old(a_t|s_t) over the whole episode, `[T, N]`, equal at its steps; 1 outside the mask.
-
-    Makes episodes of pi_old speak for pi without bias, at a variance that grows exponentially with their length.
-    """
-    chex.assert_equal_shape([log_prob, old_log_prob, mask])
-    log_ratio = jnp.sum(log_prob - old_log_prob, axis=0, where=mask)
-    return jnp.where(mask, jnp.exp(log_ratio), 1.0)
-
-
-def per_decision_ratio(log_prob: Array, old_log_prob: Array, mask: Array) -> Array:
-    """The product up to step t and no further, `[T, N]` (Precup et al. 2000): all that reaching (s_t, a_t) asks for;
-    1 outside the mask."""
-    chex.assert_equal_shape([log_prob, old_log_prob, mask])
-    log_ratio = jnp.cumsum(jnp.where(mask, log_prob - old_log_prob, 0.0), axis=0)
-    return jnp.where(mask, jnp.exp(log_ratio), 1.0)
-
-
 def standardise(weight: Array, mask: Array | None = None) -> Array:
     """(weight - mean) / standard deviation over all elements of the mask; 0 where all are equal.
 
@@ -187,35 +169,6 @@ def td_target(reward: Array, next_value: Array, terminated: Array, gamma: Array 
     chex.assert_equal_shape([reward, next_value, terminated])
     chex.assert_type(terminated, bool)
     return reward + gamma * jnp.where(terminated, 0.0, next_value)
-
-
-def segment_ratio(log_prob: Array, old_log_prob: Array, ended: Array) -> Array:
-    """prod_t pi(a_t|s_t) / pi_old(a_t|s_t) over the steps of a rollout that belong to one episode, the same at each.
-
-    Args:
-      log_prob, old_log_prob: `[T, ...]`. ended: `[T, ...]` bool, an episode's last step.
-    """
-    chex.assert_equal_shape([log_prob, old_log_prob, ended])
-
-    def running(log_ratio, starts, reverse):
-        def step(before, now):
-            log_ratio, starts = now
-            before = jnp.where(starts, 0.0, before)
-            return before + log_ratio, before
-
-        return jax.lax.scan(step, jnp.zeros_like(log_ratio[0]), (log_ratio, starts), reverse=reverse)[1]
-
-    log_ratio = log_prob - old_log_prob
-    starts = jnp.roll(ended, 1, axis=0).at[0].set(True)
-    return jnp.exp(running(log_ratio, starts, False) + log_ratio + running(log_ratio, ended, True))
-
-
-def effective_sample_size(ratio: Array, where: Array | None = None) -> Array:
-    """(sum ratio)^2 / (n sum ratio^2), a scalar in (0, 1]: the share of the samples that importance weights leave."""
-    floats = jnp.finfo(ratio.dtype)
-    ratio = jnp.minimum(ratio, 1 / floats.tiny)  # one beyond the floats is not NaN, but all there is
-    ratio = ratio / jnp.max(ratio, where=where, initial=floats.tiny)  # the square of a product overflows
-    return jnp.square(jnp.mean(ratio, where=where)) / jnp.mean(jnp.square(ratio), where=where)
 
 
 def gae(

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from purepg.algorithms.groups import source
 from purepg.config import Count, Positive, check
-from purepg.groups import source
-from purepg.losses import preference
+from purepg.equations.losses import preference
+from purepg.language.model import LanguageModel
 from purepg.optimize import gradient_step, step_direction
-from purepg.tokens import LanguageModel
 from purepg.types import Array, Env, Key, Metrics, Params
 
 

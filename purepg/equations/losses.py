@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.lax import stop_gradient
 
 from purepg.config import check_choice
-from purepg.distributions import expectation
+from purepg.equations.distributions import expectation
 from purepg.types import Array
 
 Aggregation = Literal["sequence_mean", "token_mean", "constant_length", "sequence_sum"]
@@ -151,15 +151,6 @@ def two_sided_surrogate(
     return -gain
 
 
-def sequence_log_ratio(log_ratio: Array, mask: Array) -> Array:
-    """GSPO's length-normalised ratio of whole responses (Zheng et al. 2025, eq. 7), log s = mean_t log ratio_t, at
-    every token of its response: `[..., R]`; 0 outside the mask. Its gradient reaches every token."""
-    chex.assert_equal_shape([log_ratio, mask])
-    length = jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1)
-    total = jnp.sum(log_ratio, axis=-1, keepdims=True, where=mask)
-    return jnp.where(mask, total / length, 0.0)
-
-
 def aggregate(x: Array, mask: Array, how: Aggregation) -> Array:
     """A number per token, `[B, R]`, as one number: what each response and each token weighs.
 
@@ -186,36 +177,3 @@ def aggregate(x: Array, mask: Array, how: Aggregation) -> Array:
         case "constant_length":
             return jnp.sum(total) / (num_sequences * x.shape[-1])
     return jnp.sum(total) / num_sequences
-
-
-def kl_k1(log_ratio: Array) -> Array:
-    """-log r, r = p(a) / q(a), a sampled from q: an unbiased estimate of KL(q || p) (Schulman 2020, "Approximating KL
-    divergence"). Its gradient as a loss, the sample a constant, has mean 0 where q is the policy that learns."""
-    return -log_ratio
-
-
-def kl_k2(log_ratio: Array) -> Array:
-    """(log r)^2 / 2, as `kl_k1`, biased by a third-order term; as a loss its gradient has the mean grad KL(q || p)."""
-    return 0.5 * jnp.square(log_ratio)
-
-
-def kl_k3(log_ratio: Array) -> Array:
-    """r - 1 - log r, as `kl_k1`, unbiased and never negative; as a loss its gradient has the mean grad KL(p || q).
-
-    With r = pi(a|s) / pi_old(a|s) and a sampled from pi_old it estimates KL(pi_old || pi), a quantity to watch.
-    """
-    return jnp.expm1(log_ratio) - log_ratio
-
-
-def explained_variance(value: Array, target: Array, where: Array | None = None) -> Array:
-    """1 - Var(target - V) / Var(target), a scalar: 1 perfect, 0 as good as a constant; 0 where targets are equal."""
-    chex.assert_equal_shape([value, target])
-    variance = jnp.var(target, where=where)
-    left = jnp.var(target - value, where=where)
-    return jnp.where(variance > 0, 1 - left / jnp.where(variance > 0, variance, 1), 0.0)
-
-
-def all_finite(tree) -> Array:
-    """Whether every float in the tree is finite: a bool scalar."""
-    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in floats]))

@@ -19,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from purepg.config import Positive
-from purepg.contract import first_difference
-from purepg.distributions import Categorical
+from purepg.envs.contract import first_difference
 from purepg.envs.tasks import Task
-from purepg.transformer import Cache, Transformer, TransformerConfig, check_transformer, init_cache
+from purepg.equations.distributions import Categorical
+from purepg.language.transformer import Cache, Transformer, TransformerConfig, check_transformer, init_cache
 from purepg.types import Array, Env, Key, Obs, Params, UsageError
 
 

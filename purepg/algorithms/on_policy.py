@@ -10,20 +10,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from purepg import advantages, normalize
-from purepg.advantages import effective_sample_size
 from purepg.algorithms.configs import RolloutConfig
-from purepg.contract import check_environment
-from purepg.distributions import Distribution
-from purepg.losses import explained_variance, squared_error
-from purepg.networks import actor, evaluation_policy
-from purepg.normalize import Moments
+from purepg.envs.contract import check_environment
+from purepg.equations import advantages
+from purepg.equations.diagnostics import SPARSE, explained_variance, policy_change
+from purepg.equations.distributions import Distribution
+from purepg.equations.losses import squared_error
+from purepg.experience import normalize
+from purepg.experience.acting import actor, evaluation_policy
+from purepg.experience.normalize import Moments
+from purepg.experience.rollout import RolloutState, rollout, start, truncation_as_termination
 from purepg.optimize import minibatch_epochs
-from purepg.rollout import RolloutState, rollout, start, truncation_as_termination
 from purepg.types import Action, Actor, Algorithm, Array, Env, Key, Metrics, Network, Obs, Params, State
-
-SPARSE = 4  # `diagnostics` of an algorithm that does not act on them look at every fourth time step
-CLIP_EPS = 0.2  # a ratio further from 1 than this counts in `clip_fraction`, whatever an algorithm clips at
 
 
 class Learner(NamedTuple):
@@ -166,29 +164,6 @@ def fit_critic(
         key, loss, tx, learning_rate, params, opt_state, (data.obs, target), num_epochs, num_minibatches
     )
     return params, opt_state, {name: metrics[name] for name in ("value_loss", "grad_norm")}
-
-
-def policy_change(old: Distribution, new: Distribution, action: Action, where: Array | None = None) -> Metrics:
-    """How far an update moved the policy, over the states and actions that it learned from.
-
-    Args:
-      old, new: the policy before and after, at each state.
-      where: which elements count; None: all.
-    Returns:
-      `kl` = KL(old || new) and `reverse_kl` = KL(new || old), exact at each state and averaged; `clip_fraction`, the
-      share of ratios new / old further from 1 than 0.2; `max_ratio`; `effective_sample_size` of the old data
-      for the new policy; `entropy` of the new policy.
-    """
-    log_ratio = new.log_prob(action) - old.log_prob(action)
-    ratio = jnp.exp(log_ratio)
-    return {
-        "kl": jnp.mean(old.kl(new), where=where),
-        "reverse_kl": jnp.mean(new.kl(old), where=where),
-        "clip_fraction": jnp.mean(jnp.abs(jnp.expm1(log_ratio)) > CLIP_EPS, where=where),
-        "max_ratio": jnp.max(ratio, where=where, initial=0.0),
-        "effective_sample_size": effective_sample_size(ratio, where),
-        "entropy": jnp.mean(new.entropy(), where=where),
-    }
 
 
 def diagnostics(network: Network, old_params: Params, params: Params, data: Data, target: Array, every: int) -> Metrics:

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from purepg.contract import in_units
-from purepg.distributions import executed
+from purepg.envs.contract import in_units
+from purepg.equations.distributions import executed
 from purepg.lanes import any_lane
 from purepg.types import Action, Actor, Array, Env, Key, Mean, Metrics, Obs, Transition
 

@@ -11,24 +11,23 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from purepg import normalize, replay, rollout
 from purepg.algorithms.configs import ReplayConfig
-from purepg.contract import check_environment
-from purepg.distributions import Categorical, Distribution, executed
-from purepg.networks import evaluation_policy, output
-from purepg.normalize import Moments
-from purepg.rollout import RolloutState
+from purepg.envs.contract import check_environment
+from purepg.equations.distributions import Categorical, Distribution
+from purepg.experience import normalize, replay, rollout
+from purepg.experience.acting import evaluation_policy
+from purepg.experience.exploration import Exploration, random_action
+from purepg.experience.normalize import Moments
+from purepg.experience.rollout import RolloutState
+from purepg.networks.actor_critic import output
 from purepg.types import (
-    Action,
     Algorithm,
     Array,
-    Box,
     Discrete,
     Env,
     Key,
     Mean,
     Metrics,
-    Obs,
     Params,
     QNetwork,
     State,
@@ -56,20 +55,6 @@ class World(NamedTuple):
     envs: RolloutState
     noise: Any  # of the last step's exploration, [N, ...]
     buffer: Transition  # leaves [capacity, ...]
-
-
-class Exploration(NamedTuple):
-    """How an algorithm acts while it learns.
-
-    noise: the random numbers of one step, `noise(key, obs)`; of `obs` only shapes are read.
-    carry: `carry(before, fresh, starts)`, a step's noise from that of the step before and fresh numbers; `starts` `[N]`
-      is true where an episode begins.
-    act: `act(params, noise, obs) -> action`, executed, of normalised observations.
-    """
-
-    noise: Callable[[Key, Obs], Any]
-    carry: Callable[[Any, Any, Array], Any]
-    act: Callable[[Params, Any, Obs], Action]
 
 
 Learn = Callable[[Key, Learner, Transition, Array], tuple[Learner, Metrics]]  # (key, learner, batch, gradient step)
@@ -188,62 +173,6 @@ def assemble(
         return evaluation_policy(network, state.learner.params, deterministic, state.learner.obs_moments)
 
     return Algorithm(init, step, policy, N * T, N * T)
-
-
-def own_samples(network: QNetwork) -> Exploration:
-    """A stochastic policy explores by itself."""
-
-    def distribution(params, obs):
-        return network.apply(params, obs)[0]
-
-    def noise(key, obs):
-        params = jax.eval_shape(network.init, key, obs)
-        return jax.eval_shape(distribution, params, obs).noise(key)
-
-    return Exploration(
-        noise,
-        lambda before, fresh, starts: fresh,
-        lambda params, noise, obs: executed(distribution(params, obs).transform(noise)),
-    )
-
-
-def gaussian_noise(network: QNetwork, env: Env, std: Array | float, correlation: Array | float) -> Exploration:
-    """mu(s) + std * noise, held within bounds where the space has them.
-
-    Args:
-      correlation: of successive noises in an episode. An Ornstein-Uhlenbeck process of rate theta, in steps of dt, is
-        one of correlation 1 - theta * dt, which starts in its stationary distribution.
-    """
-    space = env.action_space
-    assert isinstance(space, Box)  # which `require` sees to
-
-    def noise(key, obs):
-        return jax.random.normal(key, (jax.tree.leaves(obs)[0].shape[0], *space.shape))
-
-    def carry(before, fresh, starts):
-        later = correlation * before + jnp.sqrt(1 - jnp.square(correlation)) * fresh
-        return rollout.select(starts, fresh, later)
-
-    def act(params, noise, obs):
-        return within_bounds(env, network.apply(params, obs)[0].mode() + std * noise)
-
-    return Exploration(noise, carry, act)
-
-
-def within_bounds(env: Env, action: Action) -> Action:
-    """Canonical actions clipped to [-1, 1], where the space has bounds."""
-    bounded = isinstance(env.action_space, Box) and env.action_space.bounded
-    return jnp.clip(action, -1, 1) if bounded else action
-
-
-def random_action(key: Key, env: Env, num_envs: int) -> Action:
-    """Uniform actions `[N, ...]`; where they are unbounded, standard normal."""
-    space = env.action_space
-    if isinstance(space, Discrete):
-        return jax.random.randint(key, (num_envs,), 0, space.n)
-    if space.bounded:
-        return jax.random.uniform(key, (num_envs, *space.shape), minval=-1.0, maxval=1.0)
-    return jax.random.normal(key, (num_envs, *space.shape))
 
 
 def require(env: Env, network: QNetwork, algorithm: str, kinds: dict[str, type[Distribution]]) -> None:

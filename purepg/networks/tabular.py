@@ -6,8 +6,8 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from purepg.distributions import Categorical
 from purepg.envs.finite_mdp import FiniteMDP
+from purepg.equations.distributions import Categorical
 from purepg.types import Array
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import flax.linen as nn
 import jax.numpy as jnp
 
-from purepg.distributions import Deterministic
-from purepg.networks import ActorQ
+from purepg.equations.distributions import Deterministic
+from purepg.networks.actor_critic import ActorQ
 from purepg.types import Action, Array, Box, Env, UsageError
 
 

@@ -6,29 +6,27 @@ its loss and its step. Axes: `P` starts, `G` group, `T` steps.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from purepg.advantages import gae, group_advantage, has_signal
 from purepg.algorithms.configs import GroupConfig
-from purepg.config import check_choice, is_known
-from purepg.contract import check_environment
-from purepg.distributions import Distribution
+from purepg.algorithms.on_policy import Step
+from purepg.config import is_known
+from purepg.envs.contract import check_environment
 from purepg.envs.tasks import Task, TokenStep
-from purepg.losses import kl_k1, kl_k2, kl_k3
-from purepg.networks import actor, evaluation_policy, require_policy_gradient
-from purepg.on_policy import SPARSE, Step, policy_change
+from purepg.equations.advantages import gae, group_advantage, has_signal
+from purepg.equations.diagnostics import SPARSE, policy_change
+from purepg.equations.distributions import Distribution
+from purepg.experience.acting import actor, evaluation_policy
+from purepg.experience.rollout import episodes_from, start
+from purepg.language.model import LanguageModel
+from purepg.networks.actor_critic import require_policy_gradient
 from purepg.precision import is_narrow
-from purepg.rollout import episodes_from, start
-from purepg.tokens import LanguageModel
 from purepg.types import Algorithm, Array, Env, Key, Metrics, Network, Obs, Params, State, UsageError
 
-Estimator = Literal["k1", "k2", "k3"]
-Level = Literal["token", "sequence"]
-KL = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
 MAX_CORRECTION = 2.0  # bound on a token's ratio of `score`'s probability to the sampler's
 
 
@@ -278,31 +276,6 @@ def _advantages(data: Groups, reward: Array, value: Array, c: GroupConfig) -> tu
         return gae(reward, value, next_value, ended, jnp.zeros_like(ended), 1.0, c.gae_lambda)
 
     return jax.vmap(jax.vmap(of_episode))(reward, value, next_value, ended)
-
-
-def kl_penalty(
-    log_prob: Array,
-    reference_log_prob: Array,
-    mask: Array,
-    estimator: Estimator,
-    level: Level,
-) -> Array:
-    """An estimate of KL(pi || pi_ref) for every token, `[..., T]`, which sums up over a response to the response's own.
-
-    Args:
-      log_prob: `[..., T]` under the policy, which sampled the tokens; a loss's gradient goes through it.
-      level: each token's own estimate; or that of the whole response's log-ratio, in equal parts. As losses, summed
-        token by token, k2 and k3 hold the prefixes' distribution fixed, and so have another gradient than the KL's.
-    Raises:
-      UsageError: an estimator or a level that is none of these.
-    """
-    check_choice("estimator", estimator, Estimator)
-    check_choice("level", level, Level)
-    log_ratio = jnp.where(mask, reference_log_prob - log_prob, 0.0)
-    if level == "token":
-        return KL[estimator](log_ratio)
-    length = jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1)
-    return jnp.where(mask, KL[estimator](jnp.sum(log_ratio, axis=-1, keepdims=True)) / length, 0.0)
 
 
 def watch(groups: Source, data: Groups, params: Params, new_params: Params, reference_policy: Distribution) -> Metrics:

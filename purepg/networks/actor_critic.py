@@ -13,14 +13,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purepg import normalize
 from purepg.config import Count, Positive, check, is_known
-from purepg.distributions import Categorical, Deterministic, DiagGaussian, Distribution, TanhGaussian, executed
-from purepg.normalize import Moments
+from purepg.equations.distributions import (
+    Categorical,
+    Deterministic,
+    DiagGaussian,
+    Distribution,
+    TanhGaussian,
+    executed,
+)
 from purepg.types import (
-    Act,
     Action,
-    Actor,
     Array,
     Box,
     Discrete,
@@ -325,28 +328,3 @@ def require_policy_gradient(env: Env, network: Network, algorithm: str, value: b
         raise UsageError(f"{algorithm} needs a stochastic policy; that of this network on {env.name} is a {kind}")
     if value and found is None:
         raise UsageError(f"{algorithm} needs a critic V(s), which this network has not; one of actor_critic has")
-
-
-def actor(network: Network, params: Params, moments: Moments | None = None) -> Actor:
-    """The acting side of a policy: raw observations to sampled actions and their log-probabilities."""
-
-    def distribution(obs):
-        return network.apply(params, normalize.apply(moments, obs))[0]
-
-    def noise(key, obs):
-        return jax.eval_shape(distribution, obs).noise(key)
-
-    def act(noise, obs):
-        return distribution(obs).scored(noise)
-
-    return Actor(noise, act)
-
-
-def evaluation_policy(network: Network, params: Params, deterministic: bool, moments: Moments | None = None) -> Act:
-    """Raw observations to executed actions: sampled, or the distribution's mode."""
-
-    def act(key, obs):
-        distribution, _ = network.apply(params, normalize.apply(moments, obs))
-        return executed(distribution.mode() if deterministic else distribution.sample(key))
-
-    return act

@@ -1,0 +1,91 @@
+"""How algorithms with a deterministic or squashed policy act while they learn."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from purepg.equations.distributions import executed
+from purepg.experience import rollout
+from purepg.types import (
+    Action,
+    Array,
+    Box,
+    Discrete,
+    Env,
+    Key,
+    Obs,
+    Params,
+    QNetwork,
+)
+
+
+class Exploration(NamedTuple):
+    """How an algorithm acts while it learns.
+
+    noise: the random numbers of one step, `noise(key, obs)`; of `obs` only shapes are read.
+    carry: `carry(before, fresh, starts)`, a step's noise from that of the step before and fresh numbers; `starts` `[N]`
+      is true where an episode begins.
+    act: `act(params, noise, obs) -> action`, executed, of normalised observations.
+    """
+
+    noise: Callable[[Key, Obs], Any]
+    carry: Callable[[Any, Any, Array], Any]
+    act: Callable[[Params, Any, Obs], Action]
+
+
+def own_samples(network: QNetwork) -> Exploration:
+    """A stochastic policy explores by itself."""
+
+    def distribution(params, obs):
+        return network.apply(params, obs)[0]
+
+    def noise(key, obs):
+        params = jax.eval_shape(network.init, key, obs)
+        return jax.eval_shape(distribution, params, obs).noise(key)
+
+    return Exploration(
+        noise,
+        lambda before, fresh, starts: fresh,
+        lambda params, noise, obs: executed(distribution(params, obs).transform(noise)),
+    )
+
+
+def gaussian_noise(network: QNetwork, env: Env, std: Array | float, correlation: Array | float) -> Exploration:
+    """mu(s) + std * noise, held within bounds where the space has them.
+
+    Args:
+      correlation: of successive noises in an episode. An Ornstein-Uhlenbeck process of rate theta, in steps of dt, is
+        one of correlation 1 - theta * dt, which starts in its stationary distribution.
+    """
+    space = env.action_space
+    assert isinstance(space, Box)  # which `require` sees to
+
+    def noise(key, obs):
+        return jax.random.normal(key, (jax.tree.leaves(obs)[0].shape[0], *space.shape))
+
+    def carry(before, fresh, starts):
+        later = correlation * before + jnp.sqrt(1 - jnp.square(correlation)) * fresh
+        return rollout.select(starts, fresh, later)
+
+    def act(params, noise, obs):
+        return within_bounds(env, network.apply(params, obs)[0].mode() + std * noise)
+
+    return Exploration(noise, carry, act)
+
+
+def within_bounds(env: Env, action: Action) -> Action:
+    """Canonical actions clipped to [-1, 1], where the space has bounds."""
+    bounded = isinstance(env.action_space, Box) and env.action_space.bounded
+    return jnp.clip(action, -1, 1) if bounded else action
+
+
+def random_action(key: Key, env: Env, num_envs: int) -> Action:
+    """Uniform actions `[N, ...]`; where they are unbounded, standard normal."""
+    space = env.action_space
+    if isinstance(space, Discrete):
+        return jax.random.randint(key, (num_envs,), 0, space.n)
+    if space.bounded:
+        return jax.random.uniform(key, (num_envs, *space.shape), minval=-1.0, maxval=1.0)
+    return jax.random.normal(key, (num_envs, *space.shape))
