@@ -125,7 +125,7 @@ def cloned(config: Config, task: str) -> tuple[Params, int, Result]:
     steps = config.clone_steps or TASKS[task].clone_steps
     state, result = trained(plan_of(config, task, clone, CloneConfig(), None, steps))
     seed = int(np.argsort(result.sampled, kind="stable")[len(result.sampled) // 2])
-    params = jax.device_get(jax.tree.map(lambda x: x[0, seed], state.learner.learner.params))
+    params = jax.device_get(jax.tree.map(lambda x: x[0, seed], state.learner.params))
     return params, seed, result
 
 

@@ -112,7 +112,7 @@ def purepg_worker(name: str, size: int, num_seeds: int, num_updates: int, device
         begun = time.perf_counter()
         state, env_steps = train(state, start)
         seconds, start = time.perf_counter() - begun, start + num_updates
-        generated = generate(state.learner.learner.params, start) if generate else None
+        generated = generate(state.learner.params, start) if generate else None
         answer(
             seconds=seconds, env_steps=env_steps, generated_per_second=generated, peak_memory_bytes=peak_memory_bytes()
         )

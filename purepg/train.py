@@ -44,10 +44,9 @@ def _averaged(value: Any, made: np.ndarray) -> np.ndarray:
     return np.where(made, value, np.asarray(np.nan, value.dtype)) if value.dtype.kind == "f" else value
 
 
-class Guarded(NamedTuple):
-    """A learner under guard."""
+class Guard(NamedTuple):
+    """What `guard` knows of a member."""
 
-    learner: Any
     finite: Array  # bool: false from the first update that brought a non-finite number on
     env_steps_left: Array  # int32: how many more environment steps the learner may consume
     num_updates: Array | None  # int32: how many it has made; None where all have one length
@@ -63,24 +62,24 @@ def guard(algorithm: Algorithm, max_env_steps: int) -> Algorithm:
       its updates, since it may have stopped before others: with more steps to consume it goes on from there. Where
       updates have one length, the caller knows their number, and nothing is counted.
     """
-    counts = algorithm.min_env_steps_per_update < algorithm.max_env_steps_per_update
+    counts = algorithm.update_steps.vary
 
     def init(key):
-        learner, world = algorithm.init(key)
+        state = algorithm.init(key)
         left, num_updates = (jnp.int32(max_env_steps), jnp.int32(0)) if counts else (jnp.int32(0), None)
-        return State(Guarded(learner, jnp.bool_(True), left, num_updates), world)
+        return state._replace(guard=Guard(jnp.bool_(True), left, num_updates))
 
     def advance(key, state, update):
-        (learner, finite, left, num_updates), world = state
-        (new_learner, world), metrics = algorithm.step(key, State(learner, world), update)
-        finite &= all_finite(new_learner)
-        learner = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_learner, learner)
+        finite, left, num_updates = state.guard
+        new, metrics = algorithm.step(key, state._replace(guard=None), update)
+        finite &= all_finite(new.learner)
+        learner = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new.learner, state.learner)
         left = left - metrics["env_steps"].astype(left.dtype) if counts else left
-        guarded = Guarded(learner, finite, left, num_updates + 1 if counts else None)
-        return State(guarded, world), metrics | {"finite": finite}
+        after = Guard(finite, left, num_updates + 1 if counts else None)
+        return State(learner, new.world, after), metrics | {"finite": finite}
 
     def advance_within_budget(key, state, update):
-        within = state.learner.env_steps_left >= algorithm.max_env_steps_per_update
+        within = state.guard.env_steps_left >= algorithm.update_steps.most
         shapes = jax.eval_shape(advance, key, state, update)[1]
 
         def idle(key, state, update):
@@ -88,14 +87,13 @@ def guard(algorithm: Algorithm, max_env_steps: int) -> Algorithm:
             return state, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
         new, metrics = jax.lax.cond(any_lane(within), advance, idle, key, state, update)
-        learner = jax.tree.map(lambda new, old: jnp.where(within, new, old), new.learner, state.learner)
+        learner, after = jax.tree.map(
+            lambda new, old: jnp.where(within, new, old), (new.learner, new.guard), (state.learner, state.guard)
+        )
         metrics = jax.tree.map(lambda x: jnp.where(within, x, jnp.zeros_like(x)), metrics)
-        return State(learner, new.world), metrics | {"finite": learner.finite}
+        return State(learner, new.world, after), metrics | {"finite": after.finite}
 
-    def policy(state, deterministic):
-        return algorithm.policy(State(state.learner.learner, state.world), deterministic)
-
-    return algorithm._replace(init=init, step=advance_within_budget if counts else advance, policy=policy)
+    return algorithm._replace(init=init, step=advance_within_budget if counts else advance)
 
 
 class EpisodeStats(NamedTuple):

@@ -132,10 +132,12 @@ class State(NamedTuple):
 
     learner: parameters, targets, optimiser state, normalisers, coefficients: what a diverged member is frozen at.
     world: environments and replay, which never pass through a select or a cond.
+    guard: what `train.guard` knows of the member beside it; None for an algorithm without a guard.
     """
 
     learner: Any
     world: Any
+    guard: Any = None
 
 
 Act = Callable[[Key, Obs], Action]  # raw observations [N, ...] to actions [N, ...]
@@ -152,17 +154,27 @@ class Actor(NamedTuple):
     act: Callable[[Any, Obs], tuple[Action, Any]]
 
 
+class UpdateSteps(NamedTuple):
+    """How many environment steps one update takes, at least and at most; equal where all updates have one length."""
+
+    least: int
+    most: int
+
+    @property
+    def vary(self) -> bool:
+        return self.least < self.most
+
+
 class Algorithm(NamedTuple):
     """A learning algorithm as pure functions.
 
     init: the state before the first update.
     step: one update, `step(key, state, update) -> (state, metrics)`; `update` counts from 0 and drives schedules.
     policy: `policy(state, deterministic) -> act`.
-    min_env_steps_per_update, max_env_steps_per_update: bounds on what one update consumes, equal where it is fixed.
+    update_steps: how many environment steps one update takes.
     """
 
     init: Callable[[Key], State]
     step: Callable[[Key, State, Array], tuple[State, Metrics]]
     policy: Callable[[State, bool], Act]
-    min_env_steps_per_update: int
-    max_env_steps_per_update: int
+    update_steps: UpdateSteps

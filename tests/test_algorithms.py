@@ -304,8 +304,8 @@ def test_metrics_are_one_number_per_update_and_count_the_steps_taken(population)
     assert expected <= set(p.metrics)
     assert all(np.isfinite(x).all() for x in p.metrics.values())
     env_steps = p.metrics["env_steps"]
-    assert (algorithm.min_env_steps_per_update <= env_steps).all()
-    assert (env_steps <= algorithm.max_env_steps_per_update).all()
+    assert (algorithm.update_steps.least <= env_steps).all()
+    assert (env_steps <= algorithm.update_steps.most).all()
     if p.case.algorithm in (reinforce, grpo):
         total = p.metrics["episode_length"] * p.metrics["num_episodes"]
         np.testing.assert_allclose(env_steps, total, rtol=1e-5)
@@ -595,4 +595,4 @@ def test_reinforce_wants_a_time_limit_where_the_environment_has_none():
     with pytest.raises(UsageError) as error:
         reinforce(endless, TinyNetwork(ARMS), REINFORCEConfig())
     assert str(error.value) == message
-    assert reinforce(endless, TinyNetwork(ARMS), REINFORCEConfig(max_steps=7)).max_env_steps_per_update == 28
+    assert reinforce(endless, TinyNetwork(ARMS), REINFORCEConfig(max_steps=7)).update_steps == (4, 28)

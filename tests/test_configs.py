@@ -459,7 +459,7 @@ def two_updates(case: Case, config: Any) -> Callable:
         algorithm = guard(case.algorithm(case.env, case.network, config), 10**6)
         state = algorithm.init(key)
         after, metrics = train(key, algorithm, state, 0, 2)
-        return state.learner.learner.params, after.learner.learner.params, metrics
+        return state.learner.params, after.learner.params, metrics
 
     return run
 

@@ -53,7 +53,7 @@ def run(tmp_path_factory):
     def note(self, members, state):
         hyper, seeds = members
         (gamma,) = hyper["ppo"]["gamma"].tolist()
-        width = state.learner.learner.params["params"]["value"]["kernel"].shape[-2]
+        width = state.learner.params["params"]["value"]["kernel"].shape[-2]
         states.update({(width, round(gamma, 2), int(s)): at(state, (0, i)) for i, s in enumerate(seeds)})
         return final(self, members, state)
 
@@ -82,7 +82,7 @@ def test_each_member_is_loaded_as_its_own_last_state(run):
             agent = load(out, setting=h, seed=s)
             assert (agent.setting, agent.seed, agent.label, agent.update) == (h, s, LABELS[h], 2)
             assert_same(agent.state, states[width, gamma, s])
-    params = [jax.tree.leaves(state.learner.learner.params)[0].tobytes() for state in states.values()]
+    params = [jax.tree.leaves(state.learner.params)[0].tobytes() for state in states.values()]
     assert len(set(params)) == len(params)  # no two of them are the same
 
 

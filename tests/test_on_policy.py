@@ -123,7 +123,7 @@ def collected():
 
     @quick_jit
     def run(key):
-        learner, world = a2c(env, NETWORK, right).init(key)
+        learner, world, _ = a2c(env, NETWORK, right).init(key)
         learner = learner._replace(obs_moments=PRIOR_OBS, return_moments=PRIOR_RETURN)
         state = State(learner, world._replace(running_return=RUNNING_RETURN))
         raw = rollout(key, env, actor(NETWORK, learner.params, PRIOR_OBS), world.envs, CONFIG["num_steps"])

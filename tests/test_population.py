@@ -19,7 +19,7 @@ from purepg.run.population import (
     most_devices,
 )
 from purepg.run.summary import Part, assemble
-from purepg.types import Algorithm, UsageError
+from purepg.types import Algorithm, UpdateSteps, UsageError
 
 STEPS = 4 * 16
 
@@ -30,7 +30,7 @@ def sized(shortest, longest):
     def unused(*_):
         raise AssertionError
 
-    return lambda configs: Algorithm(unused, unused, unused, shortest, longest)
+    return lambda configs: Algorithm(unused, unused, unused, UpdateSteps(shortest, longest))
 
 
 CONFIGS = {

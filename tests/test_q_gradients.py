@@ -189,7 +189,7 @@ def learned():
     def fit(key, config):
         algorithm = dpg(env, NETWORK, config)
         k_init, k_train = jax.random.split(key)
-        learner, world = algorithm.init(k_init)
+        learner, world, _ = algorithm.init(k_init)
         params = {"policy": exact_params()["policy"], "critic": learner.params["critic"]}
         state = State(learner._replace(params=params), world)
         return train(k_train, algorithm, state, 0, config.anneal_updates)[0].learner.params
@@ -309,7 +309,7 @@ def test_discrete_sacs_own_update_has_the_exact_soft_gradient_and_keeps_the_exac
 
     def steps(key, c, params):
         algorithm, (k_init, k_step) = sac_discrete(env, TABLES, c), jax.random.split(key)
-        learner, world = algorithm.init(k_init)
+        learner, world, _ = algorithm.init(k_init)
         state = State(learner._replace(params=params, target={"critic": params["critic"]}), world)
         after, _ = algorithm.step(k_step, state, jnp.int32(0))
         return jax.tree.map(jnp.subtract, after.learner.params, params)

@@ -298,7 +298,7 @@ def test_more_steps_after_an_annealed_run_keep_its_first_length(whole, states, t
     assert config["ppo"]["anneal_updates"] == 7 and config["schedules"] == [7, 7]
     assert config["run"]["total_steps"] == 144 and config["num_updates"] == [9, 9]
     after = states.take()[0]
-    assert_same_states(after.learner.learner.params, before.learner.learner.params)
+    assert_same_states(after.learner.params, before.learner.params)
     assert not np.array_equal(after.world.envs.obs, before.world.envs.obs)  # it acted on
     with np.load(out / "metrics.npz") as metrics, np.load(first / "metrics.npz") as shorter:
         assert metrics["policy_loss"].shape == (2, 4, 9)
@@ -313,9 +313,7 @@ def test_told_so_a_resumed_schedule_gets_another_length(whole, states, tmp_path)
     states.take()
     assert command(EXPERIMENTS["ppo"], out, "--resume", "--total-steps", "144", "--ppo.anneal-updates", "20") == 0
     assert json.loads((out / "config.json").read_text())["ppo"]["anneal_updates"] == 20
-    moved = jax.tree.map(
-        lambda x, y: not np.array_equal(x, y), states.take()[0].learner.learner.params, before.learner.learner.params
-    )
+    moved = jax.tree.map(lambda x, y: not np.array_equal(x, y), states.take()[0].learner.params, before.learner.params)
     assert all(jax.tree.leaves(moved))
 
 

@@ -84,7 +84,7 @@ class Run(NamedTuple):
     def params(self) -> Any:
         """Those of the best agent, out of the state that the run ended with."""
         best = int(np.argmax(self.summary["settings"][0]["finals"]))
-        return jax.tree.map(lambda x: x[0, best], self.states[0].learner.learner.params)
+        return jax.tree.map(lambda x: x[0, best], self.states[0].learner.params)
 
     def metrics(self, name: str) -> np.ndarray:
         with np.load(self.out / "metrics.npz") as found:
@@ -410,7 +410,7 @@ def test_a_start_is_the_parameters_and_the_sizes_of_the_runs_best_agent(name, re
     sizes = model.transformer.config
     assert (sizes.hidden_size, sizes.num_layers, sizes.num_heads, sizes.num_kv_heads) == (16, 1, 2, 1)
     assert model.temperature == 0.5 and model.digest == digest(found.params)
-    everyone = found.states[0].learner.learner.params
+    everyone = found.states[0].learner.params
     assert len({digest(jax.tree.map(lambda x, s=s: x[0, s], everyone)) for s in range(2)}) == 2
 
 
@@ -440,7 +440,7 @@ def test_a_fine_tuning_run_begins_there_and_says_so(cloned, tuned):
     assert json.loads((cloned.out / "config.json").read_text())["start_digest"] is None
     (state,) = tuned.states
     for seed in range(3):
-        own = jax.tree.map(lambda x, seed=seed: x[0, seed], state.learner.learner)
+        own = jax.tree.map(lambda x, seed=seed: x[0, seed], state.learner)
         assert_same_states(own.reference, cloned.params)
         assert digest(own.params) != digest(own.reference)
 

@@ -23,7 +23,7 @@ from purepg.algorithms.family import FAMILY
 from purepg.algorithms.grpo import grpo
 from purepg.algorithms.reinforce import REINFORCEConfig, reinforce
 from purepg.train import averaged, evaluate, guard, train
-from purepg.types import Algorithm, Discrete, State
+from purepg.types import Algorithm, Discrete, State, UpdateSteps
 
 NEVER = 10**6
 
@@ -52,7 +52,7 @@ def random_walk(nan_at, min_env_steps: int, max_env_steps: int) -> Algorithm:
 
     def step(key, state, update):
         k_walk, k_length = jax.random.split(key)
-        (w, num_updates), world = state
+        (w, num_updates), world, _ = state
         w += jax.random.normal(k_walk, (2,))
         w = w.at[1].set(jnp.where(update == nan_at, jnp.nan, w[1]))
         env_steps = jax.random.randint(k_length, (), min_env_steps, max_env_steps + 1)
@@ -62,7 +62,7 @@ def random_walk(nan_at, min_env_steps: int, max_env_steps: int) -> Algorithm:
     def policy(state, deterministic):
         return lambda key, obs: state.learner.w[0] + obs + deterministic
 
-    return Algorithm(init, step, policy, min_env_steps, max_env_steps)
+    return Algorithm(init, step, policy, UpdateSteps(min_env_steps, max_env_steps))
 
 
 def walk(w, key, updates):
@@ -111,11 +111,11 @@ def test_a_member_that_diverges_is_frozen_before_that_update_and_the_others_do_n
     same(member((after, metrics), 0), member((healthy, healthy_metrics), 0))
     assert healthy_metrics["finite"].all()
     assert metrics["finite"].tolist() == [[True] * 8, [True] * 3 + [False] * 5, [False] * 8]
-    assert after.learner.finite.tolist() == [True, False, False]
+    assert after.guard.finite.tolist() == [True, False, False]
     for s, num_updates in ((1, 3), (2, 0)):
-        assert after.learner.learner.num_updates[s] == num_updates
-        expected = walk(first.learner.learner.w[s], keys[s], range(num_updates))
-        np.testing.assert_allclose(after.learner.learner.w[s], expected, rtol=1e-6)
+        assert after.learner.num_updates[s] == num_updates
+        expected = walk(first.learner.w[s], keys[s], range(num_updates))
+        np.testing.assert_allclose(after.learner.w[s], expected, rtol=1e-6)
     # The world is never held back: it may be large, and goes through no select.
     assert after.world.tolist() == [8, 8, 8]
 
@@ -135,9 +135,9 @@ def test_a_member_stops_before_the_update_that_could_pass_its_budget_and_changes
         np.testing.assert_array_equal(metrics["env_steps"][s], np.where(np.arange(8) < stop, env_steps[s], 0))
         np.testing.assert_array_equal(metrics["w"][s, :stop], ample_metrics["w"][s, :stop])
         assert not metrics["w"][s, stop:].any()
-        assert after.learner.learner.num_updates[s] == stop
-        expected = walk(first.learner.learner.w[s], keys[s], range(stop))
-        np.testing.assert_allclose(after.learner.learner.w[s], expected, rtol=1e-5, atol=1e-6)
+        assert after.learner.num_updates[s] == stop
+        expected = walk(first.learner.w[s], keys[s], range(stop))
+        np.testing.assert_allclose(after.learner.w[s], expected, rtol=1e-5, atol=1e-6)
         stops.append(stop)
     assert len(set(stops)) > 1
     assert stops[2] >= 4
@@ -157,7 +157,7 @@ def test_updates_of_one_length_are_not_counted(walkers):
     _, run = walkers
     _, after, metrics = run("fixed", budget=(1, 1, 1))
     assert metrics["env_steps"].tolist() == [[3] * 8] * 3
-    assert after.learner.learner.num_updates.tolist() == [8, 8, 8]
+    assert after.learner.num_updates.tolist() == [8, 8, 8]
 
 
 def test_a_guarded_policy_is_the_algorithms_own():
@@ -206,7 +206,7 @@ def test_blocks_of_updates_are_the_whole_run_bit_for_bit(a2c_population):
     same(jax.tree.map(lambda *x: np.concatenate(x, axis=-1), *parts), whole_metrics)
     same(state, whole_state)
     assert [block._cache_size() for block in blocks.values()] == [1, 1]
-    assert (state.learner.learner.params["policy"] != first.learner.learner.params["policy"]).any()
+    assert (state.learner.params["policy"] != first.learner.params["policy"]).any()
 
 
 def test_a_setting_that_diverges_leaves_the_others_bit_identical(a2c_population):
@@ -216,7 +216,7 @@ def test_a_setting_that_diverges_leaves_the_others_bit_identical(a2c_population)
     state, metrics = blocks[2](jnp.array([0.01, jnp.nan]), keys, first, 0)
     same(member((state, metrics), 0), member(healthy, 0))
     assert metrics["finite"].tolist() == [[[True] * 2] * 2, [[False] * 2] * 2]
-    same(member(state.learner.learner, 1), member(first.learner.learner, 1))
+    same(member(state.learner, 1), member(first.learner, 1))
 
 
 @pytest.mark.parametrize("method", ["reinforce", "grpo", "dr_grpo"])
@@ -241,7 +241,7 @@ def test_a_reward_that_is_not_finite_freezes_the_member_and_says_so(method):
 
     state, after, metrics = quick_jit(jax.vmap(two_updates))(jnp.array([1.0, jnp.nan, jnp.inf, -jnp.inf]))
     assert metrics["finite"].tolist() == [[True] * 2, *[[False] * 2] * 3]
-    params, learned = (x.learner.learner.params["policy"] for x in (state, after))
+    params, learned = (x.learner.params["policy"] for x in (state, after))
     np.testing.assert_array_equal((params != learned).any(axis=(1, 2)), [True, False, False, False])
 
 

@@ -20,7 +20,7 @@ from purepg.equations.losses import aggregate, policy_gradient
 from purepg.experience.acting import evaluation_policy
 from purepg.language.model import LanguageModel
 from purepg.optimize import gradient_step, step_direction
-from purepg.types import Algorithm, Env, Mean, Params, State, UsageError
+from purepg.types import Algorithm, Env, Mean, Params, State, UpdateSteps, UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,4 +93,4 @@ def clone(env: Env, network: LanguageModel, config: CloneConfig) -> Algorithm:
         return evaluation_policy(network, state.learner.params, deterministic)
 
     env_steps = c.batch_size * task.response_length
-    return Algorithm(init, step, policy, env_steps, env_steps)
+    return Algorithm(init, step, policy, UpdateSteps(env_steps, env_steps))

@@ -18,7 +18,7 @@ from purepg.config import Count, Positive, check
 from purepg.experience.acting import evaluation_policy
 from purepg.language.model import LanguageModel
 from purepg.optimize import gradient_step, step_direction
-from purepg.types import Algorithm, Env, Mean, State, UsageError
+from purepg.types import Algorithm, Env, Mean, State, UpdateSteps, UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,4 +98,4 @@ def dpo(env: Env, network: LanguageModel, config: DPOConfig) -> Algorithm:
         return evaluation_policy(network, state.learner.params, deterministic)
 
     env_steps = 2 * c.batch_size * network.task.response_length
-    return Algorithm(init, step, policy, env_steps, env_steps)
+    return Algorithm(init, step, policy, UpdateSteps(env_steps, env_steps))

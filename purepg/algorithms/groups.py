@@ -25,7 +25,7 @@ from purepg.experience.rollout import episodes_from, start
 from purepg.language.model import LanguageModel
 from purepg.networks.actor_critic import require_policy_gradient
 from purepg.precision import is_narrow
-from purepg.types import Algorithm, Array, Env, Key, Metrics, Network, Obs, Params, State, UsageError
+from purepg.types import Algorithm, Array, Env, Key, Metrics, Network, Obs, Params, State, UpdateSteps, UsageError
 
 MAX_CORRECTION = 2.0  # bound on a token's ratio of `score`'s probability to the sampler's
 
@@ -236,7 +236,7 @@ def assemble(
         return evaluation_policy(network, state.learner.params, deterministic)
 
     episodes = c.num_prompts * c.group_size
-    return Algorithm(init, step, policy, episodes, episodes * groups.max_steps)
+    return Algorithm(init, step, policy, UpdateSteps(episodes, episodes * groups.max_steps))
 
 
 def score_all(groups: Source, params: Params, data: Groups) -> tuple[Any, Array]:

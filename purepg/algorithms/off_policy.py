@@ -32,6 +32,7 @@ from purepg.types import (
     QNetwork,
     State,
     Transition,
+    UpdateSteps,
     UsageError,
 )
 
@@ -160,7 +161,7 @@ def assemble(
             carry = (learner, World(envs, noise, buffer), finished + finished_now)
             return carry, (metrics, transition.obs if c.normalize_obs else jnp.zeros(()))
 
-        carry = (*state, jnp.zeros(3))
+        carry = (state.learner, state.world, jnp.zeros(3))
         (learner, world, finished), (metrics, obs) = jax.lax.scan(
             round, carry, (jnp.arange(T, dtype=jnp.int32), draws, k_sample, k_learn)
         )
@@ -172,7 +173,7 @@ def assemble(
     def policy(state, deterministic):
         return evaluation_policy(network, state.learner.params, deterministic, state.learner.obs_moments)
 
-    return Algorithm(init, step, policy, N * T, N * T)
+    return Algorithm(init, step, policy, UpdateSteps(N * T, N * T))
 
 
 def require(env: Env, network: QNetwork, algorithm: str, kinds: dict[str, type[Distribution]]) -> None:

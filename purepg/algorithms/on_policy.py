@@ -21,7 +21,7 @@ from purepg.experience.acting import actor, evaluation_policy
 from purepg.experience.normalize import Moments
 from purepg.experience.rollout import RolloutState, rollout, start, truncation_as_termination
 from purepg.optimize import minibatch_epochs
-from purepg.types import Action, Actor, Algorithm, Array, Env, Key, Metrics, Network, Obs, Params, State
+from purepg.types import Action, Actor, Algorithm, Array, Env, Key, Metrics, Network, Obs, Params, State, UpdateSteps
 
 
 class Learner(NamedTuple):
@@ -102,7 +102,7 @@ def assemble(
         return evaluation_policy(network, state.learner.params, deterministic, state.learner.obs_moments)
 
     env_steps = c.num_envs * c.num_steps
-    return Algorithm(init, step, policy, env_steps, env_steps)
+    return Algorithm(init, step, policy, UpdateSteps(env_steps, env_steps))
 
 
 def collect(

@@ -31,7 +31,7 @@ from purepg.experience.acting import actor, evaluation_policy
 from purepg.experience.rollout import episodes
 from purepg.networks.actor_critic import require_policy_gradient
 from purepg.optimize import gradient_step, step_direction
-from purepg.types import Algorithm, Env, Network, Params, State, UsageError
+from purepg.types import Algorithm, Env, Network, Params, State, UpdateSteps, UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,4 +159,4 @@ def reinforce(env: Env, network: Network, config: REINFORCEConfig) -> Algorithm:
     def policy(state, deterministic):
         return evaluation_policy(network, state.learner.params, deterministic)
 
-    return Algorithm(init, step, policy, c.num_episodes, c.num_episodes * max_steps)
+    return Algorithm(init, step, policy, UpdateSteps(c.num_episodes, c.num_episodes * max_steps))

@@ -91,7 +91,7 @@ def update_of(algorithm: Algorithm, params: Params, learning_rate: float) -> Cal
 
     def estimate(key: Key) -> Params:
         k_init, k_step = jax.random.split(key)
-        learner, world = algorithm.init(k_init)
+        learner, world, _ = algorithm.init(k_init)
         state, _ = algorithm.step(k_step, State(learner._replace(params=params), world), jnp.int32(0))
         return jax.tree.map(lambda new, old: (new - old) / learning_rate, state.learner.params, params)
 

@@ -93,7 +93,7 @@ def group_by_program(settings: Sequence[Setting], make: Make, total_steps: int) 
         configs = settings[members[0]].configs
         # Every value is checked here, before anything compiles; the schedules' length is not known yet.
         made = [make(with_anneal_updates(settings[h].configs, 1)) for h in members]
-        shortest, longest = made[0].min_env_steps_per_update, made[0].max_env_steps_per_update
+        shortest, longest = made[0].update_steps
         if total_steps < longest:
             raise UsageError(f"total_steps ({total_steps}) must be at least {longest}, what one update may take")
         if shortest < longest and total_steps > INT32_MAX:  # then a member counts its steps on the device
@@ -215,7 +215,7 @@ class Population:
             return algorithm(hyper).init(member_key(s)[0])
 
         def advance(hyper: Hyper, s: Array, state: State, start: Array, num_updates: int) -> tuple[State, Metrics]:
-            first = start if group.updates_have_one_length else state.learner.num_updates
+            first = start if group.updates_have_one_length else state.guard.num_updates
             return train(member_key(s)[1], algorithm(hyper), state, first, num_updates)
 
         def final(hyper: Hyper, s: Array, state: State) -> Evaluation:
@@ -277,8 +277,8 @@ class Population:
         """A state whose members may consume more environment steps than they were given, where they count them."""
         if more == 0 or self._updates_have_one_length:
             return state
-        left = state.learner.env_steps_left + more
-        return state._replace(learner=state.learner._replace(env_steps_left=left))
+        left = state.guard.env_steps_left + more
+        return state._replace(guard=state.guard._replace(env_steps_left=left))
 
     def init(self, members: Members) -> State:
         """The state before the first update."""

@@ -57,6 +57,6 @@ def _trained(folder: Path) -> tuple[TransformerConfig, int, Params]:
     shape = stored_network(folder, agent.setting)
     if not isinstance(shape, TransformerConfig):
         raise UsageError(f"start ({folder}) holds a run without a language model")
-    learner: Any = agent.state.learner.learner
+    learner: Any = agent.state.learner
     params = {"params": {name: x for name, x in learner.params["params"].items() if name != "value_head"}}
     return shape, params["params"]["embedding"].shape[0], params
