@@ -54,8 +54,10 @@ def sac(env: Env, network: QNetwork, config: SACConfig) -> Algorithm:
 
     def policy_loss(policy, batch):
         obs, critic, noise, alpha = batch
-        action, log_prob = network.apply({"policy": policy}, obs)[0].scored(noise)
+        distribution, _ = network.apply({"policy": policy}, obs)
+        action = distribution.transform(noise)
         q = network.q({"critic": critic}, obs, executed(action)).min(0)
+        log_prob = distribution.log_prob(action)
         loss = soft_policy_gradient(log_prob, q, alpha).mean()
         return loss, {"loss": loss, "entropy": -log_prob.mean()}
 
