@@ -3,6 +3,7 @@
 import pkgutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, NamedTuple, get_args, get_origin
@@ -35,7 +36,7 @@ from purepg.config import Range, alternatives, check, float_fields, hints
 from purepg.envs.tasks import Task, token_env
 from purepg.groups import kl_penalty
 from purepg.losses import aggregate
-from purepg.networks import ActorCritic, ActorQConfig, NetworkConfig, actor_critic, actor_q
+from purepg.networks import ActorCritic, ActorQConfig, NetworkConfig, PolicyHead, Torso, actor_critic, actor_q
 from purepg.optimize import step_direction
 from purepg.preferences import RewardModelConfig
 from purepg.run.plan import RunConfig, prepare
@@ -160,7 +161,7 @@ def test_a_function_with_choices_refuses_another_and_does_not_take_its_last():
     assert refused(kl_penalty, x, x, mask, "k1", "tokens") == (
         "level ('tokens') must be token or sequence: did you mean token?"
     )
-    network = ActorCritic(REAL, ARMS, NetworkConfig(activation=wrong))
+    network = ActorCritic(partial(Torso, REAL, NetworkConfig(activation=wrong)), partial(PolicyHead, ARMS))
     assert refused(network.init, jax.random.key(0), jnp.zeros(1)).startswith("activation ('Mean') must be tanh, relu")
 
 
