@@ -180,7 +180,7 @@ class TwoLayers(nn.Module):
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize(("space", "kind"), [(ARMS, Categorical), (REAL, DiagGaussian)])
 def test_an_own_torso_and_value_head_compose_with_a_policy_head(space, kind, shared):
-    network = ActorCritic(partial(Residual, 7), partial(PolicyHead, space), TwoLayers, shared)
+    network: Any = ActorCritic(partial(Residual, 7), partial(PolicyHead, space), TwoLayers, shared)
     params = init(network)
     distribution, value = network.apply(params, OBS)
     assert type(distribution) is kind and distribution.mode().shape[:2] == value.shape == (5, 6)
@@ -206,7 +206,7 @@ def test_an_own_torso_serves_a_policy_and_its_critics(kind):
 def test_a_head_of_the_same_kind_starts_as_the_package_s_own():
     """With the deviation that was asked for, centred, and bounded where the actions are."""
     for kind in ("tanh_gaussian", "deterministic", "gaussian"):
-        head = PolicyHead(REAL, kind, initial_std=0.3)
+        head: Any = PolicyHead(REAL, kind, initial_std=0.3)
         x = jnp.tanh(OBS)  # features, as a torso gives them
         found = head.apply(head.init(jax.random.key(0), x), x)
         np.testing.assert_allclose(found.mode(), 0, atol=0.1)
