@@ -375,7 +375,7 @@ def main() -> None:
     kinds = {OVERHEAD_MARKER} if arguments.overhead is not None else {MARKERS[x.split(":")[0]] for x in sizes}
     if arguments.page:
         try:
-            for marker in kinds:
+            for marker in sorted(kinds):
                 read_block(arguments.page, marker)
         except UsageError as error:
             parser.exit(2, f"benchmark: error: {error}\n")

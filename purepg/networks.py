@@ -174,6 +174,8 @@ class PolicyHead(nn.Module):
             )
         if policy in SQUASHED:
             assert isinstance(space, Box)
+            if policy == "tanh_gaussian":
+                _check_tanh_gaussian(space, self.initial_std, f"those of {space}")
             return squashed_policy(x, space, policy, self.policy_scale, self.initial_std)
         init = nn.initializers.orthogonal(self.policy_scale)
         if isinstance(space, Discrete):
@@ -314,19 +316,15 @@ def actor_q(env: Env, config: ActorQConfig) -> ActorQ:
             kind = "continuous"
         raise UsageError(f"policy ({config.policy}) does not fit {env.name}, whose {kind} actions take {takes}")
     if config.policy == "tanh_gaussian" and isinstance(env.action_space, Box):
-        low, high = LOG_STD_RANGE
-        if is_known(config.initial_std) and not math.exp(low) < config.initial_std < math.exp(high):
-            raise UsageError(f"initial_std ({config.initial_std}) must be above {math.exp(low):.2g}, below 7.4")
-        if not env.action_space.bounded:
-            raise UsageError(f"policy (tanh_gaussian) needs bounded actions; those of {env.name} are not: try gaussian")
+        _check_tanh_gaussian(env.action_space, config.initial_std, f"those of {env.name}")
     torso, space = partial(Torso, env.observation_space, config), env.action_space
-    kind: dict[str, Any] = {name: getattr(config, name) for name in ("policy", "policy_scale", "initial_std")}
+    settings: dict[str, Any] = {name: getattr(config, name) for name in ("policy", "policy_scale", "initial_std")}
     if config.policy in SQUASHED:
         # These layers are the policy's own, without a head around them, as in the checkpoints of every earlier run.
         def head(name: str) -> Callable[[Array], Distribution]:
-            return partial(squashed_policy, space=space, **kind)
+            return partial(squashed_policy, space=space, **settings)
     else:
-        head = partial(PolicyHead, space, **kind)
+        head = partial(PolicyHead, space, **settings)
     return ActorQ(Policy(torso, head), Critic(torso, space), space, config.num_critics)
 
 
@@ -341,6 +339,14 @@ def actor_critic(env: Env, config: NetworkConfig) -> ActorCritic:
     torso = partial(Torso, env.observation_space, config)
     head = partial(PolicyHead, env.action_space, None, config.policy_scale, config.initial_std)
     return ActorCritic(torso, head, shared=config.shared)
+
+
+def _check_tanh_gaussian(space: Box, initial_std: Any, actions: str) -> None:
+    low, high = LOG_STD_RANGE
+    if is_known(initial_std) and not math.exp(low) < initial_std < math.exp(high):
+        raise UsageError(f"initial_std ({initial_std}) must be above {math.exp(low):.2g}, below 7.4")
+    if not space.bounded:
+        raise UsageError(f"policy (tanh_gaussian) needs bounded actions; {actions} are not: try gaussian")
 
 
 def _check_torso(env: Env, config: NetworkConfig | ActorQConfig) -> None:

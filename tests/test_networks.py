@@ -220,6 +220,12 @@ def test_a_policy_head_refuses_a_kind_that_its_actions_do_not_take(space, kind):
         PolicyHead(space, kind).init(jax.random.key(0), OBS)
 
 
+@pytest.mark.parametrize(("space", "std", "why"), [(UNBOUNDED, 1.0, "bounded actions"), (REAL, 8.0, "below 7.4")])
+def test_a_tanh_gaussian_head_refuses_what_actor_q_refuses(space, std, why):
+    with pytest.raises(UsageError, match=why):
+        PolicyHead(space, "tanh_gaussian", initial_std=std).init(jax.random.key(0), OBS)
+
+
 def test_parameters_keep_the_names_that_checkpoints_have():
     def names(params):
         return sorted(jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves(params))
