@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from purepg.run.study import Study, main, read_block, table, write_block
@@ -96,6 +97,10 @@ def test_a_block_may_be_empty_and_keep_characters_that_mean_something_to_a_patte
         read_block(page, "t.y")
 
 
+def test_a_narrow_column_still_has_a_rule_that_markdown_takes():
+    assert table(["x", "y"], [["a", "1"]]).splitlines() == ["| x  |  y |", "| -- | -: |", "| a  |  1 |"]
+
+
 # --- the pages of this repository ---
 
 BLOCKS = {
@@ -123,6 +128,10 @@ def script(name):
 
 def header(text):
     return [cell.strip() for cell in text.splitlines()[0].strip("|").split("|")]
+
+
+def cells(text):
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()[2:]]
 
 
 def test_the_tables_of_the_benchmark_have_the_columns_of_their_page():
@@ -153,8 +162,54 @@ def test_the_table_of_kills_has_the_columns_of_its_page():
     found = survive.page_table({"rows": [row, lost], "kills": 2, "kills_in_save": 1, "num_seeds": 2})
     first = header(read_block(EXPERIMENTS / "survival.md", "survive"))
     assert header(found) == [*first[:-1], "checkpoint of 2 agents, MB"]
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in found.splitlines()[2:]]
-    assert cells == [["SAC", "yes", "2 of 2", "1 of 1", "0.75"], ["PPO-Clip", "no", "1 of 2", "1 of 1", "0.75"]]
+    assert cells(found) == [["SAC", "yes", "2 of 2", "1 of 1", "0.75"], ["PPO-Clip", "no", "1 of 2", "1 of 1", "0.75"]]
+
+
+def test_the_table_of_step_sizes_has_the_columns_of_its_page():
+    trust_region, two = script("trust_region"), np.ones(2)
+    step, quantiles = np.array([1e-3, 1e-2]), np.ones((4, 2))
+    result = trust_region.Result(
+        trust_region.SWEEPS[2], step, two, np.ones((2, 2)), quantiles, 0, (0, 1), (0.5, 1.0), (two, two), 0
+    )
+    found = trust_region.page_table([result, result._replace(region=None)])
+    assert header(found) == header(read_block(EXPERIMENTS / "results.md", "trust_region"))
+    assert cells(found) == [
+        ["NPG", "KL", "0.001", "0.01", "> 1.00", "0.50 to 1.00", "> 0.50"],
+        ["NPG", "KL", "", "", "none", "0.50 to 1.00", "none"],
+    ]
+
+
+def test_the_table_of_reward_hacking_has_the_columns_of_its_page():
+    overoptimisation = script("overoptimisation")
+    kl, proxy, true = np.ones((4, 2)), np.full((4, 2), 0.5), np.tile([0.75, 0.25], (4, 1))
+    turns = [
+        overoptimisation.Turn(14, kl, proxy, true),
+        overoptimisation.Turn(199, kl, proxy, true[:, :1].repeat(2, 1)),
+    ]
+    found = overoptimisation.page_table(overoptimisation.Config(kl_coefs=(0.0, 0.1)), turns)
+    assert header(found) == header(read_block(EXPERIMENTS / "language_models.md", "overoptimisation"))
+    proxy, highest, end = "0.50 [0.50, 0.50]", "0.750 [0.750, 0.750]", "0.250 [0.250, 0.250]"
+    assert cells(found) == [
+        ["0", proxy, "1.00", highest, "14", end],
+        ["0.1", proxy, "1.00", highest, "199", "the same"],
+    ]
+
+
+def test_the_table_of_methods_has_three_columns_for_each_task():
+    alignment = script("alignment")
+    six, one = np.full(6, 0.25), np.full(1, 0.5)
+    start = alignment.Result(one, one, {}, np.nan, 0, 0, 0)
+    method = alignment.Result(six, 2 * six, {}, 0.75, 0, 0, 0)
+    of_task = {"clones": method._replace(training=np.nan), "start (a1)": start, "dr_grpo": method}
+    found = alignment.page_table({"addition": of_task, "countdown": of_task})
+    mode, sampled = "0.500 [0.500, 0.500]", "0.250 [0.250, 0.250]"
+    names = ["addition, greedy", "sampled", "training, sampled", "countdown, greedy", "sampled", "training, sampled"]
+    assert header(found) == ["method", *names]
+    assert cells(found) == [
+        ["the clones", *2 * [mode, sampled, ""]],
+        ["their median, where all start", *2 * ["0.500", "0.500", ""]],
+        ["Dr. GRPO", *2 * [mode, sampled, "0.750"]],
+    ]
 
 
 def save(folder, env="CartPole-v1", total_steps=25_600, num_settings=1, interrupted=False):

@@ -113,7 +113,8 @@ def _remove_empty(folder: Path | None) -> None:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """An aligned Markdown table: the first column to the left, the others to the right."""
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    # A rule of a right-aligned column is "-:" at the least; ":" alone makes no table.
+    widths = [max(2, *(len(row[i]) for row in (header, *rows))) for i in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:
         aligned = (c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True)))
