@@ -193,6 +193,42 @@ def report(results: dict[str, dict[str, Result]]) -> str:
     return f"{table(heading, rows)}\n{legend}"
 
 
+TITLES = {
+    "clones": "the clones",
+    "reinforce": "REINFORCE, batch mean",
+    "rloo": "RLOO",
+    "ppo": "PPO, critic",
+    "grpo": "GRPO",
+    "dr_grpo": "Dr. GRPO",
+    "dapo": "DAPO",
+    "gspo": "GSPO",
+    "cispo": "CISPO",
+    "dpo": "DPO, offline",
+}
+
+
+def page_table(results: dict[str, dict[str, Result]]) -> str:
+    """The table of experiments/language_models.md: a row for each method, three columns for each task."""
+    header = ["method", *(name for task in results for name in (f"{task}, greedy", "sampled", "training, sampled"))]
+
+    def accuracy(x: np.ndarray) -> str:
+        if len(x) == 1:
+            return f"{x[0]:.3f}"
+        lower, upper = bootstrap_interval(x)
+        return f"{iqm(x):.3f} [{lower:.3f}, {upper:.3f}]"
+
+    rows = []
+    # The tasks have the same methods in the same order; the start is named after its own clone in each.
+    for of_method in zip(*(of_task.items() for of_task in results.values()), strict=True):
+        method = of_method[0][0]
+        row = ["their median, where all start" if method.startswith("start") else TITLES.get(method, method)]
+        for _, found in of_method:
+            training = f"{found.training:.3f}" if np.isfinite(found.training) else ""
+            row += [accuracy(found.mode), accuracy(found.sampled), training]
+        rows.append(row)
+    return table(header, rows)
+
+
 def figure(results: dict[str, dict[str, Result]]) -> "Figure":
     from matplotlib.figure import Figure
 
@@ -230,7 +266,7 @@ def study(config: Config) -> Study:
         task: {name: {k: v for k, v in found._asdict().items() if k != "metrics"} for name, found in of_task.items()}
         for task, of_task in results.items()
     }
-    return Study(report(results), numbers, figure(results))
+    return Study(report(results), numbers, figure(results), page_table(results))
 
 
 if __name__ == "__main__":

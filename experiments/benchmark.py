@@ -22,7 +22,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from purepg.run.study import page_help, read_block, table, write_block
 from purepg.runtime import SCHEDULER_FLAG, users_environment
+from purepg.types import UsageError
 
 SIZES = (  # algorithm:environments x seeds, or grpo:width x seeds
     *("ppo:4x1", "ppo:4x4", "ppo:4x16", "ppo:64x1", "ppo:64x16", "ppo:2048x1"),
@@ -30,6 +32,8 @@ SIZES = (  # algorithm:environments x seeds, or grpo:width x seeds
     *("grpo:64x1", "grpo:64x4", "grpo:128x1", "grpo:256x1"),
 )
 OVERHEAD_SIZES = ("ppo:4x16", "sac:1x4")
+MARKERS = {"ppo": "benchmark_ppo", "sac": "benchmark_replay", "td3": "benchmark_replay", "grpo": "benchmark_grpo"}
+OVERHEAD_MARKER = "benchmark_overhead"
 OVERHEADS = ("log.jsonl", "progress bar", "W&B", "a checkpoint")
 # About a second of work, so that a run is long against the clock and short against the machine's moods.
 STEPS_PER_RUN = {"ppo": 400_000, "sac": 8_000, "td3": 8_000, "grpo": 20_000}
@@ -310,6 +314,42 @@ def row(result: dict, peer: str | None) -> str:
     return text
 
 
+def page_table(marker: str, results: Sequence[dict], peer: str | None) -> str:
+    """The table of experiments/speed.md that shows these results, all of one marker."""
+    first = {"benchmark_replay": "algorithm, environments x seeds", "benchmark_grpo": "width x seeds"}
+    rates = ["whole update", "generation alone"] if marker == "benchmark_grpo" else ["steps/s"]
+    header = [first.get(marker, "environments x seeds"), *rates, "compile s", "peak MiB", "devices"]
+    header += [f"{peer} steps/s", "ratio: median [range]"] if peer else []
+    rows = []
+    for result in results:
+        name, shape = result["size"].split(":")
+        ours, size = result["purepg"], shape.replace("x", " x ")
+        of_rate = [ours["env_steps_per_second"], ours["generated_per_second"]][: len(rates)]
+        row = [f"{name.upper()}, {size}" if marker == "benchmark_replay" else size, *(f"{x:,.0f}" for x in of_rate)]
+        row += [f"{ours['compile_seconds']:.1f}", f"{ours['peak_memory_bytes'] / 2**20:,.0f}", str(ours["devices"])]
+        if peer:
+            ratio = result["ratio"]
+            row.append(f"{result[peer]['env_steps_per_second']:,.0f}")
+            row.append(f"{ratio['median']:.2f} [{ratio['min']:.2f}, {ratio['max']:.2f}]")
+        rows.append(row)
+    return table(header, rows)
+
+
+def overhead_table(results: Sequence[dict], overheads: Sequence[str]) -> str:
+    """The table of experiments/speed.md that shows what watching and saving a run costs."""
+    rows = []
+    for result in results:
+        name, shape = result["size"].split(":")
+        num_envs, num_seeds = shape.split("x")
+        row = [f"{name.upper()}, {num_envs} environments x {num_seeds} agents"]
+        row.append(f"{statistics.median(result['seconds']):.1f} s")
+        for what in overheads:
+            medians = (statistics.median(x) for x in zip(*result["per_cent"][what], strict=True))
+            row.append(" / ".join(f"{x:+.1f}" for x in medians))
+        rows.append(row)
+    return table(["run", "length", *overheads], rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--peer", choices=PEERS, help="time it in turn; installed on first use")
@@ -322,6 +362,7 @@ def main() -> None:
     what = f"what watching and saving a run costs: {', '.join(OVERHEADS)}, or all of them"
     parser.add_argument("--overhead", nargs="*", choices=OVERHEADS, metavar="WHAT", help=what)
     parser.add_argument("--seconds", type=float, default=8, help="length of a run for --overhead (default: about 8)")
+    parser.add_argument("--page", type=Path, help=page_help("benchmark_..."))
     parser.add_argument("--worker", nargs=5, help=argparse.SUPPRESS)
     parser.add_argument("--overhead-worker", nargs=5, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -331,12 +372,21 @@ def main() -> None:
             size, num_seeds, num_updates, devices = map(int, numbers)
             work(name, size, num_seeds, num_updates, devices or None)
             return
+    sizes = arguments.sizes.split(",") if arguments.sizes else SIZES if arguments.overhead is None else OVERHEAD_SIZES
+    kinds = {OVERHEAD_MARKER} if arguments.overhead is not None else {MARKERS[x.split(":")[0]] for x in sizes}
+    if arguments.page:
+        try:
+            for marker in sorted(kinds):
+                read_block(arguments.page, marker)
+        except UsageError as error:
+            parser.exit(2, f"benchmark: error: {error}\n")
     if arguments.overhead is not None:
-        sizes = OVERHEAD_SIZES if arguments.sizes is None else arguments.sizes.split(",")
         overheads = arguments.overhead or OVERHEADS
         results = overhead(sizes, overheads, arguments.seconds, arguments.repeats, arguments.devices)
         if arguments.out:
             arguments.out.write_text(json.dumps(results, indent=2) + "\n")
+        if arguments.page:
+            write_block(arguments.page, OVERHEAD_MARKER, overhead_table(results, overheads))
         return
 
     heading = f"{'size':>10}  {'steps/s':>12}  {'compile s':>9}  {'peak MiB':>8}  {'devices':>7}"
@@ -344,7 +394,7 @@ def main() -> None:
         heading += f"  {arguments.peer + ' steps/s':>12}  {'compile s':>9}  ratio: median [range]"
     print(heading)
     results = []
-    for size in arguments.sizes.split(",") if arguments.sizes else SIZES:
+    for size in sizes:
         results.append(measure(size, arguments.peer, arguments.repeats, arguments.devices))
         print(row(results[-1], arguments.peer), flush=True)
     sides = ["purepg", *([arguments.peer] if arguments.peer else [])]
@@ -352,6 +402,10 @@ def main() -> None:
         print(f"{side}: {results[0][side]['device']}, XLA_FLAGS={results[0][side]['xla_flags']!r}")
     if arguments.out:
         arguments.out.write_text(json.dumps(results, indent=2) + "\n")
+    if arguments.page:
+        for marker in sorted(kinds):
+            of_kind = [x for x in results if MARKERS[x["size"].split(":")[0]] == marker]
+            write_block(arguments.page, marker, page_table(marker, of_kind, arguments.peer))
 
 
 if __name__ == "__main__":

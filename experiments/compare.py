@@ -140,7 +140,7 @@ def study(config: Config) -> Study:
 
     where = envs[0] if len(envs) == 1 else f"{len(envs)} environments"
     measure = f"{'normalised score' if scale else 'return'}, {where}"
-    report = say(config, envs, scale, algorithms, single, pairs, notes)
+    report, first_table = say(config, envs, scale, algorithms, single, pairs, notes)
     numbers = {
         "config": dataclasses.asdict(config),
         "environments": envs,
@@ -154,7 +154,7 @@ def study(config: Config) -> Study:
         "profiles": profiles,
         "notes": notes,
     }
-    return Study(report, numbers, draw(measure, single, threshold, profiles, pairs[: len(labels) - 1]))
+    return Study(report, numbers, draw(measure, single, threshold, profiles, pairs[: len(labels) - 1]), first_table)
 
 
 def say(
@@ -165,8 +165,8 @@ def say(
     single: Mapping[str, Mapping[str, Estimate]],
     pairs: Sequence[Pair],
     notes: Sequence[str],
-) -> str:
-    """Two tables, and what the reader must know of them."""
+) -> tuple[str, str]:
+    """Two tables and what the reader must know of them; and the first table alone."""
     few = len(single) <= MAX_ALL_PAIRS
     pairs = pairs if few else pairs[: len(single) - 1]
     largest = max(abs(number.value) for found in single.values() for number in found.values())
@@ -188,10 +188,8 @@ def say(
     ]
     scaled = [f"{env} from {low:g} to {high:g}" for env, (low, high) in scale.items()]
     what = f"score: (return - low) / (high - low), {'; '.join(scaled)}" if scale else "return"
-    parts = [
-        f"{what}; {SCORES[config.scores]}",
-        table(["label", "environments", "seeds", *(f"{name} [95 %]" for name in names)], lines),
-    ]
+    first_table = table(["label", "environments", "seeds", *(f"{name} [95 %]" for name in names)], lines)
+    parts = [f"{what}; {SCORES[config.scores]}", first_table]
     if pairs:
         with_p = len(envs) == 1
         header = ["X", "Y", "P(X > Y) [95 %]", *(["p-value"] if with_p else [])]
@@ -214,7 +212,7 @@ def say(
         remarks.append(
             f"Each p-value is that of one test (Mann-Whitney, two-sided), not corrected for {len(pairs)} of them."
         )
-    return "\n\n".join(parts + (["\n".join(remarks)] if remarks else []))
+    return "\n\n".join(parts + (["\n".join(remarks)] if remarks else [])), first_table
 
 
 # --- the figure ---

@@ -244,6 +244,7 @@ def study(config: Config) -> Study:
             "final_p": {NAMES[discounts]: p[:, -1] for discounts, p in path.items()},
         },
         draw(path, {discounts: mean_path(config, 0.25 if discounts else -0.5) for discounts in NAMES}),
+        trained_table(path),
     )
 
 
@@ -283,7 +284,7 @@ def say_estimated(estimates: list[Estimate], exact: dict[str, tuple[float, float
     )
 
 
-def say_trained(config: Config, path: dict[bool, np.ndarray]) -> str:
+def trained_table(path: dict[bool, np.ndarray]) -> str:
     header = ["policy", "p, median", "lowest", "highest", "above .9", "below .1", "J_.5, median", "J_1, median"]
     rows = []
     for discounts, name in NAMES.items():
@@ -293,9 +294,13 @@ def say_trained(config: Config, path: dict[bool, np.ndarray]) -> str:
         rows.append([f"trained {name}", *spread, *shares, *(f"{x:.3f}" for x in np.median(returns(p), axis=0))])
     for p in (0.0, START, 1.0):
         rows.append([f"p = {p:g}", f"{p:.3f}", "", "", "", "", *(f"{x:.3f}" for x in returns(np.array([p]))[0])])
+    return table(header, rows)
+
+
+def say_trained(config: Config, path: dict[bool, np.ndarray]) -> str:
     return (
         f"Trained from p = {START:g}: {config.num_seeds} seeds, {config.num_updates} updates of {config.num_episodes} "
-        f"episodes, learning rate {config.learning_rate:g}\n{table(header, rows)}"
+        f"episodes, learning rate {config.learning_rate:g}\n{trained_table(path)}"
     )
 
 

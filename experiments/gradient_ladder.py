@@ -280,7 +280,7 @@ def ladder(config: LadderConfig) -> Study:
         "tests": {b: {n: verdict._asdict() for n, verdict in v.items()} for b, v in verdicts.items()},
         "findings": found,
     }
-    return Study("\n\n".join(report), numbers, figure(by_batch))
+    return Study("\n\n".join(report), numbers, figure(by_batch), estimators_table(rows))
 
 
 if __name__ == "__main__":

@@ -188,14 +188,14 @@ def study(config: Config) -> Study:
         "cosine of Q's gradient": np.nanmedian(pooled(by_q), axis=0),
         "cosine of the step": np.nanmedian(pooled(by_step), axis=0),
     }
-    return Study(report, numbers, draw(shares, by_q, by_step, learned, per_update))
+    return Study(report, numbers, draw(shares, by_q, by_step, learned, per_update), settings_table(shares, steps))
 
 
 def percent(x: float) -> str:
     return "infinite" if np.isinf(x) else f"{100 * x:.3g} %"
 
 
-def say_settings(config: Config, shares: dict, steps: dict, per_update: int) -> str:
+def settings_table(shares: dict, steps: dict) -> str:
     header = ["setting", "within 1 %", "above the least cost, median", "worst", "env steps to 1 %, median", "slowest"]
     rows = []
     for name, share in shares.items():
@@ -203,12 +203,16 @@ def say_settings(config: Config, shares: dict, steps: dict, per_update: int) -> 
         found = f"{np.sum(final < NEAR)} of {len(final)}"
         needed = [f"{x:,.0f}" if np.isfinite(x) else "never" for x in (np.median(steps[name]), steps[name].max())]
         rows.append([name, found, percent(float(np.median(final))), percent(float(final.max())), *needed])
+    return table(header, rows)
+
+
+def say_settings(config: Config, shares: dict, steps: dict, per_update: int) -> str:
     least = -objective(LQR, BEST)
     start = -objective(LQR, np.zeros_like(BEST)) / least
     return (
         f"{LQR.num_states} state and {LQR.num_actions} action dimensions. The least cost is {least:.4f}, that "
         f"of no action {start:.1f} times as much. {config.num_seeds} seeds, {config.num_updates} updates of "
-        f"{per_update} environment steps\n{table(header, rows)}"
+        f"{per_update} environment steps\n{settings_table(shares, steps)}"
     )
 
 

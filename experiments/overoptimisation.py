@@ -247,7 +247,7 @@ def study(config: Config) -> Study:
         "proxy": iqm(proxy, axis=0),
         "true": iqm(true, axis=0),
     }
-    return Study("\n\n".join(report), numbers, draw(c, kl, proxy, true, turns))
+    return Study("\n\n".join(report), numbers, draw(c, kl, proxy, true, turns), page_table(c, turns))
 
 
 def over_seeds(x: np.ndarray, digits: int = 2) -> str:
@@ -291,6 +291,23 @@ def say_turns(c: Config, turns: list[Turn]) -> str:
         "fall's interval is above 0\n"
         f"{table(header, rows)}"
     )
+
+
+def page_table(c: Config, turns: list[Turn]) -> str:
+    """The table of experiments/language_models.md."""
+    header = ["kl_coef", "learned reward at the end, deviations", "KL at the end", "true reward at its highest"]
+    header += ["at update", "at the end"]
+
+    def interval(x: np.ndarray, digits: int) -> str:
+        lower, upper = bootstrap_interval(x)
+        return f"{iqm(x):.{digits}f} [{lower:.{digits}f}, {upper:.{digits}f}]"
+
+    rows = []
+    for kl_coef, t in zip(c.kl_coefs, turns, strict=True):
+        highest, end = (interval(t.true[:, i], 3) for i in range(2))
+        at_end = interval(t.proxy[:, 1], 2), f"{iqm(t.kl[:, 1]):.2f}"
+        rows.append([f"{kl_coef:g}", *at_end, highest, f"{t.update}", "the same" if end == highest else end])
+    return table(header, rows)
 
 
 def say_answers(c: Config, task: Task, answers: np.ndarray) -> str:

@@ -260,9 +260,8 @@ def study(config: Config) -> Study:
     """Follows all of them, and fits."""
     parts = [plain_gradient(config), with_entropy(config), with_natural_gradient(config)]
     rows = [row for rows, _ in parts for row in rows]
-    return Study(
-        say(rows), {"config": dataclasses.asdict(config), "rows": [row._asdict() for row in rows]}, draw(parts)
-    )
+    numbers = {"config": dataclasses.asdict(config), "rows": [row._asdict() for row in rows]}
+    return Study(say(rows), numbers, draw(parts), say(rows))
 
 
 def say(rows: list[Row]) -> str:

@@ -26,6 +26,16 @@ HERE = Path(__file__).parent
 ALGORITHMS = purepg.algorithms.names()
 LANGUAGE = ("clone", "dpo")
 REPLAY = ("ddpg", "td3", "sac", "sac_discrete")
+TITLES = {
+    "reinforce": "REINFORCE",
+    "q_actor_critic": "Q actor-critic",
+    "off_policy_pg": "off-policy policy gradient",
+    "ppo_penalty": "PPO-Penalty",
+    "ppo": "PPO-Clip",
+    "sac_discrete": "SAC, discrete",
+    "grpo": "GRPO (CartPole)",
+    "clone": "cloning",
+}
 TIMEOUT = 300
 ENVIRONMENT = users_environment()
 
@@ -136,7 +146,8 @@ def compute(config: Config) -> dict[str, Any]:
             row |= {"survived": survived, "killed_in_a_save": inside}
             rows.append(row)
             print(f"{name}: {survived}, half-written checkpoints left {inside}", flush=True)
-    return {"rows": rows, "kills": config.kills, "kills_in_save": config.kills_in_save}
+    counts = {"kills": config.kills, "kills_in_save": config.kills_in_save, "num_seeds": config.num_seeds}
+    return {"rows": rows, **counts}
 
 
 def report(numbers: dict[str, Any]) -> str:
@@ -154,9 +165,23 @@ def report(numbers: dict[str, Any]) -> str:
     return table(heading, rows)
 
 
+def page_table(numbers: dict[str, Any]) -> str:
+    """The table of experiments/survival.md."""
+    kills, in_save = numbers["kills"], numbers["kills_in_save"]
+    rows = []
+    for row in numbers["rows"]:
+        survived = row["survived"]["anywhere"], row["survived"]["in a save"]
+        exact = "yes" if survived == (kills, in_save) else "no"
+        counts = f"{survived[0]} of {kills}", f"{survived[1]} of {in_save}"
+        name = TITLES.get(row["algorithm"], row["algorithm"].upper())
+        rows.append((name, exact, *counts, f"{row['checkpoint_bytes'] / 1e6:.2f}"))
+    agents = f"checkpoint of {numbers['num_seeds']} agents, MB"
+    return table(("algorithm", "exact resume", "killed at any moment", "killed in a save", agents), rows)
+
+
 def study(config: Config) -> Study:
     numbers = compute(config)
-    return Study(report(numbers), numbers)
+    return Study(report(numbers), numbers, table=page_table(numbers))
 
 
 if __name__ == "__main__":

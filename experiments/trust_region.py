@@ -351,6 +351,18 @@ def say_results(config: Config, results: Sequence[Result]) -> str:
     return table(header, rows)
 
 
+def page_table(results: Sequence[Result]) -> str:
+    """The table of experiments/results.md."""
+    header = ["algorithm", "step size", "solved from", "to", "decades", "95 %", "decades of length"]
+    rows = []
+    for r in results:
+        ends = ["", ""] if r.region is None else [f"{r.step[h]:.3g}" for h in r.region]
+        name = {"max_kl": "KL"}.get(r.sweep.field, r.sweep.field.replace("_", " "))
+        interval = f"{r.interval[0]:.2f} to {r.interval[1]:.2f}"
+        rows.append([r.sweep.name, name, *ends, width_of(r), interval, width_of(r, r.sweep.lengths_per_decade)])
+    return table(header, rows)
+
+
 def findings(results: Sequence[Result]) -> list[str]:
     """What the KL came to, in sentences."""
     said = []
@@ -412,7 +424,7 @@ def study(config: Config) -> Study:
             for r in results
         ],
     }
-    return Study("\n\n".join(report), numbers, draw(config, results))
+    return Study("\n\n".join(report), numbers, draw(config, results), page_table(results))
 
 
 if __name__ == "__main__":

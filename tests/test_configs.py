@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, NamedTuple, get_args, get_origin
@@ -37,7 +38,15 @@ from purepg.equations.losses import aggregate
 from purepg.equations.ratios import kl_penalty
 from purepg.language.model import LanguageModelConfig, language_model
 from purepg.language.transformer import TransformerConfig, check_transformer
-from purepg.networks.actor_critic import ActorCritic, ActorQConfig, NetworkConfig, actor_critic, actor_q
+from purepg.networks.actor_critic import (
+    ActorCritic,
+    ActorQConfig,
+    NetworkConfig,
+    PolicyHead,
+    Torso,
+    actor_critic,
+    actor_q,
+)
 from purepg.optimize import step_direction
 from purepg.run.plan import RunConfig, prepare
 from purepg.run.population import grid, group_by_program
@@ -161,7 +170,7 @@ def test_a_function_with_choices_refuses_another_and_does_not_take_its_last():
     assert refused(kl_penalty, x, x, mask, "k1", "tokens") == (
         "level ('tokens') must be token or sequence: did you mean token?"
     )
-    network = ActorCritic(REAL, ARMS, NetworkConfig(activation=wrong))
+    network = ActorCritic(partial(Torso, REAL, NetworkConfig(activation=wrong)), partial(PolicyHead, ARMS))
     assert refused(network.init, jax.random.key(0), jnp.zeros(1)).startswith("activation ('Mean') must be tanh, relu")
 
 

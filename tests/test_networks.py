@@ -1,7 +1,9 @@
 """Policies and critics in one network: which half of the parameters each method reads, and what the heads start as."""
 
+from functools import partial
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,18 @@ import pytest
 from helpers import arms_env, quick_jit
 
 from purepg.equations.distributions import Categorical, Deterministic, DiagGaussian, TanhGaussian, executed
-from purepg.networks.actor_critic import ActorQConfig, actor_q
+from purepg.networks.actor_critic import (
+    ActorCritic,
+    ActorQ,
+    ActorQConfig,
+    Critic,
+    NetworkConfig,
+    Policy,
+    PolicyHead,
+    ValueHead,
+    actor_critic,
+    actor_q,
+)
 from purepg.types import Box, Discrete, UsageError
 
 K, SMALL = 3, (8, 8)
@@ -138,6 +151,101 @@ def test_a_deterministic_policy_is_held_within_bounds_where_there_are_some():
     action, free = (network.apply(params, OBS)[0].mode() for network in (bounded, unbounded))
     np.testing.assert_allclose(action, np.tanh(free), rtol=1e-5)
     assert np.abs(free).max() > 2 and np.abs(action).max() <= 1
+
+
+# --- a user's own parts ---
+
+
+class Residual(nn.Module):
+    """A torso of observations, or of those and an action."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, obs, action=None):
+        x = nn.Dense(self.width)(obs if action is None else jnp.concatenate([obs, action], axis=-1))
+        return nn.relu(x + nn.Dense(self.width)(nn.relu(nn.LayerNorm()(x))))
+
+
+class TwoLayers(nn.Module):
+    """A value head."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x):
+        return ValueHead(self.features)(nn.tanh(nn.Dense(5)(x)))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(("space", "kind"), [(ARMS, Categorical), (REAL, DiagGaussian)])
+def test_an_own_torso_and_value_head_compose_with_a_policy_head(space, kind, shared):
+    network: Any = ActorCritic(partial(Residual, 7), partial(PolicyHead, space), TwoLayers, shared)
+    params = init(network)
+    distribution, value = network.apply(params, OBS)
+    assert type(distribution) is kind and distribution.mode().shape[:2] == value.shape == (5, 6)
+    torsos = {"policy_torso"} | ({"value_torso"} if not shared else set())
+    assert set(params["params"]) == {*torsos, "policy_head", "value"}
+    gradient = jax.grad(lambda params: network.apply(params, OBS)[1].sum())(params)["params"]
+    assert any(np.any(x) for x in jax.tree.leaves(gradient["policy_torso"])) == shared
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_own_torso_serves_a_policy_and_its_critics(kind):
+    distribution, space = KINDS[kind]
+    torso = partial(Residual, 7)
+    policy = Policy(torso, partial(PolicyHead, space, kind))
+    network = ActorQ(policy, Critic(torso, space, TwoLayers), space, num_critics=K)
+    params = init(network)
+    found, none = network.apply(params, OBS)
+    assert type(found) is distribution and none is None
+    assert network.q(params, OBS, found.mode()).shape == (K, 5, 6)
+    assert set(params["policy"]["params"]) == set(params["critic"]["params"]) ^ {"q", "head"} == {"torso", "head"}
+
+
+def test_a_head_of_the_same_kind_starts_as_the_package_s_own():
+    """With the deviation that was asked for, centred, and bounded where the actions are."""
+    for kind in ("tanh_gaussian", "deterministic", "gaussian"):
+        head: Any = PolicyHead(REAL, kind, initial_std=0.3)
+        x = jnp.tanh(OBS)  # features, as a torso gives them
+        found = head.apply(head.init(jax.random.key(0), x), x)
+        np.testing.assert_allclose(found.mode(), 0, atol=0.1)
+        if kind != "deterministic":
+            np.testing.assert_allclose(np.exp(found.log_std), 0.3, rtol=0.15)
+
+
+@pytest.mark.parametrize(("space", "kind"), [(ARMS, "tanh_gaussian"), (ARMS, "gaussian"), (REAL, "categorical")])
+def test_a_policy_head_refuses_a_kind_that_its_actions_do_not_take(space, kind):
+    with pytest.raises(UsageError, match=rf"^policy \({kind}\) does not fit (Discrete|Box)"):
+        PolicyHead(space, kind).init(jax.random.key(0), OBS)
+
+
+@pytest.mark.parametrize(("space", "std", "why"), [(UNBOUNDED, 1.0, "bounded actions"), (REAL, 8.0, "below 7.4")])
+def test_a_tanh_gaussian_head_refuses_what_actor_q_refuses(space, std, why):
+    with pytest.raises(UsageError, match=why):
+        PolicyHead(space, "tanh_gaussian", initial_std=std).init(jax.random.key(0), OBS)
+
+
+def test_parameters_keep_the_names_that_checkpoints_have():
+    def names(params):
+        return sorted(jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves(params))
+
+    leaves = jax.tree_util.tree_leaves_with_path
+    hidden = ["hidden_0/bias", "hidden_0/kernel"]
+    found = names(init(actor_critic(arms_env(REAL), NetworkConfig(hidden=(8,)))))
+    heads = ["policy_head/log_std", "policy_head/mean/bias", "policy_head/mean/kernel", "value/bias", "value/kernel"]
+    torsos = [f"{torso}/{name}" for torso in ("policy_torso", "value_torso") for name in hidden]
+    assert found == sorted(f"params/{name}" for name in (*torsos, *heads))
+    found = names(init(network_of("tanh_gaussian", hidden=(8,))))
+    policy = ["log_std/bias", "log_std/kernel", "mean/bias", "mean/kernel", *(f"torso/{name}" for name in hidden)]
+    critic = ["q/bias", "q/kernel", *(f"torso/{name}" for name in hidden)]
+    own = (*(f"policy/params/{name}" for name in policy), *(f"critic/params/{name}" for name in critic))
+    assert found == sorted(own)
+    found = names(init(network_of("gaussian", hidden=(8,)))["policy"])
+    assert found == sorted(
+        f"params/{name}"
+        for name in ("head/log_std", "head/mean/bias", "head/mean/kernel", *(f"torso/{name}" for name in hidden))
+    )
 
 
 # --- bad input ---

@@ -5,7 +5,9 @@ learn a Q see `q(params, obs, action)` too.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -40,6 +42,8 @@ from purepg.types import (
 )
 
 ACTIVATIONS = {"tanh": nn.tanh, "relu": nn.relu, "silu": nn.silu}
+PolicyKind = Literal["categorical", "gaussian", "tanh_gaussian", "deterministic"]
+SQUASHED = ("tanh_gaussian", "deterministic")
 LOG_STD_RANGE = (-5.0, 2.0)  # of a tanh-Gaussian policy, whose deviation depends on the state
 
 
@@ -80,7 +84,7 @@ class ActorQConfig:
       num_critics: critics, K, from initialisations of their own.
     """
 
-    policy: Literal["categorical", "gaussian", "tanh_gaussian", "deterministic"] = "tanh_gaussian"
+    policy: PolicyKind = "tanh_gaussian"
     torso: Literal["mlp", "cnn"] = "mlp"
     hidden: tuple[Count, ...] = (64, 64)
     activation: Literal["tanh", "relu", "silu"] = "relu"
@@ -133,83 +137,126 @@ class Torso(nn.Module):
         return x
 
 
+def squashed_policy(
+    x: Array, space: Box, policy: PolicyKind, policy_scale: float, initial_std: float
+) -> Deterministic | TanhGaussian:
+    """A deterministic or a tanh-Gaussian policy, of features. Its layers belong to the module that calls it."""
+    size = int(np.prod(space.shape))
+    init = nn.initializers.orthogonal(policy_scale)
+    mean = nn.Dense(size, kernel_init=init, name="mean")(x)
+    if policy == "deterministic":
+        return Deterministic(jnp.tanh(mean) if space.bounded else mean)
+    # A smooth map into the range, where a clip would have no gradient beyond its ends.
+    low, high = LOG_STD_RANGE
+    at_start = jnp.arctanh(2 * (jnp.log(initial_std) - low) / (high - low) - 1)
+    raw = nn.Dense(size, kernel_init=init, name="log_std")(x) + at_start
+    return TanhGaussian(mean, low + 0.5 * (high - low) * (1 + jnp.tanh(raw)))
+
+
 class PolicyHead(nn.Module):
-    """The distribution over actions that the space asks for."""
+    """The distribution over actions, of features `[..., n]`.
+
+    Attributes:
+      space: of the actions.
+      policy: its kind, as in `ActorQConfig`; None: categorical for discrete actions, gaussian for continuous ones.
+      policy_scale: gain of the last layer; small, so that the first policy is nearly uniform (or centred).
+      initial_std: the standard deviation at the start, before any tanh.
+    """
 
     space: Space
-    config: NetworkConfig | ActorQConfig
+    policy: PolicyKind | None = None
+    policy_scale: Positive = 0.01
+    initial_std: Positive = 1.0
 
     @nn.compact
-    def __call__(self, x: Array) -> Categorical | DiagGaussian:
-        init = nn.initializers.orthogonal(self.config.policy_scale)
-        if isinstance(self.space, Discrete):
-            return Categorical(nn.Dense(self.space.n, kernel_init=init, name="logits")(x))
-        size = int(np.prod(self.space.shape))
+    def __call__(self, x: Array) -> Distribution:
+        space, policy = self.space, self.policy or ("categorical" if isinstance(self.space, Discrete) else "gaussian")
+        if isinstance(space, Discrete) != (policy == "categorical"):
+            raise UsageError(
+                f"policy ({policy}) does not fit {space}: discrete actions take categorical, others do not"
+            )
+        if policy in SQUASHED:
+            assert isinstance(space, Box)
+            if policy == "tanh_gaussian":
+                _check_tanh_gaussian(space, self.initial_std, f"those of {space}")
+            return squashed_policy(x, space, policy, self.policy_scale, self.initial_std)
+        init = nn.initializers.orthogonal(self.policy_scale)
+        if isinstance(space, Discrete):
+            return Categorical(nn.Dense(space.n, kernel_init=init, name="logits")(x))
+        size = int(np.prod(space.shape))
         mean = nn.Dense(size, kernel_init=init, name="mean")(x)
-        log_std = self.param("log_std", nn.initializers.constant(jnp.log(self.config.initial_std)), (size,))
+        log_std = self.param("log_std", nn.initializers.constant(jnp.log(self.initial_std)), (size,))
         return DiagGaussian(mean, jnp.broadcast_to(log_std, mean.shape))
 
 
-class ActorCritic(nn.Module):
-    """pi(a|s) and V(s)."""
+class ValueHead(nn.Dense):
+    """Values `[..., features]` of features `[..., n]`."""
 
-    observation_space: ObservationSpace
-    action_space: Space
-    config: NetworkConfig
+    features: int = 1
+    kernel_init: nn.initializers.Initializer = nn.initializers.orthogonal(1.0)
+
+
+# --- networks of a torso and heads ---
+
+Part = Callable[..., Any]  # called with `name=...`, gives a module: a module's class, or a partial of one
+
+
+class ActorCritic(nn.Module):
+    """pi(a|s) and V(s), composed of a torso and two heads.
+
+    Attributes:
+      torso: its module maps observations, with any leading batch axes, to features `[..., n]`.
+      policy_head: its module maps features to a distribution.
+      value_head: called with `features=1` too; its module maps features to `[..., 1]`.
+      shared: one torso for policy and critic; otherwise each has its own, with parameters of its own.
+    """
+
+    torso: Part
+    policy_head: Part
+    value_head: Part = ValueHead
+    shared: bool = False
 
     @nn.compact
-    def __call__(self, obs: Obs) -> tuple[Categorical | DiagGaussian, Array]:
-        policy_features = Torso(self.observation_space, self.config, name="policy_torso")(obs)
-        value_features = (
-            policy_features
-            if self.config.shared
-            else Torso(self.observation_space, self.config, name="value_torso")(obs)
-        )
-        distribution = PolicyHead(self.action_space, self.config, name="policy_head")(policy_features)
-        value = nn.Dense(1, kernel_init=nn.initializers.orthogonal(1.0), name="value")(value_features)
+    def __call__(self, obs: Obs) -> tuple[Distribution, Array]:
+        policy_features = self.torso(name="policy_torso")(obs)
+        value_features = policy_features if self.shared else self.torso(name="value_torso")(obs)
+        distribution = self.policy_head(name="policy_head")(policy_features)
+        value = self.value_head(features=1, name="value")(value_features)
         return distribution, value.squeeze(-1)
 
 
 class Policy(nn.Module):
-    """pi(a|s) of the kind that `config.policy` names."""
+    """pi(a|s), composed of a torso and a policy head; see `ActorCritic`."""
 
-    observation_space: ObservationSpace
-    action_space: Space
-    config: ActorQConfig
+    torso: Part
+    head: Part
 
     @nn.compact
     def __call__(self, obs: Obs) -> Distribution:
-        c = self.config
-        x = Torso(self.observation_space, c, name="torso")(obs)
-        if c.policy in ("categorical", "gaussian"):
-            return PolicyHead(self.action_space, c, name="head")(x)
-        assert isinstance(self.action_space, Box)
-        size = int(np.prod(self.action_space.shape))
-        init = nn.initializers.orthogonal(c.policy_scale)
-        mean = nn.Dense(size, kernel_init=init, name="mean")(x)
-        if c.policy == "deterministic":
-            return Deterministic(jnp.tanh(mean) if self.action_space.bounded else mean)
-        # A smooth map into the range, where a clip would have no gradient beyond its ends.
-        low, high = LOG_STD_RANGE
-        at_start = jnp.arctanh(2 * (jnp.log(c.initial_std) - low) / (high - low) - 1)
-        raw = nn.Dense(size, kernel_init=init, name="log_std")(x) + at_start
-        return TanhGaussian(mean, low + 0.5 * (high - low) * (1 + jnp.tanh(raw)))
+        x = self.torso(name="torso")(obs)
+        return self.head(name="head")(x)
 
 
 class Critic(nn.Module):
-    """Q(s, a), `[...]`; or, where actions are discrete, Q(s, .) of all of them, `[..., A]`."""
+    """Q(s, a), `[...]`; or, where actions are discrete, Q(s, .) of all of them, `[..., A]`.
 
-    observation_space: ObservationSpace
+    Attributes:
+      torso: its module maps an observation, or one and a continuous action, to features `[..., n]`.
+      action_space: of the actions.
+      value_head: called with `features`, the number of values, too; its module maps features to `[..., features]`.
+    """
+
+    torso: Part
     action_space: Space
-    config: ActorQConfig
+    value_head: Part = ValueHead
 
     @nn.compact
     def __call__(self, obs: Obs, action: Action | None = None) -> Array:
-        x = Torso(self.observation_space, self.config, name="torso")(obs, action)
-        init = nn.initializers.orthogonal(1.0)
+        inputs = (obs,) if action is None else (obs, action)
+        x = self.torso(name="torso")(*inputs)
         if isinstance(self.action_space, Discrete):
-            return nn.Dense(self.action_space.n, kernel_init=init, name="q")(x)
-        return nn.Dense(1, kernel_init=init, name="q")(x).squeeze(-1)
+            return self.value_head(features=self.action_space.n, name="q")(x)
+        return self.value_head(features=1, name="q")(x).squeeze(-1)
 
 
 class ActorQ(NamedTuple):
@@ -272,13 +319,16 @@ def actor_q(env: Env, config: ActorQConfig) -> ActorQ:
             kind = "continuous"
         raise UsageError(f"policy ({config.policy}) does not fit {env.name}, whose {kind} actions take {takes}")
     if config.policy == "tanh_gaussian" and isinstance(env.action_space, Box):
-        low, high = LOG_STD_RANGE
-        if is_known(config.initial_std) and not math.exp(low) < config.initial_std < math.exp(high):
-            raise UsageError(f"initial_std ({config.initial_std}) must be above {math.exp(low):.2g}, below 7.4")
-        if not env.action_space.bounded:
-            raise UsageError(f"policy (tanh_gaussian) needs bounded actions; those of {env.name} are not: try gaussian")
-    spaces = (env.observation_space, env.action_space)
-    return ActorQ(Policy(*spaces, config), Critic(*spaces, config), env.action_space, config.num_critics)
+        _check_tanh_gaussian(env.action_space, config.initial_std, f"those of {env.name}")
+    torso, space = partial(Torso, env.observation_space, config), env.action_space
+    settings: dict[str, Any] = {name: getattr(config, name) for name in ("policy", "policy_scale", "initial_std")}
+    if config.policy in SQUASHED:
+        # These layers are the policy's own, without a head around them, as in the checkpoints of every earlier run.
+        def head(name: str) -> Callable[[Array], Distribution]:
+            return partial(squashed_policy, space=space, **settings)
+    else:
+        head = partial(PolicyHead, space, **settings)
+    return ActorQ(Policy(torso, head), Critic(torso, space), space, config.num_critics)
 
 
 def actor_critic(env: Env, config: NetworkConfig) -> ActorCritic:
@@ -289,7 +339,17 @@ def actor_critic(env: Env, config: NetworkConfig) -> ActorCritic:
     """
     config = check(config)
     _check_torso(env, config)
-    return ActorCritic(env.observation_space, env.action_space, config)
+    torso = partial(Torso, env.observation_space, config)
+    head = partial(PolicyHead, env.action_space, None, config.policy_scale, config.initial_std)
+    return ActorCritic(torso, head, shared=config.shared)
+
+
+def _check_tanh_gaussian(space: Box, initial_std: Any, actions: str) -> None:
+    low, high = LOG_STD_RANGE
+    if is_known(initial_std) and not math.exp(low) < initial_std < math.exp(high):
+        raise UsageError(f"initial_std ({initial_std}) must be above {math.exp(low):.2g}, below 7.4")
+    if not space.bounded:
+        raise UsageError(f"policy (tanh_gaussian) needs bounded actions; {actions} are not: try gaussian")
 
 
 def _check_torso(env: Env, config: NetworkConfig | ActorQConfig) -> None:

@@ -1,0 +1,103 @@
+"""Rows of experiments/results.md from saved runs: the final evaluation, sampled and with the mode, and training.
+
+A row is found again by its environment, algorithm and number of steps, and is then replaced; its published return to
+reach and its command stay. Otherwise it is added at the end.
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from purepg.run.cli import leave, parse_flags
+from purepg.run.record import CONFIG, SUMMARY, reason
+from purepg.run.study import read_block, write_block
+from purepg.types import UsageError
+
+MARKER = "results"
+KEY, FOUND = slice(0, 3), slice(4, 7)  # columns that name a row, and columns that a run fills
+
+
+@dataclass(frozen=True)
+class Config:
+    """What becomes rows, and where.
+
+    Attributes:
+      runs: out folders of runs that swept nothing, before any flag.
+      algorithm: the rows' name of the algorithm; None: the name of the run's script.
+      page: a Markdown page with a block <!-- results --> that holds the table.
+    """
+
+    runs: tyro.conf.Positional[tuple[Path, ...]] = ()
+    algorithm: str | None = None
+    page: Path = Path(__file__).parent / "results.md"
+
+
+def row(run: Path, algorithm: str | None) -> list[str]:
+    """The cells of a run; the return to reach is empty.
+
+    Raises:
+      UsageError: the folder holds no finished run of one setting.
+    """
+    try:
+        config, summary = (json.loads((run / name).read_text()) for name in (CONFIG, SUMMARY))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{run} holds no finished run: {reason(error)}; name an out folder of a script") from error
+    if summary["interrupted"] or len(summary["settings"]) != 1:
+        what = "was interrupted" if summary["interrupted"] else f"swept {len(summary['settings'])} settings"
+        raise UsageError(f"{run} {what}; a row is a finished run of one setting")
+    setting = summary["settings"][0]
+    sampled = "{:.1f} [{:.1f}, {:.1f}]".format(setting["iqm"], *setting["interval"])
+    others = (f"{setting[name]['iqm']:.1f}" for name in ("mode", "training"))
+    names = config["run"]["env"], algorithm or config["script"], steps(config["run"]["total_steps"])
+    return [*names, "", sampled, *others, f"`python experiments/{config['script']}.py`"]
+
+
+def steps(n: int) -> str:
+    """25600 as 25.6k, 1000000 as 1M."""
+    return f"{n / 1e6:g}M" if n >= 1_000_000 else f"{n / 1e3:g}k"
+
+
+def merged(block: str, rows: list[list[str]]) -> str:
+    """A Markdown table with these rows, in the places of those that they replace or at its end."""
+    lines = block.splitlines()
+    place = {tuple(cells(line)[KEY]): i for i, line in enumerate(lines)}
+    for new in rows:
+        if (i := place.get(tuple(new[KEY]))) is None:
+            place[tuple(new[KEY])] = len(lines)
+            lines.append(join(new))
+        else:
+            kept = cells(lines[i])
+            kept[FOUND] = new[FOUND]
+            lines[i] = join(kept)
+    return "\n".join(lines)
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip().removeprefix("|").removesuffix("|").split("|")]
+
+
+def join(row: list[str]) -> str:
+    return "".join(f"| {cell} " if cell else "| " for cell in row) + "|"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Replaces or adds the rows, and prints them."""
+    try:
+        config: Any = parse_flags(Config, sys.argv[1:] if arguments is None else arguments, __doc__)
+        if not config.runs:
+            raise UsageError("no run was named: give the out folders whose rows the table should have")
+        rows = [row(run, config.algorithm) for run in config.runs]
+        write_block(config.page, MARKER, merged(read_block(config.page, MARKER), rows))
+    except UsageError as error:
+        leave("results", error, 2)
+    except OSError as error:
+        leave("results", f"cannot write the page: {reason(error)}", 1)
+    print("\n".join(map(join, rows)))
+
+
+if __name__ == "__main__":
+    main()
