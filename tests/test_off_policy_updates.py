@@ -77,7 +77,7 @@ def parts(name: str) -> tuple[Any, Any]:
     env, network, given = arms_env(space), network_of(name), []
     with pytest.MonkeyPatch.context() as patch:
         module = importlib.import_module(algorithm.__module__)
-        patch.setattr(module, "assemble", lambda *args: given.append(args))
+        patch.setattr(module, "assemble", lambda *args, period=1: given.append(args))
         algorithm(env, network, config)
     [(given_env, given_network, given_config, init_learner, _, learn)] = given
     assert given_env is env and given_network is network and given_config is config

@@ -49,7 +49,7 @@ class Categorical(NamedTuple):
         probability = jax.nn.softmax(at_least_float32(self.logits))
         cumulative = jnp.cumsum(jnp.round(2.0**30 * probability).astype(jnp.int32), axis=-1)
         total = cumulative[..., -1].astype(jnp.uint32)
-        threshold = jax.lax.mulhi(noise, total).astype(jnp.int32)  # uniform over 0, ..., total - 1
+        threshold = _scaled(noise, total).astype(jnp.int32)  # uniform over 0, ..., total - 1
         num_passed = jnp.sum(cumulative <= threshold[..., None], axis=-1, dtype=jnp.int32)
         return jnp.minimum(num_passed, self.logits.shape[-1] - 1)  # of logits that are NaN, an action still
 
@@ -77,6 +77,16 @@ class Categorical(NamedTuple):
 
     def mode(self) -> Action:
         return jnp.argmax(self.logits, axis=-1).astype(jnp.int32)
+
+
+def _scaled(bits: Array, n: Array) -> Array:
+    """floor(bits * n / 2^32) of uint32, by halves of 16 bits: jax 0.10.2 cannot compile `lax.mulhi` for several
+    devices."""
+    upper, lower = bits >> 16, bits & 0xFFFF
+    n_upper, n_lower = n >> 16, n & 0xFFFF
+    middle = upper * n_lower + ((lower * n_lower) >> 16)
+    other = lower * n_upper + (middle & 0xFFFF)
+    return upper * n_upper + (middle >> 16) + (other >> 16)
 
 
 def expectation(log_prob: Array, x: Array) -> Array:

@@ -105,9 +105,9 @@ def language_model(env: Env, config: LanguageModelConfig, params: Params | None 
     """
     if env.task is None:
         raise UsageError(f"{env.name} has no tokens: a language model needs a token task, such as --env addition")
+    config = check_transformer(config)
     if config.start is not None and params is None:
         raise UsageError(f"start ({config.start}) is not read here: use purepg.language_model, or pass params")
-    config = check_transformer(config)
     transformer = Transformer(config, len(env.task.vocabulary))
     if params is not None:
         _check_params(transformer, params)

@@ -9,7 +9,7 @@ import jax
 from purepg.language.model import LanguageModel, LanguageModelConfig, with_sizes
 from purepg.language.model import language_model as with_params
 from purepg.language.pretrained import load_pretrained
-from purepg.language.transformer import TransformerConfig
+from purepg.language.transformer import TransformerConfig, check_transformer
 from purepg.run.load import load, stored_network
 from purepg.types import Env, Params, UsageError
 
@@ -24,6 +24,7 @@ def language_model(env: Env, config: LanguageModelConfig, params: Params | None 
       UsageError: the environment is no token task, sizes do not fit together, `config.start` holds no model of the
         task's tokens, or parameters are not those of such a model.
     """
+    config = check_transformer(config)
     if config.start is None or env.task is None:
         return with_params(env, config, params)
     if params is not None:
