@@ -234,7 +234,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(name, at, how, whole, s
 
 
 def test_infinities_and_members_that_diverged_survive_a_stop(tmp_path):
-    diverging = EXPERIMENTS["ppo_penalty"]._replace(flags=("--sweep", "learning_rate=1e18,1e30"))
+    diverging = EXPERIMENTS["ppo_penalty"]._replace(flags=("--sweep", "learning_rate=1e19,1e30"))
     assert command(diverging, tmp_path / "whole") == 0
     with stopped(2):
         command(diverging, tmp_path / "out")
