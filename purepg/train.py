@@ -38,8 +38,8 @@ def averaged(metrics: Metrics) -> dict[str, np.ndarray]:
 
 def _averaged(value: Any, made: np.ndarray) -> np.ndarray:
     if isinstance(value, Mean):
-        total, count = map(np.asarray, value)
-        return np.divide(total, count, out=np.full_like(total, np.nan), where=made & (count > 0))
+        total, num = map(np.asarray, value)
+        return np.divide(total, num, out=np.full_like(total, np.nan), where=made & (num > 0))
     value = np.asarray(value)
     return np.where(made, value, np.asarray(np.nan, value.dtype)) if value.dtype.kind == "f" else value
 

@@ -23,7 +23,7 @@ class Mean(NamedTuple):
     compiled program makes no NaN and `jax_debug_nans` can be on."""
 
     total: Array
-    count: Array
+    num: Array
 
     @classmethod
     def of(cls, value: Array) -> "Mean":

@@ -140,7 +140,7 @@ def packed(env):
     return env._replace(reset=reset, step=step, observation_space=space)
 
 
-POLICY = {ddpg: "deterministic", td3: "deterministic", sac: "tanh_gaussian"}
+POLICY: dict[Any, Any] = {ddpg: "deterministic", td3: "deterministic", sac: "tanh_gaussian"}
 
 
 @pytest.mark.parametrize("algorithm", [reinforce, ppo, sac])

@@ -72,7 +72,7 @@ def test_moments_of_a_tree_are_those_of_its_leaves(batches):
     for tree, batch in zip(trees, batches, strict=True):
         moments, whole = normalize.update(moments, tree), normalize.update(whole, jnp.asarray(batch))
     assert moments is not None
-    assert moments.num_samples == whole.num_samples
+    assert whole is not None and moments.num_samples == whole.num_samples
     standardised = normalize.apply(moments, trees[-1])
     joined = jnp.concatenate([standardised["a"], standardised["b"][0]], axis=-1)
     np.testing.assert_array_equal(joined, normalize.apply(whole, jnp.asarray(batches[-1])))

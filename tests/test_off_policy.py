@@ -170,8 +170,8 @@ def test_learning_goes_on_after_two_billion_rounds():
     soon, metrics = step(jax.random.key(9), state, jnp.int32(3))
     after, late_metrics = step(jax.random.key(9), state, jnp.int32(late))
     jax.tree.map(np.testing.assert_array_equal, (soon, metrics), (after, late_metrics))
-    assert late_metrics["critic_loss"].count == T
-    assert late_metrics["policy_loss"].count == 1
+    assert late_metrics["critic_loss"].num == T
+    assert late_metrics["policy_loss"].num == 1
 
 
 def test_a_small_buffer_keeps_the_newest_transitions_and_may_take_a_truncation_for_a_termination(told, retold):

@@ -223,7 +223,7 @@ def test_between_td3s_delayed_steps_the_critics_alone_move(steps):
         (after.opt_state["policy"], before.opt_state["policy"]),
     ):
         jax.tree.map(np.testing.assert_array_equal, a, b)
-    assert metrics["policy_loss"].count == metrics["policy_grad_norm"].count == 0
+    assert metrics["policy_loss"].num == metrics["policy_grad_norm"].num == 0
     close(after.params["critic"], steps["td3 third"].after.params["critic"])
 
 

@@ -196,7 +196,7 @@ def test_a_step_of_cloning_is_the_gradient_of_the_demonstrations_mean_log_likeli
     step = jax.tree.map(lambda x, y: x - y, after.learner.params, state.learner.params)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-6), step, gradient)
     assert min(float(jnp.abs(x).max()) for x in jax.tree.leaves(gradient)) > 1e-4
-    assert metrics["episode_return"].count == 0  # nothing was answered
+    assert metrics["episode_return"].num == 0  # nothing was answered
 
 
 def test_cloning_learns_the_task(cloned):

@@ -217,8 +217,12 @@ class GroupConfig:
         (language models only).
       divide_by_std: divide the advantage by the standard deviation of the group's returns.
       gae_lambda: lambda of GAE, for the learned value; there is no discount.
+      skip_groups_without_signal: leave out groups whose returns are all equal. DAPO samples others in their place; here
+        an update has one size, and the means are over the groups that are left.
       kl_coef: weight of the KL divergence from the reference policy, which is the policy at the start; 0 still measures
         it.
+      kl_target: adapt `kl_coef`, by at most 2 % an update, so that the KL divergence of a whole response approaches
+        this (Ziegler et al. 2019, sec. 2.2); None keeps it fixed.
     """
 
     num_prompts: Count = 32
@@ -227,7 +231,9 @@ class GroupConfig:
     baseline: Literal["none", "batch_mean", "group_mean", "leave_one_out", "value"] = "group_mean"
     divide_by_std: bool = True
     gae_lambda: UnitInterval = 1.0
+    skip_groups_without_signal: bool = False
     kl_coef: NonNegative = 0.04
+    kl_target: Positive | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

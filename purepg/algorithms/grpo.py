@@ -40,10 +40,6 @@ class GRPOConfig(HeldOutConfig, LossConfig, LearningRateConfig, GroupConfig):
       clip_eps_high: clip above at 1 + clip_eps_high instead (DAPO's clip-higher); None: as below.
       max_ratio: upper bound on the ratio where the advantage is negative (dual clip); None disables it.
       aggregation: how the tokens' losses become one loss (`losses.aggregate`).
-      skip_groups_without_signal: leave out groups whose returns are all equal. DAPO samples others in their place; here
-        an update has one size, and the means are over the groups that are left.
-      kl_target: adapt `kl_coef`, by at most 2 % an update, so that the KL divergence of a whole response approaches
-        this (Ziegler et al. 2019, sec. 2.2); None keeps it fixed.
       kl_estimator: estimator of KL(pi || pi_ref), `kl_k1` to `kl_k3` of `losses`.
       kl_level: estimate the KL of each token, and sum as the loss does; or of whole responses. In the loss, only the
         latter has the gradient of the KL.
@@ -60,8 +56,6 @@ class GRPOConfig(HeldOutConfig, LossConfig, LearningRateConfig, GroupConfig):
     clip_eps_high: Positive | None = None
     max_ratio: Positive | None = None
     aggregation: Literal["sequence_mean", "token_mean", "constant_length", "sequence_sum"] = "sequence_mean"
-    skip_groups_without_signal: bool = False
-    kl_target: Positive | None = None
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     kl_level: Literal["token", "sequence"] = "token"
     kl_in: Literal["loss", "reward"] = "loss"

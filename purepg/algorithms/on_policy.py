@@ -60,7 +60,7 @@ class Data(NamedTuple):
         return advantages.n_step(*self._estimate, gamma, n)
 
     @property
-    def _estimate(self) -> tuple[Array, ...]:
+    def _estimate(self) -> tuple[Array, Array, Array, Array, Array]:
         return self.reward, self.value, self.next_value, self.terminated, self.truncated
 
 
