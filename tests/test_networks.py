@@ -199,7 +199,7 @@ def test_an_own_torso_serves_a_policy_and_its_critics(kind):
     params = init(network)
     found, none = network.apply(params, OBS)
     assert type(found) is distribution and none is None
-    assert network.q(params, OBS, found.mode()).shape == (K, 5, 6)
+    assert network.q(params, OBS, executed(found.mode())).shape == (K, 5, 6)
     assert set(params["policy"]["params"]) == set(params["critic"]["params"]) ^ {"q", "head"} == {"torso", "head"}
 
 

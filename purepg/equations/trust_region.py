@@ -20,7 +20,7 @@ Product = Callable[[Array], Array]  # a symmetric positive matrix times a vector
 def refuse_a_shared_torso(network: Network) -> None:
     """Raises UsageError where fitting the critic would move the policy, which a trust region forbids. A network of the
     caller's own must see to it that the two share no parameters."""
-    if getattr(getattr(network, "config", None), "shared", False):
+    if getattr(network, "shared", False):
         raise UsageError(
             "shared (True) must be off: a critic fitted on the policy's torso would leave the trust region"
         )
