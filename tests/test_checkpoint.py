@@ -202,3 +202,8 @@ def test_evaluations_come_back_and_half_of_one_does_not(copied):
     assert Checkpoints(copied, 0).evaluation(2) is None
     (copied / "checkpoints" / "0" / "evaluation-3.json").write_text('{"sampled": [[1.5')
     assert Checkpoints(copied, 0).evaluation(3) is None
+
+
+def test_of_many_differences_three_are_named(saved):
+    with pytest.raises(UsageError, match=r"state: [\w.]+, [\w.]+, [\w.]+ and \d+ more differs$"):
+        Checkpoints(saved, 0).restore(3, {"x": jax.ShapeDtypeStruct((), jnp.float32)})

@@ -89,7 +89,9 @@ class Checkpoints:
         asked, found = _kinds(abstract), _kinds(self._tree(update))
         different = [name for name in sorted(asked.keys() | found.keys()) if asked.get(name) != found.get(name)]
         if different:
-            raise UsageError(f"{self.folder / str(update)} holds another kind of state: {', '.join(different)} differs")
+            more = f" and {len(different) - 3} more" if len(different) > 3 else ""
+            named = ", ".join(different[:3]) + more
+            raise UsageError(f"{self.folder / str(update)} holds another kind of state: {named} differs")
         placed = jax.tree.map(_placed, abstract)
         return self._read(update, state=self._args.StandardRestore(placed))["state"]
 
