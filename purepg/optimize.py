@@ -10,7 +10,7 @@ import optax
 
 from purepg.config import check_choice
 from purepg.lanes import any_lane
-from purepg.precision import at_least_float32, is_narrow, rounded
+from purepg.precision import at_least_float32, has_narrow, rounded
 from purepg.types import Array, Key, Metrics, Params
 
 Optimizer = Literal["adam", "sgd"]
@@ -47,7 +47,7 @@ def in_float32(tx: optax.GradientTransformation) -> optax.GradientTransformation
 
     def init(params):
         inner = tx.init(at_least_float32(params))
-        if not any(is_narrow(x.dtype) for x in jax.tree.leaves(params)):
+        if not has_narrow(params):
             return inner
         return Widened(inner, jax.tree.map(jnp.zeros_like, at_least_float32(params)))
 

@@ -13,6 +13,11 @@ def is_narrow(dtype: Any) -> bool:
     return bool(jnp.issubdtype(dtype, jnp.floating)) and jnp.finfo(dtype).bits < 32
 
 
+def has_narrow(tree: Any) -> bool:
+    """Whether any array of the tree is."""
+    return any(is_narrow(x.dtype) for x in jax.tree.leaves(tree))
+
+
 def at_least_float32(tree: Any) -> Any:
     """Floats narrower than float32 as float32; all other arrays as they are."""
     return jax.tree.map(lambda x: x.astype(jnp.float32) if is_narrow(x.dtype) else x, tree)

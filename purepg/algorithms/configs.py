@@ -130,6 +130,23 @@ class ActorCriticConfig(LossConfig, AnnealConfig, LearningRateConfig, RolloutCon
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProximalConfig(ActorCriticConfig):
+    """Proximal policy optimisation: several passes over a rollout, in minibatches.
+
+    Attributes:
+      num_epochs: passes over the N * T steps.
+      num_minibatches: gradient steps in one pass.
+      normalize_advantage: standardise the advantages of each minibatch, of the whole batch, or not at all.
+    """
+
+    num_steps: Count = 128
+    learning_rate: Positive = 3e-4
+    num_epochs: Count = 4
+    num_minibatches: Count = 4
+    normalize_advantage: Literal["minibatch", "batch", "off"] = "minibatch"
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrustRegionConfig(AdamConfig, RolloutConfig):
     """Natural gradients of the policy, and a critic that is fitted by itself.
 

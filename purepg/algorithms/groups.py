@@ -24,7 +24,7 @@ from purepg.experience.acting import actor, evaluation_policy
 from purepg.experience.rollout import episodes_from, start
 from purepg.language.model import LanguageModel
 from purepg.networks.actor_critic import require_policy_gradient
-from purepg.precision import is_narrow
+from purepg.precision import has_narrow
 from purepg.types import Algorithm, Array, Env, Key, Metrics, Network, Obs, Params, State, UpdateSteps, UsageError
 
 MAX_CORRECTION = 2.0  # bound on a token's ratio of `score`'s probability to the sampler's
@@ -101,7 +101,7 @@ def _responses(env: Env, model: LanguageModel) -> Source:
         token = jnp.concatenate([token[..., :L], action], axis=-1)
         log_prob = jnp.where(mask, log_prob, 0.0)
         groups = Groups(token, action, log_prob, reward, terminated, truncated, mask)
-        if not any(is_narrow(x.dtype) for x in jax.tree.leaves(params)):
+        if not has_narrow(params):
             return groups
         # Column by column and over whole rows, sums are made in another order, and where numbers are narrow one that
         # falls on the other side of a rounding is off by 2^-8 of itself: a first ratio may be off by GSPO's whole clip.

@@ -9,14 +9,12 @@ over several epochs of shuffled minibatches of the same data.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import jax
 
-from purepg.algorithms.configs import ActorCriticConfig
+from purepg.algorithms.configs import ProximalConfig
 from purepg.algorithms.on_policy import assemble, collect, finish
 from purepg.config import (
-    Count,
     Positive,
     check,
     check_minibatches,
@@ -32,29 +30,21 @@ from purepg.types import Algorithm, Env, Network
 
 
 @dataclass(frozen=True, kw_only=True)
-class PPOConfig(ActorCriticConfig):
+class PPOConfig(ProximalConfig):
     """Hyperparameters of PPO.
 
     Attributes:
-      num_epochs: passes over the N * T steps.
-      num_minibatches: gradient steps in one pass.
       clip_eps: the ratio is clipped to [1 - clip_eps, 1 + clip_eps].
       anneal_clip_eps: decrease `clip_eps` linearly to 0 over `anneal_updates` updates.
       clip_value_eps: clip the change of the value to this, in units of the return; None disables value clipping.
       target_kl: stop the update before the first minibatch whose estimated KL(pi_old || pi) exceeds 1.5 times this;
         None never stops early.
-      normalize_advantage: standardise the advantages of each minibatch, of the whole batch, or not at all.
     """
 
-    num_steps: Count = 128
-    learning_rate: Positive = 3e-4
-    num_epochs: Count = 4
-    num_minibatches: Count = 4
     clip_eps: Positive = 0.2
     anneal_clip_eps: bool = False
     clip_value_eps: Positive | None = None
     target_kl: Positive | None = None
-    normalize_advantage: Literal["minibatch", "batch", "off"] = "minibatch"
 
 
 def ppo(env: Env, network: Network, config: PPOConfig) -> Algorithm:

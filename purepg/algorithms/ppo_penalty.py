@@ -16,10 +16,9 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from purepg.algorithms.configs import ActorCriticConfig
+from purepg.algorithms.configs import ProximalConfig
 from purepg.algorithms.on_policy import assemble, collect, finish
 from purepg.config import (
-    Count,
     Positive,
     check,
     check_minibatches,
@@ -34,26 +33,18 @@ from purepg.types import Algorithm, Env, Network, State
 
 
 @dataclass(frozen=True, kw_only=True)
-class PPOPenaltyConfig(ActorCriticConfig):
+class PPOPenaltyConfig(ProximalConfig):
     """Hyperparameters of PPO with a KL penalty.
 
     Attributes:
-      num_epochs: passes over the N * T steps.
-      num_minibatches: gradient steps in one pass.
       kl_coef: initial weight of the KL penalty, beta.
       target_kl: KL divergence of an update that beta is adapted to, in nats; None keeps beta fixed.
       penalty: kl is KL(pi_old || pi_theta), reverse_kl is KL(pi_theta || pi_old).
-      normalize_advantage: standardise the advantages of each minibatch, of the whole batch, or not at all.
     """
 
-    num_steps: Count = 128
-    learning_rate: Positive = 3e-4
-    num_epochs: Count = 4
-    num_minibatches: Count = 4
     kl_coef: Positive = 1.0
     target_kl: Positive | None = 0.01
     penalty: Literal["kl", "reverse_kl"] = "kl"
-    normalize_advantage: Literal["minibatch", "batch", "off"] = "minibatch"
 
 
 def ppo_penalty(env: Env, network: Network, config: PPOPenaltyConfig) -> Algorithm:
