@@ -20,12 +20,13 @@ from purepg.algorithms.grpo import grpo
 from purepg.config import Count, Positive, Range, Seed
 from purepg.language import model as tokens
 from purepg.language.model import LanguageModelConfig, digest
-from purepg.run.plan import Plan, RunConfig, prepare
+from purepg.run.experiment import train_population
+from purepg.run.pages import table
+from purepg.run.plan import RunConfig
 from purepg.run.plot import COLOURS, dress, on_common_grid, over_seeds
-from purepg.run.population import Chunk
+from purepg.run.results import Results
 from purepg.run.statistics import bootstrap_interval, iqm
-from purepg.run.study import Study, main, table
-from purepg.train import averaged
+from purepg.run.study import Study, main
 from purepg.types import Params, UsageError
 
 if TYPE_CHECKING:
@@ -93,40 +94,31 @@ class Result(NamedTuple):
     seconds: float
 
 
-def plan_of(config: Config, task: str, algorithm: Callable, own: Any, params: Params | None, total_steps: int) -> Plan:
-    sizes: dict[str, Any] = {"num_seeds": config.num_seeds, "eval_episodes": config.eval_prompts}
-    run = RunConfig(task, total_steps, seed=config.seed, log_every=0, wandb="disabled", **sizes)
-    network = partial(tokens.language_model, params=params)
-    value = getattr(own, "baseline", None) == "value"
-    configs = {algorithm.__name__: own, "network": LanguageModelConfig(value_head=value)}
-    return prepare(algorithm, network, configs, run, {})
-
-
-def trained(plan: Plan) -> tuple[Any, Result]:
-    """All seeds as one program: their states, and what they came to."""
+def trained(
+    config: Config, task: str, algorithm: Callable, own: Any, params: Params | None, total_steps: int
+) -> tuple[Results, Result]:
+    """All seeds of a method as one program, from the parameters of a clone where they are given."""
     begun = time.perf_counter()
-    (group,) = plan.groups
-    chunk = Chunk(slice(0, 1), slice(0, plan.run.num_seeds))
-    population = plan.population(group, chunk.shape)
-    members = population.members(chunk)
-    state, metrics = population.advance(members, population.init(members), 0, group.num_updates)
-    metrics = {name: x[0] for name, x in averaged(metrics).items()}
-    found = population.final(members, state)
-    sampled, mode = np.asarray(found.sampled)[0], np.asarray(found.mode)[0]
-    generated = float(metrics["env_steps"].sum(-1).mean())
-    responses = float(metrics["num_episodes"].sum(-1).mean())
-    made = int((metrics["env_steps"] > 0).all(0).sum())
-    training = float(metrics["episode_return"][:, -(-made * 9 // 10) : made].mean()) if "kl" in metrics else np.nan
-    return state, Result(sampled, mode, metrics, training, generated, responses, time.perf_counter() - begun)
+    run = RunConfig(task, total_steps, config.num_seeds, config.seed, log_every=0, eval_episodes=config.eval_prompts)
+    sizes = LanguageModelConfig(value_head=getattr(own, "baseline", None) == "value")
+    found = train_population(algorithm, own, partial(tokens.language_model, params=params), sizes, run)
+    metrics = {name: x[0] for name, x in found.metrics.items()}
+    generated = float(np.nansum(metrics["env_steps"], axis=-1).mean())
+    responses, training = 0.0, np.nan
+    if "kl_reference" in metrics:  # it learns from responses
+        responses = float(np.nansum(metrics["num_episodes"], axis=-1).mean())
+        made = int((metrics["env_steps"] > 0).all(0).sum())
+        training = float(metrics["episode_return"][:, -(-made * 9 // 10) : made].mean())
+    sampled, mode = found.final_return[0], found.final_return_of_mode[0]
+    return found, Result(sampled, mode, metrics, training, generated, responses, time.perf_counter() - begun)
 
 
 def cloned(config: Config, task: str) -> tuple[Params, int, Result]:
     """The parameters of the median clone, its seed, and what became of all clones."""
     steps = config.clone_steps or TASKS[task].clone_steps
-    state, result = trained(plan_of(config, task, clone, CloneConfig(), None, steps))
+    found, result = trained(config, task, clone, CloneConfig(), None, steps)
     seed = int(np.argsort(result.sampled, kind="stable")[len(result.sampled) // 2])
-    params = jax.device_get(jax.tree.map(lambda x: x[0, seed], state.learner.params))
-    return params, seed, result
+    return jax.device_get(found.agent(seed=seed).state.learner.params), seed, result
 
 
 def fine_tuned(config: Config, task: str, method: str, params: Params) -> Result:
@@ -134,7 +126,7 @@ def fine_tuned(config: Config, task: str, method: str, params: Params) -> Result
     num_tokens = config.num_tokens or TASKS[task].num_tokens
     if method != "dpo":
         own = replace(FAMILY[method], **sizes, learning_rate=config.learning_rate or TASKS[task].learning_rate)
-        return trained(plan_of(config, task, grpo, own, params, num_tokens))[1]
+        return trained(config, task, grpo, own, params, num_tokens)[1]
     # The tokens are those of the pairs' candidates, drawn before the first step; then as many columns are read.
     columns = {"addition": 3.6, "countdown": 6.0}.get(task, 5.0)
     own = DPOConfig(
@@ -142,8 +134,9 @@ def fine_tuned(config: Config, task: str, method: str, params: Params) -> Result
         num_candidates=NUM_CANDIDATES,
         learning_rate=config.dpo_learning_rate,
     )
-    state, result = trained(plan_of(config, task, dpo, own, params, 2 * num_tokens))
-    generated = float(np.asarray(state.world.num_tokens).mean())
+    found, result = trained(config, task, dpo, own, params, 2 * num_tokens)
+    agents = [found.agent(seed=s) for s in range(config.num_seeds)]
+    generated = float(np.mean([agent.state.world.num_tokens for agent in agents]))
     return result._replace(tokens=generated, responses=float(own.num_pairs * NUM_CANDIDATES))
 
 

@@ -9,20 +9,16 @@ a run costs.
 """
 
 import argparse
-import contextlib
 import json
 import os
 import statistics
 import subprocess
 import sys
-import tempfile
-import time
 import venv
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from purepg.run.study import page_help, read_block, table, write_block
+from purepg.run.pages import page_help, read_block, table, write_block
 from purepg.runtime import SCHEDULER_FLAG, users_environment
 from purepg.types import UsageError
 
@@ -41,153 +37,7 @@ NUM_STEPS = {"ppo": 128, "sac": 50, "td3": 50, "grpo": 16}  # grpo: so that 20 u
 WARMUP_STEPS = 300  # over before anything is timed
 PEERS = {"rejax": ("rejax==0.1.3", "gymnax==0.0.9", "jax==0.10.2", "jaxlib==0.10.2")}
 HERE = Path(__file__).parent
-
-
-def make(name: str, size: int) -> tuple[Any, Any, Any, Any, str]:
-    """The algorithm, its config, its network's maker and config, and the environment's name.
-
-    Args:
-      size: environments, or the width of a language model.
-    """
-    from purepg.algorithms.grpo import GRPOConfig, grpo
-    from purepg.algorithms.ppo import PPOConfig, ppo
-    from purepg.algorithms.sac import SACConfig, sac
-    from purepg.algorithms.td3 import TD3Config, td3
-    from purepg.language.model import LanguageModelConfig
-    from purepg.networks.actor_critic import ActorQConfig, NetworkConfig, actor_critic, actor_q
-    from purepg.run.start import language_model
-
-    if name == "grpo":
-        config = GRPOConfig(num_prompts=32, group_size=8, num_held_out=0)
-        return grpo, config, language_model, LanguageModelConfig(hidden_size=size, mlp_size=2 * size), "addition"
-    steps: dict[str, Any] = {"num_envs": size, "num_steps": NUM_STEPS[name]}
-    if name == "ppo":
-        config = PPOConfig(**steps, learning_rate=2.5e-4, entropy_coef=0.01)
-        return ppo, config, actor_critic, NetworkConfig(), "CartPole-v1"
-    if name == "sac":
-        config = SACConfig(**steps, warmup_steps=WARMUP_STEPS)
-        return sac, config, actor_q, ActorQConfig(policy="tanh_gaussian"), "Pendulum-v1"
-    config = TD3Config(**steps, warmup_steps=WARMUP_STEPS)
-    return td3, config, actor_q, ActorQConfig(policy="deterministic"), "Pendulum-v1"
-
-
-def prepared(name: str, size: int, num_seeds: int, num_updates: int, devices: int | None):
-    """A plan with room for a thousand runs of so many updates, its population, and its only chunk."""
-    from purepg.run.plan import RunConfig, prepare
-    from purepg.run.population import chunks
-
-    algorithm, config, network, network_config, env = make(name, size)
-    most = 32 * 8 * 4 if name == "grpo" else size * NUM_STEPS[name]  # steps of an update
-    run = RunConfig(env, 1000 * most * num_updates, num_seeds, devices=devices, compile_cache=False)
-    plan = prepare(algorithm, network, {name: config, "network": network_config}, run, {})
-    (group,) = plan.groups
-    (chunk,) = chunks(1, num_seeds, None)
-    return plan, group, chunk, plan.population(group, chunk.shape)
-
-
-def purepg_worker(name: str, size: int, num_seeds: int, num_updates: int, devices: int | None) -> None:
-    """Compiles a population, says so, and trains it once for every line `run` on stdin."""
-    import jax
-    import numpy as np
-
-    from purepg.run.summary import peak_memory_bytes
-
-    plan, _, chunk, population = prepared(name, size, num_seeds, num_updates, devices)
-    members = population.members(chunk)
-    state = population.init(members)
-
-    def train(state, start):
-        state, metrics = population.advance(members, state, start, num_updates)
-        return state, int(np.asarray(metrics["env_steps"], np.int64).sum())
-
-    before = population.compile_seconds
-    (state, _), start = train(state, 0), num_updates
-    answer(
-        ready=True,
-        compile_seconds=population.compile_seconds - before,
-        devices=plan.num_devices,
-        device=jax.devices()[0].device_kind,
-        xla_flags=os.environ.get("XLA_FLAGS", ""),
-    )
-    generate = generation(size, num_seeds) if name == "grpo" else None
-    for line in sys.stdin:
-        if line.strip() != "run":
-            break
-        begun = time.perf_counter()
-        state, env_steps = train(state, start)
-        seconds, start = time.perf_counter() - begun, start + num_updates
-        generated = generate(state.learner.params, start) if generate else None
-        answer(
-            seconds=seconds, env_steps=env_steps, generated_per_second=generated, peak_memory_bytes=peak_memory_bytes()
-        )
-
-
-def generation(width: int, num_seeds: int) -> Callable[[Any, int], float]:
-    """What samples the responses of one update, for every seed, and says how many tokens a second that was."""
-    import jax
-    import numpy as np
-
-    from purepg import envs
-    from purepg.algorithms.groups import source
-
-    _, config, network, network_config, env = make("grpo", width)
-    env = envs.make(env)
-    groups = source(env, network(env, network_config))
-
-    @jax.jit
-    def sample(key, params):
-        def of_seed(key, params):
-            return groups.sample(key, params, config.num_prompts, config.group_size).mask.sum()
-
-        return jax.vmap(of_seed)(jax.random.split(key, num_seeds), params)
-
-    def tokens_per_second(params: Any, seed: int) -> float:
-        params = jax.tree.map(lambda x: x[0], params)
-        np.asarray(sample(jax.random.key(seed), params))
-        begun, tokens = time.perf_counter(), 0
-        for i in range(5):
-            tokens += int(np.asarray(sample(jax.random.key(seed + i), params)).sum())
-        return tokens / (time.perf_counter() - begun)
-
-    return tokens_per_second
-
-
-def overhead_worker(name: str, size: int, num_seeds: int, num_updates: int, devices: int | None) -> None:
-    """Compiles a population, and trains it once for every line on stdin, which names what watches or saves the run."""
-    from purepg.run.checkpoint import Checkpoints
-    from purepg.run.loop import Interrupt, Progress, Saving, run_chunk
-    from purepg.run.record import Record
-    from purepg.run.wandb_sink import WandbSink
-
-    plan, group, chunk, population = prepared(name, size, num_seeds, num_updates, devices)
-    log_every = plan.run.log_every
-    group = group._replace(num_updates=num_updates)
-    run_chunk(population, group, chunk, log_every, [], Interrupt())
-    answer(ready=True)
-    for line in sys.stdin:
-        what = line.strip()
-        begun = time.perf_counter()
-        with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as ends:
-            out, sinks, saving = Path(folder), [], None
-            if what == "log.jsonl":
-                record = ends.enter_context(Record.open(out))
-                sinks.append(record.append_block)
-            elif what == "progress bar":
-                bar = Progress(plan.run.total_steps, shown=True)
-                ends.callback(bar.close)
-                sinks.append(bar)
-            elif what == "W&B":
-                members = list(range(num_seeds))
-                sink = WandbSink("offline", "seed", "benchmark", "benchmark", out, {}, [{}], members, log_every)
-                ends.callback(sink.finish, {})
-                sinks.append(sink.log_block)
-            elif what == "a checkpoint":
-                checkpoints = Checkpoints(out, 0, 2)
-                ends.callback(checkpoints.close)
-                saving = Saving(checkpoints, 1e9, lambda error: sys.exit(str(error)), None)  # the one at the end
-            outcome = run_chunk(population, group, chunk, log_every, sinks, Interrupt(), saving)
-            trained = outcome.run_seconds
-        answer(seconds=time.perf_counter() - begun, trained=trained)
+PUREPG = str(HERE / "peers" / "purepg_worker.py")
 
 
 def overhead(
@@ -203,7 +53,7 @@ def overhead(
         rate = {"ppo": 500_000, "sac": 5_000, "td3": 6_000}[name]  # roughly, of two cores
         num_updates = max(20, 10 * round(length * rate / (num_envs * num_seeds * NUM_STEPS[name] * 10)))
         sizes_ = [name, str(num_envs), str(num_seeds), str(num_updates), str(devices or 0)]
-        worker = Worker([sys.executable, __file__, "--overhead-worker", *sizes_])
+        worker = Worker([sys.executable, PUREPG, "overhead", *sizes_])
         shares: dict[str, list[tuple[float, float]]] = {what: [] for what in overheads}
         seconds = []
         for _ in range(repeats):
@@ -217,10 +67,6 @@ def overhead(
         print(f"{size:>10}  {num_updates:>8}  {statistics.median(seconds):>7.1f}  {said}", flush=True)
         results.append({"size": size, "num_updates": num_updates, "seconds": seconds, "per_cent": shares})
     return results
-
-
-def answer(**values) -> None:
-    print(json.dumps(values), flush=True)
 
 
 class Worker:
@@ -270,7 +116,7 @@ def measure(size: str, peer: str | None, repeats: int, devices: int | None) -> d
     num_envs, num_seeds = map(int, shape.split("x"))
     num_updates = max(1, STEPS_PER_RUN[name] // (num_envs * num_seeds * NUM_STEPS[name]))
     sizes = [name, str(num_envs), str(num_seeds), str(num_updates)]
-    workers = {"purepg": Worker([sys.executable, __file__, "--worker", *sizes, str(devices or 0)])}
+    workers = {"purepg": Worker([sys.executable, PUREPG, "speed", *sizes, str(devices or 0)])}
     if peer:
         names = ("--algorithm", "--num-envs", "--num-seeds", "--num-updates", "--num-steps")
         sizes.append(str(NUM_STEPS[name]))
@@ -363,15 +209,7 @@ def main() -> None:
     parser.add_argument("--overhead", nargs="*", choices=OVERHEADS, metavar="WHAT", help=what)
     parser.add_argument("--seconds", type=float, default=8, help="length of a run for --overhead (default: about 8)")
     parser.add_argument("--page", type=Path, help=page_help("benchmark_..."))
-    parser.add_argument("--worker", nargs=5, help=argparse.SUPPRESS)
-    parser.add_argument("--overhead-worker", nargs=5, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    for work, given in ((purepg_worker, arguments.worker), (overhead_worker, arguments.overhead_worker)):
-        if given:
-            name, *numbers = given
-            size, num_seeds, num_updates, devices = map(int, numbers)
-            work(name, size, num_seeds, num_updates, devices or None)
-            return
     sizes = arguments.sizes.split(",") if arguments.sizes else SIZES if arguments.overhead is None else OVERHEAD_SIZES
     kinds = {OVERHEAD_MARKER} if arguments.overhead is not None else {MARKERS[x.split(":")[0]] for x in sizes}
     if arguments.page:

@@ -15,6 +15,7 @@ import numpy as np
 import tyro
 
 from purepg.config import Seed
+from purepg.run.pages import table
 from purepg.run.plot import COLOURS, GREY, LINE_STYLES, MAX_INSIDE, dress
 from purepg.run.saved import Strata, gather, ranges, stratify
 from purepg.run.statistics import (
@@ -25,7 +26,7 @@ from purepg.run.statistics import (
     pooled,
     probability_of_improvement,
 )
-from purepg.run.study import Study, main, table
+from purepg.run.study import Study, main
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,7 +8,6 @@ followed.
 
 import dataclasses
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import jax
@@ -24,15 +23,18 @@ from purepg.lab.exact import bellman_gradient, in_float64, log_policy, objective
 from purepg.lab.statistics import Statistics, sample, statistics
 from purepg.lab.trajectories import enumerate_trajectories, state_distributions
 from purepg.networks.tabular import tabular_policy
+from purepg.run.experiment import train_population
+from purepg.run.pages import table
+from purepg.run.plan import RunConfig
 from purepg.run.plot import COLOURS, GREY, dress
-from purepg.run.study import Study, main, table
-from purepg.train import train
-from purepg.types import Algorithm, Params
+from purepg.run.study import Study, main
+from purepg.types import Algorithm, Env, Network, Params, UpdateSteps
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MDP = aliased()
+ENV = mdp_env(MDP)
 UNDISCOUNTED = dataclasses.replace(MDP, gamma=1.0)
 MAX_STEPS = 5  # of the longest episode
 NETWORK = tabular_policy(MDP, pinned=True)
@@ -123,9 +125,9 @@ def returns(p: np.ndarray) -> np.ndarray:
 # --- estimated ---
 
 
-def algorithm(config: Config, value: np.ndarray, **changes: Any) -> Algorithm:
-    """REINFORCE with the plain gradient of the return; `value` is the critic's, and does not learn."""
-    settings = REINFORCEConfig(
+def settings(config: Config, **changes: Any) -> REINFORCEConfig:
+    """REINFORCE with the plain gradient of the return."""
+    plain = REINFORCEConfig(
         num_episodes=config.num_episodes,
         max_steps=MAX_STEPS,
         optimizer="sgd",
@@ -135,7 +137,12 @@ def algorithm(config: Config, value: np.ndarray, **changes: Any) -> Algorithm:
         mean_over_steps=False,
         value_coef=0.0,
     )
-    return reinforce(mdp_env(MDP), WithCritic(NETWORK, jnp.asarray(value)), dataclasses.replace(settings, **changes))
+    return dataclasses.replace(plain, **changes)
+
+
+def with_critic(value: np.ndarray) -> Network:
+    """The policy, and a critic `[S]` that does not learn."""
+    return WithCritic(NETWORK, jnp.asarray(value))
 
 
 class Estimate(NamedTuple):
@@ -158,7 +165,8 @@ def estimated(config: Config) -> list[Estimate]:
     out = []
     for baseline, V in {"none": 0 * value, "value": value}.items():
         for discounts in NAMES:
-            one = algorithm(config, V, num_episodes=1, baseline=baseline, discount_states=discounts)
+            one_episode_each = settings(config, num_episodes=1, baseline=baseline, discount_states=discounts)
+            one = reinforce(ENV, with_critic(V), one_episode_each)
             key = jax.random.fold_in(jax.random.key(config.seed), len(out))
             samples = theta(sample(update_of(one, params, config.learning_rate), key, config.num_samples))
             mean, deviation = one_episode(V, discounts)
@@ -174,22 +182,32 @@ def episodes_needed(mean: float, deviation: float) -> float:
 # --- followed ---
 
 
+def watched(env: Env, network: Network, config: REINFORCEConfig) -> Algorithm:
+    """REINFORCE whose metrics also hold p after each update. Every update counts as its longest, so that a number of
+    environment steps is a number of updates."""
+    base = reinforce(env, network, config)
+
+    def step(key, state, update):
+        state, metrics = base.step(key, state, update)
+        return state, metrics | {"p": jax.nn.sigmoid(theta(state.learner.params))}
+
+    return base._replace(step=step, update_steps=UpdateSteps(base.update_steps.most, base.update_steps.most))
+
+
 def trained(config: Config) -> dict[bool, np.ndarray]:
-    """p before the first update and after each, `[S, U + 1]`, by `discount_states`: one program for all agents."""
-
-    def run(key, discounts):
-        base = algorithm(config, np.zeros(MDP.num_states), discount_states=discounts)
-
-        def step(key, state, update):
-            state, metrics = base.step(key, state, update)
-            return state, metrics | {"p": jax.nn.sigmoid(theta(state.learner.params))}
-
-        k_init, k_train = jax.random.split(key)
-        _, metrics = train(k_train, base._replace(step=step), base.init(k_init), 0, config.num_updates)
-        return jnp.append(START, metrics["p"])
-
-    seeds = jax.vmap(partial(jax.random.fold_in, jax.random.key(config.seed)))(jnp.arange(config.num_seeds))
-    return jax.tree.map(np.asarray, jax.jit(jax.vmap(lambda key: {d: run(key, d) for d in NAMES}))(seeds))
+    """p before the first update and after each, `[S, U + 1]`, by `discount_states`."""
+    steps = config.num_updates * config.num_episodes * MAX_STEPS
+    sizes = {"num_seeds": config.num_seeds, "seed": config.seed, "eval_episodes": 1, "eval_max_steps": MAX_STEPS}
+    found = train_population(
+        watched,
+        settings(config),
+        lambda env, unused: with_critic(np.zeros(MDP.num_states)),
+        run=RunConfig(total_steps=steps, log_every=0, **sizes),
+        env=ENV,
+        sweep={"discount_states": list(NAMES)},
+    )
+    of_policies = zip(NAMES, found.metrics["p"], strict=True)
+    return {discounts: np.pad(p, ((0, 0), (1, 0)), constant_values=START) for discounts, p in of_policies}
 
 
 def mean_path(config: Config, rate: float) -> np.ndarray:

@@ -7,11 +7,8 @@ becomes of DPG with less noise on its actions, or without a bound on its gradien
 
 import dataclasses
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from purepg.algorithms.dpg import DPGConfig, dpg
@@ -19,10 +16,12 @@ from purepg.config import Positive, Range, Seed
 from purepg.envs.lqr import coupled_carts, lqr_env
 from purepg.lab.lqr import gradient, objective, optimum, state_moment
 from purepg.networks.linear import LinearQuadraticConfig, linear_quadratic
+from purepg.run.experiment import train_population
+from purepg.run.pages import table
+from purepg.run.plan import RunConfig
 from purepg.run.plot import COLOURS, GREY, dress
-from purepg.run.study import Study, main, table
-from purepg.train import train
-from purepg.types import UsageError
+from purepg.run.study import Study, main
+from purepg.types import Algorithm, Env, QNetwork, UsageError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 
 LQR = coupled_carts()
 ENV = lqr_env(LQR)
-NETWORK = linear_quadratic(ENV, LinearQuadraticConfig())
 BEST = optimum(LQR)
 NEAR = 0.01  # a gain whose cost is this little above the least has found it, as a share
 WINDOW = 10  # updates whose cosines are pooled: one update's say little
@@ -93,25 +91,35 @@ class Path(NamedTuple):
     )  # [S, U, n + m, n + m] of the learned Q(z) = z^T matrix z + offset by which the gain took its step
 
 
-def trained(config: Config, setting: DPGConfig) -> Path:
-    """All seeds of a setting as one program."""
-    base = dpg(ENV, NETWORK, setting)
+def watched(env: Env, network: QNetwork, config: DPGConfig) -> Algorithm:
+    """DPG whose metrics also hold, entry by entry, its gain before and after each update, and its learned Q."""
+    base = dpg(env, network, config)
 
     def gain(state):
         return -state.learner.params["policy"]["params"]["weight"].T
 
     def step(key, state, update):
-        after, _ = base.step(key, state, update)
+        after, metrics = base.step(key, state, update)
         matrix = after.learner.params["critic"]["params"]["matrix"][0]
-        return after, {"before": gain(state), "after": gain(after), "matrix": (matrix + matrix.T) / 2}
+        shown = {"before": gain(state), "after": gain(after), "matrix": (matrix + matrix.T) / 2}
+        return after, metrics | {f"{name} {i}": x for name, of in shown.items() for i, x in enumerate(of.ravel())}
 
-    def run(key):
-        k_init, k_train = jax.random.split(key)
-        return train(k_train, base._replace(step=step), base.init(k_init), 0, config.num_updates)[1]
+    return base._replace(step=step)
 
-    seeds = jax.vmap(partial(jax.random.fold_in, jax.random.key(config.seed)))(jnp.arange(config.num_seeds))
-    metrics = jax.jit(jax.vmap(run))(seeds)
-    return Path(**jax.tree.map(lambda x: np.asarray(x, np.float64), metrics))
+
+def trained(config: Config, setting: DPGConfig) -> Path:
+    """All seeds of a setting as one program."""
+    steps = config.num_updates * setting.num_envs * setting.num_steps
+    run = RunConfig(total_steps=steps, num_seeds=config.num_seeds, seed=config.seed, log_every=0, eval_episodes=1)
+    found = train_population(watched, setting, linear_quadratic, LinearQuadraticConfig(), run, env=ENV)
+    n, m = LQR.num_states, LQR.num_actions
+    shapes = {"before": (m, n), "after": (m, n), "matrix": (n + m, n + m)}
+
+    def of_entries(name: str, shape: tuple[int, int]) -> np.ndarray:
+        entries = [found.metrics[f"{name} {i}"][0] for i in range(shape[0] * shape[1])]
+        return np.stack(entries, axis=-1).reshape(*entries[0].shape, *shape).astype(np.float64)
+
+    return Path(**{name: of_entries(name, shape) for name, shape in shapes.items()})
 
 
 # --- held against what is known ---

@@ -30,17 +30,19 @@ import numpy as np
 from purepg.algorithms.clone import CloneConfig, clone
 from purepg.algorithms.family import FAMILY
 from purepg.algorithms.groups import source
-from purepg.algorithms.grpo import grpo
+from purepg.algorithms.grpo import GRPOConfig, grpo
 from purepg.algorithms.preferences import RewardModelConfig, fit_reward_model, learned_reward, sample_preferences
 from purepg.config import Count, Positive, Range, Seed
 from purepg.envs.tasks import Task, decode, reversing, token_env
 from purepg.language.model import LanguageModel, LanguageModelConfig
+from purepg.run.experiment import train_population
+from purepg.run.pages import table
+from purepg.run.plan import RunConfig
 from purepg.run.plot import COLOURS, GREY, dress
 from purepg.run.start import language_model
 from purepg.run.statistics import bootstrap_interval, iqm
-from purepg.run.study import Study, main, table
-from purepg.train import train
-from purepg.types import Array, Env, Key, Params, UsageError
+from purepg.run.study import Study, main
+from purepg.types import Algorithm, Array, Env, Key, Params, State, UpdateSteps, UsageError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -110,7 +112,7 @@ class Curves(NamedTuple):
     kl: Any  # of whole responses from the clone's, exact at each of their tokens
     proxy: Any  # the learned reward on the prompts that are trained on
     true: Any  # the true one on held-out prompts
-    answers: Any  # [S, H, NUM_SHOWN, L + R] rows, in the end
+    answers: Any  # [H, NUM_SHOWN, L + R] rows of the first seed, in the end
 
 
 class RewardModel(NamedTuple):
@@ -122,19 +124,40 @@ class RewardModel(NamedTuple):
     correlation: Any  # of learned and true reward among the clone's answers to a prompt
 
 
-def cloned(key: Key, env: Env, model: LanguageModel, num_updates: int) -> Params:
-    algorithm = clone(env, model, CloneConfig(batch_size=128, learning_rate=3e-3, num_held_out=0))
-    k_init, k_train = jax.random.split(key)
-    return train(k_train, algorithm, algorithm.init(k_init), 0, num_updates)[0].learner.params
+class Judge(NamedTuple):
+    """A learned reward, standardised among the clone's answers to a prompt."""
+
+    params: Params  # of the reward model
+    mean: Array
+    deviation: Array
 
 
-def one_seed(key: Key, kl_coefs: Array, start: Params, env: Env, model: LanguageModel, config: Config) -> Any:
-    """(RewardModel, Curves) of one preference set; its training has the same randomness for every coefficient."""
-    c, task, held_out = config, env.task, env.held_out
+class World(NamedTuple):
+    """What an agent of GRPO was given, beside what GRPO keeps itself."""
+
+    grpo: Any
+    judge: Judge
+    found: RewardModel
+    true_at_start: Array  # the clone's true reward on held-out prompts
+
+
+def cloned(config: Config, env: Env) -> Params:
+    """The parameters of the clone that all start from."""
+    batch = CloneConfig(batch_size=128, learning_rate=3e-3, num_held_out=0)
+    steps = config.clone_updates * batch.batch_size * env.task.response_length
+    run = RunConfig(total_steps=steps, num_seeds=1, seed=config.seed, log_every=0, eval_episodes=NUM_SHOWN)
+    found = train_population(clone, batch, language_model, MODEL, run, env=env)
+    return jax.device_get(found.agent().state.learner.params)
+
+
+def judge(key: Key, env: Env, model: LanguageModel, config: Config) -> tuple[Judge, RewardModel, Array]:
+    """A reward model fitted to pairs of the clone's answers, how good it is, and the clone's true reward on held-out
+    prompts."""
+    start, held_out = model.start, env.held_out
     assert held_out is not None
-    k_pairs, k_held_out, k_fit, k_measure, k_start, k_init, k_train, k_answer = jax.random.split(key, 8)
-    pairs = sample_preferences(k_pairs, env, model, start, c.num_pairs, c.num_candidates)
-    fit = RewardModelConfig(num_steps=c.reward_model_steps)
+    k_pairs, k_held_out, k_fit, k_measure, k_start = jax.random.split(key, 5)
+    pairs = sample_preferences(k_pairs, env, model, start, config.num_pairs, config.num_candidates)
+    fit = RewardModelConfig(num_steps=config.reward_model_steps)
     params, _ = fit_reward_model(k_fit, model, start, pairs, fit)
 
     def accuracy(pairs):
@@ -144,33 +167,66 @@ def one_seed(key: Key, kl_coefs: Array, start: Params, env: Env, model: Language
     unseen = sample_preferences(k_held_out, held_out, model, start, NUM_MEASURED, 2)
     own = source(env, model).sample(k_measure, start, NUM_MEASURED // 4, 4)
     learned, true = model.apply(params, own.obs)[1], jnp.sum(own.reward, axis=-1)
-    mean = jnp.mean(learned)
     deviation = jnp.sqrt(jnp.mean(jnp.var(learned, axis=1, ddof=1)))
     among = jnp.stack([learned, true]) - jnp.stack([learned, true]).mean(axis=-1, keepdims=True)
     correlation = jnp.corrcoef(among.reshape(2, -1))[0, 1]
-    raw = learned_reward(model, params)
-    proxy = token_env(task, reward=lambda prompt, response: (raw(prompt, response) - mean) / deviation)
-    proxy = proxy._replace(held_out=held_out)
     begins = source(held_out, model).sample(k_start, start, NUM_MEASURED, 1)
-    true_at_start = jnp.sum(begins.reward) / NUM_MEASURED
-
-    def run(kl_coef):
-        grpo_config = dataclasses.replace(
-            FAMILY["rloo"],
-            num_prompts=c.num_prompts,
-            learning_rate=c.learning_rate,
-            kl_coef=kl_coef,
-            num_held_out=c.num_held_out,
-        )
-        algorithm = grpo(proxy, model._replace(start=start), grpo_config)
-        state, m = train(k_train, algorithm, algorithm.init(k_init), 0, c.num_updates)
-        # The KL and the proxy are of the policy before an update, the true reward of the one after it.
-        before = jnp.append(true_at_start, m["held_out_return"][:-1])
-        answers = source(held_out, model).sample(k_answer, state.learner.params, NUM_SHOWN, 1)
-        return Curves(m["kl_reference"], m["episode_return"], before, answers.obs[:, 0])
-
     found = RewardModel(jnp.sum(pairs.weight), accuracy(pairs), accuracy(unseen), correlation)
-    return found, jax.vmap(run)(kl_coefs)
+    return Judge(params, jnp.mean(learned), deviation), found, jnp.sum(begins.reward) / NUM_MEASURED
+
+
+def judged_grpo(config: Config, env: Env, model: LanguageModel, own: GRPOConfig) -> Algorithm:
+    """GRPO on a reward that its `init` learns first: a seed is its own pairs, reward model and training. Every update
+    counts as its longest, so that a number of environment steps is a number of updates."""
+
+    def inner(learned: Judge) -> Algorithm:
+        raw = learned_reward(model, learned.params)
+        proxy = token_env(env.task, reward=lambda *answer: (raw(*answer) - learned.mean) / learned.deviation)
+        return grpo(proxy._replace(held_out=env.held_out), model, own)
+
+    def init(key):
+        k_judge, k_init = jax.random.split(key)
+        learned, found, true_at_start = judge(k_judge, env, model, config)
+        learner, world, _ = inner(learned).init(k_init)
+        return State(learner, World(world, learned, found, true_at_start))
+
+    def step(key, state, update):
+        after, metrics = inner(state.world.judge).step(key, State(state.learner, state.world.grpo), update)
+        return State(after.learner, state.world._replace(grpo=after.world)), metrics
+
+    def policy(state, deterministic):
+        return inner(state.world.judge).policy(State(state.learner, state.world.grpo), deterministic)
+
+    most = grpo(env, model, own).update_steps.most
+    return Algorithm(init, step, policy, UpdateSteps(most, most))
+
+
+def trained(config: Config, env: Env, start: Params) -> tuple[RewardModel, Curves]:
+    """GRPO for every coefficient and seed as one program; a seed has the same randomness for every coefficient."""
+    c, held_out = config, env.held_out
+    assert held_out is not None
+    sizes = {"num_prompts": c.num_prompts, "learning_rate": c.learning_rate, "num_held_out": c.num_held_out}
+    own = dataclasses.replace(FAMILY["rloo"], **sizes, kl_coef=0.0)
+    steps = c.num_updates * own.num_prompts * own.group_size * env.task.response_length
+    run = RunConfig(total_steps=steps, num_seeds=c.num_seeds, seed=c.seed, log_every=0, eval_episodes=NUM_SHOWN)
+    found = train_population(
+        *(partial(judged_grpo, c), own, lambda env, sizes: language_model(env, sizes, start), MODEL, run),
+        env=env,
+        sweep={"kl_coef": list(c.kl_coefs)},
+    )
+    kl, proxy, after = (
+        found.metrics[name].swapaxes(0, 1) for name in ("kl_reference", "episode_return", "held_out_return")
+    )
+    worlds = [found.agent(0, s).state.world for s in range(c.num_seeds)]
+    # The KL and the proxy are of the policy before an update, the true reward of the one after it.
+    at_start = np.array([world.true_at_start for world in worlds])
+    first = np.broadcast_to(at_start[:, None, None], (*after.shape[:2], 1))
+    true = np.concatenate([first, after[..., :-1]], axis=-1)
+    answer = jax.jit(source(held_out, language_model(env, MODEL)).sample, static_argnums=(2, 3))
+    key, shown = jax.random.key(c.seed), range(len(c.kl_coefs))
+    answers = [answer(key, found.agent(h, 0).state.learner.params, NUM_SHOWN, 1).obs[:, 0] for h in shown]
+    models = jax.tree.map(lambda *x: np.array(x), *(world.found for world in worlds))
+    return models, Curves(kl, proxy, true, np.array(answers))
 
 
 # --- the turning point ---
@@ -225,17 +281,12 @@ def study(config: Config) -> Study:
         raise UsageError(f"kl_coefs ({c.kl_coefs}) must be one or more numbers of at least 0")
     task = graded(reversing(c.length))
     env = token_env(task)._replace(held_out=token_env(task, held_out=True))
-    model = language_model(env, MODEL)
-    k_clone, k_seeds = jax.random.split(jax.random.key(c.seed))
-    start = jax.jit(partial(cloned, env=env, model=model, num_updates=c.clone_updates))(k_clone)
-    seeds = jax.vmap(partial(jax.random.fold_in, k_seeds))(jnp.arange(c.num_seeds))
-    every = jax.vmap(partial(one_seed, env=env, model=model, config=c), (0, None, None))
-    found, curves = jax.tree.map(np.asarray, jax.jit(every)(seeds, jnp.array(c.kl_coefs), start))
+    found, curves = trained(c, env, cloned(c, env))
     # The start is known: its KL is 0, and its true reward is of many answers.
     kl, proxy, true = (np.append(x[..., :1], smoothed(x[..., 1:], c.window), axis=-1) for x in curves[:3])
     turns = [turn(kl[:, h], proxy[:, h], true[:, h]) for h in range(len(c.kl_coefs))]
     at_start = curves.true[:, 0, 0]
-    report = [say_reward_models(c, task, found, at_start), say_turns(c, turns), say_answers(c, task, curves.answers[0])]
+    report = [say_reward_models(c, task, found, at_start), say_turns(c, turns), say_answers(c, task, curves.answers)]
     numbers = {
         "config": dataclasses.asdict(c),
         "true at the start": at_start,

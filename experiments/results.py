@@ -13,8 +13,9 @@ from typing import Any
 import tyro
 
 from purepg.run.cli import leave, parse_flags
-from purepg.run.record import CONFIG, SUMMARY, reason
-from purepg.run.study import read_block, write_block
+from purepg.run.console import reason
+from purepg.run.folder.files import CONFIG, SUMMARY
+from purepg.run.pages import read_block, write_block
 from purepg.types import UsageError
 
 MARKER = "results"

@@ -18,8 +18,9 @@ import numpy as np
 
 import purepg.algorithms
 from purepg.config import Count, Seed, check_choice
-from purepg.run.record import CHECKPOINTS, CONFIG, LOG, METRICS
-from purepg.run.study import Study, main, table
+from purepg.run.folder.files import CHECKPOINTS, CONFIG, LOG, METRICS
+from purepg.run.pages import table
+from purepg.run.study import Study, main
 from purepg.runtime import users_environment
 
 HERE = Path(__file__).parent

@@ -21,15 +21,14 @@ from purepg.algorithms.ppo import PPOConfig, ppo
 from purepg.algorithms.ppo_penalty import PPOPenaltyConfig, ppo_penalty
 from purepg.algorithms.trpo import TRPOConfig, trpo
 from purepg.config import Count, Positive, Range, Seed
-from purepg.networks.actor_critic import NetworkConfig, actor_critic
-from purepg.run.loop import Interrupt, run_chunk
-from purepg.run.plan import Plan, RunConfig, prepare
+from purepg.run.console import say
+from purepg.run.experiment import train_population
+from purepg.run.pages import table
+from purepg.run.plan import RunConfig
 from purepg.run.plot import COLOURS, GREY, dress, on_common_grid, over_seeds
-from purepg.run.population import Chunk
-from purepg.run.record import say
+from purepg.run.results import Results
 from purepg.run.statistics import iqm
-from purepg.run.study import Study, main, table
-from purepg.run.summary import Part, assemble, diverged
+from purepg.run.study import Study, main
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -113,37 +112,13 @@ SWEEPS = (
 # --- trained ---
 
 
-def plan(config: Config, sweep: Sweep) -> Plan:
-    """The run of a sweep; its settings are the step sizes."""
-    run = RunConfig(
-        ENV,
-        config.total_steps,
-        config.num_seeds,
-        config.seed,
-        log_every=0,
-        eval_episodes=config.eval_episodes,
-        wandb="disabled",
+def trained(config: Config, sweep: Sweep) -> Results:
+    """All step sizes and seeds of a sweep as one program."""
+    sizes = {"num_seeds": config.num_seeds, "seed": config.seed, "eval_episodes": config.eval_episodes}
+    run = RunConfig(ENV, config.total_steps, log_every=0, **sizes)
+    return train_population(
+        sweep.algorithm, sweep.config, run=run, sweep={sweep.field: sweep.grid(config.per_decade)}, name=sweep.name
     )
-    configs = {sweep.algorithm.__name__: sweep.config, "network": NetworkConfig()}
-    return prepare(sweep.algorithm, actor_critic, configs, run, {sweep.field: sweep.grid(config.per_decade)})
-
-
-class Trained(NamedTuple):
-    """What became of a sweep's agents."""
-
-    returned: np.ndarray  # [H, S] final evaluation: actions sampled, whole episodes
-    metrics: dict[str, np.ndarray]  # each [H, S, U]
-    num_diverged: int  # agents whose parameters became non-finite; they stay, and are evaluated, as before that update
-
-
-def trained(plan: Plan) -> Trained:
-    """All step sizes and seeds as one program."""
-    run, (group,) = plan.run, plan.groups
-    chunk = Chunk(slice(0, len(plan.settings)), slice(0, run.num_seeds))
-    population = plan.population(group, chunk.shape)
-    outcome = run_chunk(population, group, chunk, run.log_every, [], Interrupt())
-    metrics, _ = assemble([Part(group, chunk, outcome)], *chunk.shape)
-    return Trained(outcome.sampled, metrics, sum(len(diverged(finite)) for finite in metrics["finite"]))
 
 
 # --- measured ---
@@ -189,8 +164,8 @@ def decades(step: np.ndarray, region: tuple[int, int] | None) -> float:
     return 0.0 if region is None else float(np.log10(step[region[1]] / step[region[0]]))
 
 
-def measure(config: Config, sweep: Sweep, agents: Trained) -> Result:
-    step, returned, metrics = np.array(sweep.grid(config.per_decade)), agents.returned, agents.metrics
+def measure(config: Config, sweep: Sweep, found: Results) -> Result:
+    step, returned, metrics = np.array(sweep.grid(config.per_decade)), found.final_return, found.metrics
     num_settings, num_seeds = returned.shape
     middle = iqm(returned)
 
@@ -218,7 +193,7 @@ def measure(config: Config, sweep: Sweep, agents: Trained) -> Result:
         longest_row(middle >= config.solved),
         (float(low), float(high)),
         curves[best],
-        agents.num_diverged,
+        sum(len(setting["diverged"]) for setting in found.summary["settings"]),
     )
 
 
@@ -379,12 +354,13 @@ def findings(results: Sequence[Result]) -> list[str]:
 
 def study(config: Config) -> Study:
     """Trains every sweep, and says how wide each one's good region is."""
-    plans = [plan(config, sweep) for sweep in SWEEPS]
     results = []
-    for sweep, planned in zip(SWEEPS, plans, strict=True):
+    for sweep in SWEEPS:
         begun = time.perf_counter()
-        say(f"{sweep.name} by {sweep.field}: {len(planned.settings)} step sizes x {config.num_seeds} seeds")
-        results.append(measure(config, sweep, trained(planned)))
+        say(
+            f"{sweep.name} by {sweep.field}: {len(sweep.grid(config.per_decade))} step sizes x {config.num_seeds} seeds"
+        )
+        results.append(measure(config, sweep, trained(config, sweep)))
         say(f"  solved over {width_of(results[-1])} decades; {time.perf_counter() - begun:.0f} s")
     num_agents = sum(len(r.step) for r in results) * config.num_seeds
     cut = [f"{r.sweep.name} by {r.sweep.field}" for r in results if r.cut]

@@ -94,6 +94,7 @@ class Env(NamedTuple):
     name: str = "custom"
     held_out: "Env | None" = None  # where policies are evaluated, if not here: resets that training never sees
     task: Any = None  # of an environment of tokens: its `envs.tasks.Task`
+    describe: Callable[[Obs], dict[str, str]] | None = None  # a final observation in words, for people to read
 
 
 class Transition(NamedTuple):

@@ -1,7 +1,9 @@
 """A toy environment in which everything is known beforehand, and what several test files need."""
 
 import functools
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -240,3 +242,19 @@ def loops_are_unbatched(function: Callable, *args: Any) -> bool:
     loops = [equation for equation in equations(function, *args) if equation.primitive.name == "while"]
     carries = [[x.aval for x in loop.outvars] for loop in loops]
     return bool(carries) and all(any(x.shape == () and x.dtype == jnp.int32 for x in carry) for carry in carries)
+
+
+def read_log(path: Path) -> dict[str, np.ndarray]:
+    """The metrics in a log.jsonl, each `[H, S, U]` float64, NaN where the log has null or nothing. A last line that was
+    cut short is ignored."""
+    blocks = [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    arrays = [{name: np.array(value, np.float64) for name, value in block["metrics"].items()} for block in blocks]
+    metrics: dict[str, np.ndarray] = {}
+    for block, values in zip(blocks, arrays, strict=True):
+        for name, value in values.items():
+            H, S = (1 + max(max(other[axis]) for other in blocks) for axis in ("settings", "seeds"))
+            U = max(other["start"] + x[name].shape[2] for other, x in zip(blocks, arrays, strict=True))
+            whole = metrics.setdefault(name, np.full((H, S, U), np.nan))
+            place = np.ix_(block["settings"], block["seeds"])
+            whole[(*place, slice(block["start"], block["start"] + value.shape[2]))] = value
+    return metrics

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from purepg.run.checkpoint import Checkpoints
-from purepg.run.record import RecordError
+from purepg.run.folder.checkpoint import Checkpoints
+from purepg.run.folder.files import RecordError
 from purepg.types import UsageError
 
 

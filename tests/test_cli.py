@@ -10,14 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import read_log
 
 from purepg.algorithms.a2c import A2CConfig, a2c
 from purepg.algorithms.ppo import PPOConfig, ppo
 from purepg.algorithms.reinforce import REINFORCEConfig, reinforce
 from purepg.networks.actor_critic import NetworkConfig, actor_critic
 from purepg.run.cli import main
+from purepg.run.folder.files import RecordError
+from purepg.run.folder.record import Record
 from purepg.run.plan import RunConfig
-from purepg.run.record import Record, RecordError, read_log
 from purepg.run.statistics import iqm
 
 TINY_PPO = PPOConfig(num_envs=2, num_steps=8, num_epochs=1, num_minibatches=1)

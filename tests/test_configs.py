@@ -49,7 +49,7 @@ from purepg.networks.actor_critic import (
 )
 from purepg.optimize import step_direction
 from purepg.run.plan import RunConfig, prepare
-from purepg.run.population import grid, group_by_program
+from purepg.run.sweep import grid, programs
 from purepg.train import guard, train
 from purepg.types import Box, Discrete, Env, UsageError
 
@@ -146,8 +146,8 @@ def test_settings_whose_floats_are_numbers_of_any_kind_share_one_program():
     rates: Any = (1e-3, np.float32(1e-3), np.array(1e-2), jnp.float32(1), 1)
     settings = grid({"a2c": A2CConfig(num_envs=1)}, {"learning_rate": rates})
     assert all(float_fields(setting.configs["a2c"]) == float_fields(A2CConfig()) for setting in settings)
-    (group,) = group_by_program(settings, lambda c: a2c(arms_env(), TinyNetwork(ARMS), c["a2c"]), 10_000)
-    np.testing.assert_array_equal(group.hyper["a2c"]["learning_rate"], np.float32(rates))
+    (program,) = programs(settings, lambda c: a2c(arms_env(), TinyNetwork(ARMS), c["a2c"]), 10_000)
+    np.testing.assert_array_equal(program.hyper["a2c"]["learning_rate"], np.float32(rates))
 
 
 def test_a_sweep_in_the_library_is_held_to_the_same_types():

@@ -15,8 +15,9 @@ import pytest
 from purepg.algorithms.ppo import PPOConfig, ppo
 from purepg.networks.actor_critic import NetworkConfig, actor_critic
 from purepg.run import evaluation
+from purepg.run.code import address_of, at_address
 from purepg.run.launch import launch
-from purepg.run.load import dereference, load, reference
+from purepg.run.load import load
 from purepg.run.plan import RunConfig, prepare
 from purepg.run.population import Population
 from purepg.train import evaluate
@@ -159,7 +160,7 @@ def moved_algorithm(out):
     "spoil, which, said",
     [
         (no_checkpoint, {"setting": 0, "seed": 2}, "holds no checkpoint of setting 0, seed 2"),
-        (no_summary, {"best": True}, r"has no summary\.json to tell which agent is best"),
+        (no_summary, {"best": True}, r"has no summary\.json: its run has not finished"),
         (no_config, {"best": True}, r"has no config\.json"),
         (moved_algorithm, {"setting": 0, "seed": 2}, r"cannot find purepg\.algorithms\.ppo:pop"),
     ],
@@ -176,21 +177,21 @@ def test_what_a_folder_lacks_is_said_and_nothing_is_written(run, tmp_path, spoil
 
 
 def test_a_function_is_found_again_in_its_module_or_in_the_script_that_was_run(tmp_path, monkeypatch):
-    assert reference(ppo) == "purepg.algorithms.ppo:ppo"
-    assert dereference("purepg.algorithms.ppo:ppo") is ppo
+    assert address_of(ppo) == "purepg.algorithms.ppo:ppo"
+    assert at_address("purepg.algorithms.ppo:ppo") is ppo
     script = tmp_path / "my_script.py"
     script.write_text("def my_algorithm(x):\n    return x + 1\n")
-    found = dereference(f"{script}:my_algorithm")
+    found = at_address(f"{script}:my_algorithm")
     assert found(1) == 2
     monkeypatch.setattr(sys.modules["__main__"], "__file__", str(script), raising=False)
     found.__module__ = "__main__"
-    assert reference(found) == f"{script}:my_algorithm"
+    assert address_of(found) == f"{script}:my_algorithm"
 
 
 def test_a_partial_function_may_train_but_is_refused_once_it_is_looked_for():
     for value in functools.partial(ppo), lambda: None:
         with pytest.raises(UsageError, match=r"cannot find .*, which the run was made with"):
-            dereference(reference(value))
+            at_address(address_of(value))
 
 
 def evaluated(capsys, *arguments: str) -> str:

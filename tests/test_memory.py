@@ -11,12 +11,11 @@ import purepg.run.launch
 import purepg.run.memory
 from purepg.algorithms.ddpg import DDPGConfig, ddpg
 from purepg.algorithms.ppo import PPOConfig, ppo
-from purepg.envs import make as make_env
 from purepg.networks.actor_critic import ActorQConfig, NetworkConfig, actor_critic, actor_q
 from purepg.run import cli
-from purepg.run.memory import MIB, forecast, free_bytes
-from purepg.run.plan import RunConfig
-from purepg.run.population import Chunk, Memory, Population, grid, group_by_program
+from purepg.run.memory import MIB, Memory, forecast, free_bytes
+from purepg.run.plan import RunConfig, prepare
+from purepg.run.population import Population
 
 CAPACITY = 100_000
 TRANSITION_BYTES = 3 * 4 + 4 + 4 + 1 + 1 + 3 * 4  # Pendulum's obs, action, reward, flags, next_obs
@@ -35,18 +34,14 @@ class CPU:
 
 @pytest.fixture(scope="module")
 def memory():
-    env = make_env("Pendulum-v1")
     sizes: Any = {"num_steps": 2, "batch_size": 4, "capacity": CAPACITY, "warmup_steps": 2}
     configs = {"ddpg": DDPGConfig(**sizes), "network": ActorQConfig("deterministic", hidden=(4,), num_critics=1)}
-
-    def make(configs):
-        return ddpg(env, actor_q(env, configs["network"]), configs["ddpg"])
-
-    (group,) = group_by_program(grid(configs, {}), make, 4)
-    population = Population(env, make, group, (1, MEMBERS), 0, 4, 1, 0, 1, 1)
-    members = population.members(Chunk(slice(0, 1), slice(0, MEMBERS)))
-    population.start_compiling(members, 2)
-    return population.memory(members, 2)
+    run = RunConfig("Pendulum-v1", 4, MEMBERS, eval_episodes=1, eval_max_steps=1, devices=1)
+    plan = prepare(ddpg, actor_q, configs, run, {})
+    (chunk,) = plan.chunks
+    population = Population(plan, chunk.program, chunk.shape)
+    population.start_compiling(chunk.members, 2)
+    return population.memory(chunk.members, 2)
 
 
 def test_the_replay_is_capacity_times_members_times_a_transitions_bytes(memory):

@@ -50,16 +50,16 @@ def test_every_link_picture_and_script_of_a_page_exists(page):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_a_script_and_flags_that_it_knows(name, monkeypatch):
-    """Up to where it would prepare the run."""
+    """Up to where it would train."""
 
     class ParsedError(Exception):
         pass
 
-    def prepare(algorithm, network, configs, run, sweep):
-        raise ParsedError(sweep)
+    def train_population(*arguments, **options):
+        raise ParsedError(arguments, options)
 
     script, flags = COMMANDS[name]
-    monkeypatch.setattr(cli, "prepare", prepare)
+    monkeypatch.setattr(cli, "train_population", train_population)
     monkeypatch.setattr(sys, "argv", [script, *flags])
     with pytest.raises(ParsedError):
         runpy.run_path(str(ROOT / script), run_name="__main__")

@@ -7,18 +7,11 @@ import pytest
 from purepg.algorithms.ppo import PPOConfig, ppo
 from purepg.envs import make as make_env
 from purepg.networks.actor_critic import NetworkConfig, actor_critic
-from purepg.run.loop import Interrupt, run_chunk
-from purepg.run.population import (
-    Chunk,
-    Group,
-    Population,
-    block_lengths,
-    chunks,
-    grid,
-    group_by_program,
-    most_devices,
-)
-from purepg.run.summary import Part, assemble
+from purepg.run.devices import most_devices
+from purepg.run.launch import launch
+from purepg.run.plan import RunConfig, prepare
+from purepg.run.population import Population
+from purepg.run.sweep import Chunk, Program, chunks, grid, programs
 from purepg.types import Algorithm, UpdateSteps, UsageError
 
 STEPS = 4 * 16
@@ -33,6 +26,12 @@ def sized(shortest, longest):
     return lambda configs: Algorithm(unused, unused, unused, UpdateSteps(shortest, longest))
 
 
+def agents(num_settings, num_seeds, num_updates=1, one_length=True):
+    """A chunk of all agents of a program of which only the sizes are looked at."""
+    program = Program(tuple(range(num_settings)), {}, {}, num_updates, one_length)
+    return Chunk(program, slice(0, num_settings), slice(0, num_seeds))
+
+
 CONFIGS = {
     "ppo": PPOConfig(num_envs=2, num_steps=8, num_epochs=2, num_minibatches=2, learning_rate=1e-2),
     "network": NetworkConfig(hidden=(8,)),
@@ -45,21 +44,24 @@ def env():
 
 
 @pytest.fixture(scope="module")
-def run(env):
-    """Trains settings x seeds in blocks and gives the parts."""
+def plan(env):
+    """Settings x seeds, and how they are trained."""
 
-    def make(configs):
-        return ppo(env, actor_critic(env, configs["network"]), configs["ppo"])
+    def plan(sweep, num_seeds=2, log_every=2, max_parallel=None):
+        sizes = {"num_seeds": num_seeds, "max_parallel": max_parallel, "log_every": log_every, "devices": 1}
+        run = RunConfig(total_steps=STEPS, eval_episodes=4, **sizes)
+        return prepare(ppo, actor_critic, CONFIGS, run, sweep, env)
 
-    def train(sweep, num_seeds=2, log_every=2, max_parallel=None):
-        settings = grid(CONFIGS, sweep)
-        parts = []
-        for group in group_by_program(settings, make, STEPS):
-            for chunk in chunks(len(group.settings), num_seeds, max_parallel):
-                population = Population(env, make, group, chunk.shape, 0, STEPS, 1, 0, 4, 20)
-                parts.append(Part(group, chunk, run_chunk(population, group, chunk, log_every, [], Interrupt())))
-        metrics, num_updates = assemble(parts, len(settings), num_seeds)
-        return parts, metrics, num_updates
+    return plan
+
+
+@pytest.fixture(scope="module")
+def run(plan):
+    """Trains a plan and gives its parts, metrics and numbers of updates."""
+
+    def train(*arguments, **sizes):
+        results = launch(plan(*arguments, **sizes), "test")
+        return results.parts, results.metrics, results.num_updates
 
     return train
 
@@ -86,7 +88,7 @@ def test_a_split_population_agrees_with_the_whole_to_rounding(run):
 
 def test_static_settings_are_trained_apart_and_padded_to_one_length(run):
     parts, metrics, num_updates = run({"num_steps": [8, 16]})
-    assert [part.group.settings for part in parts] == [(0,), (1,)]
+    assert [part.chunk.program.settings for part in parts] == [(0,), (1,)]
     np.testing.assert_array_equal(num_updates, [4, 2])
     np.testing.assert_array_equal(metrics["env_steps"][:, 0], [[16, 16, 16, 16], [32, 32, np.nan, np.nan]])
     assert np.isnan(metrics["policy_loss"][1, :, 2:]).all() and np.isfinite(metrics["policy_loss"][1, :, :2]).all()
@@ -112,32 +114,32 @@ def test_seeds_differ_and_are_the_same_for_every_setting(run):
 def test_settings_that_differ_in_floats_share_a_program():
     settings = grid(CONFIGS, {"gamma": [0.9, 0.99], "hidden": [(4,), (8,)], "target_kl": [None, 0.01, 0.02]})
     assert len(settings) == 12
-    groups = group_by_program(settings, sized(16, 16), STEPS)
-    assert sorted(len(group.settings) for group in groups) == [2, 2, 4, 4]
-    for group in groups:
-        for h, gamma in zip(group.settings, group.hyper["ppo"]["gamma"], strict=True):
+    found = programs(settings, sized(16, 16), STEPS)
+    assert sorted(len(program.settings) for program in found) == [2, 2, 4, 4]
+    for program in found:
+        for h, gamma in zip(program.settings, program.hyper["ppo"]["gamma"], strict=True):
             assert np.float32(settings[h].hyperparameters["gamma"]) == gamma
-            assert settings[h].configs["network"].hidden == group.configs["network"].hidden
+            assert settings[h].configs["network"].hidden == program.configs["network"].hidden
 
 
 @pytest.mark.parametrize("shortest, longest, total, expected", [(16, 16, 64, 4), (16, 16, 79, 4), (1, 10, 20, 11)])
 def test_the_number_of_updates_is_the_most_that_the_budget_can_hold(shortest, longest, total, expected):
-    (group,) = group_by_program(grid(CONFIGS, {}), sized(shortest, longest), total)
-    assert group.num_updates == expected
+    (program,) = programs(grid(CONFIGS, {}), sized(shortest, longest), total)
+    assert program.num_updates == expected
     # An update may begin while the longest one still fits.
     assert (expected - 1) * shortest + longest <= total < expected * shortest + longest
 
 
 def test_a_budget_below_one_update_is_refused():
     with pytest.raises(UsageError, match=r"total_steps \(15\) must be at least 16"):
-        group_by_program(grid(CONFIGS, {}), sized(16, 16), 15)
+        programs(grid(CONFIGS, {}), sized(16, 16), 15)
 
 
 @pytest.mark.parametrize("num_updates", [1, 7, 96, 97, 100])
 @pytest.mark.parametrize("log_every", [0, 1, 5, 10, 200])
 @pytest.mark.parametrize("one_length", [True, False])
 def test_blocks_cover_the_run_in_at_most_two_lengths(num_updates, log_every, one_length):
-    lengths = block_lengths(Group((0,), {}, {}, num_updates, one_length), log_every)
+    lengths = agents(1, 1, num_updates, one_length).block_lengths(log_every)
     assert sum(lengths) == num_updates if one_length else sum(lengths) >= num_updates
     assert max(lengths) <= (log_every or num_updates) and len(set(lengths[:-1])) <= 1
     if log_every and log_every < num_updates:
@@ -145,7 +147,7 @@ def test_blocks_cover_the_run_in_at_most_two_lengths(num_updates, log_every, one
 
 
 def test_blocks_divide_the_run_where_they_can():
-    assert block_lengths(Group((0,), {}, {}, 96, True), 10) == [8] * 12
+    assert agents(1, 1, 96, True).block_lengths(10) == [8] * 12
 
 
 @pytest.mark.parametrize(
@@ -153,9 +155,9 @@ def test_blocks_divide_the_run_where_they_can():
 )
 def test_chunks_hold_every_member_once_and_no_more_than_allowed(num_settings, num_seeds, at_most):
     count = np.zeros((num_settings, num_seeds), int)
-    for chunk in chunks(num_settings, num_seeds, at_most):
-        assert count[chunk.settings, chunk.seeds].size <= (at_most or num_settings * num_seeds)
-        count[chunk.settings, chunk.seeds] += 1
+    for chunk in chunks(agents(num_settings, num_seeds).program, num_seeds, at_most):
+        assert count[chunk.place].size <= (at_most or num_settings * num_seeds)
+        count[chunk.place] += 1
     assert (count == 1).all()
 
 
@@ -166,15 +168,10 @@ def test_devices_divide_the_seeds_or_the_settings():
     assert most_devices(4, 5, 7) == 1
 
 
-def test_a_float_of_any_config_is_swept_inside_one_program(env):
-    settings = grid(CONFIGS, {"policy_scale": [1e-9, 10.0]})
-
-    def make(configs):
-        return ppo(env, actor_critic(env, configs["network"]), configs["ppo"])
-
-    (group,) = group_by_program(settings, make, STEPS)
-    population = Population(env, make, group, (2, 1), 0, STEPS, 1, 0, 4, 20)
-    members = population.members(Chunk(slice(0, 2), slice(0, 1)))
-    _, metrics = population.advance(members, population.init(members), 0, 1)
+def test_a_float_of_any_config_is_swept_inside_one_program(plan):
+    swept = plan({"policy_scale": [1e-9, 10.0]}, num_seeds=1)
+    (chunk,) = swept.chunks
+    population = Population(swept, chunk.program, chunk.shape)
+    _, metrics = population.advance(chunk.members, population.init(chunk.members), 0, 1)
     entropy = jax.device_get(metrics["entropy"])[:, 0, 0]
     assert entropy[0] > entropy[1]

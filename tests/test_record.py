@@ -6,11 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import read_log
 
-from purepg.run import record as record_module
-from purepg.run.record import Record, RecordError, new_folder, read_log, setting_label
+from purepg.run.folder import files
+from purepg.run.folder.files import RecordError, new_folder
+from purepg.run.folder.record import Record
+from purepg.run.sweep import label_of
 from purepg.types import UsageError
 
+SEEDS = [0, 1, 2]
 resource = pytest.importorskip("resource")  # a file size limit is the disk that is full
 
 
@@ -39,7 +43,8 @@ def test_log_reads_back_to_the_bit(tmp_path):
     logged = block(2, 7)
     with Record.open(tmp_path) as record:
         for start in (0, 4):
-            record.append_block([0, 1], start, {name: value[..., start : start + 4] for name, value in logged.items()})
+            part = {name: value[..., start : start + 4] for name, value in logged.items()}
+            record.append_block([0, 1], start, part, SEEDS)
     metrics = read_log(tmp_path / "log.jsonl")
     assert metrics.keys() == logged.keys()
     for name, value in logged.items():
@@ -48,14 +53,14 @@ def test_log_reads_back_to_the_bit(tmp_path):
 
 def test_log_is_on_disk_before_append_block_returns(tmp_path):
     with Record.open(tmp_path) as record:
-        record.append_block([0], 0, block(1, 2))
+        record.append_block([0], 0, block(1, 2), SEEDS)
         assert read_log(tmp_path / "log.jsonl")["loss"].shape == (1, 3, 2)
 
 
 def test_log_writes_float32_in_its_shortest_form_nan_as_null_and_infinities_as_text(tmp_path):
     value = np.array([[[0.1, np.nan, np.inf, -np.inf]]], np.float32)
     with Record.open(tmp_path) as record:
-        record.append_block([3], 20, {"loss": value, "finite": value > 0})
+        record.append_block([3], 20, {"loss": value, "finite": value > 0}, [0])
     metrics = '{"loss":[[[0.1,null,"inf","-inf"]]],"finite":[[[true,false,true,false]]]}'
     line = f'{{"settings":[3],"seeds":[0],"start":20,"metrics":{metrics}}}\n'
     assert (tmp_path / "log.jsonl").read_text() == line
@@ -63,8 +68,8 @@ def test_log_writes_float32_in_its_shortest_form_nan_as_null_and_infinities_as_t
 
 def test_log_of_settings_that_differ_in_length_is_padded_with_nan(tmp_path):
     with Record.open(tmp_path) as record:
-        record.append_block([0, 2], 0, {"loss": np.ones((2, 3, 2), np.float32)})
-        record.append_block([1], 0, {"loss": np.full((1, 3, 4), 2, np.float32)})
+        record.append_block([0, 2], 0, {"loss": np.ones((2, 3, 2), np.float32)}, SEEDS)
+        record.append_block([1], 0, {"loss": np.full((1, 3, 4), 2, np.float32)}, SEEDS)
     expected = np.full((3, 3, 4), np.nan)
     expected[[0, 2], :, :2] = 1
     expected[1] = 2
@@ -84,8 +89,8 @@ def test_log_of_seeds_trained_in_turns_puts_each_where_it_belongs(tmp_path):
 def test_log_of_a_killed_run_loses_no_more_than_its_last_line(tmp_path):
     logged = block(1, 2)
     with Record.open(tmp_path) as record:
-        record.append_block([0], 0, logged)
-        record.append_block([0], 2, logged)
+        record.append_block([0], 0, logged, SEEDS)
+        record.append_block([0], 2, logged, SEEDS)
     path = tmp_path / "log.jsonl"
     whole = path.read_bytes()
     first = whole.index(b"\n") + 1
@@ -99,13 +104,13 @@ def test_log_of_a_killed_run_loses_no_more_than_its_last_line(tmp_path):
 def test_full_disk_costs_the_blocks_that_did_not_fit_and_is_said_once(tmp_path, capsys):
     logged = block(1, 2)
     with Record.open(tmp_path) as record:
-        record.append_block([0], 0, logged)
+        record.append_block([0], 0, logged, SEEDS)
         size = (tmp_path / "log.jsonl").stat().st_size
         with file_size_limit(size + size // 2):
-            record.append_block([0], 2, logged)
-            record.append_block([0], 4, logged)
+            record.append_block([0], 2, logged, SEEDS)
+            record.append_block([0], 4, logged, SEEDS)
             assert (tmp_path / "log.jsonl").stat().st_size == size
-        record.append_block([0], 6, logged)
+        record.append_block([0], 6, logged, SEEDS)
     loss = read_log(tmp_path / "log.jsonl")["loss"]
     np.testing.assert_array_equal(loss[..., :2].astype(np.float32), logged["loss"])
     np.testing.assert_array_equal(loss[..., 6:].astype(np.float32), logged["loss"])
@@ -182,7 +187,7 @@ def test_open_makes_the_folder_and_its_parents(tmp_path):
 
 def test_open_refuses_a_folder_that_holds_a_run_and_leaves_it_alone(tmp_path):
     with Record.open(tmp_path) as record:
-        record.append_block([0], 0, block(1, 2))
+        record.append_block([0], 0, block(1, 2), SEEDS)
     before = (tmp_path / "log.jsonl").read_bytes()
     with pytest.raises(UsageError, match=r"already holds a run .*--overwrite"):
         Record.open(tmp_path)
@@ -243,7 +248,7 @@ def test_open_says_in_one_line_that_it_may_not_write(tmp_path, monkeypatch):
 
 
 def test_new_folders_of_one_second_differ_and_are_named_for_the_script(tmp_path, monkeypatch):
-    monkeypatch.setattr(record_module.time, "strftime", lambda form: "20260102-030405")
+    monkeypatch.setattr(files.time, "strftime", lambda form: "20260102-030405")
     folders = [new_folder("experiments/ppo.py", root=tmp_path / "runs") for _ in range(3)]
     assert [folder.name for folder in folders] == [f"ppo-20260102-030405{end}" for end in ("", "-2", "-3")]
     for folder in folders:
@@ -256,6 +261,6 @@ def test_new_folder_under_a_file_says_one_line(tmp_path):
         new_folder("ppo", root=tmp_path / "runs")
 
 
-def test_setting_label_names_every_swept_value_and_nothing_where_nothing_is_swept():
-    assert setting_label({"learning_rate": 0.001, "clip_eps": 0.1}) == "learning_rate=0.001,clip_eps=0.1"
-    assert setting_label({}) == ""
+def test_label_of_names_every_swept_value_and_nothing_where_nothing_is_swept():
+    assert label_of({"learning_rate": 0.001, "clip_eps": 0.1}) == "learning_rate=0.001,clip_eps=0.1"
+    assert label_of({}) == ""

@@ -27,13 +27,15 @@ from purepg.algorithms.ppo_penalty import PPOPenaltyConfig, ppo_penalty
 from purepg.algorithms.reinforce import REINFORCEConfig, reinforce
 from purepg.algorithms.sac import SACConfig, sac
 from purepg.networks.actor_critic import ActorQConfig, NetworkConfig, actor_critic, actor_q
-from purepg.run.checkpoint import Checkpoints
 from purepg.run.cli import main
+from purepg.run.folder.checkpoint import Checkpoints
+from purepg.run.folder.config import refuse_differences
+from purepg.run.folder.files import RecordError
+from purepg.run.folder.record import Record
 from purepg.run.load import load
 from purepg.run.plan import RunConfig
-from purepg.run.population import Group, Population, block_lengths
-from purepg.run.record import Record, RecordError
-from purepg.run.resume import refuse_differences
+from purepg.run.population import Population
+from purepg.run.sweep import Chunk, Program
 from purepg.types import UsageError
 
 SCRIPT = Path(__file__).parent.parent / "experiments" / "ppo.py"
@@ -105,7 +107,7 @@ class Stop:
         del total_steps
         self._blocks = 0
 
-    def __call__(self, *block: Any) -> None:
+    def update(self, *block: Any) -> None:
         if self._blocks == self.at:
             if self.how == "killed":  # before the block's checkpoint
                 raise Killed
@@ -376,7 +378,7 @@ def test_another_configuration_is_refused_and_every_difference_named(flags, name
 
 def test_other_devices_flags_or_backends_are_refused(half):
     stored = json.loads((half / "config.json").read_text())
-    for name, value in ("devices", ["cpu", "cpu"]), ("xla_flags", "--other"), ("script", "a2c"):
+    for name, value in ("devices", ["cpu", "cpu"]), ("xla_flags", "--other"), ("spaces", "Discrete(16)"):
         with pytest.raises(UsageError, match=rf"configuration: {name} \(was [^()]*, is [^()]*\)$"):
             refuse_differences(half, stored, stored | {name: value})
     with pytest.raises(UsageError, match=r"configuration: backend \(was cpu, is gpu\)$"):
@@ -471,7 +473,7 @@ def half(tmp_path_factory):
         (spoil_config, "config.json cannot be read"),
         (foreign_config, "is not that of a run"),
         (list_config, "is not that of a run"),
-        (no_config, "holds no run: it has no config.json"),
+        (no_config, "has no config.json: it is not the folder of a run"),
         (spoil_log, "its log.jsonl cannot be read"),
         (foreign_log, "its log.jsonl cannot be read"),
         (log_of_other_metrics, "its log.jsonl cannot be read"),
@@ -488,7 +490,7 @@ def test_a_corrupted_or_foreign_folder_is_refused_and_left_untouched(spoil, said
 
 
 def test_a_missing_folder_is_refused_and_not_made(tmp_path, capsys):
-    assert "it has no config.json" in refused(EXPERIMENTS["ppo"], tmp_path / "none", capsys)
+    assert "has no config.json" in refused(EXPERIMENTS["ppo"], tmp_path / "none", capsys)
     assert not (tmp_path / "none").exists()
 
 
@@ -588,10 +590,10 @@ def test_wandb_has_the_whole_curve_once_after_a_resume(per, whole, tmp_path):
 @pytest.mark.parametrize("one_length", [True, False])
 @pytest.mark.parametrize("log_every", [0, 3, 10, 200])
 def test_a_run_goes_on_in_the_blocks_that_it_had(num_updates, one_length, log_every):
-    group = Group((0,), {}, {}, num_updates, one_length)
-    lengths = block_lengths(group, log_every)
+    chunk = Chunk(Program((0,), {}, {}, num_updates, one_length), slice(0, 1), slice(0, 1))
+    lengths = chunk.block_lengths(log_every)
     for i in range(len(lengths) + 1):
-        assert block_lengths(group, log_every, sum(lengths[:i])) == lengths[i:]
+        assert chunk.block_lengths(log_every, sum(lengths[:i])) == lengths[i:]
 
 
 class Process(NamedTuple):

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from purepg.run.study import Study, main, read_block, table, write_block
+from purepg.run.pages import read_block, table, write_block
+from purepg.run.study import Study, main
 from purepg.types import UsageError
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"

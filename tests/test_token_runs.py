@@ -32,13 +32,12 @@ from purepg.envs.tasks import TASKS, Task, decode, reversing, token_env
 from purepg.language.model import LanguageModelConfig, digest
 from purepg.language.pretrained import load_pretrained
 from purepg.run import start
-from purepg.run.checkpoint import Checkpoints
 from purepg.run.load import load
-from purepg.run.loop import Outcome
+from purepg.run.loop import described
 from purepg.run.plan import RunConfig
-from purepg.run.population import Chunk, Group, Population
+from purepg.run.population import Evaluation, Population
 from purepg.run.start import language_model
-from purepg.run.summary import Part, add_responses, collapsed, last_episodes_return
+from purepg.run.summary import collapsed, last_episodes_return
 from purepg.train import evaluate, train
 from purepg.types import UsageError
 
@@ -326,7 +325,7 @@ def test_the_report_lists_what_the_best_agent_answered(cloned):
     lines = cloned.printed.splitlines()
     (setting,) = cloned.summary["settings"]
     best = int(np.argmax(setting["finals"]))
-    at = lines.index(f"held-out prompts, answered by seed {best}:")
+    at = lines.index(f"final evaluation of seed {best}:")
     for line, response in zip(lines[at + 1 :], setting["responses"][best], strict=False):
         assert line.split() == [response["prompt"] + response["response"], "reward", f"{response['reward']:g}"]
     assert lines[at + 9 :] == [f"wrote {cloned.out}"]
@@ -340,17 +339,9 @@ def test_what_stands_after_the_end_is_no_answer_and_each_seed_has_its_own():
         ]
     )
     earned = np.array([[1.0, 0.0], [0.0, 0.25]])
-    of_first, of_second = (
-        Outcome({}, np.zeros(1), np.zeros(1), 0.0, 0.0, rows[None, [s]], earned[None, [s]]) for s in range(2)
-    )
-    group = Group((1,), {}, {}, 1, True)
-    parts = [Part(group, Chunk(slice(0, 1), slice(s, s + 1)), x) for s, x in ((1, of_second), (0, of_first))]
-    summary: dict[str, Any] = {
-        "settings": [{"hyperparameters": {}, "finals": [None, None]}, {"hyperparameters": {}, "finals": [0.5, 0.0]}]
-    }
-    add_responses(summary, TASK, parts)
-    assert "responses" not in summary["settings"][0]
-    assert summary["settings"][1]["responses"] == [
+    env, unused = token_env(TASK), np.zeros((1, 2))
+    (found,) = described(env, Evaluation(unused, unused, rows[None], earned[None])) or ()
+    assert found == [
         [{"prompt": "37<", "response": "73.", "reward": 1.0}, {"prompt": "37<", "response": "7.", "reward": 0.0}],
         [{"prompt": "45<", "response": ".", "reward": 0.0}, {"prompt": "45<", "response": "544", "reward": 0.25}],
     ]
@@ -435,8 +426,6 @@ def test_config_json_has_the_sizes_in_use_and_a_flag_that_a_start_overrules_is_n
 def test_a_fine_tuning_run_begins_there_and_says_so(cloned, tuned):
     config = json.loads((tuned.out / "config.json").read_text())
     assert config["start_digest"] == digest(cloned.params)
-    checkpoints = Checkpoints(tuned.out, 0)
-    assert checkpoints.facts(checkpoints.latest() or 0)["start_digest"] == digest(cloned.params)
     assert json.loads((cloned.out / "config.json").read_text())["start_digest"] is None
     (state,) = tuned.states
     for seed in range(3):
@@ -489,7 +478,7 @@ def test_what_cannot_be_a_start_is_refused_in_one_line(cloned, cartpole, tmp_pat
     )
     assert "is a model of 80 tokens; reversing needs one of 12" in said(LLAMA)
     assert "CartPole-v1 has no tokens" in said(cloned.out, "--env", "CartPole-v1")
-    assert f"{tmp_path} holds no run" in said(tmp_path)
+    assert f"{tmp_path} has no config.json" in said(tmp_path)
     assert "head" in said(cloned.out, "--grpo.baseline", "value")
 
 

@@ -11,6 +11,7 @@ is held out.
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import chex
@@ -48,6 +49,16 @@ def encode(task: Task, text: str) -> list[int]:
 def decode(task: Task, tokens: Sequence[int] | Array | np.ndarray) -> str:
     """The text of `[length]` tokens; empty places have none."""
     return "".join(task.vocabulary[token] for token in np.asarray(tokens, int).tolist() if token >= 0)
+
+
+def describe(task: Task, obs: np.ndarray) -> dict[str, str]:
+    """The prompt and the response in a final observation `[L + R]`, as text. Tokens after the response's EOS are no
+    part of it."""
+    prompt, response = obs[: task.prompt_length], obs[task.prompt_length :].copy()
+    ends = np.flatnonzero(response == task.eos)
+    if len(ends):
+        response[ends[0] + 1 :] = -1
+    return {"prompt": decode(task, prompt), "response": decode(task, response)}
 
 
 # --- prompts ---
@@ -327,4 +338,4 @@ def token_env(task: Task, held_out: bool = False, reward: Callable[[Array, Array
         return TokenState(obs, jnp.int32(0)), obs
 
     space = Box(np.full(P + R, -1, np.int32), np.full(P + R, V - 1, np.int32), np.int32)
-    return Env(reset, TokenStep(task), space, Discrete(V), R, task.name, task=task)
+    return Env(reset, TokenStep(task), space, Discrete(V), R, task.name, task=task, describe=partial(describe, task))

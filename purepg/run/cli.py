@@ -5,18 +5,16 @@ import io
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import field, is_dataclass, make_dataclass
+from dataclasses import field, is_dataclass, make_dataclass, replace
 from pathlib import Path
-from types import NoneType
-from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
+from typing import Annotated, Any, NoReturn, get_args, get_origin
 
 from purepg.config import alternatives, hints, refuse
-from purepg.run.launch import launch
-from purepg.run.plan import MakeAlgorithm, MakeNetwork, RunConfig, prepare
-from purepg.run.population import Configs, find_field
-from purepg.run.record import RecordError
-from purepg.run.summary import report
-from purepg.types import UsageError
+from purepg.run.experiment import train_population
+from purepg.run.folder.files import RecordError, folder_for
+from purepg.run.plan import EnvSource, MakeAlgorithm, MakeNetwork, RunConfig
+from purepg.run.sweep import Configs, find_field
+from purepg.types import Env, UsageError
 
 
 def main(
@@ -27,8 +25,9 @@ def main(
     run: RunConfig | None = None,
     description: str | None = None,
     arguments: Sequence[str] | None = None,
+    env: EnvSource | None = None,
 ) -> None:
-    """Runs an experiment from the command line, and exits: 0 done, 2 a bad argument, 1 a failed write, 130 Ctrl-C.
+    """Runs `train_population` from the command line, and exits: 0 done, 2 a bad argument, 1 a failed write, 130 Ctrl-C.
 
     Args:
       algorithm: `algorithm(env, network, config) -> Algorithm`; its name prefixes the config's flags.
@@ -36,26 +35,34 @@ def main(
       network: `network(env, network_config)`.
       description: what --help says first.
       arguments: taken instead of the command line's.
+      env: an environment of the script's own, or a function that makes it, unless --env names another.
     """
     script = Path(sys.argv[0]).stem
     name = getattr(algorithm, "__name__", "algorithm")
     try:
         arguments = sys.argv[1:] if arguments is None else arguments
-        configs, run, sweep = parse(name, config, network_config, run or RunConfig(), arguments, description)
-        plan = prepare(algorithm, network, configs, run, parse_sweep(configs, sweep))
-        results = launch(plan, script)
+        own = env() if callable(env) and not isinstance(env, Env) else env
+        default = run or RunConfig()
+        default = replace(default, env=own.name) if own else default
+        configs, run, texts = parse(name, config, network_config, default, arguments, description)
+        sweep = parse_sweep(configs, texts)
+        env = env if run.env == default.env else None
+        with folder_for(run.out, script) as out:
+            kept = replace(run, out=out)
+            results = train_population(
+                algorithm, configs[name], network, configs["network"], kept, env=env, sweep=sweep, name=script
+            )
     except UsageError as error:
         leave(script, error, 2)
     except RecordError as error:
         leave(script, error, 1)
-    else:
-        print(report(results.summary))
-        if results.summary["interrupted"]:
-            print(f"go on with it: {resume_command(arguments, results.out)}")
-        if results.lost:
-            leave(script, "; ".join(results.lost), 1)
-        print(f"wrote {results.out}")
-        sys.exit(130 if results.summary["interrupted"] else 0)
+    print(results)
+    if results.interrupted:
+        print(f"go on with it: {resume_command(arguments, out)}")
+    if results.lost:
+        leave(script, "; ".join(results.lost), 1)
+    print(f"wrote {out}")
+    sys.exit(130 if results.interrupted else 0)
 
 
 def resume_command(arguments: Sequence[str], out: Path) -> str:
@@ -166,20 +173,15 @@ def parse_value(name: str, hint: Any, text: str) -> Any:
     Raises:
       UsageError: the text is none of these; calls it by `name`.
     """
+    import tyro
+
     kinds = dict(alternatives(hint))
-    for kind in kinds:
-        with contextlib.suppress(ValueError):
-            if kind is NoneType and text.lower() == "none":
-                return None
-            if kind is bool and text.lower() in ("true", "false"):
-                return text.lower() == "true"
-            if kind in (int, float, str, Path):
-                return kind(text)
-            if get_origin(kind) is Literal and text in get_args(kind):
-                return text
-            if get_origin(kind) is tuple:
-                return tuple(int(width) for width in text.split("x"))
-    if any(get_origin(kind) is tuple for kind in kinds):
+    widths = any(get_origin(kind) is tuple for kind in kinds)
+    words = {"none": "None", "true": "True", "false": "False"}
+    entries = text.split("x") if widths else [words.get(text.lower(), text) if str not in kinds else text]
+    with contextlib.suppress(SystemExit), contextlib.redirect_stderr(io.StringIO()):
+        return tyro.cli(tyro.conf.Positional[hint], args=entries, console_outputs=False)
+    if widths:
         raise UsageError(f"{name} ({text!r}) must be widths such as 64x64")
     if int in kinds and (whole := _whole_number(text)) is not None:
         raise UsageError(f"{name} ({text!r}) must be an integer: did you mean {whole}?")

@@ -1,233 +1,245 @@
 """From a plan to its results: the order in which everything on the host happens."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from purepg.run.checkpoint import Checkpoints
-from purepg.run.loop import Interrupt, Outcome, Progress, Saved, Saving, ctrl_c_finishes_the_block, run_chunk
+from purepg.run.console import Progress, say
+from purepg.run.folder.checkpoint import Checkpoints
+from purepg.run.folder.config import changed_versions, refuse_differences
+from purepg.run.folder.files import CURVES, HEATMAP, RecordError
+from purepg.run.folder.log import Logged, chunk_metrics, covered
+from purepg.run.folder.record import Record
+from purepg.run.loop import (
+    HostMetrics,
+    Interrupt,
+    Job,
+    Outcome,
+    Saved,
+    Saving,
+    ctrl_c_finishes_the_block,
+    run_job,
+)
 from purepg.run.memory import forecast
 from purepg.run.plan import Plan, describe
 from purepg.run.plot import curves, heatmap
-from purepg.run.population import Chunk, Group, Population, Setting, block_lengths
-from purepg.run.record import CURVES, HEATMAP, Record, RecordError, new_folder, say, setting_label
-from purepg.run.resume import Logged, changed_versions, chunk_metrics, covered, refuse_differences
-from purepg.run.summary import Part, add_responses, assemble, collapsed, diverged, summarize
+from purepg.run.population import Population
+from purepg.run.results import Results
+from purepg.run.summary import Part, collapsed, diverged, joined, summarize
+from purepg.run.sweep import Chunk
 from purepg.run.wandb_sink import WandbSink
 
 
-class Results(NamedTuple):
-    """What is left of a run."""
+def launch(plan: Plan, name: str) -> Results:
+    """Trains, evaluates and records the whole population; without `plan.run.out`, nothing is written.
 
-    summary: dict[str, Any]  # the contents of summary.json
-    out: Path
-    lost: list[str]  # what could not be written, a line each
-
-
-def launch(plan: Plan, script: str) -> Results:
-    """Trains, evaluates and records the whole population.
-
+    Args:
+      name: what the run is called in titles.
     Raises:
       UsageError: the folder cannot be written. RecordError: it is full from the start.
     """
-    out = plan.run.out or new_folder(script)
+    out = plan.run.out
     with ctrl_c_finishes_the_block() as interrupt:
+        if out is None:
+            plan, jobs = fit(plan)
+            return _Session(plan, name, interrupt).run(jobs)
         if plan.stored:
-            return _go_on(plan, plan.stored, out, script, interrupt)
+            return _resume(plan, out, name, interrupt)
         with Record.open(out, plan.run.overwrite) as record:
-            record.write_config(describe(plan, script))  # before it compiles: what is killed then can be resumed
-            plan, populations = fit(plan)
-            nothing: list[Saved | None] = [None] * len(populations)
-            config = describe(plan, script)
-            return _run(plan, out, script, config, populations, Logged(0, []), nothing, record, interrupt)
+            plan, jobs = fit(plan, lambda plan: record.write_config(describe(plan, name)))
+            return _Session(plan, name, interrupt, record).run(jobs)
 
 
-def _go_on(plan: Plan, stored: Mapping[str, Any], out: Path, script: str, interrupt: Interrupt) -> Results:
-    """The same for a run that was begun before. What cannot be read is found before anything is written."""
-    config, order = describe(plan, script), plan.order
-    refuse_differences(out, stored, config)
-    for change in changed_versions(stored, config):
-        say(f"{change}: the result may differ in its last bits from that of a run that was never stopped")
-    updates = [Checkpoints(out, i).latest() or 0 for i in range(len(order))]
-    logged = covered(out, order, updates)
-    saved = [_saved(out, i, order[i][1], logged, updates[i]) for i in range(len(order))]
-    populations = _populations(plan)
-    for i, (before, population) in enumerate(zip(saved, populations, strict=True)):
-        if before:
-            abstract = population.abstract_state(population.members(order[i][1]))
-            Checkpoints(out, i).restore(before.update, abstract)
-    with Record.reopen(out, logged.num_bytes, keep_wandb=plan.run.wandb == "disabled") as record:
-        return _run(plan, out, script, config, populations, logged, saved, record, interrupt)
+def fit(plan: Plan, write_config: Callable[[Plan], None] = lambda plan: None) -> tuple[Plan, list[Job]]:
+    """Says how much memory the population takes, and divides it into smaller chunks where that is more than is free.
 
-
-def _populations(plan: Plan) -> list[Population]:
-    """What trains each chunk: one for all of a group that have one shape."""
-    made: dict[Any, Population] = {}
-    for group, chunk in plan.order:
-        if (group.settings, chunk.shape) not in made:
-            made[group.settings, chunk.shape] = plan.population(group, chunk.shape)
-    return [made[group.settings, chunk.shape] for group, chunk in plan.order]
-
-
-def fit(plan: Plan) -> tuple[Plan, list[Population]]:
-    """Says how much memory the population takes, and trains it in smaller parts where that is more than is free.
-
+    Args:
+      write_config: called before anything compiles, so that a run that is killed then can be resumed; called again
+        where the population was divided.
     Returns:
-      (plan, populations): the plan, with `max_parallel` set where it had to be, and what trains each of its chunks.
+      (plan, jobs): the plan has `max_parallel` set where it had to be.
     """
-    populations = _populations(plan)
-    first = {id(population): i for i, population in reversed(list(enumerate(populations)))}
-    for i in sorted(first.values()):
-        (group, chunk), population = plan.order[i], populations[i]
-        members, lengths = population.members(chunk), block_lengths(group, plan.run.log_every)
-        population.start_compiling(members, *lengths)
-        found = forecast(population.memory(members, lengths[0]), population.num_members)
-        if found.fit < population.num_members:
+    write_config(plan)
+    jobs = _jobs(plan)
+    for job in {id(job.population): job for job in reversed(jobs)}.values():
+        members, lengths = job.chunk.members, job.chunk.block_lengths(plan.run.log_every)
+        job.population.start_compiling(members, *lengths)
+        found = forecast(job.population.memory(members, lengths[0]), job.population.num_members)
+        if found.fit < job.population.num_members:
             say(f"{found.line}: training {found.fit} at a time")
-            return fit(replace(plan, run=replace(plan.run, max_parallel=found.fit)))
+            return fit(replace(plan, run=replace(plan.run, max_parallel=found.fit)), write_config)
         say(found.line)
-    return plan, populations
+    return plan, jobs
 
 
-def _run(
-    plan: Plan,
-    out: Path,
-    script: str,
-    config: dict[str, Any],
-    populations: list[Population],
-    logged: Logged,
-    saved: list[Saved | None],
-    record: Record,
-    interrupt: Interrupt,
-) -> Results:
-    """Trains, evaluates and records what is left to do."""
-    run, order = plan.run, plan.order
-    record.write_config(config)
-    hyperparameters = [setting.hyperparameters for setting in plan.settings]
-    labels = [setting_label(h) or script for h in hyperparameters]
-    group, seeds = run.wandb_group or out.name, list(range(run.num_seeds))
-    every = run.log_every or 1
-    wandb = WandbSink(run.wandb, run.wandb_per, run.wandb_project, group, out, config, hyperparameters, seeds, every)
-    summary: dict[str, Any] = {}
-    lost: list[str] = []
-    try:
-        parts, interrupted = _train(plan, out, order, populations, logged, saved, record, wandb, lost, interrupt)
-        metrics, num_updates = assemble(parts, len(plan.settings), run.num_seeds)
-        summary = summarize(plan.settings, parts, metrics, num_updates, interrupted)
-        if plan.env.task:
-            add_responses(summary, plan.env.task, parts)
-        for write in (
-            lambda: record.write_summary(summary),  # the smallest first, where a disk is nearly full
-            lambda: record.write(CURVES, lambda file: curves(file, metrics, labels, f"{script} on {run.env}")),
-            *_heatmap(record, summary, f"{script} on {run.env}"),
-            lambda: record.write_metrics(metrics, num_updates),
-        ):
-            try:
-                write()
-            except RecordError as error:
-                lost.append(str(error))
-    finally:  # W&B keeps what it was given, whatever went wrong here
-        wandb.finish(summary, [out / name for name in (CURVES, HEATMAP)])
-    return Results(summary, out, lost)
+def _jobs(plan: Plan) -> list[Job]:
+    """The plan's chunks, each with its population: one for all chunks of a program that have one shape."""
+    made: dict[Any, Population] = {}
+    jobs = []
+    for i, chunk in enumerate(plan.chunks):
+        key = chunk.program, chunk.shape
+        made[key] = made.get(key) or Population(plan, *key)
+        jobs.append(Job(i, chunk, made[key]))
+    return jobs
 
 
-def _heatmap(record: Record, summary: dict[str, Any], title: str) -> list[Callable[[], None]]:
-    """What writes the heat map of a sweep of two fields, and nothing after another sweep."""
-    settings = summary["settings"]
-    if len(settings[0]["hyperparameters"]) != 2:
-        return []
-    return [lambda: record.write(HEATMAP, lambda file: heatmap(file, settings, title))]
+def _resume(plan: Plan, out: Path, name: str, interrupt: Interrupt) -> Results:
+    """Continues the run that the folder holds. What cannot be read is found before anything is written."""
+    assert plan.stored
+    config = describe(plan, name)
+    refuse_differences(out, plan.stored, config)
+    for change in changed_versions(plan.stored, config):
+        say(f"{change}: the result may differ in its last bits from that of a run that was never stopped")
+    jobs = _jobs(plan)
+    updates = [Checkpoints(out, job.number).latest() or 0 for job in jobs]
+    logged = covered(out, [job.chunk for job in jobs], updates)
+    jobs = [job._replace(saved=_saved(out, job, logged, updates[job.number])) for job in jobs]
+    for job in jobs:
+        if job.saved:
+            abstract = job.population.abstract_state(job.chunk.members)
+            Checkpoints(out, job.number).restore(job.saved.update, abstract)
+    with Record.reopen(out, logged.num_bytes, keep_wandb=plan.run.wandb == "disabled") as record:
+        record.write_config(config)
+        return _Session(plan, name, interrupt, record).run(jobs, logged)
 
 
-def _saved(out: Path, i: int, chunk: Chunk, logged: Logged, update: int) -> Saved | None:
-    """What chunk `i` goes on from; None: from the start."""
+def _saved(out: Path, job: Job, logged: Logged, update: int) -> Saved | None:
+    """The point from which a job continues; None where it starts from the beginning."""
     if update == 0:
         return None
-    facts = Checkpoints(out, i).facts(update)
-    metrics = chunk_metrics(out, logged, i, chunk.shape, update, facts["dtypes"])
+    facts = Checkpoints(out, job.number).facts(update)
+    metrics = chunk_metrics(out, logged, job.number, job.chunk.shape, update, facts["dtypes"])
     return Saved(update, metrics, facts["run_seconds"], facts["total_steps"], facts["spent"])
 
 
-def _train(
-    plan: Plan,
-    out: Path,
-    order: list[tuple[Group, Chunk]],
-    populations: list[Population],
-    logged: Logged,
-    saved: list[Saved | None],
-    record: Record,
-    wandb: WandbSink,
-    lost: list[str],
-    interrupt: Interrupt,
-) -> tuple[list[Part], bool]:
-    """Trains chunk after chunk; true where Ctrl-C, or a disk that is full, ended it early."""
-    run = plan.run
-    parts: list[Part] = []
-    progress = Progress(run.total_steps * len(plan.settings) * run.num_seeds)
+class _Session:
+    """A run while it happens: where its metrics go, and what could not be written."""
 
-    def failed(error: RecordError) -> None:
-        interrupt.requested = True
-        if str(error) in lost:
-            return
-        lost.append(str(error))
-        say(f"{error}; ending the run with what it has")
+    def __init__(self, plan: Plan, name: str, interrupt: Interrupt, record: Record | None = None):
+        run = plan.run
+        self._plan, self._interrupt, self._record = plan, interrupt, record
+        self._title = f"{name} on {run.env}"
+        self._labels = [setting.label or name for setting in plan.settings]
+        self._lost: list[str] = []
+        self._progress = Progress(run.total_steps * len(plan.settings) * run.num_seeds)
+        self._wandb = None
+        if record:
+            hyperparameters = [setting.hyperparameters for setting in plan.settings]
+            group, seeds = run.wandb_group or record.folder.name, list(range(run.num_seeds))
+            to = run.wandb, run.wandb_per, run.wandb_project, group, record.folder, describe(plan, name)
+            self._wandb = WandbSink(*to, hyperparameters, seeds, run.log_every or 1)
 
-    for block in logged.blocks:  # W&B records it anew, whatever a kill has left of its files
-        (group, chunk), before = order[block.chunk], saved[block.chunk]
-        assert before  # it covers the block
-        metrics = {name: x[..., block.start : block.end] for name, x in before.metrics.items()}
-        settings, seeds = chunk.members(group)
-        for sink in (wandb.log_block, progress):
-            sink(settings, block.start, metrics, seeds)
-    for i, ((group, chunk), population, before) in enumerate(zip(order, populations, saved, strict=True)):
-        evaluation = Checkpoints(out, i).evaluation(before.update) if before else None
-        is_over = before is not None and before.total_steps == run.total_steps
-        if before and evaluation and (is_over or (interrupt.requested and parts)):
-            outcome = Outcome(before.metrics, **evaluation, compile_seconds=0.0, run_seconds=before.run_seconds)
-        elif interrupt.requested and parts:
-            continue
-        else:
-            try:
-                checkpoints = Checkpoints(out, i, run.keep)
-            except RecordError as error:
-                if not parts:
-                    raise
-                failed(error)
+    def run(self, jobs: Sequence[Job], logged: Logged | None = None) -> Results:
+        """Trains, evaluates and records what is left to do."""
+        summary: dict[str, Any] = {}
+        plan, run, record = self._plan, self._plan.run, self._record
+        try:
+            self._log_again(jobs, logged or Logged())
+            parts = self._train(jobs)
+            metrics, num_updates = joined(parts, len(plan.settings), run.num_seeds)
+            summary = summarize(plan.settings, parts, metrics, num_updates, self._interrupt.requested)
+            results = Results(plan, self._title, self._labels, metrics, num_updates, summary, parts, self._lost)
+            if record:
+                self._write(record, results)
+            return results
+        finally:  # W&B keeps what it was given, whatever went wrong here
+            self._progress.close()
+            if self._wandb and record:
+                self._wandb.finish(summary, [record.folder / name for name in (CURVES, HEATMAP)])
+
+    def _log(self, chunk: Chunk, start: int, metrics: HostMetrics) -> None:
+        if self._record:
+            self._record.append_block(chunk.settings, start, metrics, chunk.seeds)
+        self._show(chunk, start, metrics)
+
+    def _show(self, chunk: Chunk, start: int, metrics: HostMetrics) -> None:
+        if self._wandb:
+            self._wandb.log_block(chunk.settings, start, metrics, chunk.seeds)
+        self._progress.update(start, metrics)
+
+    def _log_again(self, jobs: Sequence[Job], logged: Logged) -> None:
+        """Sends what a resumed run has logged to W&B again, whatever a kill left of W&B's files."""
+        for block in logged.blocks:
+            job = jobs[block.chunk]
+            assert job.saved  # it covers the block
+            metrics = {name: x[..., block.start : block.end] for name, x in job.saved.metrics.items()}
+            self._show(job.chunk, block.start, metrics)
+
+    def _train(self, jobs: Sequence[Job]) -> list[Part]:
+        """Trains job after job; ends early on Ctrl-C or a full disk, but not before one job has an outcome."""
+        parts: list[Part] = []
+        for job in jobs:
+            ending = self._interrupt.requested and bool(parts)
+            outcome = self._known_outcome(job, ending)
+            if outcome is None and not ending:
+                outcome = self._outcome(job, first=not parts)
+            if outcome is None:
                 continue
-            outcome = run_chunk(
-                population,
-                group,
-                chunk,
-                run.log_every,
-                [record.append_block, wandb.log_block, progress],
-                interrupt,
-                saving=Saving(checkpoints, run.checkpoint_every, failed, plan.start_digest),
-                saved=before,
-            )
+            parts.append(Part(job.chunk, outcome))
+            self._say_what_went_wrong(parts[-1])
+        return parts
+
+    def _known_outcome(self, job: Job, ending: bool) -> Outcome | None:
+        """The outcome of a job that had ended before the run was resumed, or that has an evaluation to end with."""
+        saved, record = job.saved, self._record
+        evaluation = Checkpoints(record.folder, job.number).evaluation(saved.update) if saved and record else None
+        if not saved or not evaluation or not (ending or saved.total_steps == self._plan.run.total_steps):
+            return None
+        return Outcome(saved.metrics, **evaluation, compile_seconds=0.0, run_seconds=saved.run_seconds)
+
+    def _outcome(self, job: Job, first: bool) -> Outcome | None:
+        """Trains a job; None where its folder cannot be written, unless it is the first."""
+        env, run, record = self._plan.env, self._plan.run, self._record
+        if not record:
+            return run_job(job, env, run.log_every, self._log, self._interrupt)
+        try:
+            checkpoints = Checkpoints(record.folder, job.number, run.keep)
+        except RecordError as error:
+            if first:
+                raise
+            self._failed(error)
+            return None
+        saving = Saving(checkpoints, run.checkpoint_every, self._failed)
+        outcome = run_job(job, env, run.log_every, self._log, self._interrupt, saving)
+        try:
+            checkpoints.close()
+        except RecordError as error:
+            self._failed(error)
+        return outcome
+
+    def _failed(self, error: RecordError) -> None:
+        self._interrupt.requested = True
+        if str(error) not in self._lost:
+            self._lost.append(str(error))
+            say(f"{error}; ending the run with what it has")
+
+    def _say_what_went_wrong(self, part: Part) -> None:
+        """A line for each agent that diverged, and each kind of collapse of a language model."""
+        for row, h in enumerate(part.chunk.settings):
+            label = self._plan.settings[h].label or "the only setting"
+            metrics = {name: x[row] for name, x in part.outcome.metrics.items()}
+            for found in diverged(metrics["finite"]):
+                seed, update = part.chunk.seeds[found["seed"]], found["update"]
+                say(
+                    f"{label}, seed {seed}: parameters became non-finite at update {update}; frozen as they were "
+                    "before it"
+                )
+            if self._plan.env.describe:
+                for line in collapsed(metrics):
+                    say(f"{label}: {line}")
+
+    def _write(self, record: Record, results: Results) -> None:
+        summary, metrics, title = results.summary, results.metrics, self._title
+        writes = [
+            lambda: record.write_summary(summary),  # the smallest first, where a disk is nearly full
+            lambda: record.write(CURVES, lambda file: curves(file, metrics, self._labels, title)),
+            lambda: record.write_metrics(metrics, results.num_updates),
+        ]
+        if len(summary["settings"][0]["hyperparameters"]) == 2:
+            writes.insert(2, lambda: record.write(HEATMAP, lambda file: heatmap(file, summary["settings"], title)))
+        for write in writes:
             try:
-                checkpoints.close()
+                write()
             except RecordError as error:
-                failed(error)
-        parts.append(Part(group, chunk, outcome))
-        _say_divergence(plan.settings, parts[-1])
-        if plan.env.task:
-            _say_collapse(plan.settings, parts[-1])
-    progress.close()
-    return parts, interrupt.requested
-
-
-def _say_divergence(settings: Sequence[Setting], part: Part) -> None:
-    for row, h in enumerate(part.group.settings[part.chunk.settings]):
-        for member in diverged(part.outcome.metrics["finite"][row]):
-            label = setting_label(settings[h].hyperparameters) or "the only setting"
-            say(
-                f"{label}, seed {part.chunk.seeds.start + member['seed']}: parameters became non-finite at update "
-                f"{member['update']}; frozen as they were before it"
-            )
-
-
-def _say_collapse(settings: Sequence[Setting], part: Part) -> None:
-    for row, h in enumerate(part.group.settings[part.chunk.settings]):
-        for line in collapsed({name: x[row] for name, x in part.outcome.metrics.items()}):
-            say(f"{setting_label(settings[h].hyperparameters) or 'the only setting'}: {line}")
+                self._lost.append(str(error))

@@ -1,15 +1,11 @@
-"""Out of a saved population, one agent: its algorithm and its state, and with them its policy.
+"""One agent of a saved population: its algorithm and its state, and with them its policy.
 
 agent = load("runs/x", best=True)
 act = agent.algorithm.policy(agent.state, True)      # act(key, obs [N, ...]) -> actions [N, ...]
 """
 
-import importlib
-import importlib.util
-import json
 import math
-import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,15 +13,15 @@ from typing import Any, NamedTuple
 import jax
 
 from purepg import envs
-from purepg.run.checkpoint import Checkpoints
-from purepg.run.population import Configs, grid
-from purepg.run.record import SUMMARY, reason, setting_label
-from purepg.run.resume import read_config
+from purepg.run.code import at_address
+from purepg.run.folder.checkpoint import Checkpoints
+from purepg.run.folder.config import read_config, read_summary
+from purepg.run.sweep import Configs, grid, label_of
 from purepg.train import guard
 from purepg.types import Algorithm, Env, State, UsageError
 
 
-class Loaded(NamedTuple):
+class Agent(NamedTuple):
     """One agent of a run."""
 
     env: Env
@@ -33,46 +29,42 @@ class Loaded(NamedTuple):
     state: State
     setting: int  # its place in the sweep
     seed: int
-    label: str  # what its setting is called; empty where nothing was swept
+    label: str  # its setting's name; empty where nothing was swept
     update: int  # updates it has had
 
     @property
     def name(self) -> str:
-        """What the agent is called."""
         return f"{self.label}, seed {self.seed}" if self.label else f"seed {self.seed}"
 
     def max_steps(self, asked: int | None) -> int:
-        """How long an episode may last: as asked, or the environment's time limit. Raises UsageError without either."""
+        """The longest episode: as asked, or the environment's time limit. Raises UsageError without either."""
         limit = asked or self.env.max_episode_steps
         if limit is None:
             raise UsageError(f"{self.env.name} has no time limit: set --max-steps")
         return limit
 
 
-def load(out: Path | str, setting: int | None = None, seed: int | None = None, best: bool = False) -> Loaded:
+def load(
+    out: Path | str, setting: int | None = None, seed: int | None = None, best: bool = False, env: Env | None = None
+) -> Agent:
     """An agent from the latest checkpoint of its run.
 
     Args:
       out: the run's folder.
-      setting: its setting's place in the sweep; None: the only one. seed: its seed; None: the only one.
+      setting: its setting's place in the sweep; None: the only one.
+      seed: its seed; None: the only one.
       best: the agent with the highest final evaluation, of those that `setting` and `seed` leave.
+      env: the environment, where the run was given an object that cannot be made again.
     Raises:
       UsageError: the folder holds no run, or none that has this agent, or nothing says which agent is meant.
     """
     out = Path(out)
     config = read_config(out)
-    settings, seeds = config["settings"], range(config["run"]["num_seeds"])
-    for name, value, number in (("setting", setting, len(settings)), ("seed", seed, len(seeds))):
-        if value is not None and not 0 <= value < number:
-            raise UsageError(f"{name} ({value}) must be from 0 to {number - 1}, to be one of {out}")
-    if best:
-        setting, seed = _best(out, setting, seed)
-    setting = 0 if setting is None and len(settings) == 1 else setting
-    seed = 0 if seed is None and len(seeds) == 1 else seed
-    if setting is None or seed is None:
-        raise UsageError(f"{out} holds {len(settings)} settings of {len(seeds)} seeds: name one, or ask for the best")
+    finals = [entry["finals"] for entry in read_summary(out)["settings"]] if best else None
+    num_settings, num_seeds = len(config["settings"]), config["run"]["num_seeds"]
+    setting, seed = choose(str(out), num_settings, num_seeds, setting, seed, finals)
 
-    env, algorithm = _rebuild(config, setting)
+    env, algorithm = _rebuild(config, setting, env)
     chunk = next(i for i, part in enumerate(config["layout"]) if setting in part["settings"] and seed in part["seeds"])
     checkpoints = Checkpoints(out, chunk)
     update = checkpoints.latest()
@@ -84,33 +76,45 @@ def load(out: Path | str, setting: int | None = None, seed: int | None = None, b
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct((*shape, *x.shape), x.dtype), member)
     place = layout["settings"].index(setting), layout["seeds"].index(seed)
     state = jax.tree.map(lambda x: x[place], checkpoints.restore(update, abstract))
-    label = setting_label({name: _tuples(value) for name, value in settings[setting].items()})
-    return Loaded(env, algorithm, state, setting, seed, label, update)
+    label = label_of({name: _tuples(value) for name, value in config["settings"][setting].items()})
+    return Agent(env, algorithm, state, setting, seed, label, update)
 
 
-def reference(value: Any) -> str:
-    """Where a function or a class is to be found again: `module:name`, or `file.py:name` of a script that was run."""
-    if not hasattr(value, "__qualname__"):  # a partial function, say
-        return repr(value)
-    module = value.__module__
-    if module == "__main__" and getattr(sys.modules[module], "__file__", None):
-        module = str(Path(str(sys.modules[module].__file__)).absolute())
-    return f"{module}:{value.__qualname__}"
+def choose(
+    where: str,
+    num_settings: int,
+    num_seeds: int,
+    setting: int | None,
+    seed: int | None,
+    finals: Sequence[Sequence[float | None]] | None,
+) -> tuple[int, int]:
+    """The setting and the seed of the agent that is meant.
 
-
-def dereference(text: str) -> Any:
-    """What `reference` named. Raises UsageError where it is not there any more."""
-    module, _, name = text.rpartition(":")
-    try:
-        if not module.endswith(".py"):
-            return getattr(importlib.import_module(module), name)
-        spec = importlib.util.spec_from_file_location(Path(module).stem, module)
-        assert spec and spec.loader
-        found = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(found)
-        return getattr(found, name)
-    except (ImportError, AttributeError, OSError, ValueError) as error:
-        raise UsageError(f"cannot find {text}, which the run was made with: {reason(error)}") from error
+    Args:
+      where: what an error calls the run.
+      setting, seed: as asked; None: not said.
+      finals: `[H][S]` the final evaluations, where the best agent is asked for.
+    Raises:
+      UsageError: there is no such agent, or several.
+    """
+    for name, value, number in (("setting", setting, num_settings), ("seed", seed, num_seeds)):
+        if value is not None and not 0 <= value < number:
+            raise UsageError(f"{name} ({value}) must be from 0 to {number - 1}, to be one of {where}")
+    if finals is not None:
+        found = {
+            (h, s): value
+            for h, of_setting in enumerate(finals)
+            for s, value in enumerate(of_setting)
+            if value is not None and math.isfinite(value) and setting in (None, h) and seed in (None, s)
+        }
+        if not found:
+            raise UsageError(f"{where} has evaluated no such agent")
+        return max(found, key=lambda member: found[member])
+    setting = 0 if setting is None and num_settings == 1 else setting
+    seed = 0 if seed is None and num_seeds == 1 else seed
+    if setting is None or seed is None:
+        raise UsageError(f"{where} holds {num_settings} settings of {num_seeds} seeds: name one, or ask for the best")
+    return setting, seed
 
 
 def stored_network(out: Path | str, setting: int = 0) -> Any:
@@ -118,29 +122,17 @@ def stored_network(out: Path | str, setting: int = 0) -> Any:
     return _configs(read_config(Path(out)), setting)["network"]
 
 
-def _best(out: Path, setting: int | None, seed: int | None) -> tuple[int, int]:
-    try:
-        found = json.loads((out / SUMMARY).read_text())["settings"]
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"{out} has no {SUMMARY} to tell which agent is best: {reason(error)}") from error
-    finals = {
-        (h, s): value
-        for h, entry in enumerate(found)
-        for s, value in enumerate(entry["finals"])
-        if value is not None and math.isfinite(value) and setting in (None, h) and seed in (None, s)
-    }
-    if not finals:
-        raise UsageError(f"{out} has evaluated no such agent")
-    return max(finals, key=lambda member: finals[member])
-
-
-def _rebuild(config: Mapping[str, Any], setting: int) -> tuple[Env, Algorithm]:
+def _rebuild(config: Mapping[str, Any], setting: int, env: Env | None) -> tuple[Env, Algorithm]:
     """The environment, and the algorithm of a setting, as the run made them."""
     code, configs = config["code"], _configs(config, setting)
-    name = code["name"]
-    env = envs.make(config["run"]["env"])
-    network = dereference(code["network"])(env, configs["network"])
-    algorithm = dereference(code["algorithm"])(env, network, configs[name])
+    name, address = config["run"]["env"], code.get("env")
+    if env is None and address == "unknown":
+        raise UsageError(f"{name} was an Env object that cannot be made again: pass it, as in load(folder, env=env)")
+    if env is None:
+        found = at_address(address) if address else envs.make(name)
+        env = found if isinstance(found, Env) else found()
+    network = at_address(code["network"])(env, configs["network"])
+    algorithm = at_address(code["algorithm"])(env, network, configs[code["name"]])
     return env, guard(algorithm, config["run"]["total_steps"])
 
 
@@ -149,8 +141,8 @@ def _configs(config: Mapping[str, Any], setting: int) -> Configs:
     code = config["code"]
     name = code["name"]
     configs = {
-        name: _dataclass(dereference(code["config"]), config[name]),
-        "network": _dataclass(dereference(code["network_config"]), config["network"]),
+        name: _dataclass(at_address(code["config"]), config[name]),
+        "network": _dataclass(at_address(code["network_config"]), config["network"]),
     }
     swept = {field: [_tuples(value)] for field, value in config["settings"][setting].items()}
     return grid(configs, swept)[0].configs

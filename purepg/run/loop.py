@@ -1,28 +1,25 @@
-"""The host's loop over blocks of updates: block i is logged while block i + 1 runs. No program calls back."""
+"""The host's loop over a chunk's blocks of updates: block i is logged while block i + 1 runs. No program calls back."""
 
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
-from purepg.run.checkpoint import Checkpoints
-from purepg.run.population import Chunk, Group, Population, block_lengths
-from purepg.run.record import RecordError
+from purepg.run.folder.checkpoint import Checkpoints
+from purepg.run.folder.files import RecordError
+from purepg.run.population import Evaluation, Population
+from purepg.run.sweep import Chunk
 from purepg.train import averaged
+from purepg.types import Env, State
 
 HostMetrics = dict[str, np.ndarray]  # each [H, S, U]
-
-
-class Sink(Protocol):
-    """Where blocks of metrics go as they come: the record, W&B."""
-
-    def __call__(self, settings: list[int], start: int, metrics: HostMetrics, seeds: list[int], /) -> None: ...
+LogBlock = Callable[[Chunk, int, HostMetrics], None]  # (chunk, number of the block's first update, its metrics)
 
 
 class Interrupt:
@@ -53,146 +50,159 @@ def ctrl_c_finishes_the_block() -> Iterator[Interrupt]:
         signal.signal(signal.SIGINT, before)
 
 
-class Progress:
-    """The live line: updates, environment steps a second, mean return, time left."""
-
-    def __init__(self, total_steps: int, shown: bool | None = None):
-        disable = None if shown is None else not shown  # None: where there is a terminal
-        self._bar = tqdm(
-            total=total_steps, unit="step", unit_scale=True, disable=disable, smoothing=0.1, dynamic_ncols=True
-        )
-
-    def __call__(self, settings: list[int], start: int, metrics: HostMetrics, seeds: list[int]) -> None:
-        del settings, seeds
-        returns = metrics["episode_return"]
-        described = {"updates": start + returns.shape[-1]}
-        if np.isfinite(returns).any():
-            described["return"] = f"{np.nanmean(returns):.1f}"
-        self._bar.set_postfix(described, refresh=False)
-        self._bar.update(int(metrics["env_steps"].sum()))
-
-    def close(self) -> None:
-        self._bar.close()
-
-
-class Outcome(NamedTuple):
-    """What became of one chunk."""
-
-    metrics: HostMetrics  # each [H, S, U]
-    sampled: np.ndarray  # [H, S] mean evaluation return
-    mode: np.ndarray
-    compile_seconds: float
-    run_seconds: float  # training alone
-    rows: np.ndarray | None = None  # [H, S, n, L + R] of a token task: prompts with responses
-    earned: np.ndarray | None = None  # [H, S, n]: the return of each
-
-
 class Saved(NamedTuple):
-    """What a chunk goes on from."""
+    """The point from which a chunk is resumed."""
 
     update: int
     metrics: HostMetrics  # of the updates before it
     run_seconds: float
-    total_steps: int  # what its members were given to consume
-    spent: bool  # by all of them: none has anything left to do
+    total_steps: int  # the environment steps that its agents were given
+    spent: bool  # whether all of them have taken those steps, so that none has anything left to do
+
+
+class Job(NamedTuple):
+    """A chunk of agents to train, and what trains it."""
+
+    number: int  # its place in the run's order
+    chunk: Chunk
+    population: Population
+    saved: Saved | None = None
 
 
 class Saving(NamedTuple):
-    """Where and how often a chunk's state is saved."""
+    """Where and how often a job's state is saved."""
 
     checkpoints: Checkpoints
     every: float  # seconds
     failed: Callable[[RecordError], None]  # what is done where it cannot be
-    start_digest: str | None  # of the parameters that the agents started from
 
 
-def run_chunk(
-    population: Population,
-    group: Group,
-    chunk: Chunk,
-    log_every: int,
-    sinks: list[Sink],
-    interrupt: Interrupt,
-    saving: Saving | None = None,
-    saved: Saved | None = None,
+class Outcome(NamedTuple):
+    """The results of one job."""
+
+    metrics: HostMetrics
+    sampled: np.ndarray  # [H, S] mean evaluation return
+    mode: np.ndarray
+    responses: list | None  # [H][S][SHOWN] of dicts: `Env.describe` of a final observation, and the episode's `reward`
+    compile_seconds: float
+    run_seconds: float  # training alone
+    state: State | None = None  # of all agents; None where it is in a checkpoint
+
+
+def run_job(
+    job: Job, env: Env, log_every: int, log: LogBlock, interrupt: Interrupt, saving: Saving | None = None
 ) -> Outcome:
     """Trains and evaluates a chunk.
 
     Args:
       log_every: updates in a block; 0 makes the whole run one block.
-      saved: what it goes on from; the sinks have had its metrics.
+      log: is given every block of metrics but those that `job.saved` holds.
+      saving: None keeps no checkpoints, and the outcome has the final state.
     """
-    settings, seeds = chunk.members(group)
-    members = population.members(chunk)
-    first = saved.update if saved else 0
-    blocks: list[HostMetrics] = [saved.metrics] if saved else []
-    run_before = saved.run_seconds if saved else 0.0
-    spent = saved is not None and saved.spent and saved.total_steps == population.total_steps
-    lengths = [] if spent else block_lengths(group, log_every, first)
-    population.start_compiling(members, *lengths)
-    if saved and saving:
-        state = saving.checkpoints.restore(first, population.abstract_state(members))
-        state = population.with_more_steps(state, population.total_steps - saved.total_steps)
-    else:
-        state = population.init(members)
-    begun, compiled = time.perf_counter(), population.compile_seconds
+    return _Training(job, log, interrupt, saving).run(env, log_every)
 
-    def run_seconds() -> float:
-        return run_before + time.perf_counter() - begun - (population.compile_seconds - compiled)
 
-    def fetch(start, device_metrics) -> bool:
-        """Logs a block once it is done. False where no member moved in its last update: all have spent their budget."""
+class _Training:
+    """A job while it runs."""
+
+    def __init__(self, job: Job, log: LogBlock, interrupt: Interrupt, saving: Saving | None):
+        self._job, self._log, self._interrupt, self._saving = job, log, interrupt, saving
+        saved, population = job.saved, job.population
+        self._blocks: list[HostMetrics] = [saved.metrics] if saved else []
+        self._seconds_before = saved.run_seconds if saved else 0.0
+        # Whether any agent moved in the last update that was looked at; else all have spent their budget.
+        self._moved = not (saved and saved.spent and saved.total_steps == population.total_steps)
+
+    def run(self, env: Env, log_every: int) -> Outcome:
+        job, population, saving = self._job, self._job.population, self._saving
+        members, first = job.chunk.members, job.saved.update if job.saved else 0
+        lengths = job.chunk.block_lengths(log_every, first) if self._moved else []
+        population.start_compiling(members, *lengths)
+        state = self._first_state()
+        self._begun, self._compiled = time.perf_counter(), population.compile_seconds
+        state, update = self._advance(state, first, lengths)
+        seconds = self._run_seconds()
+        if saving and lengths:
+            self._save(update, state)
+        evaluation = jax.device_get(population.final(members, state))
+        found = {"sampled": evaluation.sampled, "mode": evaluation.mode, "responses": described(env, evaluation)}
+        if saving:
+            try:
+                saving.checkpoints.wait()
+                if update >= job.chunk.program.num_updates or not self._moved:
+                    saving.checkpoints.write_evaluation(update, found)
+            except RecordError as error:
+                saving.failed(error)
+        metrics = {name: np.concatenate([b[name] for b in self._blocks], axis=-1) for name in self._blocks[0]}
+        times = {"compile_seconds": population.new_compile_seconds(), "run_seconds": seconds}
+        return Outcome(metrics, **found, **times, state=None if saving else state)
+
+    def _first_state(self) -> State:
+        job, population, saving = self._job, self._job.population, self._saving
+        members = job.chunk.members
+        if not (job.saved and saving):
+            return population.init(members)
+        state = saving.checkpoints.restore(job.saved.update, population.abstract_state(members))
+        return population.with_more_steps(state, population.total_steps - job.saved.total_steps)
+
+    def _advance(self, state: State, update: int, lengths: list[int]) -> tuple[State, int]:
+        """Trains block after block, until the end or an interrupt; returns the state and the updates it has had."""
+        job, saving, last_saved = self._job, self._saving, self._begun
+        running = None  # the block that the device works on while the one before it is logged
+        for length in lengths:
+            state, device_metrics = job.population.advance(job.chunk.members, state, update, length)
+            if running is not None:
+                self._fetch(*running)
+                running = None
+                if not self._moved:
+                    break
+            running = (update, device_metrics)
+            update += length
+            if saving and time.perf_counter() - last_saved >= saving.every:
+                # A checkpoint covers what is logged, and so waits for its own block.
+                self._fetch(*running)
+                running = None
+                self._save(update, state)
+                last_saved = time.perf_counter()
+            if self._interrupt.requested or not self._moved:
+                break
+        if running is not None:
+            self._fetch(*running)
+        return state, update
+
+    def _fetch(self, start: int, device_metrics: Any) -> None:
+        """Logs a block once it is done."""
         metrics = averaged(device_metrics)
-        for sink in sinks:
-            sink(settings, start, metrics, seeds)
-        blocks.append(metrics)
-        return bool(metrics["env_steps"][..., -1].any())
+        self._log(self._job.chunk, start, metrics)
+        self._blocks.append(metrics)
+        self._moved = bool(metrics["env_steps"][..., -1].any())
 
-    def save(update, state) -> None:
-        assert saving
+    def _run_seconds(self) -> float:
+        compiling = self._job.population.compile_seconds - self._compiled
+        return self._seconds_before + time.perf_counter() - self._begun - compiling
+
+    def _save(self, update: int, state: State) -> None:
+        assert self._saving
         facts = {
-            "dtypes": {name: str(value.dtype) for name, value in blocks[-1].items()},
-            "run_seconds": run_seconds(),
-            "total_steps": population.total_steps,
-            "spent": not moved,
-            "start_digest": saving.start_digest,
+            "dtypes": {name: str(value.dtype) for name, value in self._blocks[-1].items()},
+            "run_seconds": self._run_seconds(),
+            "total_steps": self._job.population.total_steps,
+            "spent": not self._moved,
         }
         try:
-            saving.checkpoints.save(update, state, facts)
+            self._saving.checkpoints.save(update, state, facts)
         except RecordError as error:
-            saving.failed(error)
+            self._saving.failed(error)
 
-    running = None  # the block that the device works on while the one before it is logged
-    start, last_saved, moved = first, begun, not spent
-    for length in lengths:
-        state, device_metrics = population.advance(members, state, start, length)
-        if running is not None and not fetch(*running):
-            running, moved = None, False
-            break
-        running = (start, device_metrics)
-        start += length
-        if saving and time.perf_counter() - last_saved >= saving.every:
-            # A checkpoint covers what is logged, and so waits for its own block.
-            moved, running = fetch(*running), None
-            save(start, state)
-            last_saved = time.perf_counter()
-        if interrupt.requested or not moved:
-            break
-    if running is not None:
-        moved = fetch(*running)
-    seconds = run_seconds()
-    if saving and lengths:
-        save(start, state)
-    evaluation = jax.device_get(population.final(members, state))
-    if saving:
-        try:
-            saving.checkpoints.wait()
-            if start >= group.num_updates or not moved:
-                saving.checkpoints.write_evaluation(start, evaluation._asdict())
-        except RecordError as error:
-            saving.failed(error)
-    metrics = {name: np.concatenate([b[name] for b in blocks], axis=-1) for name in blocks[0]}
-    compile_seconds = population.new_compile_seconds()
-    return Outcome(
-        metrics, evaluation.sampled, evaluation.mode, compile_seconds, seconds, evaluation.rows, evaluation.earned
-    )
+
+def described(env: Env, evaluation: Evaluation) -> list | None:
+    """What `Env.describe` says of the final observations of an evaluation, with each episode's reward."""
+    if env.describe is None:
+        return None
+
+    def of_episode(index: tuple[int, ...]) -> dict[str, Any]:
+        last_obs = jax.tree.map(lambda x: x[index], evaluation.last_obs)
+        return {**env.describe(last_obs), "reward": float(evaluation.returns[index])}
+
+    H, S, n = evaluation.returns.shape
+    return [[[of_episode((h, s, i)) for i in range(n)] for s in range(S)] for h in range(H)]

@@ -1,20 +1,28 @@
-"""How much memory a population will take, said before it runs, and how many agents of it would fit."""
+"""How much memory a population takes, said before it runs, and how many agents of it would fit."""
 
+import resource
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
-from purepg.run.population import Memory
-
 MIB = 2**20
 
 
-class Forecast(NamedTuple):
-    """What a population takes, and what there is."""
+class Memory(NamedTuple):
+    """Bytes that a population takes while it trains."""
 
-    line: str  # that says so
-    fit: int  # agents at once that what is free would hold, at least 1; all of them where nobody says what is free
+    per_device: int
+    num_devices: int
+    replay: int  # of all devices together
+
+
+class Forecast(NamedTuple):
+    """The memory that a population takes, and what there is."""
+
+    line: str  # says so
+    fit: int  # agents at once that fit into what is free, at least 1; all of them where nothing reports what is free
 
 
 def forecast(memory: Memory, num_members: int) -> Forecast:
@@ -33,7 +41,7 @@ def forecast(memory: Memory, num_members: int) -> Forecast:
 
 
 def free_bytes(device: Any) -> int | None:
-    """Memory that a device can still give; on a CPU, the system. None where nobody says."""
+    """Memory that a device, or on a CPU the system, can still give; None where nothing reports it."""
     statistics = device.memory_stats()
     if statistics and "bytes_limit" in statistics:
         return statistics["bytes_limit"] - statistics["bytes_in_use"]
@@ -43,3 +51,12 @@ def free_bytes(device: Any) -> int | None:
     except (OSError, StopIteration):
         return None
     return int(line.split()[1]) * 1024
+
+
+def peak_memory_bytes() -> int:
+    """The most memory that the device, or on a CPU the process, has held at once."""
+    statistics = jax.devices()[0].memory_stats()
+    if statistics and "peak_bytes_in_use" in statistics:
+        return int(statistics["peak_bytes_in_use"])
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

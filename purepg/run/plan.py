@@ -12,27 +12,27 @@ from typing import Any, Literal
 import jax
 
 from purepg import envs
-from purepg.config import ANNEAL_UPDATES, Count, CountOrZero, NonNegative, Seed, check
+from purepg.config import Count, CountOrZero, NonNegative, Seed, check
 from purepg.language.model import LanguageModelConfig, with_sizes
-from purepg.run.load import reference
-from purepg.run.population import (
+from purepg.run.code import address_of, address_of_env
+from purepg.run.console import say
+from purepg.run.devices import prepare_devices, use_compile_cache
+from purepg.run.folder.config import read_config
+from purepg.run.start import read_start
+from purepg.run.sweep import (
     Chunk,
     Configs,
-    Group,
     Make,
-    Population,
+    Program,
     Setting,
     chunks,
     find_field,
     grid,
-    group_by_program,
-    most_devices,
+    programs,
+    schedule_of,
+    with_schedule,
 )
-from purepg.run.record import say
-from purepg.run.resume import keep_schedules, read_config
-from purepg.run.start import read_start
-from purepg.runtime import backend_is_running, split_cpu
-from purepg.types import Algorithm, Env, UsageError
+from purepg.types import Algorithm, Discrete, Env, UsageError, space_leaves
 
 
 @dataclass(frozen=True)
@@ -41,25 +41,25 @@ class RunConfig:
 
     Attributes:
       env: name of the environment.
-      total_steps: environment steps of each seed.
+      total_steps: environment steps of each agent.
       num_seeds: agents trained for each setting.
       seed: seed of the run; agent s of every setting is keyed by (seed, s).
-      log_every: updates in a block: the progress bar and log.jsonl move once a block, and W&B gets a row, the mean over
-        it. 0: the whole run is one program, and W&B gets a row of every update at its end.
-      eval_episodes: episodes of the final evaluation, for each seed.
+      log_every: updates in a block. The progress bar and log.jsonl advance once a block, and W&B gets a row, the mean
+        over the block. 0: the whole run is one program, and W&B gets a row for every update at the end.
+      eval_episodes: episodes of each agent's final evaluation.
       eval_seed: seed of the evaluation, the same for every agent.
-      eval_max_steps: an evaluation episode is cut after this many steps; None: at the environment's time limit.
+      eval_max_steps: an evaluation episode is truncated after this many steps; None: at the environment's time limit.
       max_parallel: agents trained at once; None: all of them, or as many as fit into memory.
       devices: devices that the agents are spread over; None: as many as divide them. On a CPU, a device is a core.
       compile_cache: keep compiled programs on disk, so that the next start is quick.
-      checkpoint_every: seconds between checkpoints, each at the end of a block; there is one at the end in any case.
-      keep: checkpoints that are kept, the latest.
-      out: folder of the results; None: a new one under runs/.
+      checkpoint_every: seconds between checkpoints, each saved at the end of a block; the last one always is.
+      keep: how many checkpoints are kept, the latest ones.
+      out: folder of the results. None: the command line makes a new one under runs/, and Python writes no files.
       overwrite: replace the run that the folder holds.
-      resume: go on with the run that the folder holds, as if it had never stopped. `total_steps` may be more than it
-        was; a schedule stays as long as it first was.
+      resume: continue the run that the folder holds, as if it had never stopped. `total_steps` may be larger than it
+        was; a schedule keeps its first length.
       wandb: online (log in once with `wandb login`), offline (files in the folder), or disabled.
-      wandb_per: a W&B run for every seed, or for every setting with mean and interval.
+      wandb_per: one W&B run for every seed, or one for every setting, with mean and interval.
       wandb_project: W&B's project.
       wandb_group: W&B's group; None: the folder's name.
     """
@@ -88,6 +88,7 @@ class RunConfig:
 
 MakeAlgorithm = Callable[[Env, Any, Any], Algorithm]
 MakeNetwork = Callable[[Env, Any], Any]  # a network of the kind that the algorithm takes
+EnvSource = Env | Callable[[], Env]  # an environment of the caller's own, or a function that makes it
 
 
 @dataclass(frozen=True)
@@ -98,25 +99,26 @@ class Plan:
     env: Env
     make: Make
     settings: list[Setting]
-    groups: list[Group]
+    programs: list[Program]
     num_devices: int
     eval_max_steps: int
-    code: dict[str, str]  # where the algorithm and its parts are to be found again
-    stored: dict[str, Any] | None  # config.json of the run to go on with
+    code: dict[str, str | None]  # the addresses at which the algorithm and its parts are found again
+    stored: dict[str, Any] | None  # config.json of the run to resume
     start_digest: str | None  # of the parameters that a language model starts from
 
     @property
-    def order(self) -> list[tuple[Group, Chunk]]:
-        """The run's chunks, as they are trained one after another."""
+    def chunks(self) -> list[Chunk]:
+        """The run's chunks, in the order in which they are trained."""
         run = self.run
-        parts = [(group, chunks(len(group.settings), run.num_seeds, run.max_parallel)) for group in self.groups]
-        return [(group, chunk) for group, of_group in parts for chunk in of_group]
+        return [chunk for program in self.programs for chunk in chunks(program, run.num_seeds, run.max_parallel)]
 
-    def population(self, group: Group, shape: tuple[int, int]) -> Population:
-        """What trains a group's chunks of one shape."""
-        run = self.run
-        evaluation = run.eval_seed, run.eval_episodes, self.eval_max_steps
-        return Population(self.env, self.make, group, shape, run.seed, run.total_steps, self.num_devices, *evaluation)
+    def program_of(self, h: int) -> Program:
+        """The program that serves a setting, by its position in the sweep."""
+        return next(program for program in self.programs if h in program.settings)
+
+    def algorithm_of(self, h: int) -> Algorithm:
+        """The algorithm of a setting, its schedules as long as the run."""
+        return self.make(with_schedule(self.settings[h].configs, self.program_of(h).num_updates))
 
 
 def prepare(
@@ -125,64 +127,94 @@ def prepare(
     configs: Configs,
     run: RunConfig,
     sweep: Mapping[str, Sequence[Any]],
+    env: EnvSource | None = None,
 ) -> Plan:
     """Checks everything that can be checked before anything compiles.
 
     Args:
       algorithm, network: how to make them from `configs[algorithm's name]` and `configs["network"]`.
       sweep: name of a field to its values; the settings are the grid of all.
+      env: in the place of the environment that `run.env` names.
     Raises:
       UsageError: in one line, what is wrong and what to do.
     """
     run = check(run)
-    configs = {name: check(config) for name, config in configs.items()}
+    configs = {name: _with_absolute_start(check(config)) for name, config in configs.items()}
     if run.resume and (run.out is None or run.overwrite):
         raise UsageError("--resume needs --out, the folder of the run to go on with, and no --overwrite")
+    if run.wandb == "online" and run.out is None:
+        raise UsageError("wandb (online) needs out, a folder for the files that W&B keeps until they are uploaded")
     stored = read_config(run.out) if run.resume and run.out else None
-    configs = {name: _with_absolute_start(config) for name, config in configs.items()}
-    settings = grid(configs, sweep)
-    if stored:
-        settings = keep_schedules(settings, stored)
-    settings = [
-        setting._replace(configs={name: check(config) for name, config in setting.configs.items()})
-        for setting in settings
-    ]
-    if stored and run.max_parallel is None:  # a split of the population is part of its last bits
+    if stored and run.max_parallel is None:  # how the agents were divided is a part of their last bits
         run = replace(run, max_parallel=stored["run"].get("max_parallel"))
+    settings = _settings(configs, sweep, stored)
     num_devices = prepare_devices(run.devices, run.num_seeds, len(settings))
     if run.compile_cache:
         use_compile_cache()
     settings = _with_sizes_of_starts(settings)
-    env = envs.make(run.env)
-    eval_max_steps = run.eval_max_steps or env.max_episode_steps
+    world, env_address = _environment(run, env)
+    run = replace(run, env=world.name if env else run.env)
+    eval_max_steps = run.eval_max_steps or world.max_episode_steps
     if eval_max_steps is None:
-        raise UsageError(f"{env.name} has no time limit: set --eval-max-steps")
-
-    algorithm_name = next(name for name in configs if name != "network")
+        raise UsageError(f"{world.name} has no time limit: set --eval-max-steps")
+    name = next(name for name in configs if name != "network")
 
     def make(configs: Configs) -> Algorithm:
-        return algorithm(env, network(env, configs["network"]), configs[algorithm_name])
+        return algorithm(world, network(world, configs["network"]), configs[name])
 
-    groups = group_by_program(settings, make, run.total_steps)
     code = {
-        "name": algorithm_name,
-        "algorithm": reference(algorithm),
-        "config": reference(type(configs[algorithm_name])),
-        "network": reference(network),
-        "network_config": reference(type(configs["network"])),
+        "name": name,
+        "algorithm": address_of(algorithm),
+        "config": address_of(type(configs[name])),
+        "network": address_of(network),
+        "network_config": address_of(type(configs["network"])),
+        "env": env_address,
     }
-    digest = getattr(network(env, configs["network"]), "digest", None)
-    return Plan(run, env, make, settings, groups, num_devices, eval_max_steps, code, stored, digest)
+    digest = getattr(network(world, configs["network"]), "digest", None)
+    planned = programs(settings, make, run.total_steps)
+    return Plan(run, world, make, settings, planned, num_devices, eval_max_steps, code, stored, digest)
+
+
+def _environment(run: RunConfig, env: EnvSource | None) -> tuple[Env, str | None]:
+    """The environment, and the address at which it is found again; None where its name is enough.
+
+    Says in a line where the environment of a run that is kept can be found neither way.
+    """
+    if env is None:
+        return envs.make(run.env), None
+    if not isinstance(env, Env):
+        return env(), address_of(env)
+    address = address_of_env(env)
+    if address is None and run.out is not None:
+        say(
+            f"{env.name}: no variable at the top level of a module holds this Env object, so evaluate.py, render.py "
+            "and load cannot make it again; keep it in one, or pass it, as in load(folder, env=env)"
+        )
+    return env, address or "unknown"
+
+
+def _settings(configs: Configs, sweep: Mapping[str, Sequence[Any]], stored: Mapping[str, Any] | None) -> list[Setting]:
+    """The sweep's settings, checked; those of a run to resume keep the schedules that they had."""
+    settings = grid(configs, sweep)
+    if stored and len(stored["schedules"]) == len(settings):  # else `refuse_differences` says what differs
+        settings = [
+            setting._replace(configs=with_schedule(setting.configs, length))
+            for setting, length in zip(settings, stored["schedules"], strict=True)
+        ]
+    return [
+        setting._replace(configs={name: check(config) for name, config in setting.configs.items()})
+        for setting in settings
+    ]
 
 
 def _with_absolute_start(config: Any) -> Any:
-    """A config whose `start` is found again from any folder."""
+    """A config whose `start` can be found from any working directory."""
     start = getattr(config, "start", None)
     return config if start is None else replace(config, start=str(Path(start).absolute()))
 
 
 def _with_sizes_of_starts(settings: Sequence[Setting]) -> list[Setting]:
-    """The settings with the sizes that a language model has from its `start`, so that config.json holds those in use;
+    """The settings with the sizes that a language model takes from its `start`, so that config.json holds those in use;
     says where others were asked for.
 
     Raises:
@@ -213,49 +245,22 @@ def _with_sizes_of_starts(settings: Sequence[Setting]) -> list[Setting]:
     return resolved
 
 
-def prepare_devices(devices: int | None, num_seeds: int, num_settings: int) -> int:
-    """Splits the CPU into devices, where that is still possible, and says over how many the agents are spread.
-
-    Raises:
-      UsageError: more devices than there are, or a number that divides neither seeds nor settings.
-    """
-    if devices is not None and most_devices(devices, num_seeds, num_settings) != devices:
-        raise UsageError(f"devices ({devices}) must divide num_seeds ({num_seeds}) or the settings ({num_settings})")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if not backend_is_running():
-        cpu_devices = devices or most_devices(cores, num_seeds, num_settings)
-        if cpu_devices > 1:
-            split_cpu(cpu_devices, cores)
-    available = jax.device_count()
-    if devices is not None and devices > available:
-        raise UsageError(f"devices ({devices}) must be at most {available}, what this machine has")
-    return devices or most_devices(available, num_seeds, num_settings)
-
-
-def use_compile_cache() -> None:
-    """Turns JAX's persistent compilation cache on, in the user's own folder where they chose one."""
-    if not jax.config.values["jax_compilation_cache_dir"]:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(home / "purepg" / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
 def describe(plan: Plan, script: str) -> dict[str, Any]:
     """What config.json holds: all arguments, versions, and the population's layout, which its last bits depend on."""
     packages = ("purepg", "jax", "jaxlib", "flax", "optax", "gymnax", "numpy")
-    devices = jax.devices()[: plan.num_devices]
+    served = [plan.program_of(h) for h in range(len(plan.settings))]
     return {
         "script": script,
         "run": asdict(plan.run),
-        **{name: asdict(config) for name, config in plan.groups[0].configs.items()},
+        **{name: asdict(config) for name, config in plan.programs[0].configs.items()},
         "code": plan.code,
+        "spaces": _spaces(plan.env),
         "start_digest": plan.start_digest,
         "settings": [setting.hyperparameters for setting in plan.settings],
-        "schedules": [_schedule(plan, h) for h in range(len(plan.settings))],
-        "num_updates": [next(g.num_updates for g in plan.groups if h in g.settings) for h in range(len(plan.settings))],
-        "layout": [dict(zip(("settings", "seeds"), chunk.members(group), strict=True)) for group, chunk in plan.order],
-        "devices": [device.device_kind for device in devices],
+        "schedules": [schedule_of(program.configs) for program in served],
+        "num_updates": [program.num_updates for program in served],
+        "layout": [{"settings": chunk.settings, "seeds": chunk.seeds} for chunk in plan.chunks],
+        "devices": [device.device_kind for device in jax.devices()[: plan.num_devices]],
         "platform": {"backend": jax.default_backend(), "python": platform.python_version(), "os": platform.platform()},
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "versions": {package: importlib.metadata.version(package) for package in packages},
@@ -263,7 +268,11 @@ def describe(plan: Plan, script: str) -> dict[str, Any]:
     }
 
 
-def _schedule(plan: Plan, h: int) -> int | None:
-    """How many updates a setting's schedules last; None: it has none."""
-    group = next(g for g in plan.groups if h in g.settings)
-    return next((c.anneal_updates for c in group.configs.values() if hasattr(c, ANNEAL_UPDATES)), None)
+def _spaces(env: Env) -> str:
+    """What the environment shows and takes, in one line: two objects of one name are told apart by it."""
+
+    def described(space: Any) -> str:
+        return f"Discrete({space.n})" if isinstance(space, Discrete) else f"Box{space.shape}"
+
+    observed = ", ".join(map(described, space_leaves(env.observation_space)))
+    return f"{observed} -> {described(env.action_space)}, time limit {env.max_episode_steps}"

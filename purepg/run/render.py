@@ -21,10 +21,11 @@ from purepg.config import Count, check
 from purepg.envs.contract import in_units
 from purepg.experience.rollout import start
 from purepg.run.cli import leave, parse_flags
+from purepg.run.console import reason, say
 from purepg.run.drawing import Disc, Drawing, Line, Point, Scene, drawing_of
 from purepg.run.evaluation import Choice, run_first
-from purepg.run.load import Loaded, load
-from purepg.run.record import CONFIG, WANDB, reason, say
+from purepg.run.folder.files import CONFIG, WANDB
+from purepg.run.load import Agent, load
 from purepg.run.wandb_sink import MAX_NAME_LENGTH, Mode, quiet_settings
 from purepg.types import Act, Array, Env, Key, UsageError
 
@@ -268,7 +269,7 @@ def main(description: str | None = None, arguments: Sequence[str] | None = None)
         log(choice.run, out, which, returns, choice.wandb)
 
 
-def play(agent: Loaded, choice: FilmChoice) -> list[Episode]:
+def play(agent: Agent, choice: FilmChoice) -> list[Episode]:
     """The agent's episodes.
 
     Raises:

@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from purepg.run.record import CONFIG, SUMMARY, reason, setting_label
+from purepg.run.console import reason
+from purepg.run.folder.files import CONFIG, SUMMARY
 from purepg.run.statistics import iqm
+from purepg.run.sweep import label_of
 from purepg.types import UsageError
 
 PROTOCOL = "total_steps", "eval_episodes", "eval_max_steps"  # what should be equal, and is said where it is not
@@ -67,7 +69,7 @@ def settings_of(folder: Path, label: str, scores: str) -> list[Row]:
             row = Row(
                 folder=folder,
                 label=label,
-                setting=setting_label(found["hyperparameters"]),
+                setting=label_of(found["hyperparameters"]),
                 env=config["run"]["env"],
                 score=np.array(finals, np.float64),  # JSON's null becomes NaN
                 num_diverged=len(found["diverged"]),

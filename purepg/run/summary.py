@@ -1,57 +1,47 @@
-"""What a run came to: its metrics put together, the summary of summary.json, and the table on the screen."""
+"""What is left of a run: its metrics put together, the summary of summary.json, and the table on the screen."""
 
-import resource
-import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
-from purepg.envs.tasks import Task, decode
 from purepg.run.loop import HostMetrics, Outcome
-from purepg.run.population import Chunk, Group, Setting
-from purepg.run.record import setting_label
+from purepg.run.memory import peak_memory_bytes
+from purepg.run.pages import table
 from purepg.run.statistics import bootstrap_interval, iqm
+from purepg.run.sweep import Chunk, Setting, label_of
 
 LEAST_ENTROPY, MOST_KL = 0.01, 20.0  # nats; below and above, a policy with a reference has collapsed
 LAST_EPISODES = 100  # the training return that papers report: over an agent's last hundred episodes
 
 
 class Part(NamedTuple):
-    """A chunk that was trained, and where in the population it belongs."""
+    """A chunk that was trained."""
 
-    group: Group
     chunk: Chunk
     outcome: Outcome
 
-    @property
-    def place(self) -> tuple[np.ndarray, np.ndarray]:
-        """Indices of its members in `[H, S]`."""
-        settings = np.array(self.group.settings)[self.chunk.settings]
-        return settings[:, None], np.arange(self.chunk.seeds.start, self.chunk.seeds.stop)[None]
 
-
-def assemble(parts: Sequence[Part], num_settings: int, num_seeds: int) -> tuple[HostMetrics, np.ndarray]:
+def joined(parts: Sequence[Part], num_settings: int, num_seeds: int) -> tuple[HostMetrics, np.ndarray]:
     """The metrics of all parts as `[H, S, U]`, NaN where a member made no update; and `num_updates [H]`, the most that
     a seed of each setting made."""
     made = np.zeros((num_settings, num_seeds), int)
     order = []
-    for part in parts:
-        active = part.outcome.metrics["env_steps"] > 0
-        made[part.place] = active.sum(-1)
+    for chunk, outcome in parts:
+        active = outcome.metrics["env_steps"] > 0
+        made[chunk.place] = active.sum(-1)
         # A member that stopped before others, and went on with more steps, has a gap where it waited for them.
         order.append(np.argsort(~active, axis=-1, kind="stable"))
     longest = made.max(initial=0)
     metrics = {}
-    for part, active_first in zip(parts, order, strict=True):
-        for name, gapped in part.outcome.metrics.items():
+    for (chunk, outcome), active_first in zip(parts, order, strict=True):
+        for name, gapped in outcome.metrics.items():
             x = np.take_along_axis(gapped, active_first, axis=-1)
             wide = np.float32 if x.dtype.kind == "f" else np.float64  # integers stay exact
             full = metrics.setdefault(name, np.full((num_settings, num_seeds, longest), np.nan, wide))
             updates = np.arange(min(x.shape[-1], longest))
-            within = updates < made[part.place][..., None]
-            full[(*(axis[..., None] for axis in part.place), updates)] = np.where(within, x[..., updates], np.nan)
+            within = updates < made[chunk.place][..., None]
+            full[(*(axis[..., None] for axis in chunk.place), updates)] = np.where(within, x[..., updates], np.nan)
     return metrics, made.max(axis=1)
 
 
@@ -70,30 +60,34 @@ def summarize(
     """
     num_settings, num_seeds = metrics["env_steps"].shape[:2]
     sampled, mode = np.full((2, num_settings, num_seeds), np.nan)
+    responses: dict[tuple[int, int], list] = {}
     seconds = np.zeros((num_settings, 2))
-    for part in parts:
-        sampled[part.place], mode[part.place] = part.outcome.sampled, part.outcome.mode
-        rows = np.array(part.group.settings)[part.chunk.settings]
-        seconds[rows] += part.outcome.compile_seconds, part.outcome.run_seconds
+    for chunk, outcome in parts:
+        sampled[chunk.place], mode[chunk.place] = outcome.sampled, outcome.mode
+        seconds[chunk.settings] += outcome.compile_seconds, outcome.run_seconds
+        for h, of_setting in zip(chunk.settings, outcome.responses or [], strict=False):
+            for s, of_seed in zip(chunk.seeds, of_setting, strict=True):
+                responses[h, s] = of_seed
     training = last_episodes_return(metrics)
     env_steps = np.nansum(metrics["env_steps"], axis=(1, 2))
-    run_seconds = sum(part.outcome.run_seconds for part in parts)
+    run_seconds = sum(outcome.run_seconds for _, outcome in parts)
     return {
         "settings": [
             {
                 "hyperparameters": setting.hyperparameters,
-                **over_seeds(sampled[h]),
-                "mode": over_seeds(mode[h]),
-                "training": over_seeds(training[h]),
+                **seed_statistics(sampled[h]),
+                "mode": seed_statistics(mode[h]),
+                "training": seed_statistics(training[h]),
                 "diverged": diverged(metrics["finite"][h]),
                 "num_updates": int(num_updates[h]),
                 "env_steps": int(env_steps[h]),
                 "compile_seconds": seconds[h, 0],
                 "run_seconds": seconds[h, 1],
+                **({"responses": [responses.get((h, s)) for s in range(num_seeds)]} if responses else {}),
             }
             for h, setting in enumerate(settings)
         ],
-        "compile_seconds": sum(part.outcome.compile_seconds for part in parts),
+        "compile_seconds": sum(outcome.compile_seconds for _, outcome in parts),
         "run_seconds": run_seconds,
         "env_steps_per_second": float(env_steps.sum() / run_seconds) if run_seconds else float("nan"),
         "peak_memory_bytes": peak_memory_bytes(),
@@ -101,7 +95,7 @@ def summarize(
     }
 
 
-def over_seeds(finals: np.ndarray) -> dict[str, Any]:
+def seed_statistics(finals: np.ndarray) -> dict[str, Any]:
     """Statistics of one number per seed, `[S]`."""
     return {
         "iqm": float(iqm(finals)),
@@ -114,8 +108,10 @@ def over_seeds(finals: np.ndarray) -> dict[str, Any]:
 def last_episodes_return(metrics: HostMetrics, num_episodes: int = LAST_EPISODES) -> np.ndarray:
     """Mean return of each member's last training episodes, `[H, S]`; NaN where none ended.
 
-    Whole updates are taken from the end until they hold `num_episodes`.
+    Whole updates are taken from the end until they hold `num_episodes`. NaN too where the algorithm has no episodes.
     """
+    if "episode_return" not in metrics:
+        return np.full(metrics["env_steps"].shape[:2], np.nan)
     ended = np.where(np.isfinite(metrics["episode_return"]), metrics["num_episodes"], 0)
     later = np.cumsum(ended[..., ::-1], axis=-1)[..., ::-1] - ended  # ended in the updates after this one
     weight = np.where(later < num_episodes, ended, 0)
@@ -153,61 +149,25 @@ def collapsed(metrics: HostMetrics) -> list[str]:
     return lines
 
 
-def add_responses(summary: dict[str, Any], task: Task, parts: Sequence[Part]) -> None:
-    """Gives every setting of the summary `responses`: for each seed some prompts, what was answered and its reward."""
-    for part in parts:
-        rows, earned = np.asarray(part.outcome.rows), np.asarray(part.outcome.earned)
-        for row, h in enumerate(part.group.settings[part.chunk.settings]):
-            of_setting = summary["settings"][h].setdefault("responses", [None] * len(summary["settings"][h]["finals"]))
-            for column, seed in enumerate(range(part.chunk.seeds.start, part.chunk.seeds.stop)):
-                shown = zip(rows[row, column], earned[row, column], strict=True)
-                of_setting[seed] = [_response(task, tokens, float(reward)) for tokens, reward in shown]
-
-
-def _response(task: Task, tokens: np.ndarray, reward: float) -> dict[str, Any]:
-    """A row of tokens as text; what stands after the end of its response is no part of it."""
-    prompt, response = tokens[: task.prompt_length], tokens[task.prompt_length :].copy()
-    ends = np.flatnonzero(response == task.eos)
-    if len(ends):
-        response[ends[0] + 1 :] = -1
-    return {"prompt": decode(task, prompt), "response": decode(task, response), "reward": reward}
-
-
-def peak_memory_bytes() -> int:
-    """The most memory the device has held at once; on a CPU, the process."""
-    statistics = jax.devices()[0].memory_stats()
-    if statistics and "peak_bytes_in_use" in statistics:
-        return int(statistics["peak_bytes_in_use"])
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
 def report(summary: dict[str, Any]) -> str:
     """The summary as lines of text, a row per setting."""
-    rows = [("setting", "return: IQM [95 %]", "with mode", "training", "steps/s", "compile s", "run s")]
+    header = ["setting", "return: IQM [95 %]", "with mode", "training", "steps/s", "compile s", "run s"]
+    rows = []
     for setting in summary["settings"]:
         steps_per_second = setting["env_steps"] / setting["run_seconds"] if setting["run_seconds"] else float("nan")
         lo, hi = setting["interval"]
         rows.append(
-            (
-                setting_label(setting["hyperparameters"]) or "default",
+            [
+                label_of(setting["hyperparameters"]) or "default",
                 f"{_number(setting['iqm'])} [{_number(lo)}, {_number(hi)}]",
                 _number(setting["mode"]["iqm"]),
                 _number(setting["training"]["iqm"]),
                 f"{steps_per_second:,.0f}",
                 f"{setting['compile_seconds']:.1f}",
                 f"{setting['run_seconds']:.1f}",
-            )
+            ]
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    lines.insert(1, "-" * len(lines[0]))
-    return "\n".join(lines + _best_responses(summary))
+    return "\n".join([table(header, rows), *_best_responses(summary)])
 
 
 def _number(x: float) -> str:
@@ -216,7 +176,7 @@ def _number(x: float) -> str:
 
 
 def _best_responses(summary: dict[str, Any]) -> list[str]:
-    """What the best agent answered to some held-out prompts, a line each; nothing where it was no language model."""
+    """What the best agent's final observations say, a line each; nothing where the environment describes none."""
     finals = [
         (final, h, seed)
         for h, setting in enumerate(summary["settings"])
@@ -226,8 +186,9 @@ def _best_responses(summary: dict[str, Any]) -> list[str]:
     if not finals:
         return []
     _, h, seed = max(finals)
-    label = setting_label(summary["settings"][h]["hyperparameters"])
-    lines = [f"held-out prompts, answered by {label + ', ' if label else ''}seed {seed}:"]
-    for found in summary["settings"][h]["responses"][seed]:
-        lines.append(f"  {found['prompt']}{found['response']:<12} reward {found['reward']:g}")
+    label = label_of(summary["settings"][h]["hyperparameters"])
+    lines = [f"final evaluation of {label + ', ' if label else ''}seed {seed}:"]
+    for response in summary["settings"][h]["responses"][seed]:
+        *texts, reward = response.values()
+        lines.append(f"  {''.join(texts):<20} reward {reward:g}")
     return lines

@@ -15,8 +15,10 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from purepg.run.record import WANDB, nested_lists, plain, reason, say, setting_label
+from purepg.run.console import reason, say
+from purepg.run.folder.files import WANDB, nested_lists, plain
 from purepg.run.statistics import mean_interval
+from purepg.run.sweep import label_of
 
 INIT_SECONDS = 15  # W&B's own time-outs: a run that cannot go online within it is recorded offline,
 FINISH_SECONDS = 30  # and what is not uploaded by then stays on disk
@@ -170,7 +172,7 @@ class WandbSink:
         import wandb
 
         hyperparameters = self._hyperparameters[member.setting]
-        label = setting_label(hyperparameters)
+        label = label_of(hyperparameters)
         config = member_config(self._config, hyperparameters)
         if member.seed is None:
             name = label or "all seeds"

@@ -1,7 +1,7 @@
 """The state of a population on disk, by orbax: each checkpoint whole or not at all, and to the last bit.
 
 checkpoints/<chunk>/<update>/    the state of one of the run's chunks after that many updates, and a few facts of it
-checkpoints/<chunk>/evaluation-<update>.json    what its agents came to, where that was their last
+checkpoints/<chunk>/evaluation-<update>.json    the final evaluation of its agents, if that was their last update
 """
 
 import contextlib
@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purepg.run.record import CHECKPOINTS, RecordError, reason, remove_folder, write_whole
+from purepg.run.console import reason
+from purepg.run.folder.files import CHECKPOINTS, RecordError, remove_folder, write_whole
 from purepg.types import UsageError
 
 
@@ -28,7 +29,7 @@ class Checkpoints:
     Args:
       out: the run's folder.
       chunk: the chunk's number, in the order in which a run trains them.
-      keep: how many are kept; None: for reading alone.
+      keep: how many are kept; None: open for reading only.
     """
 
     def __init__(self, out: Path, chunk: int, keep: int | None = None):
@@ -50,14 +51,14 @@ class Checkpoints:
                 raise RecordError(f"cannot write {self.folder}: {reason(error)}") from error
 
     def latest(self) -> int | None:
-        """The number of updates in the latest whole checkpoint; None: there is none."""
+        """The number of updates in the latest whole checkpoint; None where there is none."""
         return self._manager.latest_step() if self._manager else None
 
     def save(self, update: int, state: Any, facts: Mapping[str, Any]) -> None:
         """Begins to save a state; the caller may donate it once this returns.
 
         Args:
-          facts: what is to be known of it besides, as JSON can hold it.
+          facts: what else is to be kept with it, as JSON can hold it.
         Raises:
           RecordError: this one, or the one before it, could not be written.
         """
@@ -69,23 +70,23 @@ class Checkpoints:
         self._guarded(lambda: manager.save(update, args=args))
 
     def wait(self) -> None:
-        """Until all is written. Raises RecordError where it could not be."""
+        """Waits until everything is written. Raises RecordError where it could not be."""
         if self._manager:
             self._guarded(self._manager.wait_until_finished)
 
     def facts(self, update: int) -> dict[str, Any]:
-        """What was saved beside a state. Raises UsageError where that cannot be read."""
+        """The facts that were saved with a state. Raises UsageError where they cannot be read."""
         return self._read(update, facts=self._args.JsonRestore())["facts"]
 
     def restore(self, update: int, abstract: Any) -> Any:
         """A saved state.
 
         Args:
-          abstract: the shapes, dtypes and shardings that it has to have.
+          abstract: the shapes, dtypes and shardings that it must have.
         Raises:
-          UsageError: it has others, or cannot be read.
+          UsageError: it has others, or it cannot be read.
         """
-        # orbax casts to the dtypes that are asked for, without a word: what is on disk has to be looked at itself.
+        # orbax casts silently to the dtypes that are asked for, so the dtypes on disk are compared here.
         asked, found = _kinds(abstract), _kinds(self._tree(update))
         different = [name for name in sorted(asked.keys() | found.keys()) if asked.get(name) != found.get(name)]
         if different:
@@ -95,18 +96,22 @@ class Checkpoints:
         placed = jax.tree.map(_placed, abstract)
         return self._read(update, state=self._args.StandardRestore(placed))["state"]
 
-    def write_evaluation(self, update: int, evaluation: Mapping[str, np.ndarray | None]) -> None:
-        """Keeps what the agents came to. Raises RecordError where it cannot be written."""
-        text = json.dumps({name: value.tolist() for name, value in evaluation.items() if value is not None})
+    def write_evaluation(self, update: int, evaluation: Mapping[str, Any]) -> None:
+        """Keeps the final evaluation of the agents: arrays `[H, S]` by name, or what JSON can hold.
+
+        Raises:
+          RecordError: it cannot be written.
+        """
+        text = json.dumps({name: x.tolist() if isinstance(x, np.ndarray) else x for name, x in evaluation.items()})
         write_whole(self._evaluation(update), lambda file: file.write(text.encode()))
 
-    def evaluation(self, update: int) -> dict[str, np.ndarray] | None:
-        """What `write_evaluation` kept; None: nothing."""
+    def evaluation(self, update: int) -> dict[str, Any] | None:
+        """What `write_evaluation` kept; None where it kept nothing."""
         try:
             found = json.loads(self._evaluation(update).read_text())
         except (OSError, ValueError):
             return None
-        return {name: np.array(value) for name, value in found.items()}
+        return found | {name: np.array(found[name]) for name in ("sampled", "mode")}
 
     def close(self) -> None:
         if self._manager:
@@ -145,8 +150,8 @@ class Checkpoints:
 
 
 def silence() -> None:
-    """Keeps off the screen what orbax says besides what it raises: its log, and where one array could not be read or
-    written, the complaints of all the others."""
+    """Hides what orbax prints beside the errors that it raises: its log, and after the error of one array the messages
+    of all the others."""
     for name in "absl", "asyncio":
         logging.getLogger(name).setLevel(logging.CRITICAL)
     before = sys.unraisablehook

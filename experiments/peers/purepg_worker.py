@@ -1,0 +1,172 @@
+"""The work that experiments/benchmark.py times, in a process of its own that it speaks to by lines of JSON.
+
+`purepg_worker.py speed|overhead ALGORITHM SIZE SEEDS UPDATES DEVICES` compiles a population, says so, and then trains
+it once for every line on stdin.
+"""
+
+import contextlib
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from purepg import envs
+from purepg.algorithms.groups import source
+from purepg.algorithms.grpo import GRPOConfig, grpo
+from purepg.algorithms.ppo import PPOConfig, ppo
+from purepg.algorithms.sac import SACConfig, sac
+from purepg.algorithms.td3 import TD3Config, td3
+from purepg.language.model import LanguageModelConfig
+from purepg.networks.actor_critic import ActorQConfig, NetworkConfig, actor_critic, actor_q
+from purepg.run.console import Progress
+from purepg.run.folder.checkpoint import Checkpoints
+from purepg.run.folder.record import Record
+from purepg.run.loop import Interrupt, Job, LogBlock, Saving, run_job
+from purepg.run.memory import peak_memory_bytes
+from purepg.run.plan import Plan, RunConfig, prepare
+from purepg.run.population import Population
+from purepg.run.start import language_model
+from purepg.run.wandb_sink import WandbSink
+
+NUM_STEPS = {"ppo": 128, "sac": 50, "td3": 50, "grpo": 16}  # grpo: so that 20 updates are a run, whatever the width
+WARMUP_STEPS = 300  # over before anything is timed
+
+
+def make(name: str, size: int) -> tuple[Any, Any, Any, Any, str]:
+    """The algorithm, its config, its network's maker and config, and the environment's name.
+
+    Args:
+      size: environments, or the width of a language model.
+    """
+    if name == "grpo":
+        config = GRPOConfig(num_prompts=32, group_size=8, num_held_out=0)
+        return grpo, config, language_model, LanguageModelConfig(hidden_size=size, mlp_size=2 * size), "addition"
+    steps: dict[str, Any] = {"num_envs": size, "num_steps": NUM_STEPS[name]}
+    if name == "ppo":
+        config = PPOConfig(**steps, learning_rate=2.5e-4, entropy_coef=0.01)
+        return ppo, config, actor_critic, NetworkConfig(), "CartPole-v1"
+    if name == "sac":
+        config = SACConfig(**steps, warmup_steps=WARMUP_STEPS)
+        return sac, config, actor_q, ActorQConfig(policy="tanh_gaussian"), "Pendulum-v1"
+    config = TD3Config(**steps, warmup_steps=WARMUP_STEPS)
+    return td3, config, actor_q, ActorQConfig(policy="deterministic"), "Pendulum-v1"
+
+
+def prepared(name: str, size: int, num_seeds: int, num_updates: int, devices: int | None) -> tuple[Plan, Job]:
+    """A plan with room for a thousand runs of so many updates, and its only job."""
+    algorithm, config, network, network_config, env = make(name, size)
+    most = 32 * 8 * 4 if name == "grpo" else size * NUM_STEPS[name]  # steps of an update
+    run = RunConfig(env, 1000 * most * num_updates, num_seeds, devices=devices, compile_cache=False)
+    plan = prepare(algorithm, network, {name: config, "network": network_config}, run, {})
+    (chunk,) = plan.chunks
+    return plan, Job(0, chunk, Population(plan, chunk.program, chunk.shape))
+
+
+def speed(name: str, size: int, num_seeds: int, num_updates: int, devices: int | None) -> None:
+    """Times the training of so many updates, without logs."""
+    plan, (_, chunk, population, _) = prepared(name, size, num_seeds, num_updates, devices)
+    members = chunk.members
+    state = population.init(members)
+
+    def train(state, start):
+        state, metrics = population.advance(members, state, start, num_updates)
+        return state, int(np.asarray(metrics["env_steps"], np.int64).sum())
+
+    before = population.compile_seconds
+    (state, _), start = train(state, 0), num_updates
+    answer(
+        ready=True,
+        compile_seconds=population.compile_seconds - before,
+        devices=plan.num_devices,
+        device=jax.devices()[0].device_kind,
+        xla_flags=os.environ.get("XLA_FLAGS", ""),
+    )
+    generate = generation(size, num_seeds) if name == "grpo" else None
+    for _ in sys.stdin:
+        begun = time.perf_counter()
+        state, env_steps = train(state, start)
+        seconds, start = time.perf_counter() - begun, start + num_updates
+        generated = generate(state.learner.params, start) if generate else None
+        answer(
+            seconds=seconds, env_steps=env_steps, generated_per_second=generated, peak_memory_bytes=peak_memory_bytes()
+        )
+
+
+def generation(width: int, num_seeds: int) -> Callable[[Any, int], float]:
+    """What samples the responses of one update, for every seed, and says how many tokens a second that was."""
+    _, config, network, network_config, env = make("grpo", width)
+    env = envs.make(env)
+    groups = source(env, network(env, network_config))
+
+    @jax.jit
+    def sample(key, params):
+        def of_seed(key, params):
+            return groups.sample(key, params, config.num_prompts, config.group_size).mask.sum()
+
+        return jax.vmap(of_seed)(jax.random.split(key, num_seeds), params)
+
+    def tokens_per_second(params: Any, seed: int) -> float:
+        params = jax.tree.map(lambda x: x[0], params)
+        np.asarray(sample(jax.random.key(seed), params))
+        begun, tokens = time.perf_counter(), 0
+        for i in range(5):
+            tokens += int(np.asarray(sample(jax.random.key(seed + i), params)).sum())
+        return tokens / (time.perf_counter() - begun)
+
+    return tokens_per_second
+
+
+def overhead(name: str, size: int, num_seeds: int, num_updates: int, devices: int | None) -> None:
+    """Times a run of so many updates with what each line on stdin names: what watches or saves it."""
+    plan, job = prepared(name, size, num_seeds, num_updates, devices)
+    job = job._replace(chunk=replace(job.chunk, program=replace(job.chunk.program, num_updates=num_updates)))
+    log_every = plan.run.log_every
+    run_job(job, plan.env, log_every, lambda *block: None, Interrupt())
+    answer(ready=True)
+    for line in sys.stdin:
+        what = line.strip()
+        begun = time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as ends:
+            out, saving = Path(folder), None
+            log = watching(what, out, ends, plan)
+            if what == "a checkpoint":
+                checkpoints = Checkpoints(out, 0, 2)
+                ends.callback(checkpoints.close)
+                saving = Saving(checkpoints, 1e9, lambda error: sys.exit(str(error)))  # the one at the end
+            trained = run_job(job, plan.env, log_every, log, Interrupt(), saving).run_seconds
+        answer(seconds=time.perf_counter() - begun, trained=trained)
+
+
+def watching(what: str, out: Path, ends: contextlib.ExitStack, plan: Plan) -> LogBlock:
+    """What is given every block of metrics."""
+    if what == "log.jsonl":
+        record = ends.enter_context(Record.open(out))
+        return lambda chunk, start, metrics: record.append_block(chunk.settings, start, metrics, chunk.seeds)
+    if what == "progress bar":
+        bar = Progress(plan.run.total_steps, shown=True)
+        ends.callback(bar.close)
+        return lambda chunk, start, metrics: bar.update(start, metrics)
+    if what == "W&B":
+        seeds = list(range(plan.run.num_seeds))
+        sink = WandbSink("offline", "seed", "benchmark", "benchmark", out, {}, [{}], seeds, plan.run.log_every)
+        ends.callback(sink.finish, {})
+        return lambda chunk, start, metrics: sink.log_block(chunk.settings, start, metrics, chunk.seeds)
+    return lambda *block: None
+
+
+def answer(**values) -> None:
+    print(json.dumps(values), flush=True)
+
+
+if __name__ == "__main__":
+    work, name, *numbers = sys.argv[1:]
+    size, num_seeds, num_updates, devices = map(int, numbers)
+    {"speed": speed, "overhead": overhead}[work](name, size, num_seeds, num_updates, devices or None)

@@ -1,0 +1,99 @@
+"""The devices of a machine: how agents are spread over them, and the cache of compiled programs."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from purepg.runtime import backend_is_running, split_cpu
+from purepg.types import UsageError
+
+
+def prepare_devices(devices: int | None, num_seeds: int, num_settings: int) -> int:
+    """Splits the CPU into devices, where that is still possible, and returns over how many the agents are spread.
+
+    Raises:
+      UsageError: more devices than there are, or a number that divides neither seeds nor settings.
+    """
+    if devices is not None and most_devices(devices, num_seeds, num_settings) != devices:
+        raise UsageError(f"devices ({devices}) must divide num_seeds ({num_seeds}) or the settings ({num_settings})")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not backend_is_running():
+        cpu_devices = devices or most_devices(cores, num_seeds, num_settings)
+        if cpu_devices > 1:
+            split_cpu(cpu_devices, cores)
+    available = jax.device_count()
+    if devices is not None and devices > available:
+        raise UsageError(f"devices ({devices}) must be at most {available}, what this machine has")
+    return devices or most_devices(available, num_seeds, num_settings)
+
+
+def most_devices(available: int, num_seeds: int, num_settings: int) -> int:
+    """The largest number of devices, up to those available, that divides the seeds or else the settings."""
+    return max(n for n in range(1, available + 1) if num_seeds % n == 0 or num_settings % n == 0)
+
+
+def use_compile_cache() -> None:
+    """Turns JAX's persistent compilation cache on, in the user's own folder where they chose one."""
+    if not jax.config.values["jax_compilation_cache_dir"]:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(home / "purepg" / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+class Spread:
+    """Maps a function of one agent, (hyper, seed, *rest), over `[H, S]`, and over devices along the axis that they
+    divide."""
+
+    def __init__(self, num_settings: int, num_seeds: int, num_devices: int):
+        self.num_devices = num_devices = most_devices(num_devices, num_seeds, num_settings)
+        self._mesh = Mesh(np.array(jax.devices()[:num_devices]), ("member",)) if num_devices > 1 else None
+        everywhere, spread = P(), P("member")
+        self._hyper, self._seeds, self._leaf = (
+            (everywhere, spread, P(None, "member")) if num_seeds % num_devices == 0 else (spread, everywhere, spread)
+        )
+
+    def __call__(self, member: Callable) -> Callable:
+        def population(hyper, s, *rest):
+            def with_hyper(hyper, *rest):
+                return vmap_unless_one(lambda s, *rest: member(hyper, s, *rest))(s, *rest)
+
+            return vmap_unless_one(with_hyper)(hyper, *rest)
+
+        if self._mesh is None:
+            return population
+
+        def sharded(hyper, s, *rest):
+            in_specs = (self._hyper, self._seeds, *(self._leaf for _ in rest))
+            # Devices exchange nothing, so there is nothing to check in what varies over them.
+            spread = jax.shard_map(
+                population, mesh=self._mesh, in_specs=in_specs, out_specs=self._leaf, check_vma=False
+            )
+            return spread(hyper, s, *rest)
+
+        return sharded
+
+    def abstract(self, state: Any) -> Any:
+        """Shapes and dtypes of a state, with the sharding that it will have."""
+        if self._mesh is None:
+            return state
+        sharding = NamedSharding(self._mesh, self._leaf)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state)
+
+
+def vmap_unless_one(f: Callable) -> Callable:
+    """`jax.vmap(f)`, but without a batch axis of length 1 on the way: plain products are faster than batched ones."""
+
+    def mapped(*args):
+        if jax.tree.leaves(args)[0].shape[0] > 1:
+            return jax.vmap(f)(*args)
+        return jax.tree.map(lambda x: jnp.expand_dims(x, 0), f(*jax.tree.map(lambda x: x[0], args)))
+
+    return mapped

@@ -1,0 +1,167 @@
+"""What a run returns: its metrics with named axes, its agents, its summary, and its curves."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from purepg.run.load import Agent, choose, load
+from purepg.run.loop import HostMetrics
+from purepg.run.plan import Plan
+from purepg.run.summary import Part, report
+from purepg.train import guard
+from purepg.types import UsageError
+
+if TYPE_CHECKING:
+    import pandas
+    import xarray
+    from matplotlib.figure import Figure
+
+NOTEBOOK = 'pip install "purepg[notebook]"'
+
+
+@dataclass(frozen=True, repr=False)
+class Results:
+    """The results of a run of H settings, S seeds and at most U updates. Printed, it is the table of the final returns.
+
+    Attributes:
+      title: what the run is called.
+      labels: `[H]` the settings' names.
+      metrics: every metric `[H, S, U]`, NaN where an agent made no such update; `env_steps` are those of one update.
+      num_updates: `[H]` the most updates that a seed of the setting made.
+      summary: the contents of summary.json: statistics of the final evaluations, and what diverged.
+      lost: a line for everything that could not be written.
+    """
+
+    plan: Plan
+    title: str
+    labels: Sequence[str]
+    metrics: HostMetrics
+    num_updates: np.ndarray
+    summary: dict[str, Any]
+    parts: Sequence[Part]
+    lost: list[str]
+
+    @property
+    def out(self) -> Path | None:
+        """The folder of the results, where they were written."""
+        return self.plan.run.out
+
+    @property
+    def interrupted(self) -> bool:
+        return self.summary["interrupted"]
+
+    @property
+    def final_return(self) -> np.ndarray:
+        """`[H, S]` mean return of each agent's final evaluation, its actions sampled; NaN where it was not trained."""
+        return np.array([entry["finals"] for entry in self.summary["settings"]], float)
+
+    @property
+    def final_return_of_mode(self) -> np.ndarray:
+        """`[H, S]` the same with the policy's most probable actions."""
+        return np.array([entry["mode"]["finals"] for entry in self.summary["settings"]], float)
+
+    def agent(self, setting: int | None = None, seed: int | None = None, best: bool = False) -> Agent:
+        """A trained agent, as `purepg.run.load.load` gives it: environment, algorithm, state.
+
+        Args:
+          setting: its setting's place in the sweep; None: the only one.
+          seed: its seed; None: the only one.
+          best: the agent with the highest final evaluation, of those that `setting` and `seed` leave.
+        Raises:
+          UsageError: there is no such agent, or nothing says which one is meant.
+        """
+        plan = self.plan
+        if plan.run.out is not None:
+            return load(plan.run.out, setting, seed, best, plan.env)
+        finals = [entry["finals"] for entry in self.summary["settings"]] if best else None
+        sizes = len(plan.settings), plan.run.num_seeds
+        h, s = choose("the run", *sizes, setting, seed, finals)
+        part = next((part for part in self.parts if h in part.chunk.settings and s in part.chunk.seeds), None)
+        if part is None:
+            raise UsageError(f"the run was interrupted before it trained setting {h}, seed {s}")
+        place = part.chunk.settings.index(h), part.chunk.seeds.index(s)
+        state = jax.tree.map(lambda x: x[place], part.outcome.state)
+        update = part.outcome.metrics["env_steps"].shape[-1]
+        algorithm = guard(plan.algorithm_of(h), plan.run.total_steps)
+        return Agent(plan.env, algorithm, state, h, s, plan.settings[h].label, update)
+
+    def dataset(self) -> "xarray.Dataset":
+        """The metrics as an xarray Dataset over (setting, seed, update), with `final_return` and
+        `final_return_of_mode` over (setting, seed). Swept fields are coordinates of `setting`; `total_env_steps`, the
+        environment steps so far, is a coordinate of all three axes.
+
+        Raises:
+          UsageError: xarray is not installed.
+        """
+        try:
+            import xarray
+        except ImportError:
+            raise UsageError(f"dataset() needs xarray: {NOTEBOOK}") from None
+        axes = ("setting", "seed", "update")
+        num_settings, num_seeds, num_updates = self.metrics["env_steps"].shape
+        swept = {
+            name: ("setting", _column([setting.hyperparameters[name] for setting in self.plan.settings]))
+            for name in self.plan.settings[0].hyperparameters
+        }
+        finals = {"final_return": self.final_return, "final_return_of_mode": self.final_return_of_mode}
+        return xarray.Dataset(
+            {name: (axes, x) for name, x in self.metrics.items()} | {name: (axes[:2], x) for name, x in finals.items()},
+            {
+                "setting": np.arange(num_settings),
+                "seed": np.arange(num_seeds),
+                "update": np.arange(num_updates),
+                "total_env_steps": (axes, np.nancumsum(self.metrics["env_steps"], axis=-1)),
+                **swept,
+            },
+            {"title": self.title},
+        )
+
+    def frame(self) -> "pandas.DataFrame":
+        """The metrics as a pandas DataFrame with a row for each setting, seed and update that was made; columns are
+        `setting`, the swept fields, `seed`, `update`, `total_env_steps`, and the metrics.
+
+        Raises:
+          UsageError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise UsageError(f"frame() needs pandas: {NOTEBOOK}") from None
+        h, s, u = np.nonzero(self.metrics["env_steps"] > 0)
+        settings = self.plan.settings
+        swept = {
+            name: _column([setting.hyperparameters[name] for setting in settings])[h]
+            for name in settings[0].hyperparameters
+        }
+        total = np.nancumsum(self.metrics["env_steps"], axis=-1)[h, s, u]
+        columns = {"setting": h, **swept, "seed": s, "update": u, "total_env_steps": total}
+        return pandas.DataFrame(columns | {name: x[h, s, u] for name, x in self.metrics.items()})
+
+    def plot(self, metric: str = "episode_return") -> "Figure":
+        """Learning curves: for each setting the IQM over seeds, and a band from the lower to the upper quartile.
+
+        Raises:
+          UsageError: there is no such metric.
+        """
+        if metric not in self.metrics:
+            raise UsageError(f"metric ({metric}) must be one of {', '.join(sorted(self.metrics))}")
+        return curves_figure(self.metrics, self.labels, self.title, metric)
+
+    def __str__(self) -> str:
+        return report(self.summary)
+
+    def __repr__(self) -> str:
+        return f"{self.title}\n{self}"
+
+
+def _column(values: Sequence[Any]) -> np.ndarray:
+    """Swept values as a column: numbers where they are, else objects (None, tuples of widths)."""
+    if all(isinstance(value, int | float) for value in values):
+        return np.array(values)
+    column = np.empty(len(values), object)
+    column[:] = values
+    return column
