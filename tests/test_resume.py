@@ -378,11 +378,13 @@ def test_another_configuration_is_refused_and_every_difference_named(flags, name
 
 def test_other_devices_flags_or_backends_are_refused(half):
     stored = json.loads((half / "config.json").read_text())
-    for name, value in ("devices", ["cpu", "cpu"]), ("xla_flags", "--other"), ("spaces", "Discrete(16)"):
+    for name, value in ("devices", ["cpu", "cpu"]), ("xla_flags", "--other"):
         with pytest.raises(UsageError, match=rf"configuration: {name} \(was [^()]*, is [^()]*\)$"):
             refuse_differences(half, stored, stored | {name: value})
     with pytest.raises(UsageError, match=r"configuration: backend \(was cpu, is gpu\)$"):
         refuse_differences(half, stored, stored | {"platform": {"backend": "gpu"}})
+    with pytest.raises(UsageError, match=r"configuration: spaces \(was Box.* 500, is other\)$"):
+        refuse_differences(half, stored, stored | {"spaces": "other"})
     refuse_differences(half, stored, stored | {"versions": {}, "started": "later"})
 
 

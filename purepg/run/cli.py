@@ -47,7 +47,7 @@ def main(
         configs, run, texts = parse(name, config, network_config, default, arguments, description)
         sweep = parse_sweep(configs, texts)
         env = env if run.env == default.env else None
-        with folder_for(run.out, script) as out:
+        with contextlib.nullcontext(run.out) if run.resume else folder_for(run.out, script) as out:
             kept = replace(run, out=out)
             results = train_population(
                 algorithm, configs[name], network, configs["network"], kept, env=env, sweep=sweep, name=script
@@ -56,6 +56,7 @@ def main(
         leave(script, error, 2)
     except RecordError as error:
         leave(script, error, 1)
+    assert out is not None
     print(results)
     if results.interrupted:
         print(f"go on with it: {resume_command(arguments, out)}")

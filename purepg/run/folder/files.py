@@ -65,7 +65,7 @@ def read_json(path: Path, missing: str) -> Any:
     except FileNotFoundError:
         raise UsageError(f"{path.parent} has no {path.name}: {missing}") from None
     except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read {path}: {reason(error)}") from error
+        raise UsageError(f"{path} cannot be read: {reason(error)}") from error
 
 
 @contextlib.contextmanager

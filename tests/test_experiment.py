@@ -1,0 +1,194 @@
+"""`train_population`: what it returns, what it leaves on disk, and environments of the caller's own."""
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import xarray
+from matplotlib.figure import Figure
+
+import purepg
+from purepg.algorithms.ppo import PPOConfig, ppo
+from purepg.algorithms.reinforce import REINFORCEConfig, reinforce
+from purepg.envs import make as make_env
+from purepg.networks.actor_critic import NetworkConfig, actor_critic
+from purepg.run.experiment import train_population
+from purepg.run.load import load
+from purepg.run.plan import RunConfig
+from purepg.run.results import Results
+from purepg.types import UsageError
+
+SHORT = make_env("CartPole-v1", {"max_steps_in_episode": 20})  # at the top level: it can be found again
+CONFIG = PPOConfig(num_envs=2, num_steps=8, num_epochs=1, num_minibatches=1, learning_rate=1e-2)
+NETWORK = NetworkConfig(hidden=(4,))
+RUN = RunConfig(total_steps=64, num_seeds=3, log_every=2, eval_episodes=4, devices=1, wandb="disabled")
+SWEEP: dict[str, Any] = {"gamma": [0.9, 0.99], "hidden": [(4,), (8,)]}
+
+
+def train(run: RunConfig = RUN, **options: Any) -> Results:
+    return train_population(ppo, CONFIG, actor_critic, NETWORK, run, **{"env": SHORT} | options)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """A sweep over two programs, each with two settings and three seeds, without a folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        empty = tmp_path_factory.mktemp("empty")
+        patch.chdir(empty)
+        found = train(sweep=SWEEP)
+        assert not list(empty.iterdir())  # no file was asked for
+    return found
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """The same sweep in a folder, its agents trained in twos."""
+    return train(replace(RUN, out=tmp_path_factory.mktemp("kept") / "out", max_parallel=2), sweep=SWEEP)
+
+
+def assert_same(a: Any, b: Any) -> None:
+    for x, y in zip(jax.tree.leaves(jax.device_get(a)), jax.tree.leaves(jax.device_get(b)), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_the_package_names_its_verb():
+    assert purepg.train_population is train_population and purepg.load is load and purepg.RunConfig is RunConfig
+
+
+def test_every_agent_has_a_final_return_and_a_metric_for_every_update(found):
+    assert found.metrics["policy_loss"].shape == (4, 3, 4) and np.isfinite(found.metrics["policy_loss"]).all()
+    assert found.final_return.shape == found.final_return_of_mode.shape == (4, 3)
+    assert ((found.final_return >= 1) & (found.final_return <= 20)).all()
+    assert found.summary["settings"][2]["finals"] == found.final_return[2].tolist()
+    assert not found.interrupted and found.out is None and found.lost == []
+
+
+def test_printed_results_are_a_row_for_each_setting(found):
+    rows = [line for line in str(found).splitlines() if line.startswith("| gamma=")]
+    assert [row.split("|")[1].strip() for row in rows] == list(found.labels)
+
+
+def test_an_xarray_dataset_has_named_axes_and_the_swept_fields_as_coordinates(found):
+    dataset = found.dataset()
+    assert dict(dataset.sizes) == {"setting": 4, "seed": 3, "update": 4}
+    np.testing.assert_array_equal(dataset.entropy.sel(setting=1, seed=2), found.metrics["entropy"][1, 2])
+    np.testing.assert_array_equal(dataset.final_return, found.final_return)
+    np.testing.assert_array_equal(dataset.gamma, [0.9, 0.9, 0.99, 0.99])
+    assert dataset.hidden.values.tolist() == [(4,), (8,), (4,), (8,)]
+    np.testing.assert_array_equal(dataset.total_env_steps[0, 0], [16, 32, 48, 64])
+    best = dataset.final_return.groupby("gamma").mean(...)
+    assert isinstance(best, xarray.DataArray) and best.sizes["gamma"] == 2
+
+
+def test_a_frame_has_a_row_for_every_update_that_was_made(found):
+    frame = found.frame()
+    assert list(frame.columns[:6]) == ["setting", "gamma", "hidden", "seed", "update", "total_env_steps"]
+    assert len(frame) == 4 * 3 * 4
+    row = frame[(frame.setting == 3) & (frame.seed == 1) & (frame["update"] == 2)].iloc[0]
+    assert (row.gamma, row.hidden, row.total_env_steps) == (0.99, (8,), 48)
+    assert row.value_loss == found.metrics["value_loss"][3, 1, 2]
+
+
+def test_a_frame_leaves_out_the_updates_that_an_agent_did_not_make():
+    config = REINFORCEConfig(num_episodes=2, max_steps=15)
+    run = replace(RUN, total_steps=200)
+    results = train_population(reinforce, config, actor_critic, NETWORK, run, env=SHORT)
+    made = (results.metrics["env_steps"] > 0).sum(-1)
+    assert len(np.unique(made)) > 1  # else nothing would be left out
+    frame = results.frame()
+    assert frame.groupby("seed").size().tolist() == made[0].tolist()
+    assert frame.notna().all(axis=None)
+
+
+def test_a_folder_changes_no_number_and_holds_the_same_agents(found, kept):
+    for name in found.metrics:
+        np.testing.assert_allclose(kept.metrics[name], found.metrics[name], rtol=1e-3, atol=1e-5, err_msg=name)
+    with np.load(kept.out / "metrics.npz") as metrics:
+        for name in kept.metrics:
+            np.testing.assert_array_equal(metrics[name], kept.metrics[name], err_msg=name)
+    one, other = found.agent(1, 2), kept.agent(1, 2)
+    assert one.name == other.name == "gamma=0.9,hidden=(8,), seed 2" and one.update == other.update == 4
+    assert jax.tree.structure(one.state.learner) == jax.tree.structure(other.state.learner)
+    best = found.agent(best=True)
+    assert found.final_return[best.setting, best.seed] == found.final_return.max()
+
+
+def test_an_agents_algorithm_goes_on_from_its_state(found):
+    """The fifth update of a run that was given five is that of an agent of a run that was given four."""
+    longer = train(replace(RUN, total_steps=80), sweep=SWEEP)
+    agent = found.agent(2, 1)
+    k_train = jax.random.split(jax.random.fold_in(jax.random.key(0), 1))[1]
+    _, metrics = agent.algorithm.step(jax.random.fold_in(k_train, 4), agent.state, jax.numpy.int32(4))
+    np.testing.assert_allclose(metrics["entropy"], longer.metrics["entropy"][2, 1, 4], rtol=1e-5)
+
+
+def test_an_environment_of_ones_own_is_found_again_by_its_name_in_a_module(kept):
+    agent = load(kept.out, 0, 0)
+    assert agent.env is SHORT and agent.env.max_episode_steps == 20
+
+
+def test_one_that_is_in_no_module_can_be_passed_and_that_is_said(tmp_path, capsys):
+    def own() -> Any:
+        return make_env("CartPole-v1", {"max_steps_in_episode": 20})
+
+    env, out = own(), tmp_path / "out"
+    whole = train(replace(RUN, total_steps=128, out=tmp_path / "whole"), env=env)
+    assert train(replace(RUN, out=out), env=env).metrics["env_steps"].shape[-1] == 4
+    (line,) = {line for line in capsys.readouterr().err.splitlines() if "Env object" in line}
+    assert line.startswith("CartPole-v1: no variable at the top level") and "load(folder, env=env)" in line
+    resumed = train(replace(RUN, total_steps=128, out=out, resume=True), env=env)
+    for name in whole.metrics:
+        np.testing.assert_array_equal(resumed.metrics[name], whole.metrics[name], err_msg=name)
+    with pytest.raises(UsageError, match=r"^CartPole-v1 was an Env object that cannot be made again: pass it"):
+        load(out, seed=0)
+    assert_same(load(out, seed=2, env=env).state.learner, resumed.agent(seed=2).state.learner)
+    with pytest.raises(UsageError, match=r"another configuration: spaces \(was .* 20, is .* 500\)"):
+        train(replace(RUN, total_steps=128, out=out, resume=True), env=None)
+
+
+def test_a_function_that_makes_the_environment_is_called_again(tmp_path):
+    run = replace(RUN, num_seeds=1, out=tmp_path / "out")
+    assert train(run, env=make_short).agent().env.max_episode_steps == 20
+    assert load(tmp_path / "out").env.max_episode_steps == 20
+
+
+def make_short():
+    return make_env("CartPole-v1", {"max_steps_in_episode": 20})
+
+
+def test_curves_are_a_figure_of_any_metric(found):
+    figure = found.plot("entropy")
+    assert isinstance(figure, Figure) and figure.axes[0].get_ylabel() == "entropy"
+    with pytest.raises(UsageError, match=r"^metric \(entrop\) must be one of .*entropy"):
+        found.plot("entrop")
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({"run": replace(RUN, wandb="online")}, r"wandb \(online\) needs out"),
+        ({"run": replace(RUN, resume=True)}, r"--resume needs --out"),
+        ({"sweep": {"gama": [1.0]}}, r"cannot sweep 'gama'"),
+        ({"run": replace(RUN, num_seeds=0)}, r"num_seeds \(0\) must be at least 1"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(options, said):
+    with pytest.raises(UsageError, match=said) as error:
+        train(**options)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("which, said", [({}, "4 settings of 3 seeds"), ({"setting": 4, "seed": 0}, r"setting \(4\)")])
+def test_an_agent_that_is_not_named_or_not_there_is_refused(found, which, said):
+    with pytest.raises(UsageError, match=said):
+        found.agent(**which)
+
+
+def test_without_xarray_or_pandas_the_remedy_is_said(found, monkeypatch):
+    for package, method in ("xarray", found.dataset), ("pandas", found.frame):
+        monkeypatch.setitem(__import__("sys").modules, package, None)
+        with pytest.raises(UsageError, match=re.escape(f"() needs {package}: pip install")):
+            method()
