@@ -23,7 +23,7 @@ from purepg.language.model import LanguageModelConfig, digest
 from purepg.run.plan import Plan, RunConfig, prepare
 from purepg.run.plot import COLOURS, dress, on_common_grid, over_seeds
 from purepg.run.population import Chunk
-from purepg.run.statistics import bootstrap_interval, iqm
+from purepg.run.reliability import bootstrap_interval, iqm
 from purepg.run.study import Study, main, table
 from purepg.train import averaged
 from purepg.types import Params, UsageError

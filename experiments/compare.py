@@ -15,9 +15,9 @@ import numpy as np
 import tyro
 
 from purepg.config import Seed
+from purepg.run.compare import Strata, gather, ranges, stratify
 from purepg.run.plot import COLOURS, GREY, LINE_STYLES, MAX_INSIDE, dress
-from purepg.run.saved import Strata, gather, ranges, stratify
-from purepg.run.statistics import (
+from purepg.run.reliability import (
     bootstrap_interval,
     iqm,
     optimality_gap,

@@ -27,7 +27,7 @@ from purepg.run.plan import Plan, RunConfig, prepare
 from purepg.run.plot import COLOURS, GREY, dress, on_common_grid, over_seeds
 from purepg.run.population import Chunk
 from purepg.run.record import say
-from purepg.run.statistics import iqm
+from purepg.run.reliability import iqm
 from purepg.run.study import Study, main, table
 from purepg.run.summary import Part, assemble, diverged
 

@@ -16,7 +16,7 @@ from purepg.run.plot import (
     over_seeds,
     short_labels,
 )
-from purepg.run.statistics import iqm
+from purepg.run.reliability import iqm
 
 
 @pytest.fixture

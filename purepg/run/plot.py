@@ -7,7 +7,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from purepg.run.statistics import iqm
+from purepg.run.reliability import iqm
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,7 +12,7 @@ from purepg.envs.tasks import Task, decode
 from purepg.run.loop import HostMetrics, Outcome
 from purepg.run.population import Chunk, Group, Setting
 from purepg.run.record import setting_label
-from purepg.run.statistics import bootstrap_interval, iqm
+from purepg.run.reliability import bootstrap_interval, iqm
 
 LEAST_ENTROPY, MOST_KL = 0.01, 20.0  # nats; below and above, a policy with a reference has collapsed
 LAST_EPISODES = 100  # the training return that papers report: over an agent's last hundred episodes

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from purepg.run.record import WANDB, nested_lists, plain, reason, say, setting_label
-from purepg.run.statistics import mean_interval
+from purepg.run.reliability import mean_interval
 
 INIT_SECONDS = 15  # W&B's own time-outs: a run that cannot go online within it is recorded offline,
 FINISH_SECONDS = 30  # and what is not uploaded by then stays on disk

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from purepg.run.statistics import (
+from purepg.run.reliability import (
     bootstrap_interval,
     iqm,
     mean_interval,

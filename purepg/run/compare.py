@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from purepg.run.record import CONFIG, SUMMARY, reason, setting_label
-from purepg.run.statistics import iqm
+from purepg.run.reliability import iqm
 from purepg.types import UsageError
 
 PROTOCOL = "total_steps", "eval_episodes", "eval_max_steps"  # what should be equal, and is said where it is not
