@@ -21,10 +21,11 @@ from purepg.config import Count, Positive, Range, Seed
 from purepg.language import model as tokens
 from purepg.language.model import LanguageModelConfig, digest
 from purepg.run.plan import Plan, RunConfig, prepare
-from purepg.run.plot import COLOURS, dress, on_common_grid, over_seeds
 from purepg.run.population import Chunk
-from purepg.run.reliability import bootstrap_interval, iqm
+from purepg.run.reliability import bootstrap_interval, iqm, iqm_and_quartiles
 from purepg.run.study import Study, main, table
+from purepg.run.watch.curves import on_common_grid
+from purepg.run.watch.style import COLOURS, dress
 from purepg.train import averaged
 from purepg.types import Params, UsageError
 
@@ -241,7 +242,7 @@ def figure(results: dict[str, dict[str, Result]]) -> "Figure":
             found = of_task[method]
             window = -(-int((found.metrics["env_steps"] > 0).any(0).sum()) // WINDOWS)
             x, held_out = on_common_grid(found.metrics["env_steps"], found.metrics["held_out_return"], window)
-            y = over_seeds(held_out)[0]
+            y = iqm_and_quartiles(held_out)[0]
             axes.plot(
                 x / 1e3,
                 y,

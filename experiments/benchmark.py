@@ -157,7 +157,7 @@ def overhead_worker(name: str, size: int, num_seeds: int, num_updates: int, devi
     from purepg.run.checkpoint import Checkpoints
     from purepg.run.loop import Interrupt, Progress, Saving, run_chunk
     from purepg.run.record import Record
-    from purepg.run.wandb_sink import WandbSink
+    from purepg.run.watch.sink import WandbSink
 
     plan, group, chunk, population = prepared(name, size, num_seeds, num_updates, devices)
     log_every = plan.run.log_every

@@ -16,7 +16,6 @@ import tyro
 
 from purepg.config import Seed
 from purepg.run.compare import Strata, gather, ranges, stratify
-from purepg.run.plot import COLOURS, GREY, LINE_STYLES, MAX_INSIDE, dress
 from purepg.run.reliability import (
     bootstrap_interval,
     iqm,
@@ -26,6 +25,7 @@ from purepg.run.reliability import (
     probability_of_improvement,
 )
 from purepg.run.study import Study, main, table
+from purepg.run.watch.style import COLOURS, GREY, LINE_STYLES, MAX_INSIDE, dress
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

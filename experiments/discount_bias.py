@@ -24,8 +24,8 @@ from purepg.lab.exact import bellman_gradient, in_float64, log_policy, objective
 from purepg.lab.statistics import Statistics, sample, statistics
 from purepg.lab.trajectories import enumerate_trajectories, state_distributions
 from purepg.networks.tabular import tabular_policy
-from purepg.run.plot import COLOURS, GREY, dress
 from purepg.run.study import Study, main, table
+from purepg.run.watch.style import COLOURS, GREY, dress
 from purepg.train import train
 from purepg.types import Algorithm, Params
 

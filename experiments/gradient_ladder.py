@@ -26,9 +26,9 @@ from purepg.lab.ladder import BROKEN, LAMBDAS, NAMES, OFF_BY_ONE, THEORY, Proble
 from purepg.lab.statistics import Statistics, Verdict, sample, statistics, unbiasedness, variance_change
 from purepg.lab.theory import standardised_factor
 from purepg.networks.tabular import tabular_policy
-from purepg.run.plot import COLOURS, dress
 from purepg.run.record import say
 from purepg.run.study import Study, main, table
+from purepg.run.watch.style import COLOURS, dress
 from purepg.types import Key, Params, UsageError
 
 

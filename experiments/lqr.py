@@ -19,8 +19,8 @@ from purepg.config import Positive, Range, Seed
 from purepg.envs.lqr import coupled_carts, lqr_env
 from purepg.lab.lqr import gradient, objective, optimum, state_moment
 from purepg.networks.linear import LinearQuadraticConfig, linear_quadratic
-from purepg.run.plot import COLOURS, GREY, dress
 from purepg.run.study import Study, main, table
+from purepg.run.watch.style import COLOURS, GREY, dress
 from purepg.train import train
 from purepg.types import UsageError
 

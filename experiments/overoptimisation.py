@@ -35,10 +35,10 @@ from purepg.algorithms.preferences import RewardModelConfig, fit_reward_model, l
 from purepg.config import Count, Positive, Range, Seed
 from purepg.envs.tasks import Task, decode, reversing, token_env
 from purepg.language.model import LanguageModel, LanguageModelConfig
-from purepg.run.plot import COLOURS, GREY, dress
 from purepg.run.reliability import bootstrap_interval, iqm
 from purepg.run.start import language_model
 from purepg.run.study import Study, main, table
+from purepg.run.watch.style import COLOURS, GREY, dress
 from purepg.train import train
 from purepg.types import Array, Env, Key, Params, UsageError
 

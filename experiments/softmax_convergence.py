@@ -28,8 +28,8 @@ from purepg.lab.exact import (
     values,
 )
 from purepg.networks.tabular import tabular_policy
-from purepg.run.plot import COLOURS, dress
 from purepg.run.study import Study, main, table
+from purepg.run.watch.style import COLOURS, dress
 from purepg.types import Array, Params, UsageError
 
 if TYPE_CHECKING:

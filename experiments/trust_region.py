@@ -24,12 +24,13 @@ from purepg.config import Count, Positive, Range, Seed
 from purepg.networks.actor_critic import NetworkConfig, actor_critic
 from purepg.run.loop import Interrupt, run_chunk
 from purepg.run.plan import Plan, RunConfig, prepare
-from purepg.run.plot import COLOURS, GREY, dress, on_common_grid, over_seeds
 from purepg.run.population import Chunk
 from purepg.run.record import say
-from purepg.run.reliability import iqm
+from purepg.run.reliability import iqm, iqm_and_quartiles
 from purepg.run.study import Study, main, table
 from purepg.run.summary import Part, assemble, diverged
+from purepg.run.watch.curves import on_common_grid
+from purepg.run.watch.style import COLOURS, GREY, dress
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -198,7 +199,7 @@ def measure(config: Config, sweep: Sweep, agents: Trained) -> Result:
     for h in range(num_settings):
         window = -(-metrics["kl"].shape[-1] // 50)
         env_steps, value = on_common_grid(metrics["env_steps"][h], metrics["episode_return"][h], window)
-        curves.append((env_steps, over_seeds(value)[0]))
+        curves.append((env_steps, iqm_and_quartiles(value)[0]))
     # Where several end equal, as they do at 500, the best is the one that had the most on the way.
     best = max(range(num_settings), key=lambda h: (middle[h], np.nanmean(curves[h][1])))
 

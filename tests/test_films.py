@@ -1,6 +1,7 @@
 """Films: the episodes are those of the environment, and the pictures show what the states say."""
 
 import io
+import json
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fake_wandb import FakeWandb
 from helpers import NUM_IDS, TRUNCATED, arms_env, diary_env, episode_length
 
 from purepg.envs import make
@@ -276,3 +278,25 @@ def test_command_line_writes_the_film_of_the_agent_and_says_what_it_shows(tmp_pa
         command.main(arguments=[str(tmp_path), "--setting", "2"])
     assert exit.value.code == 2
     assert "chain cannot be drawn" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("group", [None, "mine"])
+def test_a_film_is_a_wandb_run_in_the_group_of_the_training(tmp_path, monkeypatch, capsys, group):
+    import wandb
+
+    fake = FakeWandb(monkeypatch)
+    fake.online_error = ConnectionError("no network")
+    training = {"run": {"wandb_project": "project", "wandb_group": group}}
+    (tmp_path / "config.json").write_text(json.dumps(training))
+    (tmp_path / "film.gif").write_bytes(film(make("cliff"), [walk(3)], "title").data)
+    command.log(tmp_path, tmp_path / "film.gif", "gamma=0.9, seed 3", [1.0, 2.0], "online")
+    (run,) = fake.opened
+    own = {"project": "project", "group": group or tmp_path.name, "name": "film: gamma=0.9, seed 3", "mode": "offline"}
+    assert (own | {"job_type": "render"}).items() <= run.options.items() and run.has_finished
+    (row,) = run.rows
+    assert isinstance(row["film"], wandb.Video) and row["episode_return"] == 1.5
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "cannot go online (ConnectionError: no network); recording offline" in line
+    monkeypatch.setattr(wandb, "init", lambda **options: 1 / 0)
+    command.log(tmp_path, tmp_path / "film.gif", "name", [1.0], "offline")
+    assert "the film was not logged (ZeroDivisionError" in capsys.readouterr().err

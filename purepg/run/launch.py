@@ -9,12 +9,13 @@ from purepg.run.checkpoint import Checkpoints
 from purepg.run.loop import Interrupt, Outcome, Progress, Saved, Saving, ctrl_c_finishes_the_block, run_chunk
 from purepg.run.memory import forecast
 from purepg.run.plan import Plan, describe
-from purepg.run.plot import curves, heatmap
 from purepg.run.population import Chunk, Group, Population, Setting, block_lengths
 from purepg.run.record import CURVES, HEATMAP, Record, RecordError, new_folder, say, setting_label
 from purepg.run.resume import Logged, changed_versions, chunk_metrics, covered, refuse_differences
 from purepg.run.summary import Part, add_responses, assemble, collapsed, diverged, summarize
-from purepg.run.wandb_sink import WandbSink
+from purepg.run.watch.curves import curves_figure
+from purepg.run.watch.heatmap import heatmap_figure
+from purepg.run.watch.sink import WandbSink
 
 
 class Results(NamedTuple):
@@ -109,6 +110,7 @@ def _run(
     group, seeds = run.wandb_group or out.name, list(range(run.num_seeds))
     every = run.log_every or 1
     wandb = WandbSink(run.wandb, run.wandb_per, run.wandb_project, group, out, config, hyperparameters, seeds, every)
+    title = f"{script} on {run.env}"
     summary: dict[str, Any] = {}
     lost: list[str] = []
     try:
@@ -119,8 +121,8 @@ def _run(
             add_responses(summary, plan.env.task, parts)
         for write in (
             lambda: record.write_summary(summary),  # the smallest first, where a disk is nearly full
-            lambda: record.write(CURVES, lambda file: curves(file, metrics, labels, f"{script} on {run.env}")),
-            *_heatmap(record, summary, f"{script} on {run.env}"),
+            lambda: record.write(CURVES, lambda f: curves_figure(metrics, labels, title).savefig(f, format="png")),
+            *_heatmap(record, summary, title),
             lambda: record.write_metrics(metrics, num_updates),
         ):
             try:
@@ -137,7 +139,7 @@ def _heatmap(record: Record, summary: dict[str, Any], title: str) -> list[Callab
     settings = summary["settings"]
     if len(settings[0]["hyperparameters"]) != 2:
         return []
-    return [lambda: record.write(HEATMAP, lambda file: heatmap(file, settings, title))]
+    return [lambda: record.write(HEATMAP, lambda f: heatmap_figure(settings, title).savefig(f, format="png"))]
 
 
 def _saved(out: Path, i: int, chunk: Chunk, logged: Logged, update: int) -> Saved | None:

@@ -19,7 +19,6 @@ from purepg.run.films.scene import (
     Point,
     Polygon,
     Scene,
-    Shape,
     rectangle,
 )
 
@@ -31,7 +30,7 @@ def cart_pole(state: Any, obs: np.ndarray) -> Scene:
     x, theta = float(state.x), float(state.theta)
     top, width = 0.25, 2.9
     tip = x + POLE_LENGTH * math.sin(theta), top + POLE_LENGTH * math.cos(theta)
-    shapes: list[Shape] = [
+    shapes = [
         Line([(-width, 0), (width, 0)], GREY, 1.5),
         *(Line([(end, -0.15), (end, 0.15)], RED, 2.5) for end in (-CART_POLE_LIMIT, CART_POLE_LIMIT)),
         Polygon(rectangle(x - 0.3, 0.03, x + 0.3, 0.28), INK),
@@ -47,7 +46,7 @@ def pendulum(state: Any, obs: np.ndarray) -> Scene:
     tip = -math.sin(theta), math.cos(theta)
     angles = theta + math.pi / 2 + np.linspace(0, torque / 2 * 0.75 * math.pi, 24)
     arc = [(0.45 * math.cos(a), 0.45 * math.sin(a)) for a in angles]
-    shapes: list[Shape] = [
+    shapes = [
         Line([(0, 1.0), (0, 1.2)], GREEN, 3),
         Line([(0, 0), tip], RED, 12),
         Disc(tip, 0.06, RED),
@@ -76,7 +75,7 @@ def mountain_car(goal: float) -> Callable[[Any, np.ndarray], Scene]:
             )
 
         top = height(goal) + 0.22
-        shapes: list[Shape] = [
+        shapes = [
             Polygon([*hill, (0.6, -0.05), (-1.2, -0.05)], LIGHT),
             Line(hill, GREY, 2),
             Line([(-1.2, height(-1.2)), (-1.2, height(-1.2) + 0.3)], INK, 4),
@@ -95,7 +94,7 @@ def acrobot(state: Any, obs: np.ndarray) -> Scene:
     first, second = float(state.joint_angle1), float(state.joint_angle2)
     elbow = math.sin(first), -math.cos(first)
     tip = elbow[0] + math.sin(first + second), elbow[1] - math.cos(first + second)
-    shapes: list[Shape] = [
+    shapes = [
         Line([(-2.2, 1), (2.2, 1)], GREEN, 2),
         Line([(0, 0), elbow], BLUE, 9),
         Line([elbow, tip], ORANGE, 9),

@@ -1,12 +1,10 @@
 """The command line that films an agent of a saved run."""
 
 import json
-import secrets
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -18,8 +16,8 @@ from purepg.run.films.drawing import drawing_of
 from purepg.run.films.episodes import Episode, play, split
 from purepg.run.films.film import film
 from purepg.run.load import Loaded, load
-from purepg.run.record import CONFIG, WANDB, reason, say
-from purepg.run.wandb_sink import MAX_NAME_LENGTH, Mode, quiet_settings
+from purepg.run.record import CONFIG, reason, say
+from purepg.run.watch.opening import Mode, open_run, set_up
 from purepg.types import UsageError
 
 
@@ -80,35 +78,16 @@ def episodes_of(agent: Loaded, choice: FilmChoice) -> list[Episode]:
     return split(run(jax.random.key(choice.eval_seed), agent.state))
 
 
-def log(run: Path, film: Path, which: str, returns: Sequence[float], mode: Mode) -> None:
-    """Logs the film to W&B, offline where it cannot be online; what fails is said."""
+def log(run: Path, out: Path, name: str, returns: Sequence[float], mode: Mode) -> None:
+    """Logs the film to W&B, offline where it cannot be online. A failure is said in one line."""
     import wandb
 
     training = json.loads((run / CONFIG).read_text())["run"]
-
-    def init(mode: Mode) -> Any:
-        return wandb.init(
-            project=training["wandb_project"],
-            group=training["wandb_group"] or run.resolve().name,
-            name=f"film: {which}"[:MAX_NAME_LENGTH],
-            id=secrets.token_hex(4),  # else a WANDB_RUN_ID in the environment would name it
-            job_type="render",
-            dir=run,
-            mode=mode,
-            settings=quiet_settings(),
-        )
-
+    place = {"project": training["wandb_project"], "group": training["wandb_group"] or run.resolve().name}
     try:
-        wandb.setup(wandb.Settings(silent=True, mode=mode))  # else a missing key makes a terminal prompt for one
-        try:
-            logged = init(mode)
-        except Exception as error:
-            if mode == "offline":
-                raise
-            logged = init("offline")
-            sync = f"`wandb sync {run}/{WANDB}/offline-run-*` sends it"
-            say(f"wandb: cannot go online ({reason(error)}); recording offline, {sync}")
-        logged.log({"film": wandb.Video(str(film), format="gif"), "episode_return": float(np.mean(returns))})
+        set_up(mode)
+        logged, _ = open_run(mode, run, f"film: {name}", lambda line: say(f"wandb: {line}"), job_type="render", **place)
+        logged.log({"film": wandb.Video(str(out), format="gif"), "episode_return": float(np.mean(returns))})
         logged.finish()
     except Exception as error:
-        say(f"wandb: the film was not logged ({reason(error)}); {film} is there")
+        say(f"wandb: the film was not logged ({reason(error)}); {out} is there")
