@@ -23,10 +23,11 @@ from purepg.language.model import LanguageModelConfig, digest
 from purepg.run.experiment import train_population
 from purepg.run.pages import table
 from purepg.run.plan import RunConfig
-from purepg.run.plot import COLOURS, dress, on_common_grid, over_seeds
+from purepg.run.reliability import bootstrap_interval, iqm, iqm_and_quartiles
 from purepg.run.results import Results
-from purepg.run.statistics import bootstrap_interval, iqm
 from purepg.run.study import Study, main
+from purepg.run.watch.curves import on_common_grid
+from purepg.run.watch.style import COLOURS, dress
 from purepg.types import Params, UsageError
 
 if TYPE_CHECKING:
@@ -234,7 +235,7 @@ def figure(results: dict[str, dict[str, Result]]) -> "Figure":
             found = of_task[method]
             window = -(-int((found.metrics["env_steps"] > 0).any(0).sum()) // WINDOWS)
             x, held_out = on_common_grid(found.metrics["env_steps"], found.metrics["held_out_return"], window)
-            y = over_seeds(held_out)[0]
+            y = iqm_and_quartiles(held_out)[0]
             axes.plot(
                 x / 1e3,
                 y,

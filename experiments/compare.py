@@ -15,10 +15,9 @@ import numpy as np
 import tyro
 
 from purepg.config import Seed
+from purepg.run.compare import Strata, gather, ranges, stratify
 from purepg.run.pages import table
-from purepg.run.plot import COLOURS, GREY, LINE_STYLES, MAX_INSIDE, dress
-from purepg.run.saved import Strata, gather, ranges, stratify
-from purepg.run.statistics import (
+from purepg.run.reliability import (
     bootstrap_interval,
     iqm,
     optimality_gap,
@@ -27,6 +26,7 @@ from purepg.run.statistics import (
     probability_of_improvement,
 )
 from purepg.run.study import Study, main
+from purepg.run.watch.style import COLOURS, GREY, LINE_STYLES, MAX_INSIDE, dress
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -26,8 +26,8 @@ from purepg.networks.tabular import tabular_policy
 from purepg.run.experiment import train_population
 from purepg.run.pages import table
 from purepg.run.plan import RunConfig
-from purepg.run.plot import COLOURS, GREY, dress
 from purepg.run.study import Study, main
+from purepg.run.watch.style import COLOURS, GREY, dress
 from purepg.types import Algorithm, Env, Network, Params, UpdateSteps
 
 if TYPE_CHECKING:

@@ -28,8 +28,8 @@ from purepg.lab.theory import standardised_factor
 from purepg.networks.tabular import tabular_policy
 from purepg.run.console import say
 from purepg.run.pages import table
-from purepg.run.plot import COLOURS, dress
 from purepg.run.study import Study, main
+from purepg.run.watch.style import COLOURS, dress
 from purepg.types import Key, Params, UsageError
 
 

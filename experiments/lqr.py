@@ -19,8 +19,8 @@ from purepg.networks.linear import LinearQuadraticConfig, linear_quadratic
 from purepg.run.experiment import train_population
 from purepg.run.pages import table
 from purepg.run.plan import RunConfig
-from purepg.run.plot import COLOURS, GREY, dress
 from purepg.run.study import Study, main
+from purepg.run.watch.style import COLOURS, GREY, dress
 from purepg.types import Algorithm, Env, QNetwork, UsageError
 
 if TYPE_CHECKING:

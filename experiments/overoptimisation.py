@@ -38,10 +38,10 @@ from purepg.language.model import LanguageModel, LanguageModelConfig
 from purepg.run.experiment import train_population
 from purepg.run.pages import table
 from purepg.run.plan import RunConfig
-from purepg.run.plot import COLOURS, GREY, dress
+from purepg.run.reliability import bootstrap_interval, iqm
 from purepg.run.start import language_model
-from purepg.run.statistics import bootstrap_interval, iqm
 from purepg.run.study import Study, main
+from purepg.run.watch.style import COLOURS, GREY, dress
 from purepg.types import Algorithm, Array, Env, Key, Params, State, UpdateSteps, UsageError
 
 if TYPE_CHECKING:

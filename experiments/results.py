@@ -4,7 +4,6 @@ A row is found again by its environment, algorithm and number of steps, and is t
 reach and its command stay. Otherwise it is added at the end.
 """
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,8 @@ from typing import Any
 import tyro
 
 from purepg.run.cli import leave, parse_flags
+from purepg.run.compare import read
 from purepg.run.console import reason
-from purepg.run.folder.files import CONFIG, SUMMARY
 from purepg.run.pages import read_block, write_block
 from purepg.types import UsageError
 
@@ -43,13 +42,9 @@ def row(run: Path, algorithm: str | None) -> list[str]:
     Raises:
       UsageError: the folder holds no finished run of one setting.
     """
-    try:
-        config, summary = (json.loads((run / name).read_text()) for name in (CONFIG, SUMMARY))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{run} holds no finished run: {reason(error)}; name an out folder of a script") from error
-    if summary["interrupted"] or len(summary["settings"]) != 1:
-        what = "was interrupted" if summary["interrupted"] else f"swept {len(summary['settings'])} settings"
-        raise UsageError(f"{run} {what}; a row is a finished run of one setting")
+    config, summary = read(run)
+    if len(summary["settings"]) != 1:
+        raise UsageError(f"{run} swept {len(summary['settings'])} settings; a row is a finished run of one setting")
     setting = summary["settings"][0]
     sampled = "{:.1f} [{:.1f}, {:.1f}]".format(setting["iqm"], *setting["interval"])
     others = (f"{setting[name]['iqm']:.1f}" for name in ("mode", "training"))

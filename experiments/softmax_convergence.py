@@ -29,8 +29,8 @@ from purepg.lab.exact import (
 )
 from purepg.networks.tabular import tabular_policy
 from purepg.run.pages import table
-from purepg.run.plot import COLOURS, dress
 from purepg.run.study import Study, main
+from purepg.run.watch.style import COLOURS, dress
 from purepg.types import Array, Params, UsageError
 
 if TYPE_CHECKING:

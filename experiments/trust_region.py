@@ -25,10 +25,11 @@ from purepg.run.console import say
 from purepg.run.experiment import train_population
 from purepg.run.pages import table
 from purepg.run.plan import RunConfig
-from purepg.run.plot import COLOURS, GREY, dress, on_common_grid, over_seeds
+from purepg.run.reliability import iqm, iqm_and_quartiles
 from purepg.run.results import Results
-from purepg.run.statistics import iqm
 from purepg.run.study import Study, main
+from purepg.run.watch.curves import on_common_grid
+from purepg.run.watch.style import COLOURS, GREY, dress
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -173,7 +174,7 @@ def measure(config: Config, sweep: Sweep, found: Results) -> Result:
     for h in range(num_settings):
         window = -(-metrics["kl"].shape[-1] // 50)
         env_steps, value = on_common_grid(metrics["env_steps"][h], metrics["episode_return"][h], window)
-        curves.append((env_steps, over_seeds(value)[0]))
+        curves.append((env_steps, iqm_and_quartiles(value)[0]))
     # Where several end equal, as they do at 500, the best is the one that had the most on the way.
     best = max(range(num_settings), key=lambda h: (middle[h], np.nanmean(curves[h][1])))
 

@@ -20,7 +20,7 @@ from purepg.run.cli import main
 from purepg.run.folder.files import RecordError
 from purepg.run.folder.record import Record
 from purepg.run.plan import RunConfig
-from purepg.run.statistics import iqm
+from purepg.run.reliability import iqm
 
 TINY_PPO = PPOConfig(num_envs=2, num_steps=8, num_epochs=1, num_minibatches=1)
 TINY_NETWORK = NetworkConfig(hidden=(4,))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from purepg.run.saved import gather
+from purepg.run.compare import gather
 from purepg.run.study import main
 
 SCRIPT = Path(__file__).parent.parent / "experiments" / "compare.py"

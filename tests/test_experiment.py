@@ -162,7 +162,7 @@ def make_short():
 def test_curves_are_a_figure_of_any_metric(found):
     figure = found.plot("entropy")
     assert isinstance(figure, Figure) and figure.axes[0].get_ylabel() == "entropy"
-    with pytest.raises(UsageError, match=r"^metric \(entrop\) must be one of .*entropy"):
+    with pytest.raises(UsageError, match=r"^there is no metric 'entrop'; the run has .*entropy"):
         found.plot("entrop")
 
 

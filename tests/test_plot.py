@@ -1,35 +1,13 @@
 """Learning curves: the numbers that are drawn, and that a picture comes of any of them."""
 
-import io
-
 import numpy as np
 import pytest
 
-from purepg.run.plot import (
-    COLOURS,
-    LIGHT_GREY,
-    MAX_POINTS,
-    NUM_BEST,
-    curves,
-    heatmap,
-    on_common_grid,
-    over_seeds,
-    short_labels,
-)
-from purepg.run.statistics import iqm
-
-
-@pytest.fixture
-def figures(monkeypatch):
-    """The figures that `curves` saves, to look into."""
-    from matplotlib.figure import Figure
-
-    saved = []
-    savefig = Figure.savefig
-    monkeypatch.setattr(
-        Figure, "savefig", lambda self, *args, **kwargs: (saved.append(self), savefig(self, *args, **kwargs))
-    )
-    return saved
+from purepg.run.reliability import iqm
+from purepg.run.watch.curves import MAX_POINTS, NUM_BEST, curves_figure, on_common_grid, short_labels
+from purepg.run.watch.heatmap import heatmap_figure
+from purepg.run.watch.style import COLOURS, LIGHT_GREY
+from purepg.types import UsageError
 
 
 def population(num_settings: int, num_seeds: int, num_updates: int) -> dict[str, np.ndarray]:
@@ -38,10 +16,10 @@ def population(num_settings: int, num_seeds: int, num_updates: int) -> dict[str,
     return {"episode_return": rng.normal(size=shape).astype(np.float32), "env_steps": np.full(shape, 512)}
 
 
-def test_line_is_the_iqm_and_band_the_quartiles_at_the_steps_consumed(tmp_path, figures):
+def test_line_is_the_iqm_and_band_the_quartiles_at_the_steps_consumed():
     metrics = population(2, 16, 40)
-    curves(tmp_path / "curves.png", metrics, ["a", "b"], "title")
-    axes = figures[0].axes[0]
+    figure = curves_figure(metrics, ["a", "b"], "title")
+    axes = figure.axes[0]
     assert [line.get_label() for line in axes.lines] == ["a", "b"]
     for h, (line, band) in enumerate(zip(axes.lines, axes.collections, strict=True)):
         np.testing.assert_array_equal(line.get_xdata(), 512 * np.arange(1, 41))
@@ -52,49 +30,49 @@ def test_line_is_the_iqm_and_band_the_quartiles_at_the_steps_consumed(tmp_path, 
 
 
 @pytest.mark.parametrize(("num_settings", "num_legends"), [(1, 0), (2, 1), (6, 1)])
-def test_more_than_one_setting_has_a_legend_and_lines_that_differ(tmp_path, figures, num_settings, num_legends):
+def test_more_than_one_setting_has_a_legend_and_lines_that_differ(num_settings, num_legends):
     metrics = population(num_settings, 4, 10)
-    curves(tmp_path / "curves.png", metrics, [f"lr={h}" for h in range(num_settings)], "title")
-    axes = figures[0].axes[0]
-    assert len(figures[0].legends) + (axes.get_legend() is not None) == num_legends
+    figure = curves_figure(metrics, [f"lr={h}" for h in range(num_settings)], "title")
+    axes = figure.axes[0]
+    assert len(figure.legends) + (axes.get_legend() is not None) == num_legends
     assert len({(line.get_color(), line.get_linestyle()) for line in axes.lines}) == num_settings
-    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("num_settings", [7, 30])
-def test_of_many_settings_the_best_at_the_end_are_coloured_and_named_and_the_others_grey(figures, num_settings):
+def test_of_many_settings_the_best_at_the_end_are_coloured_and_named_and_the_others_grey(num_settings):
     metrics = population(num_settings, 4, 20)
     order = np.random.default_rng(1).permutation(num_settings)  # how good each one is at the end
     metrics["episode_return"] += 100 * order[:, None, None]
     metrics["episode_return"][:, :, :10] *= -1
-    curves(io.BytesIO(), metrics, [f"lr={h}" for h in range(num_settings)], "title")
-    coloured = [line.get_label() for line in figures[0].axes[0].lines if line.get_color() in COLOURS]
+    figure = curves_figure(metrics, [f"lr={h}" for h in range(num_settings)], "title")
+    coloured = [line.get_label() for line in figure.axes[0].lines if line.get_color() in COLOURS]
     best = [str(h) for h in np.argsort(-order)[:NUM_BEST]]
     assert set(coloured) == set(best)
-    legend = figures[0].legends[0]
+    legend = figure.legends[0]
     assert [text.get_text() for text in legend.get_texts()] == [*best, f"the other {num_settings - NUM_BEST}"]
     assert legend.get_title().get_text() == "lr"
-    grey = [line for line in figures[0].axes[0].lines if line.get_color() == LIGHT_GREY]
+    grey = [line for line in figure.axes[0].lines if line.get_color() == LIGHT_GREY]
     assert len(grey) == num_settings - NUM_BEST
-    assert max(line.get_zorder() for line in grey) < min(c.get_zorder() for c in figures[0].axes[0].collections)
+    assert max(line.get_zorder() for line in grey) < min(c.get_zorder() for c in figure.axes[0].collections)
 
 
 @pytest.mark.parametrize("num_settings", [5, 30])
-def test_legend_of_many_settings_lies_outside_of_the_axes_and_under_no_text(figures, num_settings):
+def test_legend_of_many_settings_lies_outside_of_the_axes_and_under_no_text(num_settings):
     labels = [f"learning_rate={0.001 * 1.1**h},gamma=0.98,gae_lambda=0.95" for h in range(num_settings)]
-    curves(io.BytesIO(), population(num_settings, 4, 20), labels, "title")
-    axes, legend = figures[0].axes[0], figures[0].legends[0].get_window_extent()
+    figure = curves_figure(population(num_settings, 4, 20), labels, "title")
+    figure.draw_without_rendering()  # lays it out
+    axes, legend = figure.axes[0], figure.legends[0].get_window_extent()
     assert legend.x0 >= axes.get_window_extent().x1
-    assert legend.x1 <= figures[0].bbox.x1
+    assert legend.x1 <= figure.bbox.x1
     assert not any(legend.overlaps(text.get_window_extent()) for text in (*axes.texts, axes.title))
 
 
-def test_setting_without_a_value_at_the_end_is_never_among_the_best(figures):
+def test_setting_without_a_value_at_the_end_is_never_among_the_best():
     metrics = population(9, 2, 10)
     metrics["episode_return"][0] = np.nan
     metrics["episode_return"][1:6] = -50.0
-    curves(io.BytesIO(), metrics, [f"lr={h}" for h in range(9)], "title")
-    assert "0" not in [text.get_text() for text in figures[0].legends[0].get_texts()]
+    figure = curves_figure(metrics, [f"lr={h}" for h in range(9)], "title")
+    assert "0" not in [text.get_text() for text in figure.legends[0].get_texts()]
 
 
 def test_labels_say_shared_names_once_and_values_shortly():
@@ -116,9 +94,10 @@ def sweep_of_two(value) -> list[dict]:
     ]
 
 
-def test_heat_map_holds_every_final_value_where_its_fields_say(tmp_path, figures):
-    heatmap(tmp_path / "heatmap.png", sweep_of_two(lambda i, j: None if (i, j) == (3, 1) else 100.0 * i + j), "title")
-    axes = figures[0].axes[0]
+def test_heat_map_holds_every_final_value_where_its_fields_say():
+    figure = heatmap_figure(sweep_of_two(lambda i, j: None if (i, j) == (3, 1) else 100.0 * i + j), "title")
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("learning_rate", "hidden")
     assert [text.get_text() for text in axes.get_xticklabels()] == ["0.01", "0.0003", "0.001", "0.003"]  # as given
     assert [text.get_text() for text in axes.get_yticklabels()] == ["64x64", "32", "8"]
@@ -135,18 +114,19 @@ def test_heat_map_holds_every_final_value_where_its_fields_say(tmp_path, figures
 
 @pytest.mark.parametrize("value", [lambda i, j: None, lambda i, j: 500.0, lambda i, j: -1e5 * i - j])
 def test_heat_map_is_drawn_of_any_values(value):
-    heatmap(io.BytesIO(), sweep_of_two(value), "title")
+    heatmap_figure(sweep_of_two(value), "title").draw_without_rendering()
 
 
 def test_heat_map_is_of_two_fields_only():
-    with pytest.raises(ValueError, match="two fields"):
-        heatmap(io.BytesIO(), [{"hyperparameters": {"gamma": 0.9}, "iqm": 1.0, "finals": [1.0]}], "title")
+    with pytest.raises(UsageError, match="two fields"):
+        heatmap_figure([{"hyperparameters": {"gamma": 0.9}, "iqm": 1.0, "finals": [1.0]}], "title")
 
 
-def test_only_long_runs_are_smoothed_and_the_axis_says_so(tmp_path, figures):
-    for num_updates in (MAX_POINTS, 3 * MAX_POINTS - 1):
-        curves(io.BytesIO(), population(1, 2, num_updates), [""], "title")
-    short, long = (figure.axes[0] for figure in figures)
+def test_only_long_runs_are_smoothed_and_the_axis_says_so():
+    short, long = (
+        curves_figure(population(1, 2, num_updates), [""], "title").axes[0]
+        for num_updates in (MAX_POINTS, 3 * MAX_POINTS - 1)
+    )
     assert short.get_ylabel() == "episode return"
     assert long.get_ylabel() == "episode return (mean of 3 updates)"
     assert len(short.lines[0].get_xdata()) == len(long.lines[0].get_xdata()) == MAX_POINTS
@@ -177,36 +157,45 @@ def test_grid_has_no_more_points_than_a_seed_has_updates():
     assert grid[-1] == env_steps.sum(axis=1).max()
 
 
-def test_statistics_are_over_the_seeds_that_have_a_value():
-    value = np.array([[np.nan, 1.0], [4.0, 2.0], [np.nan, 3.0], [6.0, 10.0], [8.0, np.nan]])
-    value = np.concatenate([value, np.full((5, 1), np.nan)], axis=1)
-    middle, lo, hi = over_seeds(value)
-    np.testing.assert_array_equal(middle, [6.0, 2.5, np.nan])
-    np.testing.assert_array_equal(lo, [5.0, 1.75, np.nan])
-    np.testing.assert_array_equal(hi, [7.0, 4.75, np.nan])
+def test_one_update_is_drawn_as_a_point():
+    figure = curves_figure(population(1, 1, 1), [""], "title")
+    assert figure.axes[0].lines[0].get_marker() == "o"
 
 
-def test_one_update_is_drawn_as_a_point(tmp_path, figures):
-    curves(tmp_path / "curves.png", population(1, 1, 1), [""], "title")
-    assert figures[0].axes[0].lines[0].get_marker() == "o"
-
-
-def test_run_without_a_value_is_drawn_and_says_so(tmp_path, figures):
+def test_run_without_a_value_is_drawn_and_says_so():
     metrics = population(1, 2, 3)
     metrics["episode_return"][:] = np.nan
-    curves(tmp_path / "curves.png", metrics, [""], "title")
-    assert "no value in any update" in [text.get_text() for text in figures[0].axes[0].texts]
+    figure = curves_figure(metrics, [""], "title")
+    assert "no value in any update" in [text.get_text() for text in figure.axes[0].texts]
 
 
-def test_another_metric_is_drawn_under_its_own_name(tmp_path, figures):
+def test_another_metric_is_drawn_under_its_own_name():
     metrics = population(1, 2, 3) | {"value_loss": np.ones((1, 2, 3), np.float32)}
-    curves(tmp_path / "curves.png", metrics, [""], "title", metric="value_loss")
-    assert figures[0].axes[0].get_ylabel() == "value loss"
-    np.testing.assert_array_equal(figures[0].axes[0].lines[0].get_ydata(), 1)
+    figure = curves_figure(metrics, [""], "title", metric="value_loss")
+    assert figure.axes[0].get_ylabel() == "value loss"
+    np.testing.assert_array_equal(figure.axes[0].lines[0].get_ydata(), 1)
 
 
-def test_drawing_leaves_no_global_figure_behind(tmp_path):
+def test_drawing_leaves_no_global_figure_behind():
     from matplotlib import pyplot
 
-    curves(tmp_path / "curves.png", population(1, 2, 3), [""], "title")
+    curves_figure(population(1, 2, 3), [""], "title")
     assert pyplot.get_fignums() == []
+
+
+def test_a_metric_that_the_run_does_not_have_is_refused_with_those_it_has():
+    with pytest.raises(UsageError, match="no metric 'kl'; the run has env_steps, episode_return"):
+        curves_figure(population(1, 2, 3), [""], "title", metric="kl")
+
+
+def test_a_run_without_episode_returns_is_drawn_by_any_metric_it_has():
+    metrics = {"accuracy": np.ones((2, 3, 4)), "env_steps": np.full((2, 3, 4), 8)}
+    figure = curves_figure(metrics, ["a", "b"], "title", metric="accuracy")
+    assert figure.axes[0].get_ylabel() == "accuracy"
+
+
+def test_figures_are_written_as_png(tmp_path):
+    figures = curves_figure(population(2, 2, 3), ["a", "b"], "title"), heatmap_figure(sweep_of_two(lambda i, j: i), "t")
+    for figure in figures:
+        figure.savefig(tmp_path / "file", format="png")
+        assert (tmp_path / "file").read_bytes().startswith(b"\x89PNG")

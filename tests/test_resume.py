@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import pytest
-from test_wandb_sink import logged_runs
+from fake_wandb import FakeWandb
 
 import purepg.run.launch
 from purepg.algorithms.a2c import A2CConfig, a2c
@@ -568,15 +568,15 @@ def test_where_a_later_chunk_cannot_be_saved_the_earlier_are_kept(whole, tmp_pat
 
 
 @pytest.mark.parametrize("per", ["seed", "setting"])
-def test_wandb_has_the_whole_curve_once_after_a_resume(per, whole, tmp_path):
+def test_wandb_has_the_whole_curve_once_after_a_resume(per, whole, tmp_path, monkeypatch):
     """With another length of blocks too, one update each, and so a row each; and the seeds of a setting in turns."""
-    out = tmp_path / "out"
+    out, fake = tmp_path / "out", FakeWandb(monkeypatch)
     flags = ("--wandb", "offline", "--wandb-per", per)
     with stopped(6):
         command(EXPERIMENTS["ppo"], out, *flags)
     assert command(EXPERIMENTS["ppo"], out, *flags, "--resume", "--log-every", "1") == 0
-    runs = logged_runs(out)
-    assert len(runs) == {"seed": 8, "setting": 2}[per]
+    runs = fake.runs  # of each name the one that was opened last, after the resume
+    assert len(runs) == len(fake.opened) / 2 == {"seed": 8, "setting": 2}[per]
     with np.load(whole("ppo")[0] / "metrics.npz") as metrics:
         for i, label in enumerate(("learning_rate=0.01", "learning_rate=0.003")):
             of_setting = metrics["policy_loss"][i]

@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fake_wandb import FakeWandb
 from helpers import equations, quick_jit
 from test_load import evaluated
 from test_resume import QUICK, Experiment, assert_same_run, assert_same_states, command, refused, stopped
-from test_wandb_sink import logged_runs
 
 import purepg
 from purepg.algorithms.clone import CloneConfig, clone
@@ -116,7 +116,13 @@ def session():
 
 
 @pytest.fixture(scope="module")
-def cloned(tmp_path_factory):
+def fake_wandb():
+    with pytest.MonkeyPatch.context() as patch:
+        yield FakeWandb(patch)
+
+
+@pytest.fixture(scope="module")
+def cloned(tmp_path_factory, fake_wandb):
     return run(CLONE, tmp_path_factory.mktemp("clone") / "out", "--wandb", "offline")
 
 
@@ -347,16 +353,14 @@ def test_what_stands_after_the_end_is_no_answer_and_each_seed_has_its_own():
     ]
 
 
-def test_each_seeds_wandb_run_has_its_answers_as_a_table(cloned):
+def test_each_seeds_wandb_run_has_its_answers_as_a_table(cloned, fake_wandb):
     (setting,) = cloned.summary["settings"]
-    assert set(logged_runs(cloned.out)) == {"seed=0", "seed=1"}
+    assert set(fake_wandb.runs) == {"seed=0", "seed=1"}
     for s in range(2):
-        logged = logged_runs(cloned.out)[f"seed={s}"]
-        (row,) = (row for row in logged.rows if "responses/_type" in row)
-        assert row["responses/_type"] == "table-file" and "responses" not in logged.summary
-        (path,) = cloned.out.glob(f"wandb/offline-run-*/files/{row['responses/path']}")
-        table = json.loads(path.read_text())
-        assert [dict(zip(table["columns"], x, strict=True)) for x in table["data"]] == setting["responses"][s]
+        logged = fake_wandb.runs[f"seed={s}"]
+        (table,) = (row["responses"] for row in logged.rows if "responses" in row)
+        assert "responses" not in logged.summary
+        assert [dict(zip(table.columns, x, strict=True)) for x in table.data] == setting["responses"][s]
 
 
 @pytest.mark.parametrize("name", ["cloned", "tuned"])

@@ -34,7 +34,7 @@ from purepg.run.memory import peak_memory_bytes
 from purepg.run.plan import Plan, RunConfig, prepare
 from purepg.run.population import Population
 from purepg.run.start import language_model
-from purepg.run.wandb_sink import WandbSink
+from purepg.run.watch.sink import WandbSink
 
 NUM_STEPS = {"ppo": 128, "sac": 50, "td3": 50, "grpo": 16}  # grpo: so that 20 updates are a run, whatever the width
 WARMUP_STEPS = 300  # over before anything is timed

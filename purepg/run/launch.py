@@ -23,12 +23,12 @@ from purepg.run.loop import (
 )
 from purepg.run.memory import forecast
 from purepg.run.plan import Plan, describe
-from purepg.run.plot import curves, heatmap
 from purepg.run.population import Population
 from purepg.run.results import Results
 from purepg.run.summary import Part, collapsed, diverged, joined, summarize
 from purepg.run.sweep import Chunk
-from purepg.run.wandb_sink import WandbSink
+from purepg.run.watch.heatmap import heatmap_figure
+from purepg.run.watch.sink import WandbSink
 
 
 def launch(plan: Plan, name: str) -> Results:
@@ -230,14 +230,15 @@ class _Session:
                     say(f"{label}: {line}")
 
     def _write(self, record: Record, results: Results) -> None:
-        summary, metrics, title = results.summary, results.metrics, self._title
+        summary = results.summary
         writes = [
             lambda: record.write_summary(summary),  # the smallest first, where a disk is nearly full
-            lambda: record.write(CURVES, lambda file: curves(file, metrics, self._labels, title)),
-            lambda: record.write_metrics(metrics, results.num_updates),
+            lambda: record.write(CURVES, lambda file: results.plot().savefig(file, format="png")),
+            lambda: record.write_metrics(results.metrics, results.num_updates),
         ]
         if len(summary["settings"][0]["hyperparameters"]) == 2:
-            writes.insert(2, lambda: record.write(HEATMAP, lambda file: heatmap(file, summary["settings"], title)))
+            heatmap = heatmap_figure(summary["settings"], self._title)
+            writes.insert(2, lambda: record.write(HEATMAP, lambda file: heatmap.savefig(file, format="png")))
         for write in writes:
             try:
                 write()

@@ -12,6 +12,7 @@ from purepg.run.load import Agent, choose, load
 from purepg.run.loop import HostMetrics
 from purepg.run.plan import Plan
 from purepg.run.summary import Part, report
+from purepg.run.watch.curves import curves_figure
 from purepg.train import guard
 from purepg.types import UsageError
 
@@ -141,15 +142,16 @@ class Results:
         columns = {"setting": h, **swept, "seed": s, "update": u, "total_env_steps": total}
         return pandas.DataFrame(columns | {name: x[h, s, u] for name, x in self.metrics.items()})
 
-    def plot(self, metric: str = "episode_return") -> "Figure":
+    def plot(self, metric: str | None = None) -> "Figure":
         """Learning curves: for each setting the IQM over seeds, and a band from the lower to the upper quartile.
 
+        Args:
+          metric: its name; None: the return of training episodes, or where there are none what comes nearest to it.
         Raises:
           UsageError: there is no such metric.
         """
-        if metric not in self.metrics:
-            raise UsageError(f"metric ({metric}) must be one of {', '.join(sorted(self.metrics))}")
-        return curves_figure(self.metrics, self.labels, self.title, metric)
+        nearest = (name for name in ("episode_return", "held_out_return", "loss") if name in self.metrics)
+        return curves_figure(self.metrics, self.labels, self.title, metric or next(nearest, "finite"))
 
     def __str__(self) -> str:
         return report(self.summary)

@@ -8,7 +8,7 @@ import numpy as np
 from purepg.run.loop import HostMetrics, Outcome
 from purepg.run.memory import peak_memory_bytes
 from purepg.run.pages import table
-from purepg.run.statistics import bootstrap_interval, iqm
+from purepg.run.reliability import bootstrap_interval, iqm
 from purepg.run.sweep import Chunk, Setting, label_of
 
 LEAST_ENTROPY, MOST_KL = 0.01, 20.0  # nats; below and above, a policy with a reference has collapsed

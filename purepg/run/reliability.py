@@ -29,6 +29,24 @@ def iqm(x: np.ndarray, axis: int = -1) -> np.ndarray:
     return np.where(np.isnan(x).any(axis=axis), np.nan, stats.trim_mean(x, 0.25, axis=axis))
 
 
+def iqm_and_quartiles(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """IQM, lower and upper quartile over the seeds that have a value.
+
+    Args:
+      x: `[S, G]`, NaN where a seed has none.
+    Returns:
+      (iqm, lower, upper), each `[G]`, NaN where no seed has a value.
+    """
+    result = np.full((3, x.shape[1]), np.nan)
+    num_known = np.isfinite(x).sum(axis=0)
+    ordered = np.sort(x, axis=0)  # NaN last
+    for num in np.unique(num_known[num_known > 0]):
+        columns = num_known == num
+        known = ordered[:num, columns]
+        result[:, columns] = iqm(known, axis=0), *np.quantile(known, (0.25, 0.75), axis=0)
+    return result[0], result[1], result[2]
+
+
 def optimality_gap(x: np.ndarray, target: float, axis: int = -1) -> np.ndarray:
     """How far the scores fall short of a target, on average; one above it does not make up for one below.
 

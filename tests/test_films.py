@@ -1,6 +1,7 @@
 """Films: the episodes are those of the environment, and the pictures show what the states say."""
 
 import io
+import json
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -9,26 +10,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fake_wandb import FakeWandb
 from helpers import NUM_IDS, TRUNCATED, arms_env, diary_env, episode_length
 
 from purepg.envs import make
-from purepg.run.drawing import (
-    BLACK,
-    BLUE,
-    CLASSIC_CONTROL,
-    GREEN,
-    GRIDS,
-    INK,
-    MINATAR,
-    ORANGE,
-    RED,
-    Disc,
-    Line,
-    Polygon,
-    drawing_of,
-)
+from purepg.run.films import command
+from purepg.run.films import film as film_module
+from purepg.run.films.classic_control import CLASSIC_CONTROL
+from purepg.run.films.drawing import drawing_of
+from purepg.run.films.episodes import Episode, play, split
+from purepg.run.films.film import MAX_FRAMES, film, frames, shown_steps
+from purepg.run.films.grids import GRIDS
+from purepg.run.films.minatar import BLACK, MINATAR
+from purepg.run.films.picture import fit, picture, to_pixels
+from purepg.run.films.scene import BLUE, GREEN, INK, ORANGE, RED, Disc, Line, Polygon
 from purepg.run.load import Loaded
-from purepg.run.render import MAX_FRAMES, Episode, episodes, film, fit, frames, picture, record, shown_steps, to_pixels
 from purepg.train import evaluate
 from purepg.types import Box, UsageError
 
@@ -50,12 +46,12 @@ def pixel(scene, point) -> tuple[int, ...]:
     return tuple(pixels[int(y0 - scale * point[1]), int(x0 + scale * point[0])].tolist())
 
 
-# --- the recording ---
+# --- the episodes ---
 
 
-def test_recorded_episode_is_that_of_a_plain_loop():
+def test_played_episode_is_that_of_a_plain_loop():
     env, key = make("CartPole-v1"), jax.random.key(3)
-    (episode,) = episodes(jax.jit(lambda key: record(key, env, random_action, 1, 100))(key))
+    (episode,) = split(jax.jit(lambda key: play(key, env, random_action, 1, 100))(key))
     reset, step, act = jax.jit(env.reset), jax.jit(env.step), jax.jit(random_action)
     k_start, k_run = jax.random.split(key)
     state, obs = reset(jax.random.split(k_start, 1)[0])
@@ -76,7 +72,7 @@ def test_recorded_episode_is_that_of_a_plain_loop():
 
 def test_episodes_are_those_that_an_evaluation_counts_and_end_as_they_do():
     env, key = diary_env(), jax.random.key(0)
-    played = episodes(jax.jit(lambda key: record(key, env, random_action, 32, 3))(key))
+    played = split(jax.jit(lambda key: play(key, env, random_action, 32, 3))(key))
     stats = evaluate(key, env, random_action, 32, 3)  # some episodes last 4 steps: cut
     np.testing.assert_allclose([e.reward.sum() for e in played], stats.episode_return, rtol=1e-6)
     np.testing.assert_array_equal([len(e.reward) for e in played], stats.episode_length)
@@ -88,10 +84,10 @@ def test_episodes_are_those_that_an_evaluation_counts_and_end_as_they_do():
         assert np.all(episode.obs[:, 0] == episode.obs[0, 0]) and episode.obs[0, 0] < NUM_IDS
 
 
-def test_first_episodes_do_not_depend_on_how_many_are_recorded():
+def test_first_episodes_do_not_depend_on_how_many_are_played():
     env, key = make("Catch-bsuite"), jax.random.key(0)
     few, many = (
-        episodes(jax.jit(lambda key, n=n: record(key, env, lambda k, obs: obs[:, 9].argmax(-1) % 3, n, 20))(key))
+        split(jax.jit(lambda key, n=n: play(key, env, lambda k, obs: obs[:, 9].argmax(-1) % 3, n, 20))(key))
         for n in (2, 5)
     )
     for a, b in zip(few, many, strict=False):
@@ -100,7 +96,7 @@ def test_first_episodes_do_not_depend_on_how_many_are_recorded():
 
 def test_episode_at_its_time_limit_is_truncated():
     env = arms_env(ending=TRUNCATED)
-    for episode in episodes(record(jax.random.key(0), env, random_action, 4, 10)):
+    for episode in split(play(jax.random.key(0), env, random_action, 4, 10)):
         assert (episode.terminated, episode.truncated) == (False, True)
 
 
@@ -210,7 +206,9 @@ def test_channels_of_minatar_have_their_colours_and_places():
 
 def test_environment_that_cannot_be_drawn_gets_one_line():
     for env in (diary_env(), make("PointRobot-misc"), make("garnet")):
-        with pytest.raises(UsageError, match="cannot be drawn; what can: CartPole-v1, ") as error:
+        with pytest.raises(
+            UsageError, match="cannot be drawn; choose a run on MinAtar or on one of CartPole-v1, "
+        ) as error:
             drawing_of(env)
         assert "\n" not in str(error.value)
 
@@ -252,10 +250,8 @@ def test_frames_of_the_gif_are_the_pictures():
 
 
 def test_film_that_would_be_too_large_shows_fewer_steps(monkeypatch):
-    import purepg.run.render
-
     whole = film(make("cliff"), [walk(40)], "title")
-    monkeypatch.setattr(purepg.run.render, "MAX_BYTES", len(whole.data) // 3)
+    monkeypatch.setattr(film_module, "MAX_BYTES", len(whole.data) // 3)
     made = film(make("cliff"), [walk(40)], "title")
     assert made.stride > 1 and len(made.data) <= len(whole.data) // 3
 
@@ -266,21 +262,41 @@ def test_long_titles_keep_their_beginning_and_end():
 
 
 def test_command_line_writes_the_film_of_the_agent_and_says_what_it_shows(tmp_path, monkeypatch, capsys):
-    import purepg.run.render
-
     def load(run, setting, seed, best):
         algorithm: Any = SimpleNamespace(policy=lambda state, deterministic: lambda key, obs: jnp.full(len(obs), state))
         env = make("Catch-bsuite" if best else "chain")
         state: Any = jnp.int32(1)  # the action that it always takes
         return Loaded(env, algorithm, state, setting=2, seed=3, label="gamma=0.9", update=1)
 
-    monkeypatch.setattr(purepg.run.render, "load", load)
-    purepg.run.render.main(arguments=[str(tmp_path), "--best", "--episodes", "2", "--wandb", "disabled"])
+    monkeypatch.setattr(command, "load", load)
+    command.main(arguments=[str(tmp_path), "--best", "--episodes", "2", "--wandb", "disabled"])
     said = capsys.readouterr().out
     assert said.startswith("gamma=0.9, seed 3: returns ")
     assert "setting-2-seed-3.gif: 20 frames, " in said  # 9 steps twice
     assert (tmp_path / "setting-2-seed-3.gif").read_bytes().startswith(b"GIF89a")
     with pytest.raises(SystemExit) as exit:
-        purepg.run.render.main(arguments=[str(tmp_path), "--setting", "2"])
+        command.main(arguments=[str(tmp_path), "--setting", "2"])
     assert exit.value.code == 2
     assert "chain cannot be drawn" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("group", [None, "mine"])
+def test_a_film_is_a_wandb_run_in_the_group_of_the_training(tmp_path, monkeypatch, capsys, group):
+    import wandb
+
+    fake = FakeWandb(monkeypatch)
+    fake.online_error = ConnectionError("no network")
+    training = {"run": {"wandb_project": "project", "wandb_group": group}}
+    (tmp_path / "config.json").write_text(json.dumps(training))
+    (tmp_path / "film.gif").write_bytes(film(make("cliff"), [walk(3)], "title").data)
+    command.log(tmp_path, tmp_path / "film.gif", "gamma=0.9, seed 3", [1.0, 2.0], "online")
+    (run,) = fake.opened
+    own = {"project": "project", "group": group or tmp_path.name, "name": "film: gamma=0.9, seed 3", "mode": "offline"}
+    assert (own | {"job_type": "render"}).items() <= run.options.items() and run.has_finished
+    (row,) = run.rows
+    assert isinstance(row["film"], wandb.Video) and row["episode_return"] == 1.5
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "cannot go online (ConnectionError: no network); recording offline" in line
+    monkeypatch.setattr(wandb, "init", lambda **options: 1 / 0)
+    command.log(tmp_path, tmp_path / "film.gif", "name", [1.0], "offline")
+    assert "the film was not logged (ZeroDivisionError" in capsys.readouterr().err

@@ -1,6 +1,5 @@
 """Saved runs, read back to be compared: the scores of every setting's seeds, by label and environment."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from purepg.run.console import reason
-from purepg.run.folder.files import CONFIG, SUMMARY
-from purepg.run.statistics import iqm
+from purepg.run.folder.config import read_config, read_summary
+from purepg.run.reliability import iqm
 from purepg.run.sweep import label_of
 from purepg.types import UsageError
 
@@ -36,20 +35,8 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     Raises:
       UsageError: there is none.
     """
-    found = []
-    for name, remedy in ((CONFIG, "it is no run's folder"), (SUMMARY, "its run has not finished")):
-        try:
-            found.append(json.loads((folder / name).read_text()))
-        except FileNotFoundError:
-            raise UsageError(f"{folder} has no {name}: {remedy}") from None
-        except (OSError, ValueError) as error:
-            raise UsageError(f"cannot read {folder / name}: {reason(error)}") from error
-    config, summary = found
-    try:
-        interrupted = summary["interrupted"]
-    except (KeyError, TypeError):
-        raise UsageError(f"{folder / SUMMARY} is not that of a run") from None
-    if interrupted:
+    config, summary = read_config(folder), read_summary(folder)
+    if summary["interrupted"]:
         raise UsageError(f"{folder} was interrupted: finish it (--resume) or leave it out")
     return config, summary
 

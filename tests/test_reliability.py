@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from purepg.run.statistics import (
+from purepg.run.reliability import (
     bootstrap_interval,
     iqm,
+    iqm_and_quartiles,
     mean_interval,
     optimality_gap,
     performance_profile,
@@ -76,6 +77,15 @@ def test_mean_interval_of_one_value_has_a_mean_only_and_of_none_nothing():
     mean, lo, hi = mean_interval(np.array([[5.0, np.nan], [np.nan, np.nan]]), axis=1)
     np.testing.assert_array_equal(mean, [5.0, np.nan])
     assert np.isnan([lo, hi]).all()
+
+
+def test_iqm_and_quartiles_are_over_the_seeds_that_have_a_value():
+    value = np.array([[np.nan, 1.0], [4.0, 2.0], [np.nan, 3.0], [6.0, 10.0], [8.0, np.nan]])
+    value = np.concatenate([value, np.full((5, 1), np.nan)], axis=1)
+    middle, lo, hi = iqm_and_quartiles(value)
+    np.testing.assert_array_equal(middle, [6.0, 2.5, np.nan])
+    np.testing.assert_array_equal(lo, [5.0, 1.75, np.nan])
+    np.testing.assert_array_equal(hi, [7.0, 4.75, np.nan])
 
 
 # --- several strata ---
