@@ -24,7 +24,7 @@ from purepg.run.films.grids import GRIDS
 from purepg.run.films.minatar import BLACK, MINATAR
 from purepg.run.films.picture import fit, picture, to_pixels
 from purepg.run.films.scene import BLUE, GREEN, INK, ORANGE, RED, Disc, Line, Polygon
-from purepg.run.load import Loaded
+from purepg.run.load import Agent
 from purepg.train import evaluate
 from purepg.types import Box, UsageError
 
@@ -266,7 +266,7 @@ def test_command_line_writes_the_film_of_the_agent_and_says_what_it_shows(tmp_pa
         algorithm: Any = SimpleNamespace(policy=lambda state, deterministic: lambda key, obs: jnp.full(len(obs), state))
         env = make("Catch-bsuite" if best else "chain")
         state: Any = jnp.int32(1)  # the action that it always takes
-        return Loaded(env, algorithm, state, setting=2, seed=3, label="gamma=0.9", update=1)
+        return Agent(env, algorithm, state, setting=2, seed=3, label="gamma=0.9", update=1)
 
     monkeypatch.setattr(command, "load", load)
     command.main(arguments=[str(tmp_path), "--best", "--episodes", "2", "--wandb", "disabled"])

@@ -12,8 +12,9 @@ from purepg.types import UsageError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
+
+    from purepg.run.watch.figure import Figure
 
 MAX_POINTS = 500  # of more updates, windows are averaged, and the axis says so
 MAX_COLOURED = 6  # of more settings, only the best are drawn in colour,
@@ -37,7 +38,7 @@ def curves_figure(
     Raises:
       UsageError: the metrics do not have `metric`.
     """
-    from matplotlib.figure import Figure
+    from purepg.run.watch.figure import Figure
 
     if metric not in metrics:
         raise UsageError(f"there is no metric {metric!r}; the run has {', '.join(sorted(metrics))}")

@@ -10,7 +10,8 @@ from purepg.types import UsageError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+
+    from purepg.run.watch.figure import Figure
 
 
 def heatmap_figure(settings: Sequence[Mapping[str, Any]], title: str) -> "Figure":
@@ -23,7 +24,7 @@ def heatmap_figure(settings: Sequence[Mapping[str, Any]], title: str) -> "Figure
     Raises:
       UsageError: the sweep is not over two fields.
     """
-    from matplotlib.figure import Figure
+    from purepg.run.watch.figure import Figure
 
     names = list(settings[0]["hyperparameters"])
     if len(names) != 2:
