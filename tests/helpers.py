@@ -20,6 +20,9 @@ from purepg.types import Array, Box, Discrete, Env, Space, TimeStep
 NUM_IDS = 900
 TERMINATED, TRUNCATED, BOTH = ENDINGS = range(3)
 
+# What every config.json holds beside the arguments.
+EMPTY_CONFIG = {"code": {}, "settings": [], "num_updates": [], "layout": [], "schedules": [], "versions": {}}
+
 
 class ToyState(NamedTuple):
     id: Array  # drawn at the reset; fixes the episode's length and how it ends

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import EMPTY_CONFIG
 from scipy import stats
 
 from purepg.run.compare import gather
@@ -28,7 +29,9 @@ def save(folder, *finals, env="CartPole-v1", settings=None, **changes):
     settings = settings or [{}] * len(finals)
     folder.mkdir(parents=True)
     run = {"env": env, "total_steps": 1000, "eval_episodes": 8, "eval_max_steps": None}
-    (folder / "config.json").write_text(json.dumps({"script": "ppo", "run": run | changes, "settings": settings}))
+    (folder / "config.json").write_text(
+        json.dumps(EMPTY_CONFIG | {"script": "ppo", "run": run | changes, "settings": settings})
+    )
     entries = [
         {
             "hyperparameters": setting,
@@ -204,9 +207,9 @@ def test_a_run_that_is_not_whole_is_refused(refuse, tmp_path):
     whole = json.loads(summary.read_text())
     for text, said in (
         (json.dumps(whole | {"interrupted": True}), "was interrupted"),
-        ("{", "cannot read"),
+        ("{", "cannot be read"),
         ("[]", "not that of a run"),
-        (json.dumps({"interrupted": False}), "not a run's folder of this version"),
+        (json.dumps({"interrupted": False}), "not that of a run"),
     ):
         summary.write_text(text)
         assert said in refuse(str(a))

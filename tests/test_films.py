@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from fake_wandb import FakeWandb
-from helpers import NUM_IDS, TRUNCATED, arms_env, diary_env, episode_length
+from helpers import EMPTY_CONFIG, NUM_IDS, TRUNCATED, arms_env, diary_env, episode_length
 
 from purepg.envs import make
 from purepg.run.films import command
@@ -286,7 +286,7 @@ def test_a_film_is_a_wandb_run_in_the_group_of_the_training(tmp_path, monkeypatc
 
     fake = FakeWandb(monkeypatch)
     fake.online_error = ConnectionError("no network")
-    training = {"run": {"wandb_project": "project", "wandb_group": group}}
+    training = EMPTY_CONFIG | {"run": {"wandb_project": "project", "wandb_group": group}}
     (tmp_path / "config.json").write_text(json.dumps(training))
     (tmp_path / "film.gif").write_bytes(film(make("cliff"), [walk(3)], "title").data)
     command.log(tmp_path, tmp_path / "film.gif", "gamma=0.9, seed 3", [1.0, 2.0], "online")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import EMPTY_CONFIG
 
 from purepg.run.pages import read_block, table, write_block
 from purepg.run.study import Study, main
@@ -217,7 +218,7 @@ def save(folder, env="CartPole-v1", total_steps=25_600, num_settings=1, interrup
     """A run's folder, as far as a row reads it."""
     folder.mkdir()
     run = {"env": env, "total_steps": total_steps}
-    (folder / "config.json").write_text(json.dumps({"script": "ppo", "run": run}))
+    (folder / "config.json").write_text(json.dumps(EMPTY_CONFIG | {"script": "ppo", "run": run}))
     found = {"iqm": 1.25, "interval": [1.0, 2.0], "mode": {"iqm": 3.0}, "training": {"iqm": 4.0}}
     summary = {"settings": num_settings * [found], "interrupted": interrupted}
     (folder / "summary.json").write_text(json.dumps(summary))
@@ -252,7 +253,7 @@ def test_what_makes_no_row_is_refused_in_one_line_and_the_page_stays(tmp_path, c
     for run, why in (
         ([swept], "swept 2 settings"),
         ([stopped], "was interrupted"),
-        ([str(tmp_path)], "holds no finished run"),
+        ([str(tmp_path)], "has no config.json"),
         ([], "no run was named"),
     ):
         with pytest.raises(SystemExit, match="2"):
