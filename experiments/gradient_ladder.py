@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from scipy.stats import binom
 
 from purepg.config import Count, Seed
-from purepg.envs.finite_mdp import bandit, mdp_env
+from purepg.envs.finite_mdp import mdp_env
+from purepg.envs.named_mdps import bandit
 from purepg.equations.advantages import standardise, total_return
 from purepg.equations.losses import surrogate
 from purepg.equations.ratios import trajectory_ratio

@@ -25,7 +25,8 @@ from purepg.algorithms.sac import SACConfig, sac
 from purepg.algorithms.sac_discrete import DiscreteSACConfig, sac_discrete
 from purepg.algorithms.td3 import TD3Config, td3
 from purepg.algorithms.trpo import TRPOConfig, trpo
-from purepg.envs.finite_mdp import garnet, mdp_env
+from purepg.envs.finite_mdp import mdp_env
+from purepg.envs.named_mdps import garnet
 from purepg.equations.distributions import DiagGaussian, executed
 from purepg.experience import normalize
 from purepg.networks.actor_critic import ActorQ, NetworkConfig, actor_critic

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 
 import purepg.envs
-from purepg.envs import finite_mdp, lqr, tasks
 from purepg.envs.contract import in_units
 from purepg.envs.gymnax import MNIST_FILES, gymnax_env
+from purepg.envs.lqr import LQRS
+from purepg.envs.named_mdps import MDPS
+from purepg.envs.named_tasks import TASKS
 from purepg.types import Box, Discrete, Env, TimeStep, UsageError
 
 # isort: split
@@ -395,7 +397,7 @@ def test_params_are_a_whole_or_the_fields_that_differ():
     assert gymnax_env("CartPole-v1").max_episode_steps == 500
 
 
-OURS = (*finite_mdp.NAMED, *lqr.NAMED, *tasks.TASKS)
+OURS = (*MDPS, *LQRS, *TASKS)
 
 
 @pytest.mark.parametrize(

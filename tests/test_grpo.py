@@ -22,7 +22,8 @@ from purepg.algorithms.family import FAMILY
 from purepg.algorithms.groups import Groups, Learner, advantages, info, source
 from purepg.algorithms.grpo import GRPOConfig, grpo
 from purepg.algorithms.preferences import sample_preferences
-from purepg.envs.finite_mdp import bandit, garnet, mdp_env
+from purepg.envs.finite_mdp import mdp_env
+from purepg.envs.named_mdps import bandit, garnet
 from purepg.envs.tasks import Task, token_env
 from purepg.equations.advantages import group_advantage, has_signal
 from purepg.equations.losses import aggregate, clipped_surrogate, importance_weighted, two_sided_surrogate

@@ -11,7 +11,8 @@ from helpers import quick_jit
 from purepg.algorithms.a2c import A2CConfig, a2c
 from purepg.algorithms.ppo import PPOConfig, ppo
 from purepg.algorithms.reinforce import REINFORCEConfig, reinforce
-from purepg.envs.finite_mdp import garnet, mdp_env, unroll
+from purepg.envs.finite_mdp import mdp_env, unroll
+from purepg.envs.named_mdps import garnet
 from purepg.lab.estimators import update_of
 from purepg.lab.exact import bellman_gradient, in_float64, log_policy, values, weighted_gradient
 from purepg.lab.ladder import (

@@ -14,8 +14,9 @@ from helpers import quick_jit
 from purepg.algorithms.dpg import DPGConfig, dpg
 from purepg.algorithms.q_actor_critic import QActorCriticConfig, q_actor_critic
 from purepg.algorithms.sac_discrete import DiscreteSACConfig, sac_discrete
-from purepg.envs.finite_mdp import garnet, mdp_env
+from purepg.envs.finite_mdp import mdp_env
 from purepg.envs.lqr import LQR, coupled_carts, lqr_env
+from purepg.envs.named_mdps import garnet
 from purepg.equations.advantages import discount_power
 from purepg.equations.distributions import Categorical, TanhGaussian, executed
 from purepg.equations.losses import deterministic_policy_gradient, expected_soft_policy_gradient, soft_policy_gradient

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from purepg.envs.finite_mdp import garnet
+from purepg.envs.named_mdps import garnet
 from purepg.networks.tabular import tabular_actor_critic, tabular_policy, tabular_q, tabular_value
 
 S, A = 4, 3

@@ -15,7 +15,8 @@ import pytest
 from helpers import quick_jit
 from scipy.stats import chisquare
 
-from purepg.envs.tasks import TASKS, Task, addition, countdown, decode, encode, reversing, sorting, token_env
+from purepg.envs.named_tasks import TASKS, addition, countdown, reversing, sorting
+from purepg.envs.tasks import Task, decode, encode, token_env
 from purepg.experience.rollout import rollout, start
 from purepg.types import Actor, Discrete, UsageError
 

@@ -11,7 +11,8 @@ from helpers import equations, quick_jit
 from scipy.stats import chisquare
 
 import purepg
-from purepg.envs.finite_mdp import bandit, mdp_env
+from purepg.envs.finite_mdp import mdp_env
+from purepg.envs.named_mdps import bandit
 from purepg.envs.tasks import Task, token_env
 from purepg.experience.acting import actor
 from purepg.experience.rollout import episodes

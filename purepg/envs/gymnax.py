@@ -24,8 +24,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purepg.envs import finite_mdp, lqr, tasks
 from purepg.envs.contract import check_environment
+from purepg.envs.lqr import LQRS
+from purepg.envs.named_mdps import MDPS
+from purepg.envs.named_tasks import TASKS
 from purepg.types import Action, Box, Discrete, Env, EnvState, Key, Obs, Space, TimeStep, UsageError
 
 if TYPE_CHECKING:
@@ -110,7 +112,7 @@ def _construct(name: str, constructor_kwargs: Mapping[str, Any]) -> Environment:
     import gymnax
 
     if name not in gymnax.registered_envs:
-        raise UsageError(_unknown_name(name, (*gymnax.registered_envs, *finite_mdp.NAMED, *lqr.NAMED, *tasks.TASKS)))
+        raise UsageError(_unknown_name(name, (*gymnax.registered_envs, *MDPS, *LQRS, *TASKS)))
     if name == "MNISTBandit-bsuite":
         _require_mnist()
     return gymnax.make(name, **constructor_kwargs)[0]

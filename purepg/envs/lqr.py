@@ -105,4 +105,4 @@ def coupled_carts(spring: float = 0.5, friction: float = 0.1, dt: float = 0.2) -
     return LQR(np.eye(4) + dt * accelerate, dt * push, Q, R, name="lqr")
 
 
-NAMED = {"lqr": coupled_carts}
+LQRS = {"lqr": coupled_carts}

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purepg.envs.finite_mdp import FiniteMDP, garnet, mdp_env, unroll
+from purepg.envs.finite_mdp import FiniteMDP, mdp_env, unroll
+from purepg.envs.named_mdps import garnet
 from purepg.equations.advantages import (
     batch_mean,
     discount_power,

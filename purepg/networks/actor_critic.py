@@ -4,7 +4,6 @@ learn a Q see `q(params, obs, action)` too.
 `obs` is raw or normalised, with any leading batch axes; `value` has exactly those axes.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,38 +12,12 @@ from typing import Any, Literal, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from purepg.config import Count, Positive, check, is_known
-from purepg.equations.distributions import (
-    Categorical,
-    Deterministic,
-    DiagGaussian,
-    Distribution,
-    TanhGaussian,
-    executed,
-)
-from purepg.types import (
-    Action,
-    Array,
-    Box,
-    Discrete,
-    Env,
-    Key,
-    Network,
-    Obs,
-    ObservationSpace,
-    Params,
-    QNetwork,
-    Space,
-    UsageError,
-    space_leaves,
-)
-
-ACTIVATIONS = {"tanh": nn.tanh, "relu": nn.relu, "silu": nn.silu}
-PolicyKind = Literal["categorical", "gaussian", "tanh_gaussian", "deterministic"]
-SQUASHED = ("tanh_gaussian", "deterministic")
-LOG_STD_RANGE = (-5.0, 2.0)  # of a tanh-Gaussian policy, whose deviation depends on the state
+from purepg.config import Count, Positive, check
+from purepg.equations.distributions import Distribution, executed
+from purepg.networks.heads import SQUASHED, PolicyHead, PolicyKind, ValueHead, check_tanh_gaussian, squashed_policy
+from purepg.networks.torsos import Torso, check_torso
+from purepg.types import Action, Array, Box, Discrete, Env, Key, Network, Obs, Params, QNetwork, Space, UsageError
 
 
 @dataclass(frozen=True)
@@ -92,111 +65,6 @@ class ActorQConfig:
     initial_std: Positive = 1.0
     num_critics: Count = 2
 
-
-def as_features(obs: Array, space: Space) -> Array:
-    """Observations as float32: a Discrete one as one-hot, anything else (bool, uint8, int) by value."""
-    if isinstance(space, Discrete):
-        return jax.nn.one_hot(obs, space.n, dtype=jnp.float32)
-    return obs.astype(jnp.float32)
-
-
-def flat_features(obs: Obs, space: ObservationSpace) -> Array:
-    """`as_features` of every leaf of an observation, side by side in one axis: `[..., n]`."""
-
-    def flat(obs, space):
-        x = as_features(obs, space)
-        rank = len(space.shape) if isinstance(space, Box) else 1
-        return x.reshape(*x.shape[: x.ndim - rank], -1)
-
-    leaves = [flat(*pair) for pair in zip(jax.tree.leaves(obs), space_leaves(space), strict=True)]
-    return leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves, axis=-1)
-
-
-class Torso(nn.Module):
-    """Features `[..., hidden[-1]]` of an observation, or of one and an action. Orthogonal initialisation, as PPO's
-    implementations do."""
-
-    space: ObservationSpace
-    config: NetworkConfig | ActorQConfig
-
-    @nn.compact
-    def __call__(self, obs: Obs, action: Action | None = None) -> Array:
-        c = check(self.config)
-        activation = ACTIVATIONS[c.activation]
-        dense = nn.initializers.orthogonal(math.sqrt(2))
-        if c.torso == "cnn":  # 16 filters of 3 x 3 (Young & Tian 2019)
-            x = as_features(obs, self.space)
-            x = activation(nn.Conv(16, (3, 3), padding="VALID", kernel_init=dense, name="conv")(x))
-            x = x.reshape(*x.shape[:-3], -1)
-        else:
-            x = flat_features(obs, self.space)
-        if action is not None:
-            x = jnp.concatenate([x, action], axis=-1)
-        for i, width in enumerate(c.hidden):
-            x = activation(nn.Dense(width, kernel_init=dense, name=f"hidden_{i}")(x))
-        return x
-
-
-def squashed_policy(
-    x: Array, space: Box, policy: PolicyKind, policy_scale: float, initial_std: float
-) -> Deterministic | TanhGaussian:
-    """A deterministic or a tanh-Gaussian policy, of features. Its layers belong to the module that calls it."""
-    size = int(np.prod(space.shape))
-    init = nn.initializers.orthogonal(policy_scale)
-    mean = nn.Dense(size, kernel_init=init, name="mean")(x)
-    if policy == "deterministic":
-        return Deterministic(jnp.tanh(mean) if space.bounded else mean)
-    # A smooth map into the range, where a clip would have no gradient beyond its ends.
-    low, high = LOG_STD_RANGE
-    at_start = jnp.arctanh(2 * (jnp.log(initial_std) - low) / (high - low) - 1)
-    raw = nn.Dense(size, kernel_init=init, name="log_std")(x) + at_start
-    return TanhGaussian(mean, low + 0.5 * (high - low) * (1 + jnp.tanh(raw)))
-
-
-class PolicyHead(nn.Module):
-    """The distribution over actions, of features `[..., n]`.
-
-    Attributes:
-      space: of the actions.
-      policy: its kind, as in `ActorQConfig`; None: categorical for discrete actions, gaussian for continuous ones.
-      policy_scale: gain of the last layer; small, so that the first policy is nearly uniform (or centred).
-      initial_std: the standard deviation at the start, before any tanh.
-    """
-
-    space: Space
-    policy: PolicyKind | None = None
-    policy_scale: Positive = 0.01
-    initial_std: Positive = 1.0
-
-    @nn.compact
-    def __call__(self, x: Array) -> Distribution:
-        space, policy = self.space, self.policy or ("categorical" if isinstance(self.space, Discrete) else "gaussian")
-        if isinstance(space, Discrete) != (policy == "categorical"):
-            raise UsageError(
-                f"policy ({policy}) does not fit {space}: discrete actions take categorical, others do not"
-            )
-        if policy in SQUASHED:
-            assert isinstance(space, Box)
-            if policy == "tanh_gaussian":
-                _check_tanh_gaussian(space, self.initial_std, f"those of {space}")
-            return squashed_policy(x, space, policy, self.policy_scale, self.initial_std)
-        init = nn.initializers.orthogonal(self.policy_scale)
-        if isinstance(space, Discrete):
-            return Categorical(nn.Dense(space.n, kernel_init=init, name="logits")(x))
-        size = int(np.prod(space.shape))
-        mean = nn.Dense(size, kernel_init=init, name="mean")(x)
-        log_std = self.param("log_std", nn.initializers.constant(jnp.log(self.initial_std)), (size,))
-        return DiagGaussian(mean, jnp.broadcast_to(log_std, mean.shape))
-
-
-class ValueHead(nn.Dense):
-    """Values `[..., features]` of features `[..., n]`."""
-
-    features: int = 1
-    kernel_init: nn.initializers.Initializer = nn.initializers.orthogonal(1.0)
-
-
-# --- networks of a torso and heads ---
 
 Part = Callable[..., Any]  # called with `name=...`, gives a module: a module's class, or a partial of one
 
@@ -310,7 +178,7 @@ def actor_q(env: Env, config: ActorQConfig) -> ActorQ:
       UsageError: a space or a setting that no network here fits.
     """
     config = check(config)
-    _check_torso(env, config)
+    check_torso(env, config)
     if isinstance(env.action_space, Discrete) != (config.policy == "categorical"):
         kind, takes = "discrete", "categorical, with sac_discrete or q_actor_critic"
         if isinstance(env.action_space, Box):
@@ -319,7 +187,7 @@ def actor_q(env: Env, config: ActorQConfig) -> ActorQ:
             kind = "continuous"
         raise UsageError(f"policy ({config.policy}) does not fit {env.name}, whose {kind} actions take {takes}")
     if config.policy == "tanh_gaussian" and isinstance(env.action_space, Box):
-        _check_tanh_gaussian(env.action_space, config.initial_std, f"those of {env.name}")
+        check_tanh_gaussian(env.action_space, config.initial_std, f"those of {env.name}")
     torso, space = partial(Torso, env.observation_space, config), env.action_space
     settings: dict[str, Any] = {name: getattr(config, name) for name in ("policy", "policy_scale", "initial_std")}
     if config.policy in SQUASHED:
@@ -338,28 +206,10 @@ def actor_critic(env: Env, config: NetworkConfig) -> ActorCritic:
       UsageError: a space or a setting that no network here fits.
     """
     config = check(config)
-    _check_torso(env, config)
+    check_torso(env, config)
     torso = partial(Torso, env.observation_space, config)
     head = partial(PolicyHead, env.action_space, None, config.policy_scale, config.initial_std)
     return ActorCritic(torso, head, shared=config.shared)
-
-
-def _check_tanh_gaussian(space: Box, initial_std: Any, actions: str) -> None:
-    low, high = LOG_STD_RANGE
-    if is_known(initial_std) and not math.exp(low) < initial_std < math.exp(high):
-        raise UsageError(f"initial_std ({initial_std}) must be above {math.exp(low):.2g}, below 7.4")
-    if not space.bounded:
-        raise UsageError(f"policy (tanh_gaussian) needs bounded actions; {actions} are not: try gaussian")
-
-
-def _check_torso(env: Env, config: NetworkConfig | ActorQConfig) -> None:
-    obs_space, action_space = env.observation_space, env.action_space
-    if not config.hidden:
-        raise UsageError("hidden (none) must hold positive widths")
-    if config.torso == "cnn" and not (isinstance(obs_space, Box) and len(obs_space.shape) == 3):
-        raise UsageError(f"torso 'cnn' needs observations [height, width, channels]; {env.name} has {obs_space}")
-    if isinstance(action_space, Box) and len(action_space.shape) != 1:
-        raise UsageError(f"a Box action space must be one-dimensional; {env.name} has shape {action_space.shape}")
 
 
 def output(env: Env, network: Network | QNetwork) -> tuple[Distribution, Any]:
