@@ -13,7 +13,7 @@ from purepg.algorithms.grpo import GRPOConfig, grpo
 from purepg.algorithms.reinforce import REINFORCEConfig, reinforce
 from purepg.algorithms.sac import SACConfig, sac
 from purepg.envs.contract import check_environment, in_units
-from purepg.experience.rollout import episodes, rollout, start
+from purepg.experience.rollout import episodes, reset_all, rollout
 from purepg.run.render import record
 from purepg.train import evaluate
 from purepg.types import Actor, Box, Discrete, Env, TimeStep, UsageError
@@ -60,7 +60,7 @@ def test_whoever_steps_an_environment_does_so_in_its_units_and_keeps_the_canonic
     @quick_jit
     def run(key):
         return (
-            rollout(key, env, actor, start(key, env, 6), 1)[1][1:4:2],
+            rollout(key, env, actor, reset_all(key, env, 6), 1)[1][1:4:2],
             episodes(key, env, actor, 6, 1).trajectory[1:4:2],
             (canonical[None], record(key, env, act, 6, 1).reward),
             (canonical[None], evaluate(key, env, act, 6, 1).episode_return[None]),

@@ -13,6 +13,7 @@ from purepg.algorithms.ppo import PPOConfig, ppo
 from purepg.algorithms.reinforce import REINFORCEConfig, reinforce
 from purepg.envs.finite_mdp import mdp_env, unroll
 from purepg.envs.named_mdps import garnet
+from purepg.lab.accuracy import sample, statistics, unbiasedness, variance_change
 from purepg.lab.estimators import update_of
 from purepg.lab.exact import bellman_gradient, in_float64, log_policy, values, weighted_gradient
 from purepg.lab.ladder import (
@@ -24,7 +25,6 @@ from purepg.lab.ladder import (
     estimates,
     pose,
 )
-from purepg.lab.statistics import sample, statistics, unbiasedness, variance_change
 from purepg.lab.trajectories import state_distributions
 from purepg.networks.tabular import tabular_actor_critic
 

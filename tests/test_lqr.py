@@ -15,9 +15,9 @@ from helpers import quick_jit
 import purepg.envs
 from purepg.envs.lqr import LQR, coupled_carts, lqr_env
 from purepg.equations.advantages import discounted_return
-from purepg.experience.rollout import episodes, rollout, start
+from purepg.experience.rollout import episodes, reset_all, rollout
 from purepg.lab.exact import in_float64
-from purepg.lab.lqr import closed_loop, gradient, objective, optimum, state_moment, values
+from purepg.lab.riccati import closed_loop, gradient, objective, optimum, state_moment, values
 from purepg.networks.linear import LinearPolicy, LinearQuadraticConfig, QuadraticQ, linear_quadratic
 from purepg.types import Actor, Box, UsageError
 
@@ -73,7 +73,7 @@ def test_the_clock_truncates_and_nothing_ever_terminates():
         return jnp.full((2, 3), 1e6), None
 
     wild = Actor(lambda key, obs: (), act)
-    world = start(jax.random.key(0), env, 2)
+    world = reset_all(jax.random.key(0), env, 2)
     _, trajectory, _ = quick_jit(lambda key: rollout(key, env, wild, world, 12))(jax.random.key(1))
     assert not trajectory.terminated.any()
     np.testing.assert_array_equal(trajectory.truncated.all(1), np.arange(12) % 5 == 4)

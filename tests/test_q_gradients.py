@@ -20,7 +20,8 @@ from purepg.envs.named_mdps import garnet
 from purepg.equations.advantages import discount_power
 from purepg.equations.distributions import Categorical, TanhGaussian, executed
 from purepg.equations.losses import deterministic_policy_gradient, expected_soft_policy_gradient, soft_policy_gradient
-from purepg.experience.rollout import rollout, start
+from purepg.experience.rollout import reset_all, rollout
+from purepg.lab.accuracy import sample, statistics, unbiasedness
 from purepg.lab.estimators import update_of
 from purepg.lab.exact import (
     bellman_gradient,
@@ -32,11 +33,10 @@ from purepg.lab.exact import (
     visitation,
     weighted_gradient,
 )
-from purepg.lab.lqr import gradient as lqr_gradient
-from purepg.lab.lqr import optimum as lqr_optimum
-from purepg.lab.lqr import state_moment
-from purepg.lab.lqr import values as lqr_values
-from purepg.lab.statistics import sample, statistics, unbiasedness
+from purepg.lab.riccati import gradient as lqr_gradient
+from purepg.lab.riccati import optimum as lqr_optimum
+from purepg.lab.riccati import state_moment
+from purepg.lab.riccati import values as lqr_values
 from purepg.lab.trajectories import state_distributions
 from purepg.networks.actor_critic import ActorQ
 from purepg.networks.linear import LinearQuadraticConfig, linear_quadratic
@@ -112,7 +112,7 @@ def test_dpg_with_the_exact_q_has_the_exact_gradient_as_its_mean():
         def act(noise, obs) -> Any:
             return mode(params, obs), None
 
-        _, x, _ = rollout(k_rollout, env, Actor(lambda key, obs: (), act), start(k_start, env, batch), T)
+        _, x, _ = rollout(k_rollout, env, Actor(lambda key, obs: (), act), reset_all(k_start, env, batch), T)
         discount = discount_power(x.reward, CARTS.gamma)
 
         def ascent(obs, discount):

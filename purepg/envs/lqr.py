@@ -1,4 +1,4 @@
-"""Linear-quadratic regulation: the control problem of which value, gradient and optimum are known (`purepg.lab.lqr`).
+"""Linear-quadratic regulation (LQR). `purepg.lab.riccati` computes its values, gradient and optimum exactly.
 
 x' = A x + B u + noise,     reward = -(x^T Q x + u^T R u)
 """

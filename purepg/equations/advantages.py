@@ -116,11 +116,7 @@ def has_signal(reward: Array) -> Array:
     return (spread > 1e-5 * largest) | ~jnp.isfinite(largest)
 
 
-def group_advantage(
-    reward: Array,
-    baseline: GroupBaseline,
-    divide_by_std: bool = False,
-) -> Array:
+def group_advantage(reward: Array, baseline: GroupBaseline, divide_by_std: bool = False) -> Array:
     """reward minus a baseline, `[P, G]`.
 
         none            reward                                   the exact gradient in the mean
@@ -212,13 +208,7 @@ def gae(
 
 
 def n_step(
-    reward: Array,
-    value: Array,
-    next_value: Array,
-    terminated: Array,
-    truncated: Array,
-    gamma: Array | float,
-    n: int,
+    reward: Array, value: Array, next_value: Array, terminated: Array, truncated: Array, gamma: Array | float, n: int
 ) -> tuple[Array, Array]:
     """n-step advantage (Mnih et al. 2016), cut short where an episode or the rollout ends.
 

@@ -92,13 +92,7 @@ Level = Literal["token", "sequence"]
 KL = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
 
 
-def kl_penalty(
-    log_prob: Array,
-    reference_log_prob: Array,
-    mask: Array,
-    estimator: Estimator,
-    level: Level,
-) -> Array:
+def kl_penalty(log_prob: Array, reference_log_prob: Array, mask: Array, estimator: Estimator, level: Level) -> Array:
     """An estimate of KL(pi || pi_ref) for every token, `[..., T]`, which sums up over a response to the response's own.
 
     Args:

@@ -5,12 +5,7 @@ import jax
 from purepg.equations.distributions import executed
 from purepg.experience import normalize
 from purepg.experience.normalize import Moments
-from purepg.types import (
-    Act,
-    Actor,
-    Network,
-    Params,
-)
+from purepg.types import Act, Actor, Network, Params
 
 
 def actor(network: Network, params: Params, moments: Moments | None = None) -> Actor:

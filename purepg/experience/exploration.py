@@ -8,17 +8,7 @@ import jax.numpy as jnp
 
 from purepg.equations.distributions import executed
 from purepg.experience import rollout
-from purepg.types import (
-    Action,
-    Array,
-    Box,
-    Discrete,
-    Env,
-    Key,
-    Obs,
-    Params,
-    QNetwork,
-)
+from purepg.types import Action, Array, Box, Discrete, Env, Key, Obs, Params, QNetwork
 
 
 class Exploration(NamedTuple):

@@ -1,6 +1,7 @@
 """Experience from a policy: `rollout` (fixed length, resets where an episode ends) and `episodes` (whole, masked).
 
-The only place where environments are reset.
+Every environment that is acted in is reset here, by `reset_all` before its first step and by `step` where an episode
+ends. Other modules call `Env.reset` only to see what an observation looks like.
 """
 
 from collections.abc import Callable
@@ -26,8 +27,8 @@ class RolloutState(NamedTuple):
     episode_length: Array
 
 
-def start(key: Key, env: Env, num_envs: int) -> RolloutState:
-    """N freshly reset environments."""
+def reset_all(key: Key, env: Env, num_envs: int) -> RolloutState:
+    """Resets N environments, each with a key of its own."""
     env_state, obs = jax.vmap(env.reset)(jax.random.split(key, num_envs))
     return RolloutState(env_state, obs, jnp.zeros(num_envs), jnp.zeros(num_envs, jnp.int32))
 
@@ -152,7 +153,7 @@ def episodes(key: Key, env: Env, actor: Actor, num_episodes: int, max_steps: int
     the steps inside the mask.
     """
     k_start, k_run = jax.random.split(key)
-    return episodes_from(k_run, env, actor, start(k_start, env, num_episodes), max_steps)
+    return episodes_from(k_run, env, actor, reset_all(k_start, env, num_episodes), max_steps)
 
 
 def episodes_from(key: Key, env: Env, actor: Actor, world: RolloutState, max_steps: int) -> Episodes:

@@ -6,5 +6,5 @@ exact.py: objective, values, visitation, the gradient in its three forms, Fisher
 trajectories.py: every trajectory with its probability, and where an experience's states lie
 theory.py: what an estimator's mean or variance should be
 estimators.py: from experience to a gradient estimate, for any weight of grad log pi
-statistics.py: bias, variance, signal to noise and cosine of any estimator, and the tests of unbiasedness
+accuracy.py: bias, variance, signal to noise and cosine of any estimator, and the tests of unbiasedness
 """

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from purepg.equations.distributions import Categorical, DiagGaussian
 from purepg.equations.losses import policy_gradient
 from purepg.experience.acting import actor
-from purepg.experience.rollout import episodes, rollout, start
+from purepg.experience.rollout import episodes, reset_all, rollout
 from purepg.types import Algorithm, Array, Env, Key, Network, Obs, Params, State, Transition
 
 
@@ -55,7 +55,7 @@ def rollout_experience(
 ) -> Experience:
     """`num_steps` steps of N environments that were just reset; every step counts."""
     k_start, k_rollout = jax.random.split(key)
-    world = start(k_start, env, num_envs)
+    world = reset_all(k_start, env, num_envs)
     _, trajectory, _ = rollout(k_rollout, env, actor(network, params), world, num_steps)
     return Experience(trajectory, jnp.ones_like(trajectory.terminated))
 

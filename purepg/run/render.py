@@ -19,7 +19,7 @@ import numpy as np
 
 from purepg.config import Count, check
 from purepg.envs.contract import in_units
-from purepg.experience.rollout import start
+from purepg.experience.rollout import reset_all
 from purepg.run.cli import leave, parse_flags
 from purepg.run.drawing import Disc, Drawing, Line, Point, Scene, drawing_of
 from purepg.run.evaluation import Choice, run_first
@@ -62,7 +62,7 @@ class Episode(NamedTuple):
 def record(key: Key, env: Env, act: Act, num_episodes: int, max_steps: int) -> Recording:
     """The episodes that `purepg.train.evaluate` counts at the same arguments, with all their states. Pure."""
     k_start, k_run = jax.random.split(key)
-    world = start(k_start, env, num_episodes)
+    world = reset_all(k_start, env, num_episodes)
 
     def body(carry, t):
         env_state, obs = carry

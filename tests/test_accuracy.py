@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from purepg.lab.statistics import gradient_statistics, holm, sample, statistics, unbiasedness, variance_change
+from purepg.lab.accuracy import gradient_statistics, holm, sample, statistics, unbiasedness, variance_change
 from purepg.types import UsageError
 
 EXACT = {"a": np.array([3.0, 0.0]), "b": np.array([[4.0]])}
