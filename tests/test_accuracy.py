@@ -115,7 +115,7 @@ def test_chunks_do_not_change_the_estimates():
 @pytest.mark.parametrize(
     ("samples", "says"),
     [
-        ({"a": np.zeros((5, 2))}, "same tree"),
+        ({"a": np.zeros((5, 2))}, "must have the exact gradient's structure"),
         ({"a": np.zeros((1, 2)), "b": np.zeros((1, 1, 1))}, "num_samples .1. must be at least 2"),
         ({"a": np.full((5, 2), np.nan), "b": np.zeros((5, 1, 1))}, "5 of 5 estimates are not finite"),
     ],

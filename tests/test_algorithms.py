@@ -531,7 +531,7 @@ def test_a_policy_acts_on_raw_observations_by_the_learners_own_statistics(popula
         (reinforce, REINFORCEConfig(num_episodes=0), "num_episodes (0) must be at least 1"),
         (reinforce, REINFORCEConfig(max_steps=0), "max_steps (0) must be at least 1"),
         *(
-            (algorithm, config, "anneal_updates (None) must be a number of updates where something is annealed")
+            (algorithm, config, "anneal_updates (None) must be a number of updates if something is annealed")
             for algorithm, config in (
                 (a2c, A2CConfig(anneal_learning_rate=True)),
                 (ppo, PPOConfig(anneal_learning_rate=True)),

@@ -152,7 +152,7 @@ def test_an_unrolled_process_is_where_the_original_is_at_each_time():
 @pytest.mark.parametrize("terminates", [None, False])
 def test_only_a_horizon_that_terminates_is_unrolled(terminates):
     horizon = None if terminates is None else 3
-    with pytest.raises(UsageError, match="garnet 0: to unroll needs a horizon that terminates"):
+    with pytest.raises(UsageError, match="garnet 0: unroll needs a horizon that terminates"):
         unroll(garnet(horizon=horizon))
 
 

@@ -131,7 +131,7 @@ def test_the_carts_are_pushed_each_by_its_own_motor_and_pull_at_each_other():
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"A": np.eye(3)}, r"A has shape \(3, 3\), which must be \(2, 2\)"),
+        ({"A": np.eye(3)}, r"A has shape \(3, 3\), but must have \(2, 2\)"),
         ({"B": np.ones(2)}, "where B is"),
         ({"B": np.ones((2, 0)), "R": np.ones((0, 0))}, "shape"),
         ({"Q": np.eye(3)}, "Q has shape"),
@@ -313,7 +313,7 @@ def test_a_discount_of_zero_leaves_the_step_that_is_taken():
 def test_a_gain_of_infinite_cost_is_refused_and_one_just_short_of_it_is_not():
     """The state may grow by less than 1 / sqrt(gamma) a step."""
     for function in (closed_loop, values, objective, state_moment, gradient):
-        with pytest.raises(UsageError, match=r"small carts: this gain's cost is infinite.* by 5\.57 a step") as error:
+        with pytest.raises(UsageError, match=r"small carts: this gain's cost is infinite.* by 5\.57 per step") as error:
             function(dataclasses.replace(CARTS, name="small carts"), -10 * optimum(CARTS))
         assert "\n" not in str(error.value)
     with pytest.raises(UsageError, match=r"small carts: .* no gain has a finite cost"):

@@ -1,6 +1,7 @@
-"""Environments: one thin adapter per suite into `purepg.types.Env`, and our own, of which everything is known.
+"""Environments: one thin adapter per suite into `purepg.types.Env`, and our own environments, whose solutions are
+known.
 
-Imports `types` and `config` alone. To add an environment or a suite, write a function that returns an `Env` and give it
+Imports only `types` and `config`. To add an environment or a suite, write a function that returns an `Env` and give it
 a name in `make`.
 """
 
@@ -17,8 +18,11 @@ from purepg.types import Env
 
 
 def make(name: str, params: Mapping[str, Any] | None = None, **constructor_kwargs: Any) -> Env:
-    """The environment of a name, as scripts take it from `--env NAME`: one of `MDPS`, `LQRS` or
-    `TASKS`, whose arguments are `constructor_kwargs`, or else a gymnax environment (`gymnax_env`)."""
+    """Returns the environment that scripts call `--env NAME`.
+
+    The name is a key of `MDPS`, `LQRS` or `TASKS`, whose functions take `constructor_kwargs`; any other name is looked
+    up in gymnax (`gymnax_env`).
+    """
     if name in MDPS and params is None:
         return mdp_env(MDPS[name](**constructor_kwargs))
     if name in LQRS and params is None:

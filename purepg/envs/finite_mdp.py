@@ -1,6 +1,6 @@
-"""Finite Markov decision processes: environments of which everything can be computed (`purepg.lab`).
+"""Finite Markov decision processes: environments in which values and gradients can be computed exactly (`purepg.lab`).
 
-A `FiniteMDP` is data; `mdp_env` makes an `Env` of it, which observes the state's number; `unroll` puts the time into
+A `FiniteMDP` is data; `mdp_env` turns it into an `Env` that observes the state's index; `unroll` makes the time part of
 the state. `named_mdps` has examples.
 """
 
@@ -16,24 +16,24 @@ from purepg.types import Array, Discrete, Env, TimeStep, UsageError
 
 @dataclass(frozen=True, eq=False)
 class FiniteMDP:
-    """A process with S states and A actions. Arrays are float64, whatever they were given as.
+    """A process with S states and A actions. All arrays are converted to float64.
 
     Attributes:
       transition: `[S, A, S]`, P(s' | s, a).
       reward: `[S, A]`, the reward of action a in state s.
       start: `[S]`, distribution of an episode's first state.
       gamma: the objective's discount per step, in [0, 1].
-      terminal: `[S]` bool, states in which an episode ends; their rows of `transition` and `reward` mean nothing, and
-        are made absorbing and zero. None: there are none.
-      horizon: an episode ends after this many steps at the latest; None: the clock ends none.
-      horizon_terminates: whether the horizon is part of the process, after which nothing of value follows, or a time
-        limit on the experience, which leaves values and objective those of the process without it.
-      alias: `[S]` int, what a policy can tell of a state: `networks.tabular.tabular_policy` has one row for each.
-        Left out: all of it.
-      name: for messages.
+      terminal: `[S]` bool, states in which an episode ends. Their rows of `transition` and `reward` are ignored: the
+        states are made absorbing with reward 0. By default there are none.
+      horizon: an episode ends after at most this many steps; None: there is no limit.
+      horizon_terminates: True makes the horizon part of the process, so that nothing of value follows it. False makes
+        it a time limit on the experience only: values and objective are those of the process without it.
+      alias: `[S]` int, what a policy observes of each state: `networks.tabular.tabular_policy` has one row of logits
+        per value. By default a policy can tell all states apart.
+      name: used in error messages.
     Raises:
-      UsageError: the shapes do not fit, a distribution does not sum to one, a start in a terminal state, or gamma = 1
-        where an episode may last for ever.
+      UsageError: the shapes do not fit, a distribution does not sum to one, an episode can start in a terminal state,
+        or gamma is 1 although an episode may last for ever.
     """
 
     transition: np.ndarray
@@ -50,7 +50,7 @@ class FiniteMDP:
         transition, reward = np.array(self.transition, np.float64), np.array(self.reward, np.float64)
         start = np.array(self.start, np.float64)
         if transition.ndim != 3 or transition.shape[0] != transition.shape[2] or not transition.size:
-            raise UsageError(f"{self.name}: transition has shape {transition.shape}, which must be [S, A, S]")
+            raise UsageError(f"{self.name}: transition has shape {transition.shape}, but must have [S, A, S]")
         S, A, _ = transition.shape
         terminal = np.array(self.terminal, bool) if len(self.terminal) else np.zeros(S, bool)
         alias = np.array(self.alias, np.int64) if len(self.alias) else np.arange(S)
@@ -58,12 +58,12 @@ class FiniteMDP:
         given = {"reward": reward, "start": start, "terminal": terminal, "alias": alias}
         for name, shape in expected.items():
             if given[name].shape != shape:
-                raise UsageError(f"{self.name}: {name} has shape {given[name].shape}, which must be {shape}")
+                raise UsageError(f"{self.name}: {name} has shape {given[name].shape}, but must have {shape}")
         transition[terminal] = np.eye(S)[terminal][:, None]
         reward[terminal] = 0.0
         for name, x in {"transition": transition, "start": start}.items():
             if not (np.all(x >= 0) and np.all(np.abs(x.sum(-1) - 1) <= 1e-9)):
-                raise UsageError(f"{self.name}: {name} must hold distributions, not negative and with sum 1")
+                raise UsageError(f"{self.name}: {name} must hold distributions: not negative, with sum 1")
         if not np.all(np.isfinite(reward)):
             raise UsageError(f"{self.name}: reward must be finite")
         if np.any(start[terminal] > 0):
@@ -71,14 +71,14 @@ class FiniteMDP:
         if not 0 <= self.gamma <= 1:
             raise UsageError(f"{self.name}: gamma ({self.gamma}) must be in [0, 1]")
         if self.horizon is not None and (self.horizon < 1 or self.horizon != int(self.horizon)):
-            raise UsageError(f"{self.name}: horizon ({self.horizon}) must be a whole number, at least 1")
+            raise UsageError(f"{self.name}: horizon ({self.horizon}) must be an integer, at least 1")
         if self.horizon is None and self.horizon_terminates:
             raise UsageError(f"{self.name}: horizon_terminates (True) needs a horizon")
         if np.any(alias < 0) or np.any(alias != self.alias if len(self.alias) else False):
-            raise UsageError(f"{self.name}: alias must hold whole numbers from 0 on")
+            raise UsageError(f"{self.name}: alias must hold integers, at least 0")
         if self.gamma == 1 and not self.horizon_terminates and not np.all(_reaches(transition, terminal)):
             raise UsageError(
-                f"{self.name}: gamma (1) needs a way to a terminal state from every state, or a horizon that terminates"
+                f"{self.name}: gamma (1) needs a terminal state reachable from all states, or a horizon that terminates"
             )
         for name, x in {"transition": transition, **given}.items():
             object.__setattr__(self, name, x)
@@ -93,7 +93,7 @@ class FiniteMDP:
 
 
 def _reaches(transition: np.ndarray, terminal: np.ndarray) -> np.ndarray:
-    """`[S]` bool: whether some path leads to a terminal state."""
+    """`[S]` bool: whether a terminal state can be reached."""
     edge = transition.sum(axis=1) > 0
     reaches = terminal
     for _ in range(len(terminal)):
@@ -107,7 +107,7 @@ class MDPState(NamedTuple):
 
 
 def mdp_env(mdp: FiniteMDP) -> Env:
-    """The process as an environment, which observes the state's number; a policy's `alias` is the policy's business."""
+    """The process as an environment. It observes the true state's index; `alias` is applied by the policy."""
     start, transition = _cumulative(mdp.start), _cumulative(mdp.transition)
     reward, terminal = np.asarray(mdp.reward, np.float32), mdp.terminal
 
@@ -130,7 +130,8 @@ def mdp_env(mdp: FiniteMDP) -> Env:
 
 
 def _cumulative(probability: np.ndarray) -> np.ndarray:
-    """Cumulative sums in float32, beyond any uniform number from the last possible outcome on."""
+    """Cumulative sums in float32, set above every uniform number from the last possible outcome on, so that rounding
+    never selects an impossible one."""
     later = np.cumsum(probability[..., ::-1], axis=-1)[..., ::-1] - probability
     return np.where(later <= 0, 2.0, np.cumsum(probability, axis=-1)).astype(np.float32)
 
@@ -140,17 +141,17 @@ def _draw(key: Array, cumulative: Array) -> Array:
 
 
 def unroll(mdp: FiniteMDP) -> FiniteMDP:
-    """The process whose states are (t, s), numbered t * S + s, and one terminal state after them.
+    """Makes the time part of the state: state (t, s) has index t * S + s, and one terminal state follows them all.
 
-    Where a horizon terminates, values depend on the time that is left. Here that time is in the state, so that values
-    are functions of it, and no clock is needed. Policies cannot tell the time (`alias`): their parameters are those of
-    the process that was unrolled.
+    Where a horizon terminates, values depend on the number of steps left. In the unrolled process they are functions of
+    the state alone, and no horizon is needed. `alias` hides the time from policies, so they have the same parameters as
+    in the original process.
 
     Raises:
       UsageError: the process has no horizon that terminates.
     """
     if mdp.horizon is None or not mdp.horizon_terminates:
-        raise UsageError(f"{mdp.name}: to unroll needs a horizon that terminates")
+        raise UsageError(f"{mdp.name}: unroll needs a horizon that terminates")
     H, S, A = mdp.horizon, mdp.num_states, mdp.num_actions
     end = H * S
     index = np.arange(end).reshape(H, S)

@@ -15,18 +15,18 @@ from purepg.types import Array, Box, Env, TimeStep, UsageError
 
 @dataclass(frozen=True, eq=False)
 class LQR:
-    """A process with n state and m action dimensions. Arrays are float64, whatever they were given as.
+    """A process with n state dimensions and m action dimensions. All arrays are converted to float64.
 
     Attributes:
       A: `[n, n]`. B: `[n, m]`.
       Q: `[n, n]`, symmetric, no negative eigenvalue. R: `[m, m]`, symmetric, positive eigenvalues.
-      start_std: standard deviation of each component of an episode's first state, a normal of mean 0.
-      noise_std: the same of the noise in each step.
+      start_std: standard deviation of each component of the first state, which is normal with mean 0.
+      noise_std: standard deviation of each component of the noise added in every step.
       gamma: the objective's discount per step, in [0, 1).
-      horizon: a time limit on the experience, which leaves values and objective those of the process without it.
-      name: for messages.
+      horizon: a time limit on the experience; values and objective are those of the process without it.
+      name: used in error messages.
     Raises:
-      UsageError: shapes do not fit, Q or R is not as above, or a number is out of its range.
+      UsageError: the shapes do not fit, Q or R is not as above, or a number is out of its range.
     """
 
     A: np.ndarray
@@ -46,7 +46,7 @@ class LQR:
         for name, shape in {"A": (n, n), "B": (n, m), "Q": (n, n), "R": (m, m)}.items():
             found = getattr(self, name).shape
             if found != shape or 0 in shape:
-                raise UsageError(f"{self.name}: {name} has shape {found}, which must be {shape} where B is [n, m]")
+                raise UsageError(f"{self.name}: {name} has shape {found}, but must have {shape}, where B is [n, m]")
             if not np.all(np.isfinite(getattr(self, name))):
                 raise UsageError(f"{self.name}: {name} must be finite")
         for name, least in {"Q": -1e-12, "R": 1e-12}.items():
@@ -74,7 +74,7 @@ class LQRState(NamedTuple):
 
 
 def lqr_env(lqr: LQR) -> Env:
-    """The process as an environment, which observes the state; actions are unbounded, and taken as they are."""
+    """The process as an environment that observes the state. Actions are unbounded and used unchanged."""
     A, B, Q, R = (np.asarray(x, np.float32) for x in (lqr.A, lqr.B, lqr.Q, lqr.R))
     n, m = B.shape
 
@@ -95,8 +95,8 @@ def lqr_env(lqr: LQR) -> Env:
 
 
 def coupled_carts(spring: float = 0.5, friction: float = 0.1, dt: float = 0.2) -> LQR:
-    """Two carts on a track, coupled by a spring, each pushed by a motor, that are to rest at the centre: four state
-    dimensions (position and velocity of each), two of action."""
+    """Two carts on a track, coupled by a spring, each with a motor; the goal is to rest at the centre. The state is
+    position and velocity of each cart (4 dimensions), the action the force of each motor (2)."""
     accelerate = np.array(
         [[0, 1, 0, 0], [-spring, -friction, spring, 0], [0, 0, 0, 1], [spring, 0, -spring, -friction]], np.float64
     )

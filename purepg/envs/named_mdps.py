@@ -1,4 +1,4 @@
-"""Finite MDPs that are known by name: each is a function of few arguments, and `purepg.envs.make` takes their names."""
+"""Example MDPs. Each is a function with a few arguments; `purepg.envs.make` knows them by name."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from purepg.types import UsageError
 
 
 def bandit(reward: tuple[float, ...] = (1.0, 0.0), horizon: int = 1) -> FiniteMDP:
-    """One state, an arm for each reward, played `horizon` times, undiscounted. As it stands: two arms a unit apart."""
+    """One state with one arm per reward, played `horizon` times without discount."""
     A = len(reward)
     return FiniteMDP(
         np.ones((1, A, 1)), np.array([reward]), np.ones(1), 1.0, horizon=horizon, horizon_terminates=True, name="bandit"
@@ -15,7 +15,7 @@ def bandit(reward: tuple[float, ...] = (1.0, 0.0), horizon: int = 1) -> FiniteMD
 
 
 def contextual_bandit(seed: int = 0, num_contexts: int = 4, num_arms: int = 3) -> FiniteMDP:
-    """A context is drawn uniformly, an arm pulled once; each pair's reward is a fixed standard normal number."""
+    """One pull per episode in a context drawn uniformly; each pair's reward is a fixed standard normal number."""
     reward = np.random.default_rng(seed).normal(size=(num_contexts, num_arms))
     return FiniteMDP(
         np.full((num_contexts, num_arms, num_contexts), 1 / num_contexts),
@@ -29,9 +29,9 @@ def contextual_bandit(seed: int = 0, num_contexts: int = 4, num_arms: int = 3) -
 
 
 def chain(num_states: int = 5, slip: float = 0.2, gamma: float = 0.95, horizon: int = 100) -> FiniteMDP:
-    """The chain of Strens (2000): action 0 walks on and earns 10 at the end, where it stays; action 1 goes back to the
-    beginning and earns 2. With probability `slip` the other one happens, its reward too. The horizon is a time limit.
-    """
+    """The chain of Strens (2000). Action 0 moves forward and earns 10 at the end, where it stays; action 1 returns to
+    the beginning and earns 2. With probability `slip` the other action happens, with its reward. The horizon is a time
+    limit."""
     S = num_states
     walk, back = np.zeros((S, S)), np.zeros((S, S))
     walk[np.arange(S), np.minimum(np.arange(S) + 1, S - 1)] = 1
@@ -49,10 +49,9 @@ def chain(num_states: int = 5, slip: float = 0.2, gamma: float = 0.95, horizon: 
 
 
 def cliff(width: int = 12, height: int = 4, gamma: float = 0.99, horizon: int = 200) -> FiniteMDP:
-    """The gridworld with a cliff (Sutton & Barto 2018, example 6.6): from the lower left corner to the lower right one,
-    -1 a step; a step off the cliff between them costs 100 and leads back to the start. Actions: up, right, down, left;
-    a state is row * width + column, rows from the top. The horizon is a time limit.
-    """
+    """The cliff gridworld (Sutton & Barto 2018, example 6.6), from the lower left corner to the lower right one. Each
+    step costs 1; a step off the cliff between them costs 100 and returns to the start. Actions are up, right, down,
+    left; a state is row * width + column, rows counted from the top. The horizon is a time limit."""
     S = width * height
     start, goal = S - width, S - 1
     row, column = np.divmod(np.arange(S), width)
@@ -68,12 +67,12 @@ def cliff(width: int = 12, height: int = 4, gamma: float = 0.99, horizon: int = 
 
 
 def aliased() -> FiniteMDP:
-    """Five states that a policy cannot tell apart, on which the usual update without gamma^t walks to the worst policy
-    (in the spirit of Nota & Thomas 2020).
+    """Five states that a policy cannot tell apart, on which the usual update without gamma^t converges to the worst
+    policy (in the spirit of Nota & Thomas 2020).
 
-    Action 0 earns 1 in state 0. In state 1 it goes on, to a reward of 8 three steps later, which gamma = .5 makes worth
-    1 there, while action 1 stops with 2.5. So action 0 is right in state 0 and wrong in state 1, which comes a step
-    later and counts half.
+    Action 0 earns 1 in state 0. In state 1 it leads to a reward of 8 three steps later, which gamma = 0.5 discounts to
+    1, while action 1 stops with 2.5. So action 0 is right in state 0 and wrong in state 1; state 1 comes one step later
+    and counts half.
     """
     S = 6
     transition, reward = np.zeros((S, 2, S)), np.zeros((S, 2))
@@ -97,7 +96,7 @@ def garnet(
     horizon_terminates: bool = False,
 ) -> FiniteMDP:
     """A random process (Archibald et al. 1995, drawn as by Bhatnagar et al. 2009): each (s, a) leads to `branching`
-    states, with probabilities that uniform cuts of [0, 1] give, and pays a fixed standard normal reward. The start is
+    states, with probabilities given by uniform cuts of [0, 1], and a fixed standard normal reward. The start is
     uniform.
 
     Raises:

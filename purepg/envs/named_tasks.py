@@ -1,7 +1,7 @@
-"""The tasks that are known by name: addition, sorting, reversing and countdown.
+"""Four tasks: addition, sorting, reversing and countdown. `purepg.envs.make` knows them by name.
 
-A digit's token is its value. Every prompt that a task has is a row of a table, and no two rows are the same. A tenth of
-them, always the same ones, is held out.
+A digit's token is its value. Each task keeps all of its prompts as the distinct rows of a table; a tenth of them,
+always the same ones, is held out.
 """
 
 import itertools
@@ -23,11 +23,11 @@ HELD_OUT = 0.1
 
 
 def _draw(*strata: tuple[np.ndarray, np.ndarray]) -> Callable[[Key, bool], Array]:
-    """Draws prompts: first a stratum, then one of its rows, each uniformly.
+    """Returns a function that draws a prompt: first a stratum, then one of its rows, each uniformly.
 
     Args:
-      strata: of each its prompts `[n, prompt_length]`, no two the same, and `[n]` the number of the problem that each
-        one poses, from 0 on without a gap. Prompts that pose the same problem are held out together.
+      strata: for each stratum its distinct prompts `[n, prompt_length]`, and `[n]` the index, counted from 0 without
+        gaps, of the problem that each prompt poses. Prompts that pose the same problem are held out together.
     """
     rng = np.random.default_rng(0)
     rows: dict[bool, list[np.ndarray]] = {False: [], True: []}
@@ -50,18 +50,18 @@ def _draw(*strata: tuple[np.ndarray, np.ndarray]) -> Callable[[Key, bool], Array
 
 
 def _digits(number: np.ndarray, width: int) -> np.ndarray:
-    """`[n]` numbers in decimal, `[n, width]`, with -1 for leading zeros; 0 keeps its last one."""
+    """Writes `[n]` numbers in decimal, as `[n, width]`, with -1 for leading zeros; the number 0 keeps one digit."""
     place = 10 ** np.arange(width)[::-1]
     return np.where((number[:, None] < place) & (place > 1), -1, number[:, None] // place % 10)
 
 
 def _left_padded(rows: np.ndarray) -> np.ndarray:
-    """`[n, length]`: each row's empty places come first, and its tokens keep their order."""
+    """Moves each row's padding to the left; the tokens keep their order: `[n, length]`."""
     return np.take_along_axis(rows, np.argsort(rows >= 0, axis=1, kind="stable"), axis=1)
 
 
 def _digit_strings(length: int, mark: int) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
-    """Strata for `_draw`: the strings of 2, of 3, ..., of `length` digits, each followed by `mark`."""
+    """Strata for `_draw`: all strings of 2, 3, ..., `length` digits, each followed by `mark`."""
     strata = []
     for n in range(2, length + 1):
         digits = np.arange(10**n)[:, None] // 10 ** np.arange(n)[::-1] % 10
@@ -74,7 +74,7 @@ def _digit_strings(length: int, mark: int) -> tuple[tuple[np.ndarray, np.ndarray
 
 
 def _ended(token: Array, n: Array, eos: int) -> Array:
-    """The first `n` tokens, eos, then -1: `[response_length]`."""
+    """The first `n` tokens, then EOS, then padding: `[response_length]`."""
     column = jnp.arange(token.shape[0])
     return jnp.where(column < n, token, jnp.where(column == n, eos, -1)).astype(jnp.int32)
 
@@ -82,7 +82,7 @@ def _ended(token: Array, n: Array, eos: int) -> Array:
 def _only_answer(
     answer: Callable[[Array], Array], prompt_length: int, response_length: int
 ) -> tuple[Callable[[Key, Array], Array], Callable[[Array, Array], Array]]:
-    """(demonstration, reward) where one response is right: `answer(prompt)`, to the token."""
+    """Returns (demonstration, reward) for a task whose only right response is `answer(prompt)`."""
 
     def demonstration(key, prompt):
         del key
@@ -102,17 +102,18 @@ def _only_answer(
 def addition(num_digits: int = 2, ones_first: bool = True) -> Task:
     """`37+5=` is answered `24.`: two numbers below 10^num_digits and their sum, without leading zeros.
 
-    Prompts are drawn uniformly. a+b is held out where b+a is.
+    Prompts are drawn uniformly. a+b and b+a are held out together.
 
     Args:
-      ones_first: the sum's digits from the ones up, as one adds by hand, each with what the digits before it carry;
-        False: as it is read, which asks for every carry beforehand and is much harder to learn (Lee et al. 2023).
+      ones_first: True writes the sum's digits starting with the ones, as in addition by hand, so that each digit needs
+        only the carry of those before it. False writes them in reading order, which requires knowing every carry in
+        advance and is much harder to learn (Lee et al. 2023).
 
     Raises:
       UsageError: num_digits is not in 1, 2, 3.
     """
     if num_digits not in (1, 2, 3):
-        raise UsageError(f"num_digits ({num_digits}) must be in 1, 2, 3: every prompt is in a table")
+        raise UsageError(f"num_digits ({num_digits}) must be in 1, 2, 3, because all prompts are stored in a table")
     vocabulary = (*DIGITS, "+", "=", ".")
     plus, equals, eos = 10, 11, 12
     P, R, n = 2 * num_digits + 2, num_digits + 2, 10**num_digits
@@ -137,8 +138,8 @@ def addition(num_digits: int = 2, ones_first: bool = True) -> Task:
 def sorting(length: int = 5) -> Task:
     """`31415>` is answered `11345.`: 2 to `length` digits in ascending order.
 
-    The number of digits is drawn uniformly, then the digits: nine strings in ten have the most digits, and would leave
-    hardly a short one. A tenth of each length is held out.
+    The number of digits is drawn uniformly, then the digits; drawing strings uniformly would give nine in ten the
+    largest length. A tenth of each length is held out.
 
     Raises:
       UsageError: `length` is not in 2, ..., 6.
@@ -156,7 +157,7 @@ def sorting(length: int = 5) -> Task:
 
 
 def reversing(length: int = 5) -> Task:
-    """`3141<` is answered `1413.`: 2 to `length` digits from the last to the first. Drawn as for `sorting`.
+    """`3141<` is answered `1413.`: 2 to `length` digits in reverse order. Prompts are drawn as for `sorting`.
 
     Raises:
       UsageError: `length` is not in 2, ..., 6.
@@ -165,7 +166,7 @@ def reversing(length: int = 5) -> Task:
     vocabulary = (*DIGITS, "<", ".")
     mark, eos = 10, 11
 
-    def answer(prompt):  # backwards, the mark comes first and the padding last
+    def answer(prompt):  # flipped, the mark comes first and the padding last
         return _ended(jnp.roll(jnp.flip(prompt), -1), jnp.sum(prompt >= 0) - 1, eos)
 
     prompt, shape = _draw(*_digit_strings(length, mark)), (length + 1, length + 1)
@@ -174,22 +175,22 @@ def reversing(length: int = 5) -> Task:
 
 def _check_length(length: int) -> None:
     if length not in range(2, 7):
-        raise UsageError(f"length ({length}) must be in 2, ..., 6: every prompt is in a table")
+        raise UsageError(f"length ({length}) must be in 2, ..., 6, because all prompts are stored in a table")
 
 
 def countdown(num_numbers: int = 3) -> Task:
-    """`3 4 2:10` is answered `3*4-2.`, or with any other expression that uses each of the numbers exactly once, in any
-    order, with `+`, `-` and `*`, and has the target's value; there are no parentheses, and `*` comes first.
+    """`3 4 2:10` is answered `3*4-2.`, or with any other expression that uses each number exactly once, in any order,
+    with `+`, `-` and `*`, and has the target's value. There are no parentheses, and `*` binds first.
 
-    Numbers are 1, ..., 9. Prompts are all those with a solution whose target is in 1, ..., 99, drawn uniformly; those
-    that differ in the numbers' order alone are held out together. A demonstration is drawn uniformly from the
-    solutions, of which a number given twice makes two that read the same.
+    Numbers are 1, ..., 9. Prompts are drawn uniformly from all that have a solution and a target in 1, ..., 99; prompts
+    that differ only in the order of their numbers are held out together. A demonstration is drawn uniformly from the
+    solutions, where a repeated number counts each reading twice.
 
     Raises:
       UsageError: num_numbers is not in 2, 3, 4.
     """
     if num_numbers not in (2, 3, 4):
-        raise UsageError(f"num_numbers ({num_numbers}) must be in 2, 3, 4: every prompt is in a table")
+        raise UsageError(f"num_numbers ({num_numbers}) must be in 2, 3, 4, because all prompts are stored in a table")
     vocabulary = (*DIGITS, "+", "-", "*", " ", ":", ".")
     operators, space, colon, eos = (10, 11, 12), 13, 14, 15
     k, P, R = num_numbers, 2 * num_numbers + 2, 2 * num_numbers
@@ -205,14 +206,14 @@ def countdown(num_numbers: int = 3) -> Task:
     numbers = np.stack(np.broadcast_arrays(given[index], mark), axis=-1).reshape(-1, 2 * k)
     problem = np.unique(bag[index] * 100 + target, return_inverse=True)[1]
 
-    # Every expression is one of these orders with one of these lists of operators, and eos.
+    # Every expression has one of these orders, one of these lists of operators, and EOS.
     orders = np.array(list(itertools.permutations(range(k))))
     order = np.repeat(orders, len(operator), axis=0)  # [k! 3^(k-1), k]
     operator_and_eos = np.pad(np.tile(operator, (len(orders), 1)), ((0, 0), (0, 1)), constant_values=eos)
 
     def read(prompt):
-        """The numbers `[k]` and the target."""
-        padding = jnp.sum(prompt < 0)  # the target has two digits, or one and a place is empty
+        """Returns the numbers `[k]` and the target."""
+        padding = jnp.sum(prompt < 0)  # 0 if the target has two digits, 1 if it has one
         return jnp.roll(prompt, -padding)[: 2 * k : 2], prompt[-1] + jnp.where(padding == 0, 10 * prompt[-2], 0)
 
     def reward(prompt, response):
@@ -235,10 +236,10 @@ def countdown(num_numbers: int = 3) -> Task:
 
 
 def _value(number: Any, operator: Any) -> Any:
-    """Of expressions of k numbers `[..., k]` with k - 1 operators between them, tokens `[..., k-1]`; `*` comes first.
-    NumPy's or JAX's arrays."""
+    """Evaluates expressions of k numbers `[..., k]` with k - 1 operator tokens `[..., k-1]` between them; `*` binds
+    first. Works on NumPy and JAX arrays."""
     minus, times = 11, 12
-    total, term = 0, number[..., 0]  # term: the signed product that may go on
+    total, term = 0, number[..., 0]  # term: the signed product so far, which may continue
     for i in range(operator.shape[-1]):
         goes_on, sign = 1 * (operator[..., i] == times), 1 - 2 * (operator[..., i] == minus)
         total = total + (1 - goes_on) * term

@@ -1,8 +1,8 @@
-"""Tasks with verifiable rewards: a prompt is answered with tokens, and a program says whether that was right.
+"""Tasks with verifiable rewards: a prompt is answered with tokens, and a program checks the answer.
 
-Tokens are int32 numbers into a task's vocabulary; -1 marks an empty place, to the left of a prompt or after a
-response's end. A task is pure functions of one prompt: batching is the caller's vmap. `token_env` makes an `Env` of a
-task, one token a step. `named_tasks` has four of them.
+Tokens are int32 indices into a task's vocabulary; -1 is padding, to the left of a prompt or after a response's EOS. A
+task's functions take one prompt; the caller vmaps. `token_env` turns a task into an `Env` with one token per step.
+`named_tasks` has four tasks.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,28 +16,28 @@ from purepg.types import Action, Array, Box, Discrete, Env, EnvState, Key, TimeS
 
 
 class Task(NamedTuple):
-    """Prompts and what is right for them. Arrays are int32 tokens."""
+    """Prompts and a check of their answers. Arrays are int32 tokens."""
 
     name: str
-    vocabulary: tuple[str, ...]  # a token's text, one character; the empty place -1 is none of them
-    eos: int  # the token that ends a response
-    prompt_length: int  # columns of a prompt; shorter ones are left-padded with -1
-    response_length: int  # the most tokens of a response, eos included
+    vocabulary: tuple[str, ...]  # each token's text, one character; padding (-1) has no entry
+    eos: int  # EOS, the token that ends a response
+    prompt_length: int  # columns of a prompt; shorter prompts are left-padded with -1
+    response_length: int  # the largest number of tokens in a response, with EOS
     prompt: Callable[[Key, bool], Array]  # (key, held_out) -> [prompt_length]; `held_out` is static
-    demonstration: Callable[[Key, Array], Array]  # (key, prompt) -> [response_length]: a right response, eos, then -1
-    reward: Callable[[Array, Array], Array]  # (prompt, response, -1 after eos) -> float32, 1 if exactly right, else 0
+    demonstration: Callable[[Key, Array], Array]  # (key, prompt) -> [response_length], a right response with EOS
+    reward: Callable[[Array, Array], Array]  # (prompt, response, -1 after EOS) -> float32, 1 if right, else 0
 
 
 def encode(task: Task, text: str) -> list[int]:
-    """The text's tokens. Raises UsageError where a character is none of the vocabulary's."""
+    """Returns the text's tokens. Raises UsageError if a character is not in the vocabulary."""
     unknown = sorted(set(text) - set(task.vocabulary))
     if unknown:
-        raise UsageError(f"text ({text!r}) must be written in {task.name}'s vocabulary, {''.join(task.vocabulary)!r}")
+        raise UsageError(f"text ({text!r}) must use {task.name}'s vocabulary, {''.join(task.vocabulary)!r}")
     return [task.vocabulary.index(character) for character in text]
 
 
 def decode(task: Task, tokens: Sequence[int] | Array | np.ndarray) -> str:
-    """The text of `[length]` tokens; empty places have none."""
+    """Returns the text of `[length]` tokens, skipping padding."""
     return "".join(task.vocabulary[token] for token in np.asarray(tokens, int).tolist() if token >= 0)
 
 
@@ -46,12 +46,12 @@ def decode(task: Task, tokens: Sequence[int] | Array | np.ndarray) -> str:
 
 class TokenState(NamedTuple):
     obs: Array  # int32 [prompt_length + response_length]
-    t: Array  # int32, tokens of the response so far
+    t: Array  # int32, number of tokens in the response so far
 
 
 @dataclass(frozen=True)
 class TokenStep:
-    """A task's `step`; of one task all are equal."""
+    """A task's `step`. Steps of the same task compare equal."""
 
     task: Task
 
@@ -66,14 +66,15 @@ class TokenStep:
 
 
 def token_env(task: Task, held_out: bool = False, reward: Callable[[Array, Array], Array] | None = None) -> Env:
-    """The task as an environment: an action is the response's next token, and the episode's last step earns the reward.
+    """Returns the task as an environment: each action is the response's next token, and only the last step earns a
+    reward.
 
-    It observes the prompt and after it the response so far, with -1 at empty places. eos terminates; a last column
-    written without it truncates.
+    The observation is the prompt followed by the response so far, padded with -1. EOS terminates the episode; a
+    response that fills its last column without EOS is truncated.
 
     Args:
-      held_out: whether prompts are the held-out ones.
-      reward: in place of the task's own, in the environment's `task` too.
+      held_out: True draws held-out prompts, False training prompts.
+      reward: replaces the task's reward, also in the environment's `task`.
     """
     task = task if reward is None else task._replace(reward=reward)
     P, R, V = task.prompt_length, task.response_length, len(task.vocabulary)

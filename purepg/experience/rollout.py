@@ -1,7 +1,7 @@
 """Experience from a policy: `rollout` (fixed length, resets where an episode ends) and `episodes` (whole, masked).
 
-Every environment that is acted in is reset here, by `reset_all` before its first step and by `step` where an episode
-ends. Other modules call `Env.reset` only to see what an observation looks like.
+All environments that take actions are reset in this module: by `reset_all` before the first step, and by `step` where
+an episode ends. Other modules call `Env.reset` only for an example of an observation.
 """
 
 from collections.abc import Callable
@@ -28,13 +28,13 @@ class RolloutState(NamedTuple):
 
 
 def reset_all(key: Key, env: Env, num_envs: int) -> RolloutState:
-    """Resets N environments, each with a key of its own."""
+    """Resets N environments, each with its own key."""
     env_state, obs = jax.vmap(env.reset)(jax.random.split(key, num_envs))
     return RolloutState(env_state, obs, jnp.zeros(num_envs), jnp.zeros(num_envs, jnp.int32))
 
 
 def select(ended: Array, fresh: Any, current: Any) -> Any:
-    """`fresh` where `ended` (`[N]`), else `current`; leaves are `[N, ...]`."""
+    """Returns `fresh` where `ended` (`[N]`), else `current`; leaves are `[N, ...]`."""
 
     def choose(fresh, current):
         return jnp.where(ended.reshape(ended.shape + (1,) * (current.ndim - ended.ndim)), fresh, current)
@@ -43,18 +43,18 @@ def select(ended: Array, fresh: Any, current: Any) -> Any:
 
 
 class Draws(NamedTuple):
-    """All that is random in T steps of N environments, drawn before the first of them; leaves are `[T, ...]`."""
+    """All random numbers of T steps of N environments, drawn before the first step; leaves are `[T, ...]`."""
 
-    noise: Any  # the policy's
+    noise: Any  # the policy's random numbers
     k_step: Key  # [T, N]
-    reset: Any  # a fresh environment for every step that might need one, [T, N, ...], or only its key
+    reset: Any  # [T, N, ...], a fresh environment for every step, or only the key to reset it
 
 
 def draw(key: Key, env: Env, noise: Callable[[Key, Obs], Any], world: RolloutState, num_steps: int) -> Draws:
-    """The random numbers of `num_steps` steps.
+    """Draws the random numbers of `num_steps` steps.
 
-    Small resets are made here too, in one batch, which is far cheaper than a little randomness in every step of a loop;
-    large ones would fill the memory.
+    If resets are small, they are computed here in one batch, which is far cheaper than drawing a few random numbers in
+    every step of a loop. Large ones would take too much memory.
     """
     num_envs = world.episode_return.shape[0]
     k_act, k_step, k_reset = jax.random.split(key, 3)
@@ -68,13 +68,14 @@ def draw(key: Key, env: Env, noise: Callable[[Key, Obs], Any], world: RolloutSta
 def step(
     env: Env, act: Callable[[Any, Obs], tuple[Action, Any]], world: RolloutState, draws: Draws
 ) -> tuple[RolloutState, Transition, Array]:
-    """One step of N environments, and a reset of those whose episode ends.
+    """Steps N environments once and resets those whose episode ends.
 
     Args:
-      act: as an `Actor`'s. draws: of this step, without a time axis.
+      act: an `Actor`'s `act`.
+      draws: this step's random numbers, without a time axis.
     Returns:
-      (world, transition, finished): `finished` `[3]` holds the sums of return and length over the episodes that ended
-      here, and their number; added over steps, what `episode_info` takes.
+      (world, transition, finished). `finished` `[3]` is the total return, the total length and the number of the
+        episodes that ended in this step; `episode_info` takes its sum over steps.
     """
     action, log_prob = act(draws.noise, world.obs)
     taken = in_units(env.action_space, executed(action))
@@ -99,12 +100,12 @@ def step(
 def rollout(
     key: Key, env: Env, actor: Actor, world: RolloutState, num_steps: int
 ) -> tuple[RolloutState, Transition, Metrics]:
-    """Acts for `num_steps` steps in N environments, beginning a new episode wherever one ends.
+    """Takes `num_steps` steps in N environments, starting a new episode where one ends.
 
     Returns:
-      (world, trajectory, info): the trajectory's leaves are `[T, N, ...]` and `next_obs` is the observation before any
-      reset. `info` has `episode_return` and `episode_length`, each a `Mean` over the episodes that ended in this
-      rollout, their number `num_episodes`, and `env_steps` = T * N.
+      (world, trajectory, info). The trajectory's leaves are `[T, N, ...]`; `next_obs` is the observation before any
+        reset. `info` has `episode_return` and `episode_length`, each a `Mean` over the episodes that ended in this
+        rollout, their number `num_episodes`, and `env_steps` = T * N.
     """
 
     def advance(carry, draws):
@@ -123,7 +124,8 @@ def _resets_are_small(env: Env) -> bool:
 
 
 def episode_info(finished: Array, env_steps: Array) -> Metrics:
-    """What a rollout says of its episodes, from `finished` `[3]`, their returns, lengths and number in sum."""
+    """Returns a rollout's metrics from `finished` `[3]`: the total return, total length and number of its finished
+    episodes."""
     return_sum, length_sum, num_episodes = finished
     return {
         "episode_return": Mean(return_sum, num_episodes),
@@ -134,12 +136,13 @@ def episode_info(finished: Array, env_steps: Array) -> Metrics:
 
 
 def truncation_as_termination(trajectory: Transition) -> Transition:
-    """The common mistake, on purpose: a time limit is taken for a death, so that nothing bootstraps from it."""
+    """Marks truncated steps as terminated, so that nothing bootstraps from them. This reproduces a common bug on
+    purpose."""
     return trajectory._replace(terminated=trajectory.terminated | trajectory.truncated)
 
 
 class Episodes(NamedTuple):
-    """N whole episodes. `mask` is true from an episode's first step to its last; beyond it the trajectory is zeros."""
+    """N whole episodes. `mask` is true from an episode's first step to its last; outside it the trajectory is zero."""
 
     trajectory: Transition  # leaves [T, N, ...]
     mask: Array  # [T, N]
@@ -147,17 +150,18 @@ class Episodes(NamedTuple):
 
 
 def episodes(key: Key, env: Env, actor: Actor, num_episodes: int, max_steps: int) -> Episodes:
-    """N episodes from their resets to their ends, stepped until the last one has ended, in any lane of a population.
+    """Runs N whole episodes, until the last of them has ended in every lane of the population.
 
-    An episode still running after `max_steps` is truncated there. `info` is as for `rollout`, and `env_steps` counts
-    the steps inside the mask.
+    An episode still running after `max_steps` is truncated. `info` is as for `rollout`, with `env_steps` the number of
+    steps in the mask.
     """
     k_start, k_run = jax.random.split(key)
     return episodes_from(k_run, env, actor, reset_all(k_start, env, num_episodes), max_steps)
 
 
 def episodes_from(key: Key, env: Env, actor: Actor, world: RolloutState, max_steps: int) -> Episodes:
-    """`episodes` of environments that were just reset, N of them, by whoever called: several from one state, say."""
+    """Runs `episodes` in N environments that the caller has just reset, for example several copies of one initial
+    state."""
     num_episodes = world.episode_return.shape[0]
 
     def act_and_step(t, world):

@@ -1,6 +1,6 @@
-"""How far an estimator of the gradient is from the gradient: bias, variance, signal to noise, cosine; and tests.
+"""The accuracy of a gradient estimator: bias, variance, signal to noise, cosine, and tests of unbiasedness.
 
-An estimator is any function from a key to a gradient: a tree of the shape of the parameters, or a dict of such trees.
+An estimator is a function from a key to a gradient: a tree like the parameters, or a dict of such trees.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,15 +13,19 @@ from purepg.types import Key, Params, UsageError
 
 
 class Statistics(NamedTuple):
-    """What K independent estimates say of an estimator, in float64. Parameters are flattened, D of them.
+    """Statistics of K independent estimates, in float64. The D parameters are flattened.
 
     Attributes:
-      exact: `[D]`, what is to be estimated. mean, bias: `[D]`; bias = mean - exact.
-      standard_error: `[D]`, of the mean and the bias.
-      variance: total variance of one estimate, the trace of its covariance. variance_error: its standard error.
-      cosine: mean over estimates of the cosine of the angle between one of them and `exact`.
-      length: |exact|. along, along_error: the mean's component along `exact`, which should be `length`, and its error.
-      num_samples: K. batch_size: what the caller says.
+      exact: `[D]`, the exact gradient.
+      mean, bias: `[D]`; bias = mean - exact.
+      standard_error: `[D]`, of the mean and of the bias.
+      variance: total variance of one estimate, the trace of its covariance.
+      variance_error: standard error of `variance`.
+      cosine: mean over the estimates of the cosine between an estimate and `exact`.
+      length: |exact|.
+      along, along_error: the mean's component along `exact`, equal to `length` if unbiased, and its standard error.
+      num_samples: K.
+      batch_size: as given by the caller.
     """
 
     exact: np.ndarray
@@ -39,7 +43,7 @@ class Statistics(NamedTuple):
 
     @property
     def z(self) -> np.ndarray:
-        """Bias in standard errors, `[D]`; 0 where a parameter has no part in the matter."""
+        """Bias in standard errors, `[D]`; 0 for parameters that never vary."""
         return _ratio(self.bias, self.standard_error)
 
     @property
@@ -53,8 +57,7 @@ class Statistics(NamedTuple):
 
     @property
     def direction(self) -> float:
-        """Cosine of the angle between the mean and `exact`. Noise in the mean, of squared length variance / K, lowers
-        it a little."""
+        """Cosine between the mean and `exact`. Noise in the mean, of squared length variance / K, lowers it a little."""
         return _cosine(self.mean, self.exact)
 
 
@@ -66,12 +69,12 @@ def gradient_statistics(
     batch_sizes: Sequence[int] = (1,),
     chunk: int = 1024,
 ) -> dict[int, Statistics]:
-    """Statistics of an estimator for each batch size, each from `num_samples` keys in one compiled program.
+    """Returns an estimator's statistics for each batch size, each from `num_samples` keys in one compiled program.
 
     Args:
-      estimator: `estimator(key, batch_size)`, a gradient; `batch_size` is static.
-      exact: the tree that it should give in the mean.
-      chunk: estimates made at once; memory grows with it.
+      estimator: `estimator(key, batch_size)` returns a gradient; `batch_size` is static.
+      exact: the exact gradient, as the same tree.
+      chunk: number of estimates computed at once; memory grows with it.
     """
     return {
         batch_size: statistics(
@@ -88,24 +91,26 @@ def gradient_statistics(
 def sample(
     estimator: Callable[[Key], Any], key: Key, num_samples: int, chunk: int = 1024, jit: Callable = jax.jit
 ) -> Any:
-    """`num_samples` independent estimates in one compiled program: a tree of numpy arrays `[num_samples, ...]`."""
+    """Returns `num_samples` independent estimates from one compiled program, a tree of NumPy arrays `[num_samples,
+    ...]`."""
     keys = jax.random.split(key, num_samples)
     estimates = jit(lambda keys: jax.lax.map(estimator, keys, batch_size=min(chunk, num_samples)))(keys)
     return jax.tree.map(np.asarray, estimates)
 
 
 def statistics(samples: Params, exact: Params, batch_size: int = 1) -> Statistics:
-    """Statistics of estimates that were drawn already.
+    """Returns the statistics of given estimates.
 
     Args:
-      samples: a tree of arrays `[K, ...]`. exact: the same tree without the first axis.
+      samples: a tree of arrays `[K, ...]`.
+      exact: the same tree without the first axis.
     Raises:
-      UsageError: the trees differ, fewer than two estimates, or estimates that are not finite.
+      UsageError: the trees differ, there are fewer than two estimates, or an estimate is not finite.
     """
     if jax.tree.structure(samples) != jax.tree.structure(exact):
         raise UsageError(
-            f"an estimate is a {jax.tree.structure(samples)} and the exact gradient a {jax.tree.structure(exact)}: "
-            "they must be the same tree"
+            f"an estimate must have the exact gradient's structure, {jax.tree.structure(exact)}, but has "
+            f"{jax.tree.structure(samples)}"
         )
     g = flatten(samples)
     target = np.concatenate([np.ravel(x) for x in jax.tree.leaves(exact)], dtype=np.float64)
@@ -136,10 +141,10 @@ def statistics(samples: Params, exact: Params, batch_size: int = 1) -> Statistic
 
 
 def variance_change(samples: Params, reference: Params) -> tuple[float, float]:
-    """(difference, standard error) of the total variances of two estimators that were given the same keys.
+    """Returns (difference, standard error) of the total variances of two estimators sampled with the same keys.
 
-    Paired, it sees far smaller differences than two variances with errors of their own: a baseline that leaves the mean
-    alone can still be a wrong one, and shows here.
+    The pairing detects far smaller differences than two separate variances: it exposes a baseline that is wrong but
+    leaves the mean unchanged.
     """
     a, b = flatten(samples), flatten(reference)
     difference = np.sum((a - a.mean(0)) ** 2, axis=1) - np.sum((b - b.mean(0)) ** 2, axis=1)
@@ -148,20 +153,20 @@ def variance_change(samples: Params, reference: Params) -> tuple[float, float]:
 
 
 def flatten(samples: Params) -> np.ndarray:
-    """A tree of arrays `[K, ...]` as one float64 array `[K, D]`."""
+    """Flattens a tree of arrays `[K, ...]` to one float64 array `[K, D]`."""
     leaves = jax.tree.leaves(samples)
     return np.concatenate([np.reshape(x, (len(x), -1)) for x in leaves], axis=1, dtype=np.float64)
 
 
 class Verdict(NamedTuple):
-    """A test that an estimator's mean is `exact`.
+    """The result of testing that an estimator's mean is `exact`.
 
     Attributes:
       max_z: the largest |z| among the parameters.
-      p: the smallest of their p-values, corrected for all tests made together (Holm 1979).
-      unbiased: whether p is above the level: no bias was seen.
-      detectable: the smallest bias, as a share of |exact|, that any of its tests would have missed with the probability
-        1 - power at most: the coarsest of them, at Holm's strictest level.
+      p: the smallest p-value among the parameters, corrected for all tests made together (Holm 1979).
+      unbiased: whether p is above the level, so that no bias was detected.
+      detectable: the smallest bias, as a fraction of |exact|, that every one of its tests detects with at least the
+        given power, at Holm's strictest level.
     """
 
     max_z: float
@@ -171,8 +176,8 @@ class Verdict(NamedTuple):
 
 
 def unbiasedness(named: Mapping[str, Statistics], level: float = 0.01, power: float = 0.9) -> dict[str, Verdict]:
-    """Two-sided z-tests of every parameter of every estimator at once: the probability that any unbiased one of them is
-    called biased is at most `level`."""
+    """Tests every parameter of every estimator at once with two-sided z-tests. The probability of calling any unbiased
+    estimator biased is at most `level`."""
     from scipy.stats import norm
 
     moving = {name: (s.standard_error > 0) | (s.bias != 0) for name, s in named.items()}
@@ -192,7 +197,8 @@ def unbiasedness(named: Mapping[str, Statistics], level: float = 0.01, power: fl
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """p-values `[M]` corrected for their number (Holm 1979): the k-th smallest times M - k + 1, made monotone."""
+    """Corrects p-values `[M]` for their number (Holm 1979): the k-th smallest is multiplied by M - k + 1 and made
+    monotone."""
     order = np.argsort(p)
     stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
     return np.minimum(stepped, 1.0)[np.argsort(order)]

@@ -1,8 +1,9 @@
-"""The known estimators of the policy gradient on one finite process, and what theory says of each one's mean.
+"""The estimators of the policy gradient from the literature on one finite process, with the mean that theory gives
+each.
 
-The process is a random MDP of 5 states, 3 actions and 8 steps, unrolled. Experience of four kinds feeds the estimators:
-whole episodes and rollouts of the policy, episodes of an older policy, and rollouts in which a time limit ends every
-episode half way.
+The process is a random MDP of 5 states, 3 actions and 8 steps, unrolled. The estimators use four kinds of experience:
+whole episodes, rollouts, episodes of an older policy, and rollouts in which a time limit truncates every episode half
+way.
 """
 
 import dataclasses
@@ -47,7 +48,7 @@ BROKEN = FLIPPED, NO_DISCOUNT, OFF_BY_ONE = (
     "gamma^t dropped",
     "bootstrapped from the reset at truncation",
 )
-# Every estimator, and what theory says of its mean: exact, a formula's, or nothing.
+# Every estimator and its mean in theory: "exact" for the exact gradient, "formula" for a biased mean, "" if unknown.
 THEORY = {
     "whole episodes": {
         "total return": "exact",
@@ -78,27 +79,28 @@ NAMES = tuple(name for group in THEORY.values() for name in group)
 
 
 class Problem(NamedTuple):
-    """The process, two policies on it, and all that is known of them; tables are float64."""
+    """The process, two policies on it, and the exact quantities; tables are float64."""
 
     mdp: FiniteMDP  # unrolled: a state is (t, s)
     params: Params
-    old_params: Params  # an older policy's, for importance sampling
+    old_params: Params  # the older policy, for importance sampling
     value: dict[str, np.ndarray]  # V: exact, learned, wrong
     q: dict[str, np.ndarray]  # Q: exact, learned
     advantage: np.ndarray
     optimal_baseline: np.ndarray
     exact: Params
-    exact_cut: Params  # of the first steps, until a time limit
-    mean: dict[str, Params]  # what theory says of an estimator's mean
+    exact_cut: Params  # the gradient from the steps before the time limit
+    mean: dict[str, Params]  # each estimator's theoretical mean
 
 
 # --- the estimators ---
 
-Weights = dict[str, Array]  # of grad log pi, [T, N], by the estimator's name
+Weights = dict[str, Array]  # weights of grad log pi, [T, N], by estimator
 
 
 def estimates(problem: Problem, key: Key, batch: int) -> dict[str, Params]:
-    """One estimate by every estimator, and by the `BROKEN` ones, from `batch` episodes of each kind of experience."""
+    """Returns one estimate by each estimator, and by the `BROKEN` ones, from `batch` episodes of each kind of
+    experience."""
     mdp = problem.mdp
     env, limited_env = mdp_env(mdp), mdp_env(dataclasses.replace(mdp, horizon=TIME_LIMIT))
     network = WithCritic(tabular_policy(mdp), table(problem.value["exact"]))
@@ -106,7 +108,7 @@ def estimates(problem: Problem, key: Key, batch: int) -> dict[str, Params]:
     k_episodes, k_rollout, k_old, k_limited = jax.random.split(key, 4)
 
     def ascents(experience: Experience, weights: Weights, loss: Callable = policy_gradient) -> dict[str, Params]:
-        """One estimate for each weight, all in one gradient's code."""
+        """One estimate per weight, computed by one vmapped gradient."""
         stacked = jnp.stack([jnp.broadcast_to(w, experience.mask.shape) for w in weights.values()])
         out = jax.vmap(lambda w: ascent(network, params, experience, w, loss))(stacked)
         return {name: jax.tree.map(lambda x, i=i: x[i], out) for i, name in enumerate(weights)}
@@ -128,12 +130,12 @@ def estimates(problem: Problem, key: Key, batch: int) -> dict[str, Params]:
 
 
 def table(x: np.ndarray) -> Array:
-    """A table of float64 as the programs that sample read it."""
+    """Converts a float64 table to the float32 that sampling programs use."""
     return jnp.asarray(x, jnp.float32)
 
 
 def whole_episodes(problem: Problem, experience: Experience) -> Weights:
-    """REINFORCE: returns, and baselines subtracted from them."""
+    """REINFORCE: returns, with and without baselines."""
     (x, mask), gamma = experience, problem.mdp.gamma
     discount, G = discount_power(mask, gamma), discounted_return(x.reward, mask, gamma)
     learned, exact = (table(problem.value[name])[x.obs] for name in ("learned", "exact"))
@@ -152,7 +154,7 @@ def whole_episodes(problem: Problem, experience: Experience) -> Weights:
 
 
 def with_critics(problem: Problem, experience: Experience) -> Weights:
-    """Learned Q, n-step advantages, GAE."""
+    """Q, n-step advantages and GAE."""
     (x, mask), gamma = experience, problem.mdp.gamma
     taken = x.obs, x.action
 
@@ -172,7 +174,7 @@ def with_critics(problem: Problem, experience: Experience) -> Weights:
 
 
 def cut_by_a_time_limit(problem: Problem, experience: Experience) -> Weights:
-    """GAE that must bootstrap, in rollouts of two episodes, one after the other."""
+    """GAE that must bootstrap: each rollout holds two episodes, one after the other."""
     (x, mask), gamma = experience, problem.mdp.gamma
     discount = jnp.tile(discount_power(mask[:TIME_LIMIT], gamma), (HORIZON // TIME_LIMIT, 1))
 
@@ -181,7 +183,7 @@ def cut_by_a_time_limit(problem: Problem, experience: Experience) -> Weights:
         return gae(x.reward, V[x.obs], V[x.next_obs], x.terminated, x.truncated, gamma, lam)[0]
 
     V = table(problem.value["exact"])[x.obs]
-    off_by_one = jnp.roll(V, -1, axis=0)  # of the next observation in the rollout: after an episode, the next one's
+    off_by_one = jnp.roll(V, -1, axis=0)  # V of the rollout's next observation, even where an episode ended
     return {
         **{f"cut: GAE {lam:g}, {critic} V": discount * gae_from(critic, lam) for critic, lam in CUT},
         OFF_BY_ONE: discount * gae(x.reward, V, off_by_one, x.terminated, x.truncated, gamma, 0.9)[0],
@@ -189,10 +191,10 @@ def cut_by_a_time_limit(problem: Problem, experience: Experience) -> Weights:
 
 
 def from_an_older_policy(problem: Problem, experience: Experience, log_prob: Array) -> tuple[Weights, Weights, Weights]:
-    """Importance sampling: ratios that are part of the weight, one that is part of the loss, and one clipped there.
+    """Importance sampling, with the ratio in the weight, in the loss, or in the loss and clipped there.
 
     Args:
-      log_prob: `[T, N]`, of the policy whose gradient is asked for.
+      log_prob: `[T, N]` under the policy whose gradient is estimated.
     """
     (x, mask), gamma = experience, problem.mdp.gamma
     discount = discount_power(mask, gamma)
@@ -211,13 +213,14 @@ def from_an_older_policy(problem: Problem, experience: Experience, log_prob: Arr
     return constant, in_loss, {"clipped ratio x exact A": advantage}
 
 
-# --- what is known of them ---
+# --- what theory says of them ---
 
 
 def pose(seed: int) -> Problem:
-    """The process of a seed, two policies, critics learned from 64 episodes or wrong, and what theory says of them."""
+    """Makes the process of a seed, two policies, critics (exact, learned from 64 episodes, wrong) and the theory's
+    means."""
     random = garnet(seed, num_states=5, horizon=HORIZON, horizon_terminates=True)
-    mdp = unroll(dataclasses.replace(random, reward=random.reward + 1))  # rewards of mean 0 would need no baseline
+    mdp = unroll(dataclasses.replace(random, reward=random.reward + 1))  # baselines need rewards of mean not 0
     rng = np.random.default_rng(seed + 1)
     logits = 0.7 * rng.normal(size=(5, 3))
     params, old_params = ({"params": {"logits": x}} for x in (logits, logits + 0.4 * rng.normal(size=(5, 3))))
@@ -234,7 +237,7 @@ def pose(seed: int) -> Problem:
     def mean_of(distribution, weight):
         return in_float64(lambda params: weighted_gradient(policy, params, distribution, weight), params)
 
-    def with_critic(distribution, bias, critic, *arguments):  # step by step, for the bias knows how much data is left
+    def with_critic(distribution, bias, critic, *arguments):  # per step, because the bias depends on the steps left
         error = value[critic] - V
         weight = [A + in_float64(bias, mdp, log_pi, error, *arguments, L) for L in steps_left[-len(distribution) :]]
         return mean_of(distribution, np.stack(weight))
@@ -259,7 +262,7 @@ def pose(seed: int) -> Problem:
 
 
 def learn(mdp: FiniteMDP, params: Params, key: Key, num_episodes: int = 64) -> tuple[np.ndarray, np.ndarray]:
-    """V and Q as a critic learns them: regressed on the returns to go of a few episodes."""
+    """Fits V and Q to the returns to go of a few episodes."""
     network = WithCritic(tabular_policy(mdp), jnp.zeros(mdp.num_states))
     critics: dict[str, Network] = {"value": tabular_value(mdp), "q": tabular_q(mdp)}
     tx = step_direction("adam", None)

@@ -1,7 +1,6 @@
-"""flax.linen networks. Algorithms see `init(key, obs)` and `apply(params, obs) -> (distribution, value)`; those that
-learn a Q see `q(params, obs, action)` too.
+"""Networks composed of a torso and heads: `ActorCritic` has a policy and V, `ActorQ` a policy and critics Q.
 
-`obs` is raw or normalised, with any leading batch axes; `value` has exactly those axes.
+`obs` is raw or normalised and may have any leading batch axes; values have exactly those axes.
 """
 
 from collections.abc import Callable
@@ -22,15 +21,16 @@ from purepg.types import Action, Array, Box, Discrete, Env, Key, Network, Obs, P
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Widths and shapes of the policy and the critic, which share no weights unless `shared`.
+    """Sizes of the policy and the critic, which share no weights unless `shared`.
 
     Attributes:
-      torso: what reads the observation: dense layers, or before them a convolution of the size that MinAtar asks for.
+      torso: mlp: dense layers; cnn: one convolution before them, of the size that MinAtar needs.
       hidden: widths of the dense layers.
-      activation: after every hidden layer.
-      shared: one torso for policy and critic.
-      policy_scale: gain of the policy's last layer; small, so that the first policy is nearly uniform (or centred).
-      initial_std: a Gaussian policy's standard deviation at the start; state-independent, learned as its logarithm.
+      activation: applied after every hidden layer.
+      shared: use one torso for policy and critic.
+      policy_scale: gain of the policy's last layer; a small gain makes the first policy nearly uniform (or centred).
+      initial_std: initial standard deviation of a Gaussian policy, which learns its logarithm as a parameter
+        independent of the state.
     """
 
     torso: Literal["mlp", "cnn"] = "mlp"
@@ -43,18 +43,18 @@ class NetworkConfig:
 
 @dataclass(frozen=True)
 class ActorQConfig:
-    """Widths and shapes of a policy and of the critics that score its actions; they share no weights.
+    """Sizes of a policy and of the critics that score its actions; they share no weights.
 
     Attributes:
-      policy: categorical, for discrete actions; gaussian, with a deviation that does not depend on the state;
-        tanh_gaussian, squashed into bounded actions, with one that does; or deterministic, with a tanh where
-        actions are bounded.
-      torso: what reads the observation: dense layers, or before them a convolution of the size that MinAtar asks for.
+      policy: categorical, for discrete actions; gaussian, with a standard deviation independent of the state;
+        tanh_gaussian, squashed into bounded actions, with one that depends on the state; or deterministic, with a tanh
+        where actions are bounded.
+      torso: mlp: dense layers; cnn: one convolution before them, of the size that MinAtar needs.
       hidden: widths of the dense layers.
-      activation: after every hidden layer.
+      activation: applied after every hidden layer.
       policy_scale: gain of the policy's last layer.
-      initial_std: a policy's standard deviation at the start, before any tanh.
-      num_critics: critics, K, from initialisations of their own.
+      initial_std: initial standard deviation of the policy, before any tanh.
+      num_critics: number of critics K, each initialised independently.
     """
 
     policy: PolicyKind = "tanh_gaussian"
@@ -66,17 +66,17 @@ class ActorQConfig:
     num_critics: Count = 2
 
 
-Part = Callable[..., Any]  # called with `name=...`, gives a module: a module's class, or a partial of one
+Part = Callable[..., Any]  # a module class or a partial of one; called with `name=...`, it returns a module
 
 
 class ActorCritic(nn.Module):
     """pi(a|s) and V(s), composed of a torso and two heads.
 
     Attributes:
-      torso: its module maps observations, with any leading batch axes, to features `[..., n]`.
-      policy_head: its module maps features to a distribution.
-      value_head: called with `features=1` too; its module maps features to `[..., 1]`.
-      shared: one torso for policy and critic; otherwise each has its own, with parameters of its own.
+      torso: makes a module from observations, with any leading batch axes, to features `[..., n]`.
+      policy_head: makes a module from features to a distribution.
+      value_head: makes a module from features to `[..., 1]`; it is also passed `features=1`.
+      shared: use one torso for policy and critic; otherwise each has its own torso and parameters.
     """
 
     torso: Part
@@ -106,12 +106,12 @@ class Policy(nn.Module):
 
 
 class Critic(nn.Module):
-    """Q(s, a), `[...]`; or, where actions are discrete, Q(s, .) of all of them, `[..., A]`.
+    """Q(s, a), `[...]`; for discrete actions, Q(s, .) of all actions, `[..., A]`.
 
     Attributes:
-      torso: its module maps an observation, or one and a continuous action, to features `[..., n]`.
-      action_space: of the actions.
-      value_head: called with `features`, the number of values, too; its module maps features to `[..., features]`.
+      torso: makes a module from an observation, or an observation and a continuous action, to features `[..., n]`.
+      action_space: the action space.
+      value_head: makes a module from features to `[..., features]`; it is also passed `features`, the number of values.
     """
 
     torso: Part
@@ -128,15 +128,15 @@ class Critic(nn.Module):
 
 
 class ActorQ(NamedTuple):
-    """A policy and K critics of one shape, as a network whose params are `{"policy", "critic"}`.
+    """A policy and K critics of one shape, with parameters `{"policy": ..., "critic": ...}`.
 
-    The critics are one network with a leading axis on its parameters, evaluated in one batch. `apply` reads the
-    policy's half of the parameters alone, `q` and `q_of_all` the critics'.
+    The critics are one network whose parameters have a leading axis, so all are evaluated in one batch. `apply` reads
+    only the policy's parameters, `q` and `q_of_all` only the critics'.
 
     Attributes:
-      policy: its `apply(params, obs)` gives a distribution.
-      critic: its `apply(params, obs, action)` gives `[...]`, or, where actions are discrete, `apply(params, obs)` gives
-        `[..., A]`.
+      policy: `apply(params, obs)` returns a distribution.
+      critic: `apply(params, obs, action)` returns `[...]`; for discrete actions, `apply(params, obs)` returns `[...,
+        A]`.
     """
 
     policy: Any
@@ -166,16 +166,16 @@ class ActorQ(NamedTuple):
         return self._critics(params, obs)
 
     def _critics(self, params: Params, *inputs: Array) -> Array:
-        if self.num_critics == 1:  # plain products are faster than batched ones
+        if self.num_critics == 1:  # unbatched matrix products are faster
             return self.critic.apply(jax.tree.map(lambda x: x[0], params["critic"]), *inputs)[None]
         return jax.vmap(lambda critic: self.critic.apply(critic, *inputs))(params["critic"])
 
 
 def actor_q(env: Env, config: ActorQConfig) -> ActorQ:
-    """Policy and critics for an environment's spaces.
+    """Returns the policy and critics for an environment's spaces.
 
     Raises:
-      UsageError: a space or a setting that no network here fits.
+      UsageError: no network here fits a space or a setting.
     """
     config = check(config)
     check_torso(env, config)
@@ -191,7 +191,7 @@ def actor_q(env: Env, config: ActorQConfig) -> ActorQ:
     torso, space = partial(Torso, env.observation_space, config), env.action_space
     settings: dict[str, Any] = {name: getattr(config, name) for name in ("policy", "policy_scale", "initial_std")}
     if config.policy in SQUASHED:
-        # These layers are the policy's own, without a head around them, as in the checkpoints of every earlier run.
+        # These layers belong to the policy, without a head around them, to match the checkpoints of earlier runs.
         def head(name: str) -> Callable[[Array], Distribution]:
             return partial(squashed_policy, space=space, **settings)
     else:
@@ -200,10 +200,10 @@ def actor_q(env: Env, config: ActorQConfig) -> ActorQ:
 
 
 def actor_critic(env: Env, config: NetworkConfig) -> ActorCritic:
-    """The network for an environment's spaces.
+    """Returns the network for an environment's spaces.
 
     Raises:
-      UsageError: a space or a setting that no network here fits.
+      UsageError: no network here fits a space or a setting.
     """
     config = check(config)
     check_torso(env, config)
@@ -213,10 +213,10 @@ def actor_critic(env: Env, config: NetworkConfig) -> ActorCritic:
 
 
 def output(env: Env, network: Network | QNetwork) -> tuple[Distribution, Any]:
-    """Shapes and kinds of what a network gives for one observation, (distribution, V or None).
+    """Returns the shapes and kinds of a network's output for one observation, as (distribution, V or None).
 
     Raises:
-      UsageError: it gives something else.
+      UsageError: the network returns something else.
     """
 
     def apply(key):
@@ -224,17 +224,18 @@ def output(env: Env, network: Network | QNetwork) -> tuple[Distribution, Any]:
         return network.apply(network.init(key, obs), obs)
 
     found = jax.eval_shape(apply, jax.eval_shape(jax.random.key, 0))
-    if not isinstance(found, tuple) or len(found) != 2 or hasattr(found, "mode"):  # a distribution alone is a tuple too
+    if not isinstance(found, tuple) or len(found) != 2 or hasattr(found, "mode"):  # a distribution is itself a tuple
         kind = type(found).__name__
-        raise UsageError(f"a network must give (distribution, value); this one gives a {kind} on {env.name}")
+        raise UsageError(f"a network must return (distribution, value), but this one returns a {kind} on {env.name}")
     return found
 
 
 def require_policy_gradient(env: Env, network: Network, algorithm: str, value: bool = True) -> None:
-    """Raises UsageError where a network's policy has no log-probabilities, or the network no V though `value` asks."""
+    """Raises UsageError if the network's policy has no log-probabilities, or if `value` is set and the network has no
+    V."""
     policy, found = output(env, network)
     if not hasattr(policy, "log_prob"):
         kind = type(policy).__name__
-        raise UsageError(f"{algorithm} needs a stochastic policy; that of this network on {env.name} is a {kind}")
+        raise UsageError(f"{algorithm} needs a stochastic policy, but that of this network on {env.name} is a {kind}")
     if value and found is None:
-        raise UsageError(f"{algorithm} needs a critic V(s), which this network has not; one of actor_critic has")
+        raise UsageError(f"{algorithm} needs a critic V(s), which this network does not have: use actor_critic")

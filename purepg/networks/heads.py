@@ -1,4 +1,4 @@
-"""Heads: from features to a distribution over actions, or to values."""
+"""Heads: networks from features to a distribution over actions, or to values."""
 
 import math
 from typing import Any, Literal
@@ -13,19 +13,19 @@ from purepg.types import Array, Box, Discrete, Space, UsageError
 
 PolicyKind = Literal["categorical", "gaussian", "tanh_gaussian", "deterministic"]
 SQUASHED = ("tanh_gaussian", "deterministic")
-LOG_STD_RANGE = (-5.0, 2.0)  # of a tanh-Gaussian policy, whose deviation depends on the state
+LOG_STD_RANGE = (-5.0, 2.0)  # of a tanh-Gaussian policy, whose standard deviation depends on the state
 
 
 def squashed_policy(
     x: Array, space: Box, policy: PolicyKind, policy_scale: float, initial_std: float
 ) -> Deterministic | TanhGaussian:
-    """A deterministic or a tanh-Gaussian policy, of features. Its layers belong to the module that calls it."""
+    """A deterministic or tanh-Gaussian policy on features. Its layers belong to the module that calls it."""
     size = int(np.prod(space.shape))
     init = nn.initializers.orthogonal(policy_scale)
     mean = nn.Dense(size, kernel_init=init, name="mean")(x)
     if policy == "deterministic":
         return Deterministic(jnp.tanh(mean) if space.bounded else mean)
-    # A smooth map into the range, where a clip would have no gradient beyond its ends.
+    # A smooth map into the range; a clip would have no gradient outside it.
     low, high = LOG_STD_RANGE
     at_start = jnp.arctanh(2 * (jnp.log(initial_std) - low) / (high - low) - 1)
     raw = nn.Dense(size, kernel_init=init, name="log_std")(x) + at_start
@@ -33,13 +33,13 @@ def squashed_policy(
 
 
 class PolicyHead(nn.Module):
-    """The distribution over actions, of features `[..., n]`.
+    """A distribution over actions, from features `[..., n]`.
 
     Attributes:
-      space: of the actions.
-      policy: its kind, as in `ActorQConfig`; None: categorical for discrete actions, gaussian for continuous ones.
-      policy_scale: gain of the last layer; small, so that the first policy is nearly uniform (or centred).
-      initial_std: the standard deviation at the start, before any tanh.
+      space: the action space.
+      policy: the kind, as in `ActorQConfig`; None: categorical for discrete actions, gaussian for continuous ones.
+      policy_scale: gain of the last layer; a small gain makes the first policy nearly uniform (or centred).
+      initial_std: initial standard deviation, before any tanh.
     """
 
     space: Space
@@ -52,7 +52,7 @@ class PolicyHead(nn.Module):
         space, policy = self.space, self.policy or ("categorical" if isinstance(self.space, Discrete) else "gaussian")
         if isinstance(space, Discrete) != (policy == "categorical"):
             raise UsageError(
-                f"policy ({policy}) does not fit {space}: discrete actions take categorical, others do not"
+                f"policy ({policy}) does not fit {space}: use categorical for discrete actions and only for them"
             )
         if policy in SQUASHED:
             assert isinstance(space, Box)
@@ -76,8 +76,9 @@ class ValueHead(nn.Dense):
 
 
 def check_tanh_gaussian(space: Box, initial_std: Any, actions: str) -> None:
+    """Raises UsageError if a tanh-Gaussian policy cannot have this standard deviation or act in this space."""
     low, high = LOG_STD_RANGE
     if is_known(initial_std) and not math.exp(low) < initial_std < math.exp(high):
-        raise UsageError(f"initial_std ({initial_std}) must be above {math.exp(low):.2g}, below 7.4")
+        raise UsageError(f"initial_std ({initial_std}) must be above {math.exp(low):.2g} and below 7.4")
     if not space.bounded:
-        raise UsageError(f"policy (tanh_gaussian) needs bounded actions; {actions} are not: try gaussian")
+        raise UsageError(f"policy (tanh_gaussian) needs bounded actions, but {actions} are unbounded: try gaussian")

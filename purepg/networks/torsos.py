@@ -1,4 +1,4 @@
-"""Torsos: from observations to features."""
+"""Torsos: networks from observations to features."""
 
 import math
 from typing import Any
@@ -14,14 +14,14 @@ ACTIVATIONS = {"tanh": nn.tanh, "relu": nn.relu, "silu": nn.silu}
 
 
 def as_features(obs: Array, space: Space) -> Array:
-    """Observations as float32: a Discrete one as one-hot, anything else (bool, uint8, int) by value."""
+    """Converts observations to float32: a Discrete one to one-hot, any other (bool, uint8, int) by value."""
     if isinstance(space, Discrete):
         return jax.nn.one_hot(obs, space.n, dtype=jnp.float32)
     return obs.astype(jnp.float32)
 
 
 def flat_features(obs: Obs, space: ObservationSpace) -> Array:
-    """`as_features` of every leaf of an observation, side by side in one axis: `[..., n]`."""
+    """Concatenates `as_features` of every leaf of an observation along one axis: `[..., n]`."""
 
     def flat(obs, space):
         x = as_features(obs, space)
@@ -33,8 +33,8 @@ def flat_features(obs: Obs, space: ObservationSpace) -> Array:
 
 
 class Torso(nn.Module):
-    """Features `[..., hidden[-1]]` of an observation, or of one and an action. Orthogonal initialisation, as PPO's
-    implementations do."""
+    """Features `[..., hidden[-1]]` of an observation, or of an observation and an action. Initialisation is orthogonal,
+    as in common PPO implementations."""
 
     space: ObservationSpace
     config: Any  # a `NetworkConfig` or an `ActorQConfig`
@@ -58,10 +58,11 @@ class Torso(nn.Module):
 
 
 def check_torso(env: Env, config: Any) -> None:
+    """Raises UsageError if the torso cannot read the environment's observations or actions."""
     obs_space, action_space = env.observation_space, env.action_space
     if not config.hidden:
-        raise UsageError("hidden (none) must hold positive widths")
+        raise UsageError("hidden (none) must hold at least one width")
     if config.torso == "cnn" and not (isinstance(obs_space, Box) and len(obs_space.shape) == 3):
-        raise UsageError(f"torso 'cnn' needs observations [height, width, channels]; {env.name} has {obs_space}")
+        raise UsageError(f"torso 'cnn' needs observations [height, width, channels], but {env.name} has {obs_space}")
     if isinstance(action_space, Box) and len(action_space.shape) != 1:
-        raise UsageError(f"a Box action space must be one-dimensional; {env.name} has shape {action_space.shape}")
+        raise UsageError(f"a Box action space must be one-dimensional, but {env.name}'s has shape {action_space.shape}")
