@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from purepg.types import UsageError
+from purepg.types import Array, UsageError
 
 Config = TypeVar("Config")
+Number = Array | float  # a float of a config, which a sweep traces
 
 
 class Range(NamedTuple):
@@ -55,8 +56,7 @@ def check(config: Config) -> Config:
     Traced values, such as those of a sweep within a program, have no value yet: only their shape and dtype are checked.
 
     Returns:
-      the config. NumPy numbers and arrays without axes become Python numbers, so that their dtype does not set the
-        precision of what is computed with them.
+      the config. NumPy numbers and arrays without axes become Python numbers, whose dtype does not change results.
     Raises:
       UsageError: names the field, its value, what it must be, and the nearest choice.
     """
@@ -90,8 +90,7 @@ def check_standardised(
 ) -> None:
     """Raises UsageError if a single step's weight would be standardised by itself, which makes it 0.
 
-    Args:
-      normalize: the value of the field `name`: whether to standardise over the batch; or "minibatch", "batch" or "off".
+    `normalize` is the value of the field `name`: True or "batch", which standardises a batch, "minibatch", or off.
     """
     together = batch_size // num_minibatches if normalize == "minibatch" else batch_size
     if normalize not in (False, "off") and together == 1:
@@ -162,7 +161,10 @@ def _hold(name: str, value: Any, hint: Any) -> Any:
         if not _is_a(kind, value):
             continue
         if kind in (int, float) and is_known(value):
-            value = value if type(value) is kind else _converted(kind, value)
+            try:
+                value = kind(value)
+            except OverflowError:  # the integer is too large for a float
+                value = math.inf
             if value not in (allowed or Range(-math.inf)):
                 raise UsageError(f"{name} ({value}) must be {allowed or 'a finite number'}")
         return bool(value) if kind is bool else value
@@ -185,13 +187,6 @@ def _is_a(kind: Any, value: Any) -> bool:
             return value.shape == () and real
         return isinstance(value, int | float | np.integer | np.floating) and not is_bool
     return not isinstance(kind, type) or isinstance(value, kind)  # other annotations are not checked
-
-
-def _converted(kind: type, value: Any) -> Any:
-    try:
-        return kind(value)
-    except OverflowError:  # the integer is too large for a float
-        return math.inf
 
 
 def _shown(value: object) -> str:

@@ -1,8 +1,8 @@
 """Control flow that stays cheap under vmap.
 
 A loop or branch with a batched predicate copies whole buffers through `select`. `any_lane` reduces the predicate over
-all lanes of all enclosing vmaps, so it stays unbatched: the loop runs until no lane needs it, the branch stays a
-branch, and each lane masks its own result.
+all lanes of all enclosing vmaps, so it stays unbatched: a loop runs until no lane needs it, and each lane masks its own
+result.
 """
 
 import jax

@@ -27,12 +27,9 @@ def make_cpu_safe() -> None:
         return
     if backend_is_running():
         if jax.default_backend() == "cpu":
-            warnings.warn(
-                "purepg was imported after JAX had started: its CPU runtime can deadlock on few cores. Import purepg "
-                f"before the first JAX computation, or set XLA_FLAGS=--{SCHEDULER_FLAG}=false",
-                RuntimeWarning,
-                stacklevel=3,
-            )
+            risk = "purepg was imported after JAX had started: its CPU runtime can deadlock on few cores."
+            remedy = f"Import purepg before the first JAX computation, or set XLA_FLAGS=--{SCHEDULER_FLAG}=false"
+            warnings.warn(f"{risk} {remedy}", RuntimeWarning, stacklevel=3)
         return
     global _flags_before
     _flags_before = flags

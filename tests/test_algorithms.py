@@ -30,7 +30,7 @@ from purepg.envs.named_mdps import garnet
 from purepg.equations.distributions import DiagGaussian, executed
 from purepg.experience import normalize
 from purepg.networks.actor_critic import ActorQ, NetworkConfig, actor_critic
-from purepg.networks.tabular import tabular_actor_critic, tabular_policy, tabular_q
+from purepg.networks.tabular import TabularValue, tabular_actor_critic, tabular_policy
 from purepg.train import averaged, train
 from purepg.types import Box, Discrete, Space, State, UsageError
 
@@ -580,7 +580,11 @@ def test_a_trust_region_refuses_a_torso_that_its_critic_would_move(algorithm, co
 def test_the_numbers_of_categories_are_not_normalised(algorithm, config):
     mdp, env = garnet(), mdp_env(garnet())
     with_q = algorithm in (q_actor_critic, sac_discrete)
-    network = ActorQ(tabular_policy(mdp), tabular_q(mdp), env.action_space) if with_q else tabular_actor_critic(mdp)
+    network = (
+        ActorQ(tabular_policy(mdp), TabularValue(mdp.num_states, mdp.num_actions), env.action_space)
+        if with_q
+        else tabular_actor_critic(mdp)
+    )
     with pytest.raises(UsageError) as error:
         algorithm(env, network, config)
     assert str(error.value) == "normalize_obs (True) must be off: garnet 0 observes one of 6 categories"

@@ -446,7 +446,7 @@ def test_spaces_and_shapes_that_cannot_be_are_refused():
         def observation_space(self, params):
             return spaces.Dict({"position": spaces.Discrete(2)})
 
-    with pytest.raises(UsageError, match="DictObserved: its observation space must be Discrete or Box, but is Dict"):
+    with pytest.raises(UsageError, match=r"DictObserved: its observation space must be .*a Box, but is a Dict"):
         gymnax_env(DictObserved(-1.0, 1.0))
 
 

@@ -40,7 +40,7 @@ from purepg.lab.riccati import values as lqr_values
 from purepg.lab.trajectories import state_distributions
 from purepg.networks.actor_critic import ActorQ
 from purepg.networks.linear import LinearQuadraticConfig, linear_quadratic
-from purepg.networks.tabular import tabular_policy, tabular_q
+from purepg.networks.tabular import TabularValue, tabular_policy
 from purepg.train import train
 from purepg.types import Actor, Discrete, State
 
@@ -232,7 +232,7 @@ def test_dpgs_update_with_a_learned_q_has_the_mean_of_that_q(learned):
 
 TAU = 0.4
 MDP = garnet(3, 3, 2, 2, horizon=3)  # episodes of three steps that the clock ends
-TABLES = ActorQ(tabular_policy(MDP), tabular_q(MDP), Discrete(2), 1)
+TABLES = ActorQ(tabular_policy(MDP), TabularValue(MDP.num_states, MDP.num_actions), Discrete(2), 1)
 POLICY = log_policy(tabular_policy(MDP), MDP.num_states)
 LOGITS = {"params": {"logits": np.random.default_rng(0).normal(size=(3, 2))}}
 

@@ -1,8 +1,6 @@
-"""Environments: one thin adapter per suite into `purepg.types.Env`, and our own environments, whose solutions are
-known.
+"""Environments: one thin adapter per suite into `purepg.types.Env`, and our own, whose solutions are known.
 
-Imports only `types` and `config`. To add an environment or a suite, write a function that returns an `Env` and give it
-a name in `make`.
+Imports only `types` and `config`. To add an environment, return an `Env` from a function and name it in `make`.
 """
 
 from collections.abc import Mapping
@@ -18,11 +16,8 @@ from purepg.types import Env
 
 
 def make(name: str, params: Mapping[str, Any] | None = None, **constructor_kwargs: Any) -> Env:
-    """Returns the environment that scripts call `--env NAME`.
-
-    The name is a key of `MDPS`, `LQRS` or `TASKS`, whose functions take `constructor_kwargs`; any other name is looked
-    up in gymnax (`gymnax_env`).
-    """
+    """Returns the environment that scripts call `--env NAME`: a key of `MDPS`, `LQRS` or `TASKS`, whose functions take
+    `constructor_kwargs`, or else the name of a gymnax environment."""
     if name in MDPS and params is None:
         return mdp_env(MDPS[name](**constructor_kwargs))
     if name in LQRS and params is None:

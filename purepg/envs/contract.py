@@ -31,25 +31,24 @@ def check_environment(env: Env) -> None:
     JAX caches the traces, so repeating the check for the same two functions costs next to nothing.
 
     Raises:
-      UsageError: a step returns a state or observation whose structure, shape or dtype differs from the reset's; an
-        observation does not have its space's shape; the reward is not a floating-point scalar or a flag is not a bool;
-        or continuous actions are not floats.
+      UsageError: a step's state or observation differs from the reset's in structure, shape or dtype; an observation
+        does not have its space's shape; a reward is not a float scalar, a flag not a bool scalar, or continuous actions
+        not floats.
     """
     space = env.action_space
     if isinstance(space, Box) and not (np.shape(space.low) == np.shape(space.high) and _is_float(space.dtype)):
         raise UsageError(f"{env.name}: its action space must be Discrete or a Box of floats with arrays for bounds")
     key = jax.eval_shape(jax.random.key, 0)
-    action = jax.ShapeDtypeStruct(
-        *((), jnp.int32) if isinstance(space, Discrete) else (np.shape(space.low), space.dtype)
-    )
+    shape, dtype = ((), jnp.int32) if isinstance(space, Discrete) else (np.shape(space.low), space.dtype)
+    action = jax.ShapeDtypeStruct(shape, dtype)
     state, obs = _pair(env, "reset", jax.eval_shape(env.reset, key))
     next_state, time_step = _pair(env, "step", jax.eval_shape(env.step, key, state, action))
     if not isinstance(time_step, TimeStep):
-        raise UsageError(
-            f"{env.name}: its step must return a state and a TimeStep, but returns a {type(time_step).__name__}"
-        )
+        kind = type(time_step).__name__
+        raise UsageError(f"{env.name}: its step must return a state and a TimeStep, but returns a {kind}")
 
-    declared = jax.tree.map(_declared, env.observation_space, is_leaf=_is_space)
+    spaces, is_space = env.observation_space, lambda x: isinstance(x, Discrete | Box)
+    declared = jax.tree.map(lambda x: np.int32(0) if isinstance(x, Discrete) else x.low, spaces, is_leaf=is_space)
     for what, difference in {
         "reset's obs": first_difference(declared, obs, ("shape",)),
         "step's state": first_difference(state, next_state),
@@ -83,19 +82,9 @@ def first_difference(wanted: Any, found: Any, attributes: Sequence[str] = ("shap
 
 def _pair(env: Env, what: str, found: Any) -> tuple[Any, Any]:
     if not (isinstance(found, tuple) and len(found) == 2):
-        second = "an observation" if what == "reset" else "a TimeStep"
-        raise UsageError(
-            f"{env.name}: its {what} must return a pair, a state and {second}, but returns a {type(found).__name__}"
-        )
+        second, kind = "an observation" if what == "reset" else "a TimeStep", type(found).__name__
+        raise UsageError(f"{env.name}: its {what} must return a pair, a state and {second}, but returns a {kind}")
     return found
-
-
-def _declared(space: Space) -> Any:
-    return jax.ShapeDtypeStruct((), jnp.int32) if isinstance(space, Discrete) else space.low
-
-
-def _is_space(x: Any) -> bool:
-    return isinstance(x, Discrete | Box)
 
 
 def _is_float(dtype: Any) -> bool:

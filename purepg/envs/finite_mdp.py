@@ -77,9 +77,8 @@ class FiniteMDP:
         if np.any(alias < 0) or np.any(alias != self.alias if len(self.alias) else False):
             raise UsageError(f"{self.name}: alias must hold integers, at least 0")
         if self.gamma == 1 and not self.horizon_terminates and not np.all(_reaches(transition, terminal)):
-            raise UsageError(
-                f"{self.name}: gamma (1) needs a terminal state reachable from all states, or a horizon that terminates"
-            )
+            needs = "a terminal state reachable from every state, or a horizon that terminates"
+            raise UsageError(f"{self.name}: gamma (1) needs {needs}")
         for name, x in {"transition": transition, **given}.items():
             object.__setattr__(self, name, x)
 
@@ -130,8 +129,7 @@ def mdp_env(mdp: FiniteMDP) -> Env:
 
 
 def _cumulative(probability: np.ndarray) -> np.ndarray:
-    """Cumulative sums in float32, set above every uniform number from the last possible outcome on, so that rounding
-    never selects an impossible one."""
+    """Cumulative sums in float32, above 1 from the last possible outcome on: rounding selects no impossible one."""
     later = np.cumsum(probability[..., ::-1], axis=-1)[..., ::-1] - probability
     return np.where(later <= 0, 2.0, np.cumsum(probability, axis=-1)).astype(np.float32)
 
@@ -144,11 +142,8 @@ def unroll(mdp: FiniteMDP) -> FiniteMDP:
     """Makes the time part of the state: state (t, s) has index t * S + s, and one terminal state follows them all.
 
     Where a horizon terminates, values depend on the number of steps left. In the unrolled process they are functions of
-    the state alone, and no horizon is needed. `alias` hides the time from policies, so they have the same parameters as
-    in the original process.
-
-    Raises:
-      UsageError: the process has no horizon that terminates.
+    the state alone, and no horizon is needed. `alias` hides the time from policies, which keep the original parameters.
+    Raises UsageError if no horizon terminates the process.
     """
     if mdp.horizon is None or not mdp.horizon_terminates:
         raise UsageError(f"{mdp.name}: unroll needs a horizon that terminates")

@@ -34,12 +34,7 @@ if TYPE_CHECKING:
 
 # Their observations are declared float32 but are all 0 or 1: stored as bool, a rollout takes a quarter of the bytes.
 BINARY_OBS = ("Asterix-MinAtar", "Breakout-MinAtar", "Freeway-MinAtar", "Seaquest-MinAtar", "SpaceInvaders-MinAtar")
-MNIST_FILES = (
-    "train-images-idx3-ubyte.gz",
-    "train-labels-idx1-ubyte.gz",
-    "t10k-images-idx3-ubyte.gz",
-    "t10k-labels-idx1-ubyte.gz",
-)
+MNIST_FILES = tuple(f"{part}-{kind}-ubyte.gz" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
 
 
 def gymnax_env(
@@ -48,8 +43,7 @@ def gymnax_env(
     """Returns a gymnax environment with a Discrete or Box action space.
 
     Observations are cast to the dtype that the environment declares, which gymnax itself does not always emit (Catch
-    and FourRooms); MinAtar's are cast to bool. Rewards are float32. Bounds that gymnax gives as the largest float32
-    become infinite.
+    and FourRooms); MinAtar's are cast to bool. Rewards are float32. Bounds of the largest float32 become infinite.
 
     Args:
       env: a registered name (`gymnax.registered_envs`), or a gymnax environment of your own.
@@ -69,8 +63,8 @@ def gymnax_env(
     else:
         name = env.name
     params = _params(name, env.default_params, params)
-    observation_space, obs_dtype = _observation_space(env.name, env.observation_space(params))
-    action_space, action_dtype = _action_space(env.name, env.action_space(params))
+    observation_space, obs_dtype = _space(env.name, env.observation_space(params), "observation")
+    action_space, action_dtype = _space(env.name, env.action_space(params), "action")
 
     def gymnax_reset(key: Key) -> tuple[EnvState, Obs]:
         obs, state = env.reset_env(key, params)
@@ -95,13 +89,8 @@ def gymnax_env(
         return cast_state(state), jnp.asarray(obs, obs_dtype)
 
     def step(key: Key, state: EnvState, action: Action) -> tuple[EnvState, TimeStep]:
-        state, (obs, reward, terminated, truncated) = gymnax_step(key, state, action)
-        return cast_state(state), TimeStep(
-            jnp.asarray(obs, obs_dtype),
-            jnp.asarray(reward, jnp.float32),
-            jnp.asarray(terminated, bool),
-            jnp.asarray(truncated, bool),
-        )
+        state, time_step = gymnax_step(key, state, action)
+        return cast_state(state), TimeStep(*map(jnp.asarray, time_step, (obs_dtype, jnp.float32, bool, bool)))
 
     limit = getattr(params, "max_steps_in_episode", None)
     made = Env(reset, step, observation_space, action_space, None if limit is None else int(limit), name)
@@ -133,7 +122,7 @@ def _unknown_name(name: str, known: Sequence[str]) -> str:
 
 
 def _require_mnist() -> None:
-    """Raises UsageError where gymnax would start a download: its loader fetches the files missing from its directory."""
+    """Raises UsageError where gymnax would download data: its loader fetches every file missing from its directory."""
     from gymnax.utils.load_mnist import load_mnist
 
     directory = Path(inspect.signature(load_mnist).parameters["directory"].default)
@@ -155,43 +144,25 @@ def _params(name: str, default: EnvParams, params: EnvParams | Mapping[str, Any]
     if unknown:
         raise UsageError(f"{name} has no parameter {', '.join(unknown)}; it has {', '.join(known)}")
     # Some environments use `lax.select` on parameters, which does not accept an int for a float.
-    return replace(
-        default,
-        **{
-            key: float(value) if isinstance(value, int) and isinstance(getattr(default, key), float) else value
-            for key, value in params.items()
-        },
-    )
+    is_float = {key: isinstance(getattr(default, key), float) for key in params}
+    return replace(default, **{k: float(x) if isinstance(x, int) and is_float[k] else x for k, x in params.items()})
 
 
-def _observation_space(name: str, space: Any) -> tuple[Space, Any]:
-    """Returns our space and the dtype of its observations."""
+def _space(name: str, space: Any, wanted: str) -> tuple[Space, Any]:
+    """Converts an observation or action space (`wanted`) to ours, and returns the dtype of its values too."""
     from gymnax.environments import spaces
 
     if isinstance(space, spaces.Discrete):
         return Discrete(space.n), space.dtype
-    if not isinstance(space, spaces.Box):
-        raise UsageError(f"{name}: its observation space must be Discrete or Box, but is {type(space).__name__}")
-    box = _box(space, bool if name in BINARY_OBS else space.dtype)
-    return box, box.dtype
-
-
-def _action_space(name: str, space: Any) -> tuple[Space, Any]:
-    """Returns our space and the dtype of gymnax's actions."""
-    from gymnax.environments import spaces
-
-    if isinstance(space, spaces.Discrete):
-        return Discrete(space.n), space.dtype
-    if not isinstance(space, spaces.Box) or not jnp.issubdtype(space.dtype, jnp.floating):
-        raise UsageError(f"{name}: its action space must be Discrete or a Box of floats, but is {space}")
-    return _box(space, space.dtype), space.dtype
-
-
-def _box(space: Any, dtype: Any) -> Box:
+    floats = " of floats" if wanted == "action" else ""
+    if not isinstance(space, spaces.Box) or (floats and not jnp.issubdtype(space.dtype, jnp.floating)):
+        found = type(space).__name__ + (f" of {space.dtype}" if isinstance(space, spaces.Box) else "")
+        raise UsageError(f"{name}: its {wanted} space must be Discrete or a Box{floats}, but is a {found}")
+    dtype = bool if wanted == "observation" and name in BINARY_OBS else space.dtype
     largest = np.finfo(np.float32).max
 
     def bound(value: Any) -> np.ndarray:
         array = np.broadcast_to(np.asarray(value), space.shape)
         return np.where(np.abs(array) < largest, array, np.copysign(np.inf, array)).astype(dtype)
 
-    return Box(bound(space.low), bound(space.high), dtype)
+    return Box(bound(space.low), bound(space.high), dtype), dtype

@@ -88,10 +88,8 @@ def lqr_env(lqr: LQR) -> Env:
         next_x = A @ x + B @ action + lqr.noise_std * jax.random.normal(key, (n,))
         return LQRState(next_x, t + 1), TimeStep(next_x, reward, jnp.bool_(False), t + 1 >= lqr.horizon)
 
-    def unbounded(size):
-        return Box(np.full(size, -np.inf, np.float32), np.full(size, np.inf, np.float32))
-
-    return Env(reset, step, unbounded(n), unbounded(m), lqr.horizon, lqr.name)
+    observation, action = (Box(np.full(k, -np.inf, np.float32), np.full(k, np.inf, np.float32)) for k in (n, m))
+    return Env(reset, step, observation, action, lqr.horizon, lqr.name)
 
 
 def coupled_carts(spring: float = 0.5, friction: float = 0.1, dt: float = 0.2) -> LQR:

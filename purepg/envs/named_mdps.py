@@ -29,9 +29,8 @@ def contextual_bandit(seed: int = 0, num_contexts: int = 4, num_arms: int = 3) -
 
 
 def chain(num_states: int = 5, slip: float = 0.2, gamma: float = 0.95, horizon: int = 100) -> FiniteMDP:
-    """The chain of Strens (2000). Action 0 moves forward and earns 10 at the end, where it stays; action 1 returns to
-    the beginning and earns 2. With probability `slip` the other action happens, with its reward. The horizon is a time
-    limit."""
+    """The chain of Strens (2000). Action 0 moves on and earns 10 at the end, where it stays; action 1 returns to the
+    start and earns 2. With probability `slip` the other action and its reward happen. `horizon` is a time limit."""
     S = num_states
     walk, back = np.zeros((S, S)), np.zeros((S, S))
     walk[np.arange(S), np.minimum(np.arange(S) + 1, S - 1)] = 1
@@ -71,18 +70,14 @@ def aliased() -> FiniteMDP:
     policy (in the spirit of Nota & Thomas 2020).
 
     Action 0 earns 1 in state 0. In state 1 it leads to a reward of 8 three steps later, which gamma = 0.5 discounts to
-    1, while action 1 stops with 2.5. So action 0 is right in state 0 and wrong in state 1; state 1 comes one step later
-    and counts half.
+    1, while action 1 stops with 2.5. So action 0 is right in state 0 and wrong in state 1, which counts half.
     """
     S = 6
     transition, reward = np.zeros((S, 2, S)), np.zeros((S, 2))
-    for s, to in {0: 1, 1: 2, 2: 3, 3: 4, 4: 5}.items():
-        transition[s, :, to] = 1
+    transition[np.arange(5), :, np.arange(1, 6)] = 1
     transition[1, 1] = np.eye(S)[5]
     reward[0, 0], reward[1, 1], reward[4] = 1.0, 2.5, 8.0
-    terminal = np.arange(S) == 5
-    transition[5, :, 5] = 1
-    alias = np.zeros(S, int)
+    terminal, alias = np.arange(S) == 5, np.zeros(S, int)
     return FiniteMDP(transition, reward, np.eye(S)[0], 0.5, terminal, alias=alias, name="aliased")
 
 
@@ -96,12 +91,8 @@ def garnet(
     horizon_terminates: bool = False,
 ) -> FiniteMDP:
     """A random process (Archibald et al. 1995, drawn as by Bhatnagar et al. 2009): each (s, a) leads to `branching`
-    states, with probabilities given by uniform cuts of [0, 1], and a fixed standard normal reward. The start is
-    uniform.
-
-    Raises:
-      UsageError: `branching` is not in 1, ..., num_states.
-    """
+    states, with probabilities from uniform cuts of [0, 1], and a fixed standard normal reward. The start is uniform.
+    Raises UsageError if `branching` is not in 1, ..., num_states."""
     if not 1 <= branching <= num_states:
         raise UsageError(f"branching ({branching}) must be in 1, ..., num_states ({num_states})")
     rng = np.random.default_rng(seed)

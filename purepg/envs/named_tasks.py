@@ -1,7 +1,6 @@
 """Four tasks: addition, sorting, reversing and countdown. `purepg.envs.make` knows them by name.
 
-A digit's token is its value. Each task keeps all of its prompts as the distinct rows of a table; a tenth of them,
-always the same ones, is held out.
+A digit's token is its value. All prompts of a task are distinct rows of a table; a fixed tenth of them is held out.
 """
 
 import itertools
@@ -19,15 +18,12 @@ from purepg.types import Array, Key, UsageError
 DIGITS = tuple("0123456789")
 HELD_OUT = 0.1
 
-# --- prompts ---
-
 
 def _draw(*strata: tuple[np.ndarray, np.ndarray]) -> Callable[[Key, bool], Array]:
     """Returns a function that draws a prompt: first a stratum, then one of its rows, each uniformly.
 
-    Args:
-      strata: for each stratum its distinct prompts `[n, prompt_length]`, and `[n]` the index, counted from 0 without
-        gaps, of the problem that each prompt poses. Prompts that pose the same problem are held out together.
+    A stratum is its distinct prompts `[n, prompt_length]`, and `[n]` the index, counted from 0 without gaps, of the
+    problem that each poses. Prompts that pose the same problem are held out together.
     """
     rng = np.random.default_rng(0)
     rows: dict[bool, list[np.ndarray]] = {False: [], True: []}
@@ -70,9 +66,6 @@ def _digit_strings(length: int, mark: int) -> tuple[tuple[np.ndarray, np.ndarray
     return tuple(strata)
 
 
-# --- responses ---
-
-
 def _ended(token: Array, n: Array, eos: int) -> Array:
     """The first `n` tokens, then EOS, then padding: `[response_length]`."""
     column = jnp.arange(token.shape[0])
@@ -100,17 +93,12 @@ def _only_answer(
 
 
 def addition(num_digits: int = 2, ones_first: bool = True) -> Task:
-    """`37+5=` is answered `24.`: two numbers below 10^num_digits and their sum, without leading zeros.
+    """`37+5=` is answered `24.`: two numbers below 10^num_digits, drawn uniformly, and their sum.
 
-    Prompts are drawn uniformly. a+b and b+a are held out together.
-
-    Args:
-      ones_first: True writes the sum's digits starting with the ones, as in addition by hand, so that each digit needs
-        only the carry of those before it. False writes them in reading order, which requires knowing every carry in
-        advance and is much harder to learn (Lee et al. 2023).
-
-    Raises:
-      UsageError: num_digits is not in 1, 2, 3.
+    `ones_first` writes the sum's digits starting with the ones, as in addition by hand, so that each digit needs only
+    the carry of those before it. False writes them in reading order, which needs every carry in advance and is much
+    harder to learn (Lee et al. 2023). a+b and b+a are held out together. Raises UsageError if num_digits is not in 1,
+    2, 3.
     """
     if num_digits not in (1, 2, 3):
         raise UsageError(f"num_digits ({num_digits}) must be in 1, 2, 3, because all prompts are stored in a table")
@@ -139,43 +127,33 @@ def sorting(length: int = 5) -> Task:
     """`31415>` is answered `11345.`: 2 to `length` digits in ascending order.
 
     The number of digits is drawn uniformly, then the digits; drawing strings uniformly would give nine in ten the
-    largest length. A tenth of each length is held out.
-
-    Raises:
-      UsageError: `length` is not in 2, ..., 6.
+    largest length. A tenth of each length is held out. Raises UsageError if `length` is not in 2, ..., 6.
     """
-    _check_length(length)
-    vocabulary = (*DIGITS, ">", ".")
-    mark, eos = 10, 11
 
-    def answer(prompt):
+    def answer(prompt, mark, eos):
         is_digit = (prompt >= 0) & (prompt < mark)
         return _ended(jnp.sort(jnp.where(is_digit, prompt, mark)), jnp.sum(is_digit), eos)
 
-    prompt, shape = _draw(*_digit_strings(length, mark)), (length + 1, length + 1)
-    return Task("sorting", vocabulary, eos, *shape, prompt, *_only_answer(answer, *shape))
+    return _on_digits("sorting", ">", length, answer)
 
 
 def reversing(length: int = 5) -> Task:
-    """`3141<` is answered `1413.`: 2 to `length` digits in reverse order. Prompts are drawn as for `sorting`.
+    """`3141<` is answered `1413.`: 2 to `length` digits in reverse order. Prompts and errors are as for `sorting`."""
 
-    Raises:
-      UsageError: `length` is not in 2, ..., 6.
-    """
-    _check_length(length)
-    vocabulary = (*DIGITS, "<", ".")
-    mark, eos = 10, 11
-
-    def answer(prompt):  # flipped, the mark comes first and the padding last
+    def answer(prompt, mark, eos):  # flipped, the mark comes first and the padding last
+        del mark
         return _ended(jnp.roll(jnp.flip(prompt), -1), jnp.sum(prompt >= 0) - 1, eos)
 
-    prompt, shape = _draw(*_digit_strings(length, mark)), (length + 1, length + 1)
-    return Task("reversing", vocabulary, eos, *shape, prompt, *_only_answer(answer, *shape))
+    return _on_digits("reversing", "<", length, answer)
 
 
-def _check_length(length: int) -> None:
+def _on_digits(name: str, mark_text: str, length: int, answer: Callable[[Array, int, int], Array]) -> Task:
+    """A task with 2 to `length` digits and a mark as prompts, and `answer(prompt, mark, eos)` as the right response."""
     if length not in range(2, 7):
         raise UsageError(f"length ({length}) must be in 2, ..., 6, because all prompts are stored in a table")
+    mark, eos, shape = 10, 11, (length + 1, length + 1)
+    right = _only_answer(lambda prompt: answer(prompt, mark, eos), *shape)
+    return Task(name, (*DIGITS, mark_text, "."), eos, *shape, _draw(*_digit_strings(length, mark)), *right)
 
 
 def countdown(num_numbers: int = 3) -> Task:
@@ -184,10 +162,7 @@ def countdown(num_numbers: int = 3) -> Task:
 
     Numbers are 1, ..., 9. Prompts are drawn uniformly from all that have a solution and a target in 1, ..., 99; prompts
     that differ only in the order of their numbers are held out together. A demonstration is drawn uniformly from the
-    solutions, where a repeated number counts each reading twice.
-
-    Raises:
-      UsageError: num_numbers is not in 2, 3, 4.
+    solutions, where a repeated number counts each reading twice. Raises UsageError if num_numbers is not in 2, 3, 4.
     """
     if num_numbers not in (2, 3, 4):
         raise UsageError(f"num_numbers ({num_numbers}) must be in 2, 3, 4, because all prompts are stored in a table")
@@ -236,8 +211,7 @@ def countdown(num_numbers: int = 3) -> Task:
 
 
 def _value(number: Any, operator: Any) -> Any:
-    """Evaluates expressions of k numbers `[..., k]` with k - 1 operator tokens `[..., k-1]` between them; `*` binds
-    first. Works on NumPy and JAX arrays."""
+    """Evaluates `[..., k]` numbers with operator tokens `[..., k-1]` between them (NumPy or JAX); `*` binds first."""
     minus, times = 11, 12
     total, term = 0, number[..., 0]  # term: the signed product so far, which may continue
     for i in range(operator.shape[-1]):

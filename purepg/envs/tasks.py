@@ -1,8 +1,7 @@
 """Tasks with verifiable rewards: a prompt is answered with tokens, and a program checks the answer.
 
-Tokens are int32 indices into a task's vocabulary; -1 is padding, to the left of a prompt or after a response's EOS. A
-task's functions take one prompt; the caller vmaps. `token_env` turns a task into an `Env` with one token per step.
-`named_tasks` has four tasks.
+Tokens are int32 indices into a vocabulary; -1 is padding, to the left of a prompt or after a response's EOS. A task's
+functions take one prompt; the caller vmaps. `token_env` makes an `Env` with one token per step.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,9 +40,6 @@ def decode(task: Task, tokens: Sequence[int] | Array | np.ndarray) -> str:
     return "".join(task.vocabulary[token] for token in np.asarray(tokens, int).tolist() if token >= 0)
 
 
-# --- as an environment ---
-
-
 class TokenState(NamedTuple):
     obs: Array  # int32 [prompt_length + response_length]
     t: Array  # int32, number of tokens in the response so far
@@ -66,15 +62,11 @@ class TokenStep:
 
 
 def token_env(task: Task, held_out: bool = False, reward: Callable[[Array, Array], Array] | None = None) -> Env:
-    """Returns the task as an environment: each action is the response's next token, and only the last step earns a
-    reward.
+    """Returns the task as an environment: an action is the response's next token, and the last step earns the reward.
 
     The observation is the prompt followed by the response so far, padded with -1. EOS terminates the episode; a
-    response that fills its last column without EOS is truncated.
-
-    Args:
-      held_out: True draws held-out prompts, False training prompts.
-      reward: replaces the task's reward, also in the environment's `task`.
+    response that fills its last column without EOS is truncated. `held_out` draws held-out prompts. `reward` replaces
+    the task's reward, also in the environment's `task`.
     """
     task = task if reward is None else task._replace(reward=reward)
     P, R, V = task.prompt_length, task.response_length, len(task.vocabulary)

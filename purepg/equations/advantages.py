@@ -11,7 +11,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from purepg.config import check_choice
+from purepg.config import Number, check_choice
 from purepg.types import Array
 
 GroupBaseline = Literal["none", "batch_mean", "group_mean", "leave_one_out"]
@@ -19,7 +19,7 @@ GroupBaseline = Literal["none", "batch_mean", "group_mean", "leave_one_out"]
 # --- whole episodes: every array is [T, N], and steps outside `mask` are ignored ---
 
 
-def discounted_return(reward: Array, mask: Array, gamma: Array | float, final_value: Array | float = 0.0) -> Array:
+def discounted_return(reward: Array, mask: Array, gamma: Number, final_value: Number = 0.0) -> Array:
     """Return to go, G_t = r_t + gamma * G_{t+1}.
 
     Args:
@@ -45,15 +45,14 @@ def discounted_return(reward: Array, mask: Array, gamma: Array | float, final_va
     return jax.lax.scan(backward, final_value, (reward, mask), reverse=True)[1]
 
 
-def total_return(reward: Array, mask: Array, gamma: Array | float, final_value: Array | float = 0.0) -> Array:
+def total_return(reward: Array, mask: Array, gamma: Number, final_value: Number = 0.0) -> Array:
     """R(tau) = sum_t gamma^t r_t, the same weight for every step of the episode: `[T, N]`, zero outside the mask."""
     from_start = discounted_return(reward, mask, gamma, final_value)[0]
     return jnp.where(mask, from_start, 0.0)
 
 
-def discount_power(mask: Array, gamma: Array | float) -> Array:
-    """gamma^t, `[T, 1]`: a factor in the gradient of the discounted objective that most implementations omit (Nota &
-    Thomas 2020)."""
+def discount_power(mask: Array, gamma: Number) -> Array:
+    """gamma^t, `[T, 1]`: a factor of the discounted gradient that most implementations omit (Nota & Thomas 2020)."""
     t = jnp.arange(mask.shape[0], dtype=float)[:, None]
     return jnp.power(jnp.asarray(gamma, float), t)
 
@@ -84,23 +83,19 @@ def leave_one_out_mean(weight: Array, mask: Array) -> Array:
 
 
 def standardise(weight: Array, mask: Array | None = None) -> Array:
-    """(weight - mean) / standard deviation over the elements in the mask; 0 where all are equal. `weight` may have any
-    shape.
+    """(weight - mean) / standard deviation over the mask; 0 where all are equal. `weight` may have any shape.
 
     Standardising changes the gradient's length and, over few episodes, its direction.
     """
     centred = weight - jnp.mean(weight, where=mask)
     std = jnp.std(weight, where=mask)
     # Equal weights, of 500 say, differ from their mean by rounding errors, which must not be scaled up to 1.
-    noise = (
-        1e-5 * jnp.max(jnp.abs(weight), where=mask, initial=0.0) if mask is not None else 1e-5 * jnp.abs(weight).max()
-    )
-    return _over_std(centred, std, std <= noise)
+    largest = jnp.max(jnp.abs(weight), where=mask, initial=None if mask is None else 0.0)
+    return _over_std(centred, std, std <= 1e-5 * largest)
 
 
 def _over_std(centred: Array, std: Array, all_equal: Array) -> Array:
-    """Returns centred / std, 0 where all weights are equal, and NaN where a weight or its square is not finite: zeros
-    would hide that training has stopped."""
+    """centred / std; 0 where all are equal, and NaN where a weight or its square is not finite, to show the failure."""
     std = jnp.where(jnp.isfinite(std), std, jnp.nan)
     return jnp.where(all_equal, 0.0, centred / jnp.where(all_equal, 1.0, std))
 
@@ -126,10 +121,9 @@ def group_advantage(reward: Array, baseline: GroupBaseline, divide_by_std: bool 
         leave_one_out   minus the mean of the group's others     the exact gradient (RLOO: Kool et al. 2019)
 
     Args:
-      divide_by_std: divide by the group's population standard deviation (GRPO; its code uses the sample's, which is
-        sqrt(G/(G-1)) times as large). For binary rewards with success probability p, the mean gradient is then c_G(p)
-        grad p, where sqrt(p (1-p)) c_G(p) -> 1 as G grows: it approaches the gradient of 2 arcsin sqrt(p). A group
-        without signal gets 0.
+      divide_by_std: divide by the group's population standard deviation (GRPO, whose code uses the sample's:
+        sqrt(G/(G-1)) of it). For binary rewards with success probability p, the mean gradient is then c_G(p) grad p,
+        where sqrt(p (1-p)) c_G(p) -> 1 as G grows: it approaches grad 2 arcsin sqrt(p). A group without signal gets 0.
     Raises:
       UsageError: `baseline` is unknown.
     """
@@ -153,7 +147,7 @@ def group_advantage(reward: Array, baseline: GroupBaseline, divide_by_std: bool 
 # --- rollouts: time first, any batch axes after it; an episode may end at any step ---
 
 
-def td_error(reward: Array, value: Array, next_value: Array, terminated: Array, gamma: Array | float) -> Array:
+def td_error(reward: Array, value: Array, next_value: Array, terminated: Array, gamma: Number) -> Array:
     """delta_t = r_t + gamma * (1 - terminated_t) * V(s_{t+1}) - V(s_t).
 
     `next_value` is V of the observation before any reset. Only termination zeroes it; truncation does not.
@@ -162,7 +156,7 @@ def td_error(reward: Array, value: Array, next_value: Array, terminated: Array, 
     return td_target(reward, next_value, terminated, gamma) - value
 
 
-def td_target(reward: Array, next_value: Array, terminated: Array, gamma: Array | float) -> Array:
+def td_target(reward: Array, next_value: Array, terminated: Array, gamma: Number) -> Array:
     """r_t + gamma * (1 - terminated_t) * V(s_{t+1}), with `next_value` as in `td_error`; all `[...]`."""
     chex.assert_equal_shape([reward, next_value, terminated])
     chex.assert_type(terminated, bool)
@@ -170,13 +164,7 @@ def td_target(reward: Array, next_value: Array, terminated: Array, gamma: Array 
 
 
 def gae(
-    reward: Array,
-    value: Array,
-    next_value: Array,
-    terminated: Array,
-    truncated: Array,
-    gamma: Array | float,
-    lam: Array | float,
+    reward: Array, value: Array, next_value: Array, terminated: Array, truncated: Array, gamma: Number, lam: Number
 ) -> tuple[Array, Array]:
     """Generalised advantage estimate (Schulman et al. 2016, eq. 16).
 
@@ -210,7 +198,7 @@ def gae(
 
 
 def n_step(
-    reward: Array, value: Array, next_value: Array, terminated: Array, truncated: Array, gamma: Array | float, n: int
+    reward: Array, value: Array, next_value: Array, terminated: Array, truncated: Array, gamma: Number, n: int
 ) -> tuple[Array, Array]:
     """n-step advantage (Mnih et al. 2016), shortened where an episode or the rollout ends.
 
@@ -223,9 +211,9 @@ def n_step(
     """
     chex.assert_equal_shape([reward, value, next_value, terminated, truncated])
     chex.assert_type([terminated, truncated], bool)
-    last = jnp.zeros_like(truncated).at[-1].set(True)
-    target = reward + gamma * jnp.where(terminated, 0.0, next_value)
+    cut = truncated.at[-1].set(True)
+    target = td_target(reward, next_value, terminated, gamma)
     for _ in range(min(n, reward.shape[0]) - 1):
-        later = jnp.where(truncated | last, next_value, jnp.roll(target, -1, axis=0))
-        target = reward + gamma * jnp.where(terminated, 0.0, later)
+        later = jnp.where(cut, next_value, jnp.roll(target, -1, axis=0))
+        target = td_target(reward, later, terminated, gamma)
     return target - value, target

@@ -7,19 +7,16 @@ from purepg.equations.distributions import Distribution
 from purepg.equations.ratios import effective_sample_size
 from purepg.types import Action, Array, Metrics
 
+SPARSE = 4  # algorithms that do not act on their diagnostics compute them at every fourth time step
+CLIP_EPS = 0.2  # `clip_fraction` counts ratios further from 1 than this, whatever an algorithm clips at
+
 
 def explained_variance(value: Array, target: Array, where: Array | None = None) -> Array:
-    """1 - Var(target - V) / Var(target), a scalar: 1 is perfect, 0 no better than a constant; 0 where all targets are
-    equal."""
+    """1 - Var(target - V) / Var(target), a scalar: 1 is perfect, 0 no better than a constant; 0 for equal targets."""
     chex.assert_equal_shape([value, target])
     variance = jnp.var(target, where=where)
     left = jnp.var(target - value, where=where)
     return jnp.where(variance > 0, 1 - left / jnp.where(variance > 0, variance, 1), 0.0)
-
-
-SPARSE = 4  # algorithms that do not act on their diagnostics compute them at every fourth time step
-
-CLIP_EPS = 0.2  # `clip_fraction` counts ratios further from 1 than this, whatever an algorithm clips at
 
 
 def policy_change(old: Distribution, new: Distribution, action: Action, where: Array | None = None) -> Metrics:

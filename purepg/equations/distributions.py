@@ -28,13 +28,21 @@ NODE = np.linspace(-5, 5, 64)  # in standard deviations from the mean: the nodes
 Distribution = Any  # one of the classes below; a KL needs two of the same class
 
 
+def _sample(self: Any, key: Key) -> Any:
+    return self.transform(self.noise(key))
+
+
+def _scored(self: Any, noise: Array) -> tuple[Any, Array]:
+    action = self.transform(noise)
+    return action, self.log_prob(action)
+
+
 class Categorical(NamedTuple):
     """pi(a) = softmax(logits)_a; `logits` is `[..., A]`, an action is an int32 of shape `[...]`."""
 
     logits: Array
 
-    def sample(self, key: Key) -> Action:
-        return self.transform(self.noise(key))
+    sample, scored = _sample, _scored
 
     def noise(self, key: Key) -> Array:
         return jax.random.bits(key, self.logits.shape[:-1], jnp.uint32)
@@ -51,10 +59,6 @@ class Categorical(NamedTuple):
         threshold = _scaled(noise, total).astype(jnp.int32)  # uniform over 0, ..., total - 1
         num_passed = jnp.sum(cumulative <= threshold[..., None], axis=-1, dtype=jnp.int32)
         return jnp.minimum(num_passed, self.logits.shape[-1] - 1)  # a valid action even for NaN logits
-
-    def scored(self, noise: Array) -> tuple[Action, Array]:
-        action = self.transform(noise)
-        return action, self.log_prob(action)
 
     def log_prob(self, action: Action) -> Array:
         chex.assert_shape(action, self.logits.shape[:-1])
@@ -79,8 +83,7 @@ class Categorical(NamedTuple):
 
 
 def _scaled(bits: Array, n: Array) -> Array:
-    """floor(bits * n / 2^32) of uint32, computed in 16-bit halves because jax 0.10.2 cannot compile `lax.mulhi` for
-    several devices."""
+    """floor(bits * n / 2^32) of uint32 in 16-bit halves; jax 0.10.2 cannot compile `lax.mulhi` for several devices."""
     upper, lower = bits >> 16, bits & 0xFFFF
     n_upper, n_lower = n >> 16, n & 0xFFFF
     middle = upper * n_lower + ((lower * n_lower) >> 16)
@@ -100,8 +103,7 @@ class DiagGaussian(NamedTuple):
     mean: Array
     log_std: Array
 
-    def sample(self, key: Key) -> Action:
-        return self.transform(self.noise(key))
+    sample, scored = _sample, _scored
 
     def noise(self, key: Key) -> Array:
         return jax.random.normal(key, self.mean.shape)
@@ -109,10 +111,6 @@ class DiagGaussian(NamedTuple):
     def transform(self, noise: Array) -> Action:
         mean, log_std = at_least_float32(self)
         return mean + jnp.exp(log_std) * noise
-
-    def scored(self, noise: Array) -> tuple[Action, Array]:
-        action = self.transform(noise)
-        return action, self.log_prob(action)
 
     def log_prob(self, action: Action) -> Array:
         chex.assert_equal_shape([action, self.mean])
@@ -141,8 +139,7 @@ class Squashed(NamedTuple):
 
 
 def executed(action: Action | Squashed) -> Action:
-    """Returns the action that an environment, a critic or a replay buffer receives: tanh(u) for a `Squashed` action,
-    any other unchanged. Differentiable."""
+    """The action for environments, critics and replay: tanh(u) of a `Squashed` one, others unchanged."""
     return jnp.tanh(action.sample) if isinstance(action, Squashed) else action
 
 
@@ -152,18 +149,11 @@ class TanhGaussian(NamedTuple):
     mean: Array
     log_std: Array
 
-    def sample(self, key: Key) -> Squashed:
-        return self.transform(self.noise(key))
-
-    def noise(self, key: Key) -> Array:
-        return jax.random.normal(key, self.mean.shape)
+    sample, scored = _sample, _scored
+    noise = DiagGaussian.noise
 
     def transform(self, noise: Array) -> Squashed:
         return Squashed(self._gaussian.transform(noise))
-
-    def scored(self, noise: Array) -> tuple[Squashed, Array]:
-        action = self.transform(noise)
-        return action, self.log_prob(action)
 
     def log_prob(self, action: Squashed | Action) -> Array:
         """log pi(tanh(u)).
@@ -177,11 +167,9 @@ class TanhGaussian(NamedTuple):
         return self._gaussian.log_prob(action.sample) - jnp.sum(_log_tanh_slope(action.sample), axis=-1)
 
     def entropy(self) -> Array:
-        """The normals' entropy + E[log tanh'(u)], as a sum over NODE. The error is below 1e-4 for any mean and for
-        standard deviations of u up to 7.4.
+        """The normals' entropy + E[log tanh'(u)], as a sum over NODE, to 1e-4 for any mean and deviations up to 7.4.
 
-        The nodes are equally spaced because those of Gauss-Hermite quadrature are too far apart for a wide u: log tanh'
-        bends within about 1 of u = 0.
+        The nodes are equally spaced: for a wide u, Gauss-Hermite's are too sparse near u = 0, where log tanh' bends.
         """
         mean, log_std = at_least_float32(self)
         node, weight = (jnp.asarray(x, mean.dtype) for x in (NODE, np.exp(-0.5 * NODE**2)))
@@ -194,8 +182,7 @@ class TanhGaussian(NamedTuple):
         return self._gaussian.kl(other._gaussian)
 
     def mode(self) -> Squashed:
-        """tanh of the normals' mean, which is the median and what implementations act by. The mode of the density
-        itself may lie at the bounds."""
+        """tanh of the normals' mean, the median, as is usual; the density's own mode may lie at the bounds."""
         return Squashed(self.mean)
 
     @property
@@ -213,16 +200,12 @@ class Deterministic(NamedTuple):
 
     action: Action
 
-    def sample(self, key: Key) -> Action:
-        del key
-        return self.action
+    sample = _sample
 
-    def noise(self, key: Key) -> tuple[()]:
-        del key
+    def noise(self, _: Key) -> tuple[()]:
         return ()
 
-    def transform(self, noise: tuple[()]) -> Action:
-        del noise
+    def transform(self, _: tuple[()]) -> Action:
         return self.action
 
     def mode(self) -> Action:

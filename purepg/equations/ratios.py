@@ -11,11 +11,9 @@ from purepg.types import Array
 
 
 def trajectory_ratio(log_prob: Array, old_log_prob: Array, mask: Array) -> Array:
-    """prod_t pi(a_t|s_t) / pi_old(a_t|s_t) over the whole episode, `[T, N]`, the same at each of its steps; 1 outside
-    the mask.
+    """prod_t pi(a_t|s_t) / pi_old(a_t|s_t) over the episode, `[T, N]`, the same at each step; 1 outside the mask.
 
-    Weighting episodes of pi_old by it gives unbiased estimates for pi, with a variance exponential in the episode
-    length.
+    It makes estimates for pi from episodes of pi_old unbiased, at a variance exponential in the episode's length.
     """
     chex.assert_equal_shape([log_prob, old_log_prob, mask])
     log_ratio = jnp.sum(log_prob - old_log_prob, axis=0, where=mask)
@@ -32,11 +30,7 @@ def per_decision_ratio(log_prob: Array, old_log_prob: Array, mask: Array) -> Arr
 
 def segment_ratio(log_prob: Array, old_log_prob: Array, ended: Array) -> Array:
     """prod_t pi(a_t|s_t) / pi_old(a_t|s_t) over those steps of a rollout that belong to one episode, the same at each.
-
-    Args:
-      log_prob, old_log_prob: `[T, ...]`.
-      ended: `[T, ...]` bool, true at an episode's last step.
-    """
+    All arrays are `[T, ...]`; `ended` is a bool, true at an episode's last step."""
     chex.assert_equal_shape([log_prob, old_log_prob, ended])
 
     def running(log_ratio, starts, reverse):
@@ -71,20 +65,17 @@ def sequence_log_ratio(log_ratio: Array, mask: Array) -> Array:
 
 def kl_k1(log_ratio: Array) -> Array:
     """-log r, an unbiased estimate of KL(q || p), with r = p(a) / q(a) and a sampled from q (Schulman 2020,
-    "Approximating KL divergence"). As a loss with fixed samples, its gradient has mean 0 if q is the policy being
-    trained."""
+    "Approximating KL divergence"). As a loss with fixed samples, its gradient has mean 0 if q is trained."""
     return -log_ratio
 
 
 def kl_k2(log_ratio: Array) -> Array:
-    """(log r)^2 / 2, with r as in `kl_k1`. The estimate is biased by a third-order term; as a loss, its mean gradient
-    is grad KL(q || p)."""
+    """(log r)^2 / 2, r as in `kl_k1`; biased by a third-order term. As a loss, its mean gradient is grad KL(q || p)."""
     return 0.5 * jnp.square(log_ratio)
 
 
 def kl_k3(log_ratio: Array) -> Array:
-    """r - 1 - log r, with r as in `kl_k1`. The estimate is unbiased and never negative; as a loss, its mean gradient is
-    grad KL(p || q).
+    """r - 1 - log r, r as in `kl_k1`; unbiased and never negative. As a loss, its mean gradient is grad KL(p || q).
 
     With r = pi(a|s) / pi_old(a|s) and a sampled from pi_old, it estimates KL(pi_old || pi), a useful diagnostic.
     """
@@ -92,9 +83,7 @@ def kl_k3(log_ratio: Array) -> Array:
 
 
 Estimator = Literal["k1", "k2", "k3"]
-
 Level = Literal["token", "sequence"]
-
 KL = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
 
 
@@ -104,8 +93,7 @@ def kl_penalty(log_prob: Array, reference_log_prob: Array, mask: Array, estimato
     Args:
       log_prob: `[..., T]` under the policy, which sampled the tokens and is differentiated.
       level: token: each token's own estimate; sequence: the estimate from the whole response's log-ratio, in equal
-        parts. As losses at token level, k2 and k3 treat the distribution of prefixes as fixed, so their gradient
-        differs from the KL's.
+        parts. Token-level k2 and k3 as losses take the prefixes as fixed, so their gradient is not the KL's.
     Raises:
       UsageError: the estimator or the level is unknown.
     """

@@ -1,7 +1,7 @@
 """Trust regions: Fisher-vector products, conjugate gradients, the natural gradient and a line search under a KL bound.
 
-Parameters that the policy does not depend on, such as those of a separate critic, have a zero gradient and a zero row
-in the Fisher matrix, so they do not change.
+Parameters that the policy does not depend on, such as a critic's, have zero gradient and Fisher row: they do not
+change.
 """
 
 from collections.abc import Callable
@@ -11,10 +11,12 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from purepg.config import Number
 from purepg.lanes import any_lane
 from purepg.types import Array, Metrics, Network, Params, UsageError
 
 Product = Callable[[Array], Array]  # multiplies a vector [D] by a symmetric positive matrix
+Objective = Callable[[Params], Array]
 
 
 def refuse_a_shared_torso(network: Network) -> None:
@@ -26,7 +28,7 @@ def refuse_a_shared_torso(network: Network) -> None:
         )
 
 
-def fisher_vector_product(kl: Callable[[Params], Array], params: Params, damping: Array | float = 0.0) -> Product:
+def fisher_vector_product(kl: Objective, params: Params, damping: Number = 0.0) -> Product:
     """Returns v -> (F + damping I) v, F the Hessian of `kl` at `params`, by forward-over-reverse differentiation.
 
     If `kl(params)` is the mean of KL(pi_old || pi_params) and pi_old is the policy of `params`, this Hessian is exactly
@@ -40,8 +42,7 @@ def fisher_vector_product(kl: Callable[[Params], Array], params: Params, damping
 def conjugate_gradient(product: Product, b: Array, num_steps: int) -> tuple[Array, Array]:
     """Solves product(x) = b for `[D]` in `num_steps` steps from x = 0 (Hestenes & Stiefel 1952).
 
-    It is a scan of fixed length, so that all lanes of a population stay together; a lane that has converged stays
-    unchanged.
+    It is a scan of fixed length, so that all lanes of a population stay together; a converged lane stays unchanged.
 
     Returns:
       (x, |b - product(x)| / |b|), the latter from the recurrence.
@@ -72,20 +73,13 @@ class Natural(NamedTuple):
     residual: Array  # relative residual of the conjugate gradients
     grad_norm: Array
 
-    def length(self, max_kl: Array | float) -> Array:
-        """sqrt(2 max_kl / curvature), the step length at which the quadratic model of KL, with damping, reaches
-        `max_kl`."""
+    def length(self, max_kl: Number) -> Array:
+        """sqrt(2 max_kl / curvature), where the quadratic model of KL, with damping, reaches `max_kl`."""
         some = self.curvature > 0
         return jnp.where(some, jnp.sqrt(2 * max_kl / jnp.where(some, self.curvature, 1.0)), 0.0)
 
 
-def natural_gradient(
-    gain: Callable[[Params], Array],
-    kl: Callable[[Params], Array],
-    params: Params,
-    damping: Array | float,
-    num_cg_steps: int,
-) -> Natural:
+def natural_gradient(gain: Objective, kl: Objective, params: Params, damping: Number, num_cg_steps: int) -> Natural:
     """(F + damping I)^-1 grad gain (Kakade 2001), without forming F."""
     gradient, unravel = ravel_pytree(jax.grad(gain)(params))
     product = fisher_vector_product(kl, params, damping)
@@ -93,25 +87,17 @@ def natural_gradient(
     return Natural(unravel(x), x @ product(x), residual, jnp.linalg.norm(gradient))
 
 
-def move(params: Params, length: Array | float, direction: Params) -> Params:
+def move(params: Params, length: Number, direction: Params) -> Params:
     """Returns params + length * direction in the parameters' dtypes."""
     return jax.tree.map(lambda p, d: (p + length * d).astype(p.dtype), params, direction)
 
 
 def line_search(
-    gain: Callable[[Params], Array],
-    kl: Callable[[Params], Array],
-    params: Params,
-    step: Params,
-    max_kl: Array | float,
-    shrink: Array | float,
-    num_tries: int,
+    gain: Objective, kl: Objective, params: Params, step: Params, max_kl: Number, shrink: Number, num_tries: int
 ) -> tuple[Params, Metrics]:
-    """Finds the longest of step, shrink * step, shrink^2 * step, ... that improves `gain` and keeps `kl` within its
-    bound.
+    """Finds the longest of step, shrink * step, shrink^2 * step, ... that improves `gain` with `kl` at most `max_kl`.
 
-    It runs until no lane of the population needs another try. If none of `num_tries` is accepted, it returns `params`
-    unchanged.
+    It runs until no lane of a population needs another try. After `num_tries` it returns `params` unchanged.
 
     Returns:
       (params, metrics): `accepted`, 0 or 1; `step_fraction`, 0 if rejected; `surrogate_improvement` and `step_kl` at

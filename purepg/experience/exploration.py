@@ -16,8 +16,8 @@ class Exploration(NamedTuple):
 
     Attributes:
       noise: `noise(key, obs)` draws one step's random numbers; only the shapes of `obs` are read.
-      carry: `carry(before, fresh, starts)` combines the last step's noise with fresh random numbers; `starts` `[N]` is
-        true where an episode begins.
+      carry: `carry(before, fresh, starts)` combines the last step's noise with a fresh one; `starts` `[N]` marks new
+        episodes.
       act: `act(params, noise, obs)` returns executed actions for normalised observations.
     """
 
@@ -46,9 +46,8 @@ def own_samples(network: QNetwork) -> Exploration:
 def gaussian_noise(network: QNetwork, env: Env, std: Array | float, correlation: Array | float) -> Exploration:
     """Explores with mu(s) + std * noise, clipped where the space has bounds.
 
-    Args:
-      correlation: correlation of successive noises within an episode. An Ornstein-Uhlenbeck process with rate theta and
-        time step dt has 1 - theta * dt; it starts in its stationary distribution.
+    `correlation` is that of successive noises within an episode. An Ornstein-Uhlenbeck process with rate theta and time
+    step dt has 1 - theta * dt; here it starts in its stationary distribution.
     """
     space = env.action_space
     assert isinstance(space, Box)  # `require` has checked it
@@ -77,6 +76,5 @@ def random_action(key: Key, env: Env, num_envs: int) -> Action:
     space = env.action_space
     if isinstance(space, Discrete):
         return jax.random.randint(key, (num_envs,), 0, space.n)
-    if space.bounded:
-        return jax.random.uniform(key, (num_envs, *space.shape), minval=-1.0, maxval=1.0)
-    return jax.random.normal(key, (num_envs, *space.shape))
+    shape = num_envs, *space.shape
+    return jax.random.uniform(key, shape, minval=-1.0, maxval=1.0) if space.bounded else jax.random.normal(key, shape)

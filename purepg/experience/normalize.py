@@ -35,7 +35,6 @@ def check_space(env: Env) -> None:
 
 def init(example: Any) -> Moments:
     """Returns mean 0, variance 1 and no samples, for observations shaped like `example` (an array or a tree)."""
-
     zero = jax.tree.map(lambda x: jnp.zeros(jnp.shape(x), jnp.promote_types(jnp.result_type(x), jnp.float32)), example)
     none = jnp.zeros((), jnp.float32)
     return Moments(zero, jax.tree.map(jnp.ones_like, zero), none, (zero, zero, none))
@@ -76,11 +75,8 @@ def apply(moments: Moments | None, x: Any, clip: float = 10.0, eps: float = 1e-8
     """Returns (x - mean) / sqrt(variance + eps), clipped to [-clip, clip]; the leaves of `x` are `[..., *shape]`."""
     if moments is None:
         return x
-
-    def standardised(x, mean, variance):
-        return jnp.clip((x - mean) * jax.lax.rsqrt(variance + eps), -clip, clip)
-
-    return jax.tree.map(standardised, x, moments.mean, moments.variance)
+    deviation = jax.tree.map(lambda x, mean: x - mean, x, moments.mean)
+    return jax.tree.map(lambda d, v: jnp.clip(d * jax.lax.rsqrt(v + eps), -clip, clip), deviation, moments.variance)
 
 
 def scale(moments: Moments | None, reward: Array, clip: float = 10.0, eps: float = 1e-8) -> Array:
@@ -97,8 +93,7 @@ def running_return(
     """Discounted sum of an episode's rewards so far, R_t = gamma * R_{t-1} + r_t, reset after the episode ends.
 
     Args:
-      carry: `[N]`, R at the step before this rollout, 0 where an episode begins. None computes nothing, for rewards
-        that are not scaled.
+      carry: `[N]`, R at the step before this rollout, 0 where an episode begins. None: rewards are not scaled.
       reward, ended: `[T, N]`.
     Returns:
       (carry `[N]` for the next rollout, R `[T, N]`).

@@ -5,8 +5,8 @@
     batch  = sample(key, buffer, batch_size, num_filled(buffer, num_batches, n))
 
 The caller tracks how many batches were written (`index`), from the number of its update, which is the same for a whole
-population. A count inside the buffer would get a batch axis under vmap and turn every write into a scatter; a shared
-index keeps it a slice update in place.
+population. A count inside the buffer would get a batch axis under vmap, which turns a slice update in place into a
+scatter.
 
 Do not pass the buffer through a select or a cond: both copy the whole buffer.
 """
@@ -54,12 +54,9 @@ def num_filled(buffer: Buffer, num_batches: Array | int, n: int) -> Array:
 
 
 def sample(key: Key, buffer: Buffer, batch_size: int, num_filled: Array | int) -> Any:
-    """Draws `batch_size` transitions uniformly with replacement from the first `num_filled` slots.
+    """Draws `batch_size` transitions uniformly with replacement from the first `num_filled` slots, at least 1.
 
     The cost does not depend on the capacity. The relative error of a slot's probability is at most num_filled / 2^32.
-
-    Args:
-      num_filled: at least 1.
     """
     bits = jax.random.bits(key, (batch_size,), jnp.uint32)
     index = (bits % jnp.asarray(num_filled, jnp.uint32)).astype(jnp.int32)

@@ -84,13 +84,8 @@ def step(
 
     ended = terminated | truncated
     episode_return, episode_length = world.episode_return + reward, world.episode_length + 1
-    finished = jnp.stack(
-        [
-            jnp.sum(episode_return, where=ended),
-            jnp.sum(episode_length, where=ended).astype(jnp.float32),
-            jnp.sum(ended).astype(jnp.float32),
-        ]
-    )
+    sums = jnp.sum(episode_return, where=ended), jnp.sum(episode_length, where=ended), jnp.sum(ended)
+    finished = jnp.stack([x.astype(jnp.float32) for x in sums])
     fresh = draws.reset if _resets_are_small(env) else jax.vmap(env.reset)(draws.reset)
     env_state, obs = select(ended, fresh, (env_state, next_obs))
     world = RolloutState(env_state, obs, jnp.where(ended, 0.0, episode_return), jnp.where(ended, 0, episode_length))
@@ -124,8 +119,7 @@ def _resets_are_small(env: Env) -> bool:
 
 
 def episode_info(finished: Array, env_steps: Array) -> Metrics:
-    """Returns a rollout's metrics from `finished` `[3]`: the total return, total length and number of its finished
-    episodes."""
+    """Returns a rollout's metrics from `finished` `[3]`: total return, total length and number of finished episodes."""
     return_sum, length_sum, num_episodes = finished
     return {
         "episode_return": Mean(return_sum, num_episodes),
@@ -136,8 +130,7 @@ def episode_info(finished: Array, env_steps: Array) -> Metrics:
 
 
 def truncation_as_termination(trajectory: Transition) -> Transition:
-    """Marks truncated steps as terminated, so that nothing bootstraps from them. This reproduces a common bug on
-    purpose."""
+    """Marks truncated steps as terminated, so that nothing bootstraps from them: a common bug, on purpose."""
     return trajectory._replace(terminated=trajectory.terminated | trajectory.truncated)
 
 
@@ -152,38 +145,33 @@ class Episodes(NamedTuple):
 def episodes(key: Key, env: Env, actor: Actor, num_episodes: int, max_steps: int) -> Episodes:
     """Runs N whole episodes, until the last of them has ended in every lane of the population.
 
-    An episode still running after `max_steps` is truncated. `info` is as for `rollout`, with `env_steps` the number of
-    steps in the mask.
+    Episodes are truncated after `max_steps`. `info` is as for `rollout`; `env_steps` counts the steps in the mask.
     """
     k_start, k_run = jax.random.split(key)
     return episodes_from(k_run, env, actor, reset_all(k_start, env, num_episodes), max_steps)
 
 
 def episodes_from(key: Key, env: Env, actor: Actor, world: RolloutState, max_steps: int) -> Episodes:
-    """Runs `episodes` in N environments that the caller has just reset, for example several copies of one initial
-    state."""
+    """Runs `episodes` in N environments that the caller has just reset, such as copies of one initial state."""
     num_episodes = world.episode_return.shape[0]
 
     def act_and_step(t, world):
         k_act, k_step = jax.random.split(jax.random.fold_in(key, t))
         action, log_prob = actor.act(actor.noise(k_act, world.obs), world.obs)
         taken = in_units(env.action_space, executed(action))
-        env_state, time_step = jax.vmap(env.step)(jax.random.split(k_step, num_episodes), world.env_state, taken)
-        truncated = time_step.truncated | ((t == max_steps - 1) & ~time_step.terminated)
-        transition = Transition(
-            world.obs, action, log_prob, time_step.reward, time_step.terminated, truncated, time_step.obs
-        )
-        return world._replace(env_state=env_state, obs=time_step.obs), transition
+        k_step = jax.random.split(k_step, num_episodes)
+        env_state, (obs, reward, terminated, truncated) = jax.vmap(env.step)(k_step, world.env_state, taken)
+        truncated |= (t == max_steps - 1) & ~terminated
+        transition = Transition(world.obs, action, log_prob, reward, terminated, truncated, obs)
+        return world._replace(env_state=env_state, obs=obs), transition
 
     def body(carry):
         t, world, alive, trajectory, mask = carry
         world, transition = act_and_step(t, world)
-        trajectory = jax.tree.map(
-            lambda buffer, x: buffer.at[t].set(select(alive, x, jnp.zeros_like(x))), trajectory, transition
-        )
-        mask = mask.at[t].set(alive)
-        alive &= ~(transition.terminated | transition.truncated)
-        return t + 1, world, alive, trajectory, mask
+        masked = select(alive, transition, jax.tree.map(jnp.zeros_like, transition))
+        trajectory = jax.tree.map(lambda buffer, x: buffer.at[t].set(x), trajectory, masked)
+        still_alive = alive & ~(transition.terminated | transition.truncated)
+        return t + 1, world, still_alive, trajectory, mask.at[t].set(alive)
 
     shapes = jax.eval_shape(act_and_step, jnp.int32(0), world)[1]
     trajectory = jax.tree.map(lambda x: jnp.zeros((max_steps, *x.shape), x.dtype), shapes)

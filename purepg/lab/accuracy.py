@@ -57,8 +57,8 @@ class Statistics(NamedTuple):
 
     @property
     def direction(self) -> float:
-        """Cosine between the mean and `exact`. Noise in the mean, of squared length variance / K, lowers it a little."""
-        return _cosine(self.mean, self.exact)
+        """Cosine between the mean and `exact`. Noise in the mean (squared length variance / K) lowers it a little."""
+        return float(_ratio(self.mean @ self.exact, float(np.linalg.norm(self.mean) * np.linalg.norm(self.exact))))
 
 
 def gradient_statistics(
@@ -76,23 +76,17 @@ def gradient_statistics(
       exact: the exact gradient, as the same tree.
       chunk: number of estimates computed at once; memory grows with it.
     """
-    return {
-        batch_size: statistics(
-            sample(
-                lambda key, n=batch_size: estimator(key, n), jax.random.fold_in(key, batch_size), num_samples, chunk
-            ),
-            exact,
-            batch_size,
-        )
-        for batch_size in batch_sizes
-    }
+    found = {}
+    for n in batch_sizes:
+        samples = sample(lambda key, n=n: estimator(key, n), jax.random.fold_in(key, n), num_samples, chunk)
+        found[n] = statistics(samples, exact, n)
+    return found
 
 
 def sample(
     estimator: Callable[[Key], Any], key: Key, num_samples: int, chunk: int = 1024, jit: Callable = jax.jit
 ) -> Any:
-    """Returns `num_samples` independent estimates from one compiled program, a tree of NumPy arrays `[num_samples,
-    ...]`."""
+    """Returns independent estimates from one compiled program, a tree of NumPy arrays `[num_samples, ...]`."""
     keys = jax.random.split(key, num_samples)
     estimates = jit(lambda keys: jax.lax.map(estimator, keys, batch_size=min(chunk, num_samples)))(keys)
     return jax.tree.map(np.asarray, estimates)
@@ -143,8 +137,7 @@ def statistics(samples: Params, exact: Params, batch_size: int = 1) -> Statistic
 def variance_change(samples: Params, reference: Params) -> tuple[float, float]:
     """Returns (difference, standard error) of the total variances of two estimators sampled with the same keys.
 
-    The pairing detects far smaller differences than two separate variances: it exposes a baseline that is wrong but
-    leaves the mean unchanged.
+    Pairing detects far smaller differences than separate variances; it exposes wrong baselines that add no bias.
     """
     a, b = flatten(samples), flatten(reference)
     difference = np.sum((a - a.mean(0)) ** 2, axis=1) - np.sum((b - b.mean(0)) ** 2, axis=1)
@@ -176,29 +169,23 @@ class Verdict(NamedTuple):
 
 
 def unbiasedness(named: Mapping[str, Statistics], level: float = 0.01, power: float = 0.9) -> dict[str, Verdict]:
-    """Tests every parameter of every estimator at once with two-sided z-tests. The probability of calling any unbiased
-    estimator biased is at most `level`."""
+    """Two-sided z-tests of all parameters of all estimators; the probability of any false alarm is at most `level`."""
     from scipy.stats import norm
 
-    moving = {name: (s.standard_error > 0) | (s.bias != 0) for name, s in named.items()}
-    z = {name: np.abs(s.z[moving[name]]) for name, s in named.items()}
-    adjusted = np.split(holm(2 * norm.sf(np.concatenate(list(z.values())))), np.cumsum([len(x) for x in z.values()]))
-    num_tests = sum(len(x) for x in z.values())
-    factor = norm.isf(level / (2 * max(num_tests, 1))) + norm.isf(1 - power)
-    return {
-        name: Verdict(
-            max_z=float(z[name].max(initial=0.0)),
-            p=float(p.min(initial=1.0)),
-            unbiased=bool(p.min(initial=1.0) > level),
-            detectable=float(factor * s.standard_error.max(initial=0.0) / s.length) if s.length else np.inf,
-        )
-        for (name, s), p in zip(named.items(), adjusted, strict=False)
-    }
+    z = {name: np.abs(s.z[(s.standard_error > 0) | (s.bias != 0)]) for name, s in named.items()}
+    p_value = 2 * norm.sf(np.concatenate(list(z.values())))
+    adjusted = np.split(holm(p_value), np.cumsum([len(x) for x in z.values()]))
+    factor = norm.isf(level / (2 * max(len(p_value), 1))) + norm.isf(1 - power)
+    verdicts = {}
+    for (name, s), p in zip(named.items(), adjusted, strict=False):
+        smallest = float(p.min(initial=1.0))
+        detectable = float(factor * s.standard_error.max(initial=0.0) / s.length) if s.length else np.inf
+        verdicts[name] = Verdict(float(z[name].max(initial=0.0)), smallest, smallest > level, detectable)
+    return verdicts
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """Corrects p-values `[M]` for their number (Holm 1979): the k-th smallest is multiplied by M - k + 1 and made
-    monotone."""
+    """Corrects p-values `[M]` for their number (Holm 1979): the k-th smallest times M - k + 1, made monotone."""
     order = np.argsort(p)
     stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
     return np.minimum(stepped, 1.0)[np.argsort(order)]
@@ -209,7 +196,3 @@ def _ratio(a: np.ndarray | float, b: np.ndarray | float) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
         a, b = np.asarray(a), np.asarray(b)
         return np.where((a == 0) & (b == 0), 0.0, a / b)
-
-
-def _cosine(a: np.ndarray, b: np.ndarray) -> float:
-    return float(_ratio(a @ b, float(np.linalg.norm(a) * np.linalg.norm(b))))

@@ -18,15 +18,10 @@ from purepg.types import Algorithm, Array, Env, Key, Network, Obs, Params, State
 
 
 class WithCritic(NamedTuple):
-    """A network without a critic, combined with a fixed table of values.
+    """A network without a critic, combined with a fixed table of values."""
 
-    Attributes:
-      policy: its `apply` returns a distribution.
-      value: `[S]`.
-    """
-
-    policy: Network
-    value: Array
+    policy: Network  # its `apply` returns a distribution
+    value: Array  # [S]
 
     def init(self, key: Key, obs: Obs) -> Params:
         return self.policy.init(key, obs)
@@ -46,8 +41,7 @@ def episode_experience(
     key: Key, env: Env, network: Network, params: Params, num_episodes: int, max_steps: int
 ) -> Experience:
     """Runs N whole episodes."""
-    trajectory, mask, _ = episodes(key, env, actor(network, params), num_episodes, max_steps)
-    return Experience(trajectory, mask)
+    return Experience(*episodes(key, env, actor(network, params), num_episodes, max_steps)[:2])
 
 
 def rollout_experience(
@@ -55,8 +49,7 @@ def rollout_experience(
 ) -> Experience:
     """Takes `num_steps` steps in N freshly reset environments; every step is in the mask."""
     k_start, k_rollout = jax.random.split(key)
-    world = reset_all(k_start, env, num_envs)
-    _, trajectory, _ = rollout(k_rollout, env, actor(network, params), world, num_steps)
+    _, trajectory, _ = rollout(k_rollout, env, actor(network, params), reset_all(k_start, env, num_envs), num_steps)
     return Experience(trajectory, jnp.ones_like(trajectory.terminated))
 
 
@@ -67,13 +60,8 @@ def ascent(
     weight: Array,
     loss: Callable[[Array, Array], Array] = policy_gradient,
 ) -> Params:
-    """1/N sum_i sum_t grad log pi(a_it|s_it) * weight_it: minus the gradient of a loss, summed over the steps in the
-    mask and divided by N.
-
-    Args:
-      weight: `[T, N]`.
-      loss: `loss(log_prob, weight)`, `[T, N]`.
-    """
+    """1/N sum_i sum_t grad log pi(a_it|s_it) * weight_it, for `weight` `[T, N]`: minus the gradient of `loss(log_prob,
+    weight)`, `[T, N]`, summed over the mask and divided by N."""
     trajectory, mask = experience
 
     def total(params):

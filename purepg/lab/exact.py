@@ -1,8 +1,8 @@
 """Exact objectives and policy gradients of finite MDPs.
 
 A policy is given by its table `log_pi`, `[S, A]`, or, to be differentiated, by a function from parameters to that table
-(`log_policy` makes one from any network). Everything is a pure function of JAX arrays in the precision of its input;
-`in_float64` runs one in double precision.
+(`log_policy` makes one from any network). All functions are pure and compute in the precision of their input;
+`in_float64` makes it double.
 
 Conventions: J = E sum_t gamma^t r_t from t = 0. d(s) = sum_t gamma^t P(s_t = s) is not normalised, and is zero at
 terminal states. A time limit (a `horizon` that does not terminate) changes nothing here. A horizon that terminates
@@ -55,8 +55,8 @@ class Values(NamedTuple):
 def values(mdp: FiniteMDP, log_pi: Array, entropy_coef: Array | float = 0.0) -> Values:
     """V, Q and A of a policy, from a linear solve of V = r_pi + gamma P_pi V.
 
-    With `entropy_coef` tau, the reward is r - tau log pi(a|s). As usual, Q = r + gamma P V omits the first such term; A
-    = Q - tau log pi - V.
+    With `entropy_coef` tau, the reward is r - tau log pi(a|s); as usual, Q = r + gamma P V omits the entropy of (s, a);
+    A = Q - tau log pi - V.
     """
     _refuse_a_clock(mdp)
     pi, transition, reward = jnp.exp(log_pi), onward(mdp), jnp.asarray(mdp.reward)
@@ -112,16 +112,9 @@ def occupancy_gradient(mdp: FiniteMDP, policy: LogPolicy, params: Params, entrop
 
 def weighted_gradient(policy: LogPolicy, params: Params, distribution: Array, weight: Array) -> Params:
     """sum_s distribution(s) sum_a pi(a|s) grad log pi(a|s) weight(s, a), the mean of any estimator of this form.
-
-    Args:
-      distribution: `[..., S]`; leading axes are summed over.
-      weight: `[..., S, A]`.
-    """
+    `distribution` is `[..., S]` and `weight` `[..., S, A]`; leading axes are summed over."""
     mass = stop_gradient(distribution[..., None] * jnp.exp(policy(params)) * weight)
     return jax.grad(lambda params: jnp.sum(mass * policy(params)))(params)
-
-
-# --- Fisher matrix and natural gradient ---
 
 
 def score(policy: LogPolicy, params: Params) -> Array:
@@ -154,9 +147,6 @@ def natural_gradient(mdp: FiniteMDP, policy: LogPolicy, params: Params) -> Param
     return unravel(vector @ (inverse * (gradient @ vector)))
 
 
-# --- the optimal policy ---
-
-
 class Optimum(NamedTuple):
     objective: float
     pi: np.ndarray  # [S, A]
@@ -165,12 +155,8 @@ class Optimum(NamedTuple):
 
 def optimum(mdp: FiniteMDP, entropy_coef: float = 0.0) -> Optimum:
     """The best policy that observes the true state, by policy iteration; with entropy by soft policy iteration, pi =
-    softmax(Q / entropy_coef). Computed in float64.
-
-    Raises:
-      RuntimeError: it does not converge in 10,000 iterations (gamma near 1 with entropy; gamma = 1 and a cycle without
-        cost).
-    """
+    softmax(Q / entropy_coef). Computed in float64. Raises RuntimeError if it does not converge in 10,000 iterations
+    (gamma near 1 with entropy; gamma = 1 and a cycle without cost)."""
     S, A = mdp.reward.shape
     pi, best = np.full((S, A), 1 / A), -np.inf
     for _ in range(10_000):

@@ -1,13 +1,12 @@
-"""The estimators of the policy gradient from the literature on one finite process, with the mean that theory gives
-each.
+"""The estimators of the policy gradient from the literature on one finite process, with their theoretical means.
 
 The process is a random MDP of 5 states, 3 actions and 8 steps, unrolled. The estimators use four kinds of experience:
-whole episodes, rollouts, episodes of an older policy, and rollouts in which a time limit truncates every episode half
-way.
+whole episodes, rollouts, episodes of an older policy, and rollouts in which a time limit truncates episodes half way.
 """
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -33,9 +32,11 @@ from purepg.lab.estimators import Experience, WithCritic, ascent, episode_experi
 from purepg.lab.exact import bellman_gradient, in_float64, log_policy, values, visitation, weighted_gradient
 from purepg.lab.theory import gae_bias, n_step_bias, optimal_baseline
 from purepg.lab.trajectories import state_distributions
-from purepg.networks.tabular import tabular_policy, tabular_q, tabular_value
+from purepg.networks.tabular import TabularValue, tabular_policy
 from purepg.optimize import gradient_step, step_direction
-from purepg.types import Array, Key, Network, Params
+from purepg.types import Array, Key, Network, Params, Transition
+
+Weights = dict[str, Array]  # weights of grad log pi, [T, N], by estimator
 
 HORIZON, TIME_LIMIT = 8, 4
 CLIP_EPS = 0.2
@@ -43,11 +44,9 @@ LAMBDAS = (0.0, 0.5, 0.9, 1.0)
 CRITICS = ("exact", "learned", "wrong")
 CUT = (("exact", 0.9), ("exact", 1.0), ("shifted", 1.0), ("wrong", 1.0))
 GAE = tuple(f"GAE {lam:g}, {critic} V" for critic in CRITICS for lam in LAMBDAS)
-BROKEN = FLIPPED, NO_DISCOUNT, OFF_BY_ONE = (
-    "the baseline's sign flipped",
-    "gamma^t dropped",
-    "bootstrapped from the reset at truncation",
-)
+FLIPPED, NO_DISCOUNT = "the baseline's sign flipped", "gamma^t dropped"
+OFF_BY_ONE = "bootstrapped from the reset at truncation"
+BROKEN = FLIPPED, NO_DISCOUNT, OFF_BY_ONE
 # Every estimator and its mean in theory: "exact" for the exact gradient, "formula" for a biased mean, "" if unknown.
 THEORY = {
     "whole episodes": {
@@ -61,9 +60,8 @@ THEORY = {
         "return to go - exact V": "exact",
         "return to go - optimal baseline": "exact",
     },
-    "rollouts": {"learned Q": "formula", "exact Q": "exact", "exact A": "exact", "A2C 1-step, learned V": "formula"}
-    | {"A2C 3-step, learned V": "formula"}
-    | dict.fromkeys(GAE, "formula"),
+    "rollouts": {"learned Q": "formula", "exact Q": "exact", "exact A": "exact"}
+    | dict.fromkeys(("A2C 1-step, learned V", "A2C 3-step, learned V", *GAE), "formula"),
     "an older policy's episodes": {
         "trajectory ratio x total return": "exact",
         "trajectory ratio x exact A": "exact",
@@ -95,12 +93,9 @@ class Problem(NamedTuple):
 
 # --- the estimators ---
 
-Weights = dict[str, Array]  # weights of grad log pi, [T, N], by estimator
-
 
 def estimates(problem: Problem, key: Key, batch: int) -> dict[str, Params]:
-    """Returns one estimate by each estimator, and by the `BROKEN` ones, from `batch` episodes of each kind of
-    experience."""
+    """Returns one estimate by each estimator, `BROKEN` ones too, from `batch` episodes of each kind of experience."""
     mdp = problem.mdp
     env, limited_env = mdp_env(mdp), mdp_env(dataclasses.replace(mdp, horizon=TIME_LIMIT))
     network = WithCritic(tabular_policy(mdp), table(problem.value["exact"]))
@@ -125,8 +120,7 @@ def estimates(problem: Problem, key: Key, batch: int) -> dict[str, Params]:
     constant, in_loss, clipped = from_an_older_policy(problem, old, log_prob)
     out |= ascents(old, constant)
     out |= ascents(old, in_loss, lambda log_prob, weight: surrogate(log_prob, old_log_prob, weight))
-    clip = lambda log_prob, weight: clipped_surrogate(log_prob, old_log_prob, weight, CLIP_EPS)  # noqa: E731
-    return out | ascents(old, clipped, clip)
+    return out | ascents(old, clipped, lambda log_prob, w: clipped_surrogate(log_prob, old_log_prob, w, CLIP_EPS))
 
 
 def table(x: np.ndarray) -> Array:
@@ -153,23 +147,21 @@ def whole_episodes(problem: Problem, experience: Experience) -> Weights:
     }
 
 
+def gae_from(problem: Problem, x: Transition, critic: str, lam: float, sign: float = 1.0) -> Array:
+    """GAE from a table of V; `sign` -1 adds the baseline instead of subtracting it."""
+    V = table(problem.value[critic])
+    return gae(x.reward, sign * V[x.obs], V[x.next_obs], x.terminated, x.truncated, problem.mdp.gamma, lam)[0]
+
+
 def with_critics(problem: Problem, experience: Experience) -> Weights:
     """Q, n-step advantages and GAE."""
     (x, mask), gamma = experience, problem.mdp.gamma
-    taken = x.obs, x.action
-
-    def gae_from(critic: str, lam: float, sign: float = 1.0) -> Array:
-        V = table(problem.value[critic])
-        return gae(x.reward, sign * V[x.obs], V[x.next_obs], x.terminated, x.truncated, gamma, lam)[0]
-
-    def a2c(n: int) -> Array:
-        V = table(problem.value["learned"])
-        return n_step(x.reward, V[x.obs], V[x.next_obs], x.terminated, x.truncated, gamma, n)[0]
-
+    taken, V = (x.obs, x.action), table(problem.value["learned"])
+    a2c = partial(n_step, x.reward, V[x.obs], V[x.next_obs], x.terminated, x.truncated, gamma)
     weights = {f"{name} Q": table(q)[taken] for name, q in problem.q.items()}
-    weights |= {"exact A": table(problem.advantage)[taken], FLIPPED: gae_from("exact", 0.9, -1.0)}
-    weights |= {f"A2C {n}-step, learned V": a2c(n) for n in (1, 3)}
-    weights |= {f"GAE {lam:g}, {critic} V": gae_from(critic, lam) for critic in CRITICS for lam in LAMBDAS}
+    weights |= {"exact A": table(problem.advantage)[taken], FLIPPED: gae_from(problem, x, "exact", 0.9, -1.0)}
+    weights |= {f"A2C {n}-step, learned V": a2c(n)[0] for n in (1, 3)}
+    weights |= {f"GAE {lam:g}, {name} V": gae_from(problem, x, name, lam) for name in CRITICS for lam in LAMBDAS}
     return {name: discount_power(mask, gamma) * w for name, w in weights.items()}
 
 
@@ -177,25 +169,17 @@ def cut_by_a_time_limit(problem: Problem, experience: Experience) -> Weights:
     """GAE that must bootstrap: each rollout holds two episodes, one after the other."""
     (x, mask), gamma = experience, problem.mdp.gamma
     discount = jnp.tile(discount_power(mask[:TIME_LIMIT], gamma), (HORIZON // TIME_LIMIT, 1))
-
-    def gae_from(critic: str, lam: float) -> Array:
-        V = table(problem.value[critic])
-        return gae(x.reward, V[x.obs], V[x.next_obs], x.terminated, x.truncated, gamma, lam)[0]
-
     V = table(problem.value["exact"])[x.obs]
     off_by_one = jnp.roll(V, -1, axis=0)  # V of the rollout's next observation, even where an episode ended
     return {
-        **{f"cut: GAE {lam:g}, {critic} V": discount * gae_from(critic, lam) for critic, lam in CUT},
+        **{f"cut: GAE {lam:g}, {name} V": discount * gae_from(problem, x, name, lam) for name, lam in CUT},
         OFF_BY_ONE: discount * gae(x.reward, V, off_by_one, x.terminated, x.truncated, gamma, 0.9)[0],
     }
 
 
 def from_an_older_policy(problem: Problem, experience: Experience, log_prob: Array) -> tuple[Weights, Weights, Weights]:
-    """Importance sampling, with the ratio in the weight, in the loss, or in the loss and clipped there.
-
-    Args:
-      log_prob: `[T, N]` under the policy whose gradient is estimated.
-    """
+    """Importance sampling, with the ratio in the weight, in the loss, or in the loss and clipped there. `log_prob` `[T,
+    N]` is under the policy whose gradient is estimated."""
     (x, mask), gamma = experience, problem.mdp.gamma
     discount = discount_power(mask, gamma)
     whole, to_t = (ratio(log_prob, x.log_prob, mask) for ratio in (trajectory_ratio, per_decision_ratio))
@@ -217,8 +201,7 @@ def from_an_older_policy(problem: Problem, experience: Experience, log_prob: Arr
 
 
 def pose(seed: int) -> Problem:
-    """Makes the process of a seed, two policies, critics (exact, learned from 64 episodes, wrong) and the theory's
-    means."""
+    """Makes a random process, two policies, critics (exact, learned from 64 episodes, wrong) and theoretical means."""
     random = garnet(seed, num_states=5, horizon=HORIZON, horizon_terminates=True)
     mdp = unroll(dataclasses.replace(random, reward=random.reward + 1))  # baselines need rewards of mean not 0
     rng = np.random.default_rng(seed + 1)
@@ -264,13 +247,13 @@ def pose(seed: int) -> Problem:
 def learn(mdp: FiniteMDP, params: Params, key: Key, num_episodes: int = 64) -> tuple[np.ndarray, np.ndarray]:
     """Fits V and Q to the returns to go of a few episodes."""
     network = WithCritic(tabular_policy(mdp), jnp.zeros(mdp.num_states))
-    critics: dict[str, Network] = {"value": tabular_value(mdp), "q": tabular_q(mdp)}
+    critics: dict[str, Network] = {"value": TabularValue(mdp.num_states), "q": TabularValue(*mdp.reward.shape)}
     tx = step_direction("adam", None)
 
     def loss(tables, batch):
         obs, action, target, mask = batch
-        value = critics["value"].apply(tables["value"], obs)
-        q = jnp.take_along_axis(critics["q"].apply(tables["q"], obs), action[..., None], axis=-1)[..., 0]
+        value, q = (critic.apply(tables[name], obs) for name, critic in critics.items())
+        q = jnp.take_along_axis(q, action[..., None], axis=-1)[..., 0]
         error = squared_error(value, target) + squared_error(q, target)
         return jnp.mean(error, where=mask), {}
 
@@ -286,7 +269,7 @@ def learn(mdp: FiniteMDP, params: Params, key: Key, num_episodes: int = 64) -> t
             return (tables, opt_state), None
 
         (tables, _), _ = jax.lax.scan(step, (tables, tx.init(tables)), length=500)
-        return tables["value"]["params"]["value"], tables["q"]["params"]["value"]
+        return tuple(tables[name]["params"]["value"] for name in critics)
 
-    V, Q = fit(key)
-    return np.asarray(V, np.float64), np.asarray(Q, np.float64)
+    V, Q = (np.asarray(x, np.float64) for x in fit(key))
+    return V, Q

@@ -2,8 +2,7 @@
 
 All functions take NumPy arrays and compute in double precision. As in `purepg.lab.exact`, J = E sum_t gamma^t r_t, and
 a time limit changes nothing. Functions raise UsageError if the gain K `[m, n]` has infinite cost, which it has unless
-sqrt(gamma) * |eigenvalues of A - B K| is below 1. Sources: Fazel et al. 2018 for the gradient, Riccati's equation for
-the optimum, both with a discount.
+sqrt(gamma) * |eigenvalues of A - B K| is below 1. Source of the gradient: Fazel et al. 2018, discounted.
 """
 
 from typing import NamedTuple
@@ -62,11 +61,7 @@ def gradient(lqr: LQR, K: np.ndarray) -> np.ndarray:
 
 
 def optimum(lqr: LQR) -> np.ndarray:
-    """The gain of the best policy of any kind, `[m, n]`, from Riccati's equation.
-
-    Raises:
-      UsageError: no gain has a finite cost.
-    """
+    """The best policy's gain, `[m, n]`, from Riccati's equation. Raises UsageError if no gain has a finite cost."""
     A, B = np.sqrt(lqr.gamma) * lqr.A, np.sqrt(lqr.gamma) * lqr.B
     try:
         P = scipy.linalg.solve_discrete_are(A, B, lqr.Q, lqr.R)

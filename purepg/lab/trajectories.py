@@ -50,15 +50,11 @@ def enumerate_trajectories(mdp: FiniteMDP, log_pi: Array | np.ndarray, num_steps
                 "enumerate a smaller process or a shorter horizon"
             )
         steps = [[x[parent] for x in step] for step in steps]
-        probability, state, alive = (
-            probability[parent] * joint[parent, action, next_state],
-            state[parent],
-            alive[parent],
-        )
+        probability = probability[parent] * joint[parent, action, next_state]
+        state, alive = state[parent], alive[parent]
         at_horizon, at_limit = len(steps) + 1 == mdp.horizon, len(steps) + 1 == limit
         terminated = alive & (mdp.terminal[next_state] | (at_horizon & mdp.horizon_terminates))
-        time_is_up = at_horizon & (not mdp.horizon_terminates)
-        truncated = alive & (time_is_up | (at_limit & ~terminated))
+        truncated = alive & ((at_horizon and not mdp.horizon_terminates) | (at_limit & ~terminated))
         log_prob = np.log(np.where(alive, pi[state, action], 1.0))
         now = (state, action, log_prob, mdp.reward[state, action], terminated, truncated, next_state)
         steps.append([*(np.where(alive, x, np.zeros_like(x)) for x in now), alive])
@@ -85,11 +81,8 @@ def trajectory_gradient(mdp: FiniteMDP, policy: LogPolicy, params: Params, num_s
 
 
 def state_distributions(mdp: FiniteMDP, log_pi: Array | np.ndarray, num_steps: int, restart: bool) -> np.ndarray:
-    """P(s_t = s and the episode is running), `[num_steps, S]`, for experience that begins with a reset.
-
-    Args:
-      restart: True resets where an episode ends, as `rollout` does. False does not, as in `episodes`, so mass is lost.
-    """
+    """P(s_t = s and the episode is running), `[num_steps, S]`, for experience that begins with a reset. `restart`
+    resets where an episode ends, as `rollout` does; without it, as in `episodes`, mass is lost."""
     pi, S = np.exp(np.asarray(log_pi, np.float64)), mdp.num_states
     step = np.einsum("sa,sat->st", pi, mdp.transition) * ~mdp.terminal
     by_clock = np.zeros((mdp.horizon or num_steps, S))  # [t, S], probability by the episode's time

@@ -5,7 +5,7 @@ Files are memory-mapped and read one tensor at a time. Nothing is downloaded.
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,23 +31,17 @@ NAMES = {  # our modules' names and theirs
 }
 
 
-class Tensor(NamedTuple):
-    """Where a tensor lies."""
-
-    file: Path
-    opened: safe_open
+Tensor = tuple[Path, safe_open]  # the file that holds a tensor, and the same file opened
 
 
 def load_pretrained(folder: str | Path, dtype: Any = jnp.float32) -> tuple[TransformerConfig, int, Params]:
-    """Returns the config, vocabulary size and parameters; the model is `Transformer(config, num_tokens).apply(params,
-    token)`.
+    """Returns config, vocabulary size and parameters; the model is `Transformer(config, num_tokens)`.
 
     Args:
       folder: holds `config.json`, and `model.safetensors` or the shards listed in `model.safetensors.index.json`.
       dtype: dtype of the returned parameters, whatever the files store.
     Raises:
-      UsageError: a file or tensor is missing, damaged or of another shape, or the checkpoint needs a feature that
-        `Transformer` does not support.
+      UsageError: a file or tensor is missing, damaged or of another shape, or `Transformer` lacks a feature it needs.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -60,7 +54,7 @@ def load_pretrained(folder: str | Path, dtype: Any = jnp.float32) -> tuple[Trans
     ignored = {"lm_head.weight"} if config.tied_head else set()
     unknown = [x for x in tensors if x not in {*jax.tree.leaves(names), *ignored} and not x.endswith("inv_freq")]
     if unknown:
-        raise UsageError(f"{tensors[unknown[0]].file} holds the tensor {unknown[0]}, which no transformer here uses")
+        raise UsageError(f"{tensors[unknown[0]][0]} holds the tensor {unknown[0]}, which no transformer here uses")
 
     def parameter(name, like):
         if name not in tensors:
@@ -71,11 +65,8 @@ def load_pretrained(folder: str | Path, dtype: Any = jnp.float32) -> tuple[Trans
 
 
 def read_config(file: Path) -> tuple[TransformerConfig, int]:
-    """Returns the config and vocabulary size; missing entries take the defaults of Hugging Face's classes.
-
-    Raises:
-      UsageError: the file is not JSON, a number is missing or out of range, or a feature is not supported.
-    """
+    """Returns the config and vocabulary size; missing entries take the defaults of Hugging Face's classes. Raises
+    UsageError if the file is not JSON, a number is missing or out of range, or a feature is not supported."""
     found = _read_json(file)
     kind = found.get("model_type")
     if kind not in ("llama", "qwen2"):
@@ -117,11 +108,7 @@ def read_config(file: Path) -> tuple[TransformerConfig, int]:
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """Returns every tensor of the single file or of all shards.
-
-    Raises:
-      UsageError: a file is missing or damaged.
-    """
+    """Returns every tensor of the single file or of all shards. Raises UsageError if a file is missing or damaged."""
     if (folder / SINGLE).exists():
         return _open(folder / SINGLE)
     if not (folder / INDEX).exists():
@@ -129,8 +116,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     shard_of = _read_json(folder / INDEX).get("weight_map")
     if not isinstance(shard_of, dict) or not all(isinstance(x, str) for x in shard_of.values()):
         raise UsageError(f"{folder / INDEX}: weight_map must map every tensor to its file")
-    shards = [_open(folder / shard) for shard in sorted(set(shard_of.values()))]
-    return {name: tensor for shard in shards for name, tensor in shard.items()}
+    return dict(item for shard in sorted(set(shard_of.values())) for item in _open(folder / shard).items())
 
 
 def _open(file: Path) -> dict[str, Tensor]:
@@ -140,19 +126,20 @@ def _open(file: Path) -> dict[str, Tensor]:
         opened = safe_open(file, framework="numpy")
     except (SafetensorError, OSError) as error:
         raise UsageError(f"{file} is truncated, damaged or not a safetensors file ({error})") from None
-    return {name: Tensor(file, opened) for name in opened.keys()}  # noqa: SIM118 (not a dict)
+    return dict.fromkeys(opened.keys(), (file, opened))
 
 
 def _parameter(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: Any) -> Array:
     """Reads a tensor as our parameter with shape `shape`. PyTorch's matrices are [out, in], our kernels [in, out]."""
     is_kernel = len(shape) == 2 and name != "model.embed_tokens.weight"
     stored = list(shape[::-1] if is_kernel else shape)
-    found = tensor.opened.get_slice(name)
+    file, opened = tensor
+    found = opened.get_slice(name)
     if found.get_dtype() not in DTYPES:
-        raise UsageError(f"{tensor.file}: {name} has dtype {found.get_dtype()}, but must have {', '.join(DTYPES)}")
+        raise UsageError(f"{file}: {name} has dtype {found.get_dtype()}, but must have {', '.join(DTYPES)}")
     if found.get_shape() != stored:
-        raise UsageError(f"{tensor.file}: {name} has shape {found.get_shape()}, but config.json implies {stored}")
-    x = tensor.opened.get_tensor(name)  # copies the mapped memory
+        raise UsageError(f"{file}: {name} has shape {found.get_shape()}, but config.json implies {stored}")
+    x = opened.get_tensor(name)  # copies the mapped memory
     return jnp.array(x.T if is_kernel else x, dtype)
 
 

@@ -79,11 +79,7 @@ def init_cache(config: TransformerConfig, batch_size: int, length: int, dtype: A
 
 
 def check_transformer(config: Config) -> Config:
-    """Returns a transformer's config after `check`.
-
-    Raises:
-      UsageError: `check` refuses the config, or its numbers do not fit together.
-    """
+    """Returns a transformer's config after `check`. Raises UsageError also if its numbers do not fit together."""
     checked = check(config)
     c: Any = checked
     if c.num_heads % c.num_kv_heads:
@@ -187,8 +183,7 @@ class Transformer(nn.Module):
         Returns:
           (logits `[B, n, V]`, V `[B, n]` or None, the updated cache or None).
         Raises:
-          UsageError: the config's numbers do not fit together.
-          AssertionError: an array has the wrong shape.
+          UsageError: the config's numbers do not fit together. AssertionError: an array has the wrong shape.
         """
         c = check_transformer(self.config)
         chex.assert_rank(token, 2)
@@ -233,8 +228,8 @@ class Transformer(nn.Module):
 def embed(embedding: Array, token: Array) -> Array:
     """Returns rows `[..., hidden_size]` of `embedding` `[V, hidden_size]`; padding gets token 0's row, to stay finite.
 
-    A small vocabulary is multiplied as one-hot rows instead of gathered: the gradient of a gather is a scatter, which
-    on a CPU processes rows one at a time, and again for each vmapped seed. The cost of the product grows with V.
+    A small vocabulary is multiplied as one-hot rows: the gradient of a gather is a scatter, which on a CPU processes
+    rows one at a time, and again for each vmapped seed. The cost of the product grows with V.
     """
     token = jnp.maximum(token, 0)
     if embedding.shape[0] <= ONE_HOT_TOKENS:
@@ -249,14 +244,10 @@ def rotary_angle(position: Array, head_dim: int, theta: Array | float, dtype: An
 
 
 def rotate(x: Array, angle: Array) -> Array:
-    """Rotates the pairs (x_i, x_{i + d/2}) of every head by its column's angles, so that the product of a query and a
-    key depends only on the difference of their positions.
+    """Rotates the pairs (x_i, x_{i + d/2}) of every head of `x` `[..., n, heads, d]` by the `angle` `[..., n, d / 2]`
+    of its column, so that the product of a query and a key depends only on the difference of their positions.
 
     Su et al. pair neighbours, (x_{2i}, x_{2i+1}); these pairs are Hugging Face's, for which checkpoints are stored.
-
-    Args:
-      x: `[..., n, heads, d]`.
-      angle: `[..., n, d / 2]`.
     """
     cos, sin = jnp.cos(angle)[..., None, :], jnp.sin(angle)[..., None, :]
     first, second = jnp.split(at_least_float32(x), 2, axis=-1)

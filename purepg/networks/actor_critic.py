@@ -29,8 +29,7 @@ class NetworkConfig:
       activation: applied after every hidden layer.
       shared: use one torso for policy and critic.
       policy_scale: gain of the policy's last layer; a small gain makes the first policy nearly uniform (or centred).
-      initial_std: initial standard deviation of a Gaussian policy, which learns its logarithm as a parameter
-        independent of the state.
+      initial_std: initial standard deviation of a Gaussian policy; its logarithm is learned, independent of the state.
     """
 
     torso: Literal["mlp", "cnn"] = "mlp"
@@ -46,9 +45,8 @@ class ActorQConfig:
     """Sizes of a policy and of the critics that score its actions; they share no weights.
 
     Attributes:
-      policy: categorical, for discrete actions; gaussian, with a standard deviation independent of the state;
-        tanh_gaussian, squashed into bounded actions, with one that depends on the state; or deterministic, with a tanh
-        where actions are bounded.
+      policy: categorical, for discrete actions; gaussian, with a state-independent standard deviation; tanh_gaussian,
+        squashed into bounded actions, with a state-dependent one; or deterministic, with a tanh for bounded actions.
       torso: mlp: dense layers; cnn: one convolution before them, of the size that MinAtar needs.
       hidden: widths of the dense layers.
       activation: applied after every hidden layer.
@@ -135,8 +133,7 @@ class ActorQ(NamedTuple):
 
     Attributes:
       policy: `apply(params, obs)` returns a distribution.
-      critic: `apply(params, obs, action)` returns `[...]`; for discrete actions, `apply(params, obs)` returns `[...,
-        A]`.
+      critic: `apply(params, obs, action)` returns `[...]`; or, for discrete actions, `apply(params, obs)` `[..., A]`.
     """
 
     policy: Any
@@ -172,11 +169,7 @@ class ActorQ(NamedTuple):
 
 
 def actor_q(env: Env, config: ActorQConfig) -> ActorQ:
-    """Returns the policy and critics for an environment's spaces.
-
-    Raises:
-      UsageError: no network here fits a space or a setting.
-    """
+    """Returns the policy and critics for an environment. Raises UsageError if a space or a setting does not fit."""
     config = check(config)
     check_torso(env, config)
     if isinstance(env.action_space, Discrete) != (config.policy == "categorical"):
@@ -190,21 +183,14 @@ def actor_q(env: Env, config: ActorQConfig) -> ActorQ:
         check_tanh_gaussian(env.action_space, config.initial_std, f"those of {env.name}")
     torso, space = partial(Torso, env.observation_space, config), env.action_space
     settings: dict[str, Any] = {name: getattr(config, name) for name in ("policy", "policy_scale", "initial_std")}
-    if config.policy in SQUASHED:
-        # These layers belong to the policy, without a head around them, to match the checkpoints of earlier runs.
-        def head(name: str) -> Callable[[Array], Distribution]:
-            return partial(squashed_policy, space=space, **settings)
-    else:
-        head = partial(PolicyHead, space, **settings)
+    head: Part = partial(PolicyHead, space, **settings)
+    if config.policy in SQUASHED:  # without a module around its layers, to match the checkpoints of earlier runs
+        head = lambda name: partial(squashed_policy, space=space, **settings)  # noqa: E731
     return ActorQ(Policy(torso, head), Critic(torso, space), space, config.num_critics)
 
 
 def actor_critic(env: Env, config: NetworkConfig) -> ActorCritic:
-    """Returns the network for an environment's spaces.
-
-    Raises:
-      UsageError: no network here fits a space or a setting.
-    """
+    """Returns the network for an environment's spaces. Raises UsageError if a space or a setting does not fit."""
     config = check(config)
     check_torso(env, config)
     torso = partial(Torso, env.observation_space, config)
@@ -213,11 +199,8 @@ def actor_critic(env: Env, config: NetworkConfig) -> ActorCritic:
 
 
 def output(env: Env, network: Network | QNetwork) -> tuple[Distribution, Any]:
-    """Returns the shapes and kinds of a network's output for one observation, as (distribution, V or None).
-
-    Raises:
-      UsageError: the network returns something else.
-    """
+    """Returns the shapes and kinds of a network's output for one observation, as (distribution, V or None). Raises
+    UsageError if the network returns something else."""
 
     def apply(key):
         _, obs = env.reset(key)
@@ -231,8 +214,7 @@ def output(env: Env, network: Network | QNetwork) -> tuple[Distribution, Any]:
 
 
 def require_policy_gradient(env: Env, network: Network, algorithm: str, value: bool = True) -> None:
-    """Raises UsageError if the network's policy has no log-probabilities, or if `value` is set and the network has no
-    V."""
+    """Raises UsageError if the policy has no log-probabilities, or if `value` is set and the network has no V."""
     policy, found = output(env, network)
     if not hasattr(policy, "log_prob"):
         kind = type(policy).__name__

@@ -51,9 +51,7 @@ class PolicyHead(nn.Module):
     def __call__(self, x: Array) -> Distribution:
         space, policy = self.space, self.policy or ("categorical" if isinstance(self.space, Discrete) else "gaussian")
         if isinstance(space, Discrete) != (policy == "categorical"):
-            raise UsageError(
-                f"policy ({policy}) does not fit {space}: use categorical for discrete actions and only for them"
-            )
+            raise UsageError(f"policy ({policy}) does not fit {space}: categorical is for discrete actions only")
         if policy in SQUASHED:
             assert isinstance(space, Box)
             if policy == "tanh_gaussian":

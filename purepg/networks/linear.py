@@ -38,11 +38,7 @@ class QuadraticQ(nn.Module):
 
 
 def linear_quadratic(env: Env, config: LinearQuadraticConfig) -> ActorQ:
-    """Returns the network for an environment with real-valued observations and unbounded actions.
-
-    Raises:
-      UsageError: a space is of another kind.
-    """
+    """Returns the network for vector observations and unbounded actions. Raises UsageError for other spaces."""
     del config
     obs_space, action_space = env.observation_space, env.action_space
     vectors = isinstance(obs_space, Box) and len(obs_space.shape) == 1

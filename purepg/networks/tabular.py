@@ -59,16 +59,6 @@ def tabular_policy(mdp: FiniteMDP, pinned: bool = False) -> TabularPolicy:
     return TabularPolicy(mdp.num_actions, tuple(mdp.alias.tolist()), pinned)
 
 
-def tabular_value(mdp: FiniteMDP) -> TabularValue:
-    """Returns V, which observes the true state."""
-    return TabularValue(mdp.num_states)
-
-
-def tabular_q(mdp: FiniteMDP) -> TabularValue:
-    """Returns Q of all actions, which observes the true state."""
-    return TabularValue(mdp.num_states, mdp.num_actions)
-
-
 def tabular_actor_critic(mdp: FiniteMDP, pinned: bool = False) -> TabularActorCritic:
-    """Returns `tabular_policy` and `tabular_value` as one network, for any actor-critic algorithm."""
-    return TabularActorCritic(tabular_policy(mdp, pinned), tabular_value(mdp))
+    """Returns `tabular_policy` and V of the true state as one network, for any actor-critic algorithm."""
+    return TabularActorCritic(tabular_policy(mdp, pinned), TabularValue(mdp.num_states))

@@ -33,8 +33,7 @@ def flat_features(obs: Obs, space: ObservationSpace) -> Array:
 
 
 class Torso(nn.Module):
-    """Features `[..., hidden[-1]]` of an observation, or of an observation and an action. Initialisation is orthogonal,
-    as in common PPO implementations."""
+    """Features `[..., hidden[-1]]` of an observation, or of one and an action. Initialisation is orthogonal."""
 
     space: ObservationSpace
     config: Any  # a `NetworkConfig` or an `ActorQConfig`
