@@ -16,11 +16,12 @@ import numpy as np
 
 from purepg.algorithms.reinforce import REINFORCEConfig, reinforce
 from purepg.config import Count, Positive, Range, Seed
-from purepg.envs.finite_mdp import aliased, mdp_env
+from purepg.envs.finite_mdp import mdp_env
+from purepg.envs.named_mdps import aliased
 from purepg.equations.advantages import discount_power, discounted_return
+from purepg.lab.accuracy import Statistics, sample, statistics
 from purepg.lab.estimators import WithCritic, update_of
 from purepg.lab.exact import bellman_gradient, in_float64, log_policy, objective, score, values, weighted_gradient
-from purepg.lab.statistics import Statistics, sample, statistics
 from purepg.lab.trajectories import enumerate_trajectories, state_distributions
 from purepg.networks.tabular import tabular_policy
 from purepg.run.experiment import train_population

@@ -17,13 +17,14 @@ from matplotlib.figure import Figure
 from scipy.stats import binom
 
 from purepg.config import Count, Seed
-from purepg.envs.finite_mdp import bandit, mdp_env
+from purepg.envs.finite_mdp import mdp_env
+from purepg.envs.named_mdps import bandit
 from purepg.equations.advantages import standardise, total_return
 from purepg.equations.losses import surrogate
 from purepg.equations.ratios import trajectory_ratio
+from purepg.lab.accuracy import Statistics, Verdict, sample, statistics, unbiasedness, variance_change
 from purepg.lab.estimators import WithCritic, ascent, episode_experience
 from purepg.lab.ladder import BROKEN, LAMBDAS, NAMES, OFF_BY_ONE, THEORY, Problem, estimates, pose
-from purepg.lab.statistics import Statistics, Verdict, sample, statistics, unbiasedness, variance_change
 from purepg.lab.theory import standardised_factor
 from purepg.networks.tabular import tabular_policy
 from purepg.run.console import say

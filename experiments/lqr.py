@@ -14,7 +14,7 @@ import numpy as np
 from purepg.algorithms.dpg import DPGConfig, dpg
 from purepg.config import Positive, Range, Seed
 from purepg.envs.lqr import coupled_carts, lqr_env
-from purepg.lab.lqr import gradient, objective, optimum, state_moment
+from purepg.lab.riccati import gradient, objective, optimum, state_moment
 from purepg.networks.linear import LinearQuadraticConfig, linear_quadratic
 from purepg.run.experiment import train_population
 from purepg.run.pages import table

@@ -33,7 +33,8 @@ from purepg.algorithms.groups import source
 from purepg.algorithms.grpo import GRPOConfig, grpo
 from purepg.algorithms.preferences import RewardModelConfig, fit_reward_model, learned_reward, sample_preferences
 from purepg.config import Count, Positive, Range, Seed
-from purepg.envs.tasks import Task, decode, reversing, token_env
+from purepg.envs.named_tasks import reversing
+from purepg.envs.tasks import Task, decode, token_env
 from purepg.language.model import LanguageModel, LanguageModelConfig
 from purepg.run.experiment import train_population
 from purepg.run.pages import table

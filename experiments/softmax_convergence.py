@@ -16,7 +16,8 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from purepg.config import Positive, Range, Seed
-from purepg.envs.finite_mdp import FiniteMDP, bandit, garnet, unroll
+from purepg.envs.finite_mdp import FiniteMDP, unroll
+from purepg.envs.named_mdps import bandit, garnet
 from purepg.lab.exact import (
     LogPolicy,
     bellman_gradient,

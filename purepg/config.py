@@ -1,7 +1,7 @@
-"""The vocabulary of configs: numbers with their ranges, choices, and the one check of them all.
+"""Config fields: numbers with ranges, choices, and the check of both.
 
 A config is a frozen dataclass. Its floats may be tracers, so that a sweep over them is a vmap; ints, bools, strings and
-tuples are static. Optional numbers are `Positive | None`, None meaning off.
+tuples are static. Optional numbers are `Positive | None`, where None means off.
 """
 
 import dataclasses
@@ -16,13 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from purepg.types import UsageError
+from purepg.types import Array, UsageError
 
 Config = TypeVar("Config")
+Number = Array | float  # a float of a config, which a sweep traces
 
 
 class Range(NamedTuple):
-    """A closed interval; `above` leaves the lower end out."""
+    """A closed interval; `above` excludes the lower end."""
 
     low: float
     high: float = math.inf
@@ -50,15 +51,14 @@ UnitInterval = Annotated[float, Range(0.0, 1.0)]
 
 
 def check(config: Config) -> Config:
-    """Holds every field of a config to its type: its kind, its range, its choices.
+    """Checks every field of a config against its declared type, range and choices.
 
-    A tracer, which a sweep within a program passes for a float, has no value to look at and is held to being a number.
+    Traced values, such as those of a sweep within a program, have no value yet: only their shape and dtype are checked.
 
     Returns:
-      the config, with Python's numbers in the place of NumPy's and of arrays without axes, so that nothing computed
-      with it depends on their precision.
+      the config. NumPy numbers and arrays without axes become Python numbers, whose dtype does not change results.
     Raises:
-      UsageError: names the field, its value, and what it must be; of choices, the nearest.
+      UsageError: names the field, its value, what it must be, and the nearest choice.
     """
     fields = {name: (getattr(config, name), hint) for name, hint in hints(type(config)).items()}
     held = {name: _hold(name, value, hint) for name, (value, hint) in fields.items()}
@@ -67,45 +67,44 @@ def check(config: Config) -> Config:
 
 
 def check_choice(name: str, value: object, choices: Any) -> None:
-    """Raises UsageError where `value` is none of the strings of `choices`, a Literal; names the nearest."""
+    """Raises UsageError if `value` is not one of the strings of the Literal `choices`; names the nearest."""
     if not _is_a(choices, value):
         refuse(name, value, choices)
 
 
 def check_minibatches(batch_size: int, num_minibatches: int, what: str = "num_minibatches") -> None:
-    """Raises UsageError where a rollout's steps cannot be dealt out evenly."""
+    """Raises UsageError if a rollout's steps cannot be split evenly into minibatches."""
     if batch_size % num_minibatches:
         raise UsageError(f"num_envs * num_steps ({batch_size}) must be divisible by {what} ({num_minibatches})")
 
 
 def check_schedules(config: Any) -> None:
-    """Raises UsageError where something is to be annealed and no length is given; `run` gives the run's."""
+    """Raises UsageError if something is annealed but `anneal_updates` is None. `run` sets it to the run's length."""
     annealed = (value for name, value in vars(config).items() if name.startswith("anneal_") and name != ANNEAL_UPDATES)
     if any(annealed) and getattr(config, ANNEAL_UPDATES) is None:
-        raise UsageError("anneal_updates (None) must be a number of updates where something is annealed")
+        raise UsageError("anneal_updates (None) must be a number of updates if something is annealed")
 
 
 def check_standardised(
     normalize: bool | str, batch_size: int, num_minibatches: int = 1, name: str = "normalize_advantage"
 ) -> None:
-    """Raises UsageError where one step's weight would be standardised by itself, which leaves nothing of it.
+    """Raises UsageError if a single step's weight would be standardised by itself, which makes it 0.
 
-    Args:
-      normalize: the field `name`: whether to standardise over the batch; or "minibatch", "batch" or "off".
+    `normalize` is the value of the field `name`: True or "batch", which standardises a batch, "minibatch", or off.
     """
     together = batch_size // num_minibatches if normalize == "minibatch" else batch_size
     if normalize not in (False, "off") and together == 1:
-        raise UsageError(f"{name} ({normalize}) needs 2 steps or more at once: of the weight of 1 alone it leaves 0")
+        raise UsageError(f"{name} ({normalize}) needs at least 2 steps at once: standardising one weight gives 0")
 
 
 @functools.cache
 def hints(config: type) -> dict[str, Any]:
-    """The types of a config's fields, with their annotations."""
+    """Returns the types of a config's fields, with their annotations."""
     return get_type_hints(config, include_extras=True)
 
 
 def alternatives(hint: Any) -> list[tuple[Any, Range | None]]:
-    """A field's type as (kind, range of it), or several where it is a union, None last."""
+    """Returns a field's type as a list of (kind, its range), with one entry per member of a union and None last."""
     if get_origin(hint) is Annotated:
         inner, *notes = get_args(hint)
         own = next((x for x in notes if isinstance(x, Range)), None)
@@ -117,18 +116,18 @@ def alternatives(hint: Any) -> list[tuple[Any, Range | None]]:
 
 
 def refuse(name: str, value: object, hint: Any) -> NoReturn:
-    """Raises UsageError: the value of this name is not of this type, and what is, of choices the nearest."""
+    """Raises UsageError: the value does not have the type `hint`. Names what it must be, and the nearest choice."""
     kinds = dict(alternatives(hint))
     choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
     near = difflib.get_close_matches(str(value).lower(), choices, n=1, cutoff=0.4)
     remark = f": did you mean {near[0]}?" if near else ""
     if not is_known(value) and float not in kinds:
-        remark = ", known before the program is traced"
+        remark = ", with a value known before the program is traced"
     raise UsageError(f"{name} ({_shown(value)}) must be {_described(hint)}{remark}")
 
 
 def _described(hint: Any) -> str:
-    """What a value of a type is, in words."""
+    """Describes in words the values that a type allows."""
     words = {bool: "true or false", int: "an integer", float: "a number", str: "text", NoneType: "none"}
     named = []
     for kind, _ in alternatives(hint):
@@ -142,18 +141,18 @@ def _described(hint: Any) -> str:
 
 
 def float_fields(config: Any) -> tuple[str, ...]:
-    """Names of the fields that may be swept inside one program: floats, and optional floats that are on."""
+    """Names the fields that can be swept inside one program: floats, and optional floats that are not None."""
     is_float = {name: float in dict(alternatives(hint)) for name, hint in hints(type(config)).items()}
     return tuple(name for name, value in vars(config).items() if is_float[name] and value is not None)
 
 
 def is_known(x: object) -> bool:
-    """Whether a number has a value now: a tracer's comes when the program runs."""
+    """Whether a number has a concrete value; a tracer gets one only when the program runs."""
     return not isinstance(x, Tracer)
 
 
 def _hold(name: str, value: Any, hint: Any) -> Any:
-    """A field's value as its type has it. Raises UsageError where it is not of that type."""
+    """Converts a value to its field's type. Raises UsageError if it does not have that type."""
     kinds = alternatives(hint)
     for kind, allowed in kinds:
         if get_origin(kind) is tuple and isinstance(value, tuple):
@@ -162,7 +161,10 @@ def _hold(name: str, value: Any, hint: Any) -> Any:
         if not _is_a(kind, value):
             continue
         if kind in (int, float) and is_known(value):
-            value = value if type(value) is kind else _converted(kind, value)
+            try:
+                value = kind(value)
+            except OverflowError:  # the integer is too large for a float
+                value = math.inf
             if value not in (allowed or Range(-math.inf)):
                 raise UsageError(f"{name} ({value}) must be {allowed or 'a finite number'}")
         return bool(value) if kind is bool else value
@@ -184,18 +186,11 @@ def _is_a(kind: Any, value: Any) -> bool:
             real = jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)
             return value.shape == () and real
         return isinstance(value, int | float | np.integer | np.floating) and not is_bool
-    return not isinstance(kind, type) or isinstance(value, kind)  # of other annotations nothing is known here
-
-
-def _converted(kind: type, value: Any) -> Any:
-    try:
-        return kind(value)
-    except OverflowError:  # an integer that no float can hold
-        return math.inf
+    return not isinstance(kind, type) or isinstance(value, kind)  # other annotations are not checked
 
 
 def _shown(value: object) -> str:
-    """A value in a few words of one line."""
+    """Formats a value as a few words on one line."""
     if isinstance(value, np.ndarray | jax.Array):
         return f"an array of shape {value.shape}, {value.dtype}"
     text = repr(value) if isinstance(value, str | bytes | tuple | list) else " ".join(str(value).split())

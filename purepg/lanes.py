@@ -1,8 +1,8 @@
 """Control flow that stays cheap under vmap.
 
-A loop or a branch whose predicate is batched copies whole buffers through `select`. `any_lane` reduces the predicate
-over every lane of every vmap around it, so that it stays unbatched: the loop runs until no lane needs it, the branch
-is a real one, and each lane masks its own result.
+A loop or branch with a batched predicate copies whole buffers through `select`. `any_lane` reduces the predicate over
+all lanes of all enclosing vmaps, so it stays unbatched: a loop runs until no lane needs it, and each lane masks its own
+result.
 """
 
 import jax
@@ -13,7 +13,7 @@ from purepg.types import Array
 
 @jax.custom_batching.custom_vmap
 def any_lane(predicate: Array) -> Array:
-    """Whether `predicate` (bool, any shape) holds anywhere, in any lane of the population."""
+    """Whether `predicate` (bool, any shape) is true anywhere, in any lane of the population."""
     return jnp.any(predicate)
 
 

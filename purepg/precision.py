@@ -1,4 +1,4 @@
-"""Narrow floats: parameters may be bfloat16 or float16; what is sampled, summed up or stepped is float32 at least."""
+"""Narrow floats: parameters may be bfloat16 or float16, but samples, sums and optimiser steps are at least float32."""
 
 from typing import Any
 
@@ -9,25 +9,25 @@ from purepg.types import Array
 
 
 def is_narrow(dtype: Any) -> bool:
-    """Whether it is a float narrower than float32."""
+    """Whether a dtype is a float narrower than float32."""
     return bool(jnp.issubdtype(dtype, jnp.floating)) and jnp.finfo(dtype).bits < 32
 
 
 def has_narrow(tree: Any) -> bool:
-    """Whether any array of the tree is."""
+    """Whether any array of the tree has a narrow dtype."""
     return any(is_narrow(x.dtype) for x in jax.tree.leaves(tree))
 
 
 def at_least_float32(tree: Any) -> Any:
-    """Floats narrower than float32 as float32; all other arrays as they are."""
+    """Converts floats narrower than float32 to float32; other arrays stay unchanged."""
     return jax.tree.map(lambda x: x.astype(jnp.float32) if is_narrow(x.dtype) else x, tree)
 
 
 def rounded(x: Array, dtype: Any = None) -> Array:
-    """`x` in `dtype` (None: its own), rounded here, where that is narrow.
+    """Converts `x` to `dtype` (None: its own) and, if that is narrow, forces the rounding to happen here.
 
-    A conversion alone does not see to it: XLA may leave a narrow float's rounding out where it computes in float32, and
-    does in one program and not in another, so that a network's outputs would depend on what is compiled with it.
+    A conversion alone is not enough: where XLA computes in float32 it may skip the rounding, in one program and not in
+    another, so a network's outputs would depend on what they are compiled with.
     """
     dtype = dtype or x.dtype
     if not is_narrow(dtype):

@@ -1,7 +1,7 @@
-"""The one thing purepg does to the process it is imported into: keep XLA's CPU runtime from deadlocking.
+"""Keeps XLA's CPU runtime from deadlocking. This is purepg's only effect on the process that imports it.
 
-jaxlib 0.10.2's concurrency-optimised scheduler can leave every thread of a small worker pool waiting for another
-(seen on two cores with a few vmapped seeds: the process sleeps for ever). The older scheduler does not.
+jaxlib 0.10.2's concurrency-optimised scheduler can leave all threads of a small worker pool waiting for each other (on
+two cores with a few vmapped seeds, the process sleeps for ever). The older scheduler does not.
 """
 
 import importlib.metadata
@@ -10,29 +10,26 @@ import warnings
 
 import jax
 
-# An unknown XLA flag aborts the process, so the flag is set only where it was tried.
+# An unknown XLA flag aborts the process, so the flag is set only for versions on which it was tested.
 AFFECTED_JAXLIB = ("0.10.2",)
 SCHEDULER_FLAG = "xla_cpu_enable_concurrency_optimized_scheduler"
 
-_flags_before: str | None = None  # the user's XLA_FLAGS, where the cure was added to them
+_flags_before: str | None = None  # the user's XLA_FLAGS before our flag was added
 
 
 def make_cpu_safe() -> None:
-    """Adds the cure to `XLA_FLAGS`, unless the user's own `XLA_FLAGS` names the flag or `NPROC` is set.
+    """Selects the older scheduler through `XLA_FLAGS`, unless the user's `XLA_FLAGS` name the flag or `NPROC` is set.
 
-    Warns where a JAX backend already runs, for then it comes too late. Creates no backend and no device.
+    Warns if a JAX backend already runs, because the flag then has no effect. Creates no backend and no device.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if importlib.metadata.version("jaxlib") not in AFFECTED_JAXLIB or SCHEDULER_FLAG in flags or "NPROC" in os.environ:
         return
     if backend_is_running():
         if jax.default_backend() == "cpu":
-            warnings.warn(
-                "purepg was imported after JAX had started: its CPU runtime can deadlock on few cores. Import purepg "
-                f"before the first JAX computation, or set XLA_FLAGS=--{SCHEDULER_FLAG}=false",
-                RuntimeWarning,
-                stacklevel=3,
-            )
+            risk = "purepg was imported after JAX had started: its CPU runtime can deadlock on few cores."
+            remedy = f"Import purepg before the first JAX computation, or set XLA_FLAGS=--{SCHEDULER_FLAG}=false"
+            warnings.warn(f"{risk} {remedy}", RuntimeWarning, stacklevel=3)
         return
     global _flags_before
     _flags_before = flags
@@ -40,10 +37,10 @@ def make_cpu_safe() -> None:
 
 
 def split_cpu(num_devices: int, num_cores: int) -> None:
-    """Lets the CPU appear as several devices, once the backend starts.
+    """Makes the CPU appear as several devices when the backend starts.
 
-    With two, the flag above is no cure: runs hung with it, and hung without it at one worker thread a device. A larger
-    pool of workers (`NPROC`) is: so the flag goes, unless it is the user's own.
+    With two devices, the older scheduler is not enough: runs hung with it, and hung without it at one worker thread per
+    device. A larger worker pool (`NPROC`) works, so the flag is removed again unless the user set it.
     """
     if "NPROC" not in os.environ:
         os.environ["NPROC"] = str(2 * max(num_cores, num_devices))
@@ -53,7 +50,7 @@ def split_cpu(num_devices: int, num_cores: int) -> None:
 
 
 def users_environment() -> dict[str, str]:
-    """The environment without the cure, for a process of its own that will choose for itself."""
+    """Returns the environment without our flag, for a subprocess that makes its own choice."""
     environment = dict(os.environ)
     if _flags_before is not None:
         environment["XLA_FLAGS"] = _flags_before
@@ -62,6 +59,6 @@ def users_environment() -> dict[str, str]:
 
 def backend_is_running() -> bool:
     """Whether this process has started a JAX backend, after which flags and device counts are fixed."""
-    from jax._src import xla_bridge  # no public way to ask without starting one
+    from jax._src import xla_bridge  # the public functions would start a backend
 
     return xla_bridge.backends_are_initialized()

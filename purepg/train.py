@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from purepg.envs.contract import check_environment, in_units
-from purepg.experience.rollout import start
+from purepg.experience.rollout import reset_all
 from purepg.lanes import any_lane
 from purepg.types import Act, Algorithm, Array, Env, Key, Mean, Metrics, Obs, State
 
@@ -113,7 +113,7 @@ def evaluate(key: Key, env: Env, act: Act, num_episodes: int, max_steps: int) ->
     """
     check_environment(env)
     k_start, k_run = jax.random.split(key)
-    world = start(k_start, env, num_episodes)
+    world = reset_all(k_start, env, num_episodes)
 
     def body(carry):
         t, env_state, stats = carry

@@ -25,11 +25,12 @@ from purepg.algorithms.sac import SACConfig, sac
 from purepg.algorithms.sac_discrete import DiscreteSACConfig, sac_discrete
 from purepg.algorithms.td3 import TD3Config, td3
 from purepg.algorithms.trpo import TRPOConfig, trpo
-from purepg.envs.finite_mdp import garnet, mdp_env
+from purepg.envs.finite_mdp import mdp_env
+from purepg.envs.named_mdps import garnet
 from purepg.equations.distributions import DiagGaussian, executed
 from purepg.experience import normalize
 from purepg.networks.actor_critic import ActorQ, NetworkConfig, actor_critic
-from purepg.networks.tabular import tabular_actor_critic, tabular_policy, tabular_q
+from purepg.networks.tabular import TabularValue, tabular_actor_critic, tabular_policy
 from purepg.train import averaged, train
 from purepg.types import Box, Discrete, Space, State, UsageError
 
@@ -530,7 +531,7 @@ def test_a_policy_acts_on_raw_observations_by_the_learners_own_statistics(popula
         (reinforce, REINFORCEConfig(num_episodes=0), "num_episodes (0) must be at least 1"),
         (reinforce, REINFORCEConfig(max_steps=0), "max_steps (0) must be at least 1"),
         *(
-            (algorithm, config, "anneal_updates (None) must be a number of updates where something is annealed")
+            (algorithm, config, "anneal_updates (None) must be a number of updates if something is annealed")
             for algorithm, config in (
                 (a2c, A2CConfig(anneal_learning_rate=True)),
                 (ppo, PPOConfig(anneal_learning_rate=True)),
@@ -579,7 +580,11 @@ def test_a_trust_region_refuses_a_torso_that_its_critic_would_move(algorithm, co
 def test_the_numbers_of_categories_are_not_normalised(algorithm, config):
     mdp, env = garnet(), mdp_env(garnet())
     with_q = algorithm in (q_actor_critic, sac_discrete)
-    network = ActorQ(tabular_policy(mdp), tabular_q(mdp), env.action_space) if with_q else tabular_actor_critic(mdp)
+    network = (
+        ActorQ(tabular_policy(mdp), TabularValue(mdp.num_states, mdp.num_actions), env.action_space)
+        if with_q
+        else tabular_actor_critic(mdp)
+    )
     with pytest.raises(UsageError) as error:
         algorithm(env, network, config)
     assert str(error.value) == "normalize_obs (True) must be off: garnet 0 observes one of 6 categories"

@@ -141,7 +141,7 @@ def test_reinforce_stops_before_its_budget_and_pads_what_differs(tmp_path):
         (["--ppo.target-kl", "True"], "--ppo.target-kl ('True') must be a number or none"),
         (["--network.hidden", "64x64"], "an entry of --network.hidden ('64x64') must be an integer"),
         (["--sweep", "normalize_obs=1"], "--sweep normalize_obs ('1') must be true or false"),
-        (["--ppo.num-minibatches", "16"], "normalize_advantage (minibatch) needs 2 steps or more at once"),
+        (["--ppo.num-minibatches", "16"], "normalize_advantage (minibatch) needs at least 2 steps at once"),
         (["--sweep", "num_minibatches=1,3"], "must be divisible by num_minibatches (3)"),
         (["--ppo.gama", "0.9"], "did you mean --ppo.gamma?"),
         (["--ppo.gamma", "high"], "--ppo.gamma ('high') must be a number"),
@@ -167,7 +167,7 @@ def test_an_algorithm_is_refused_an_action_space_that_it_cannot_act_in(capsys, m
     matrix = purepg.envs.make("Pendulum-v1")._replace(action_space=Box(-np.ones((2, 2)), np.ones((2, 2))), name="M")
     monkeypatch.setattr(purepg.envs, "make", lambda name: matrix)
     assert command(algorithm=a2c, config=A2CConfig()) == 2
-    assert "a Box action space must be one-dimensional; M has shape (2, 2)" in capsys.readouterr().err
+    assert "a Box action space must be one-dimensional, but M's has shape (2, 2)" in capsys.readouterr().err
 
 
 def test_a_result_that_cannot_be_written_is_said_and_the_others_are_kept(tmp_path, monkeypatch, capsys):

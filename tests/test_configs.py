@@ -139,7 +139,7 @@ def test_a_traced_float_is_not_looked_at_and_nothing_else_may_be_traced():
     jax.eval_shape(lambda x: held(x, gamma=0, max_grad_norm=0), jnp.float32(7))
     assert refused(jax.eval_shape, lambda x: held(x, gamma=0), jnp.zeros(2)).startswith("gamma (an array of shape (2,)")
     traced = refused(jax.eval_shape, lambda x: held(x, num_envs=0), 3)
-    assert traced.endswith("must be an integer, known before the program is traced")
+    assert traced.endswith("must be an integer, with a value known before the program is traced")
 
 
 def test_settings_whose_floats_are_numbers_of_any_kind_share_one_program():
@@ -177,7 +177,7 @@ def test_a_function_with_choices_refuses_another_and_does_not_take_its_last():
 # --- what cannot learn ---
 
 ONE: dict[str, Any] = {"num_envs": 1, "num_steps": 1}
-ALONE = "needs 2 steps or more at once: of the weight of 1 alone it leaves 0"
+ALONE = "needs at least 2 steps at once: standardising one weight gives 0"
 
 
 def groups_of(**changes: Any) -> GRPOConfig:
@@ -301,9 +301,9 @@ def test_a_traced_coefficient_of_an_adaptive_penalty_is_not_looked_at():
 )
 def test_an_algorithm_with_v_refuses_a_deterministic_policy_and_a_network_without_v(algorithm, config, policy):
     message = refused(algorithm, arms_env(REAL), TinyQNetwork(policy), config)
-    needs, has = "a stochastic policy", "; that of this network on toy is a Deterministic"
+    needs, has = "a stochastic policy", ", but that of this network on toy is a Deterministic"
     if policy == "gaussian":
-        needs, has = "a critic V(s)", ", which this network has not; one of actor_critic has"
+        needs, has = "a critic V(s)", ", which this network does not have: use actor_critic"
     assert message == f"{algorithm.__name__} needs {needs}{has}"
 
 

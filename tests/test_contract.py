@@ -13,7 +13,7 @@ from purepg.algorithms.grpo import GRPOConfig, grpo
 from purepg.algorithms.reinforce import REINFORCEConfig, reinforce
 from purepg.algorithms.sac import SACConfig, sac
 from purepg.envs.contract import check_environment, in_units
-from purepg.experience.rollout import episodes, rollout, start
+from purepg.experience.rollout import episodes, reset_all, rollout
 from purepg.run.films.episodes import play
 from purepg.train import evaluate
 from purepg.types import Actor, Box, Discrete, Env, TimeStep, UsageError
@@ -60,7 +60,7 @@ def test_whoever_steps_an_environment_does_so_in_its_units_and_keeps_the_canonic
     @quick_jit
     def run(key):
         return (
-            rollout(key, env, actor, start(key, env, 6), 1)[1][1:4:2],
+            rollout(key, env, actor, reset_all(key, env, 6), 1)[1][1:4:2],
             episodes(key, env, actor, 6, 1).trajectory[1:4:2],
             (canonical[None], play(key, env, act, 6, 1).reward),
             (canonical[None], evaluate(key, env, act, 6, 1).episode_return[None]),
@@ -90,18 +90,18 @@ def altered(**changes: Any) -> Env:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"obs": {"x": np.zeros(2, jnp.bfloat16), "seen": False}}, "obs['x'] must have dtype float32, and has bf"),
-        ({"obs": {"x": np.zeros(2), "seen": np.zeros(1, bool)}}, "obs['seen'] must have shape (), and has (1,)"),
-        ({"obs": {"x": np.zeros(2)}}, "its step's obs['seen'] must be there, and is not"),
-        ({"state": {"t": np.float32(0)}}, "its step's state['t'] must have dtype int32, and has float32"),
-        ({"state": {"t": np.int32(0), "u": 0}}, "its step's state['u'] must not be there, and is"),
-        ({"reward": np.zeros(1)}, "its step's reward must have shape (), and has (1,)"),
-        ({"reward": np.int32(1)}, "its step's reward must have dtype float, and has int32"),
-        ({"terminated": np.float32(0)}, "its step's terminated must have dtype bool, and has float32"),
-        ({"truncated": np.zeros(1, bool)}, "its step's truncated must have shape (), and has (1,)"),
+        ({"obs": {"x": np.zeros(2, jnp.bfloat16), "seen": False}}, "obs['x'] must have dtype float32, but has bf"),
+        ({"obs": {"x": np.zeros(2), "seen": np.zeros(1, bool)}}, "obs['seen'] must have shape (), but has (1,)"),
+        ({"obs": {"x": np.zeros(2)}}, "its step's obs['seen'] must be there, but is not"),
+        ({"state": {"t": np.float32(0)}}, "its step's state['t'] must have dtype int32, but has float32"),
+        ({"state": {"t": np.int32(0), "u": 0}}, "its step's state['u'] must not be there, but is"),
+        ({"reward": np.zeros(1)}, "its step's reward must have shape (), but has (1,)"),
+        ({"reward": np.int32(1)}, "its step's reward must have dtype float, but has int32"),
+        ({"terminated": np.float32(0)}, "its step's terminated must have dtype bool, but has float32"),
+        ({"truncated": np.zeros(1, bool)}, "its step's truncated must have shape (), but has (1,)"),
         (
             {"observation_space": {"x": Discrete(2), "seen": Discrete(2)}},
-            "reset's obs['x'] must have shape (), and has (2,)",
+            "reset's obs['x'] must have shape (), but has (2,)",
         ),
     ],
 )
@@ -114,9 +114,11 @@ def test_what_differs_between_reset_and_step_is_said_in_one_line(changes, says):
 
 def test_what_reset_and_step_give_is_named_where_it_is_no_pair():
     env = altered()
-    with pytest.raises(UsageError, match="its reset must give a pair, a state and an observation, and gives a dict"):
+    with pytest.raises(
+        UsageError, match="its reset must return a pair, a state and an observation, but returns a dict"
+    ):
         check_environment(env._replace(reset=lambda key: env.reset(key)[1]))
-    with pytest.raises(UsageError, match="its step must give a state and a TimeStep, and gives a tuple"):
+    with pytest.raises(UsageError, match="its step must return a state and a TimeStep, but returns a tuple"):
         check_environment(env._replace(step=lambda *args: (args[1], tuple(env.step(*args)[1]))))
     with pytest.raises(UsageError, match="its action space must be Discrete or a Box of floats"):
         check_environment(env._replace(action_space=Box(np.zeros(1, int), np.ones(1, int), np.int32)))
@@ -138,7 +140,7 @@ def test_every_kind_of_algorithm_and_an_evaluation_refuse_an_environment_whose_s
         lambda: grpo(env, network, GRPOConfig()),
         lambda: jax.eval_shape(lambda key: evaluate(key, env, lambda key, obs: obs[:, :1], 2, 4), jax.random.key(0)),
     ):
-        with pytest.raises(UsageError, match="toy: its step's obs must have dtype float32, and has float16"):
+        with pytest.raises(UsageError, match="toy: its step's obs must have dtype float32, but has float16"):
             make()
 
 

@@ -13,7 +13,7 @@ from helpers import quick_jit
 
 from purepg.equations.distributions import Categorical, Deterministic, DiagGaussian, TanhGaussian, executed
 from purepg.experience.acting import actor
-from purepg.experience.rollout import rollout, start
+from purepg.experience.rollout import reset_all, rollout
 from purepg.lab.exact import in_float64
 from purepg.types import Box, Env, TimeStep
 
@@ -313,7 +313,7 @@ def test_a_tanh_gaussians_score_has_the_mean_zero_at_every_mean_and_deviation():
 
     def mean_score(key):
         k_start, k_rollout = jax.random.split(key)
-        world = start(k_start, env, NUM_SAMPLES)
+        world = reset_all(k_start, env, NUM_SAMPLES)
         _, trajectory, _ = rollout(k_rollout, env, actor(network, params), world, 1)
 
         def log_prob(params):

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from helpers import quick_jit
 
-from purepg.envs.finite_mdp import FiniteMDP, aliased, chain, contextual_bandit, garnet, mdp_env, unroll
+from purepg.envs.finite_mdp import FiniteMDP, mdp_env, unroll
+from purepg.envs.named_mdps import aliased, chain, contextual_bandit, garnet
 from purepg.equations.distributions import Categorical
 from purepg.lab.exact import (
     bellman_gradient,

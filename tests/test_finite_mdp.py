@@ -16,19 +16,8 @@ import purepg.envs
 from purepg.algorithms.a2c import A2CConfig, a2c
 from purepg.algorithms.ppo import PPOConfig, ppo
 from purepg.algorithms.reinforce import REINFORCEConfig, reinforce
-from purepg.envs.finite_mdp import (
-    NAMED,
-    FiniteMDP,
-    MDPState,
-    aliased,
-    bandit,
-    chain,
-    cliff,
-    contextual_bandit,
-    garnet,
-    mdp_env,
-    unroll,
-)
+from purepg.envs.finite_mdp import FiniteMDP, MDPState, mdp_env, unroll
+from purepg.envs.named_mdps import MDPS, aliased, bandit, chain, cliff, contextual_bandit, garnet
 from purepg.lab.exact import log_policy, optimum
 from purepg.networks.actor_critic import NetworkConfig, actor_critic
 from purepg.networks.tabular import tabular_actor_critic
@@ -163,7 +152,7 @@ def test_an_unrolled_process_is_where_the_original_is_at_each_time():
 @pytest.mark.parametrize("terminates", [None, False])
 def test_only_a_horizon_that_terminates_is_unrolled(terminates):
     horizon = None if terminates is None else 3
-    with pytest.raises(UsageError, match="garnet 0: to unroll needs a horizon that terminates"):
+    with pytest.raises(UsageError, match="garnet 0: unroll needs a horizon that terminates"):
         unroll(garnet(horizon=horizon))
 
 
@@ -244,9 +233,9 @@ def test_left_out_nothing_is_terminal_and_every_state_is_itself():
 # --- the named ones ---
 
 
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("name", MDPS)
 def test_every_named_process_is_made_by_its_name(name):
-    env, mdp = purepg.envs.make(name), NAMED[name]()
+    env, mdp = purepg.envs.make(name), MDPS[name]()
     assert (env.observation_space.n, env.action_space.n) == (mdp.num_states, mdp.num_actions)  # type: ignore[union-attr]
     assert (env.name, env.max_episode_steps) == (mdp.name, mdp.horizon)
 

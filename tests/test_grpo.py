@@ -22,14 +22,15 @@ from purepg.algorithms.family import FAMILY
 from purepg.algorithms.groups import Groups, Learner, advantages, info, source
 from purepg.algorithms.grpo import GRPOConfig, grpo
 from purepg.algorithms.preferences import sample_preferences
-from purepg.envs.finite_mdp import bandit, garnet, mdp_env
+from purepg.envs.finite_mdp import mdp_env
+from purepg.envs.named_mdps import bandit, garnet
 from purepg.envs.tasks import Task, token_env
 from purepg.equations.advantages import group_advantage, has_signal
 from purepg.equations.losses import aggregate, clipped_surrogate, importance_weighted, two_sided_surrogate
 from purepg.equations.ratios import kl_k1, kl_k2, kl_k3, sequence_log_ratio
+from purepg.lab.accuracy import sample, statistics
 from purepg.lab.estimators import update_of
 from purepg.lab.exact import in_float64
-from purepg.lab.statistics import sample, statistics
 from purepg.language.model import LanguageModel, LanguageModelConfig, language_model
 from purepg.networks.tabular import tabular_actor_critic
 from purepg.optimize import step_direction

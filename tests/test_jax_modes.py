@@ -22,7 +22,8 @@ from purepg.algorithms.sac import sac
 from purepg.algorithms.td3 import td3
 from purepg.algorithms.trpo import trpo
 from purepg.config import float_fields
-from purepg.envs.tasks import addition, token_env
+from purepg.envs.named_tasks import addition
+from purepg.envs.tasks import token_env
 from purepg.language.model import LanguageModelConfig, language_model
 from purepg.networks.actor_critic import ActorQConfig, NetworkConfig, actor_critic, actor_q
 from purepg.train import averaged, evaluate, guard, train

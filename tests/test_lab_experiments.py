@@ -9,7 +9,8 @@ import pytest
 from helpers import quick_jit
 
 from purepg.algorithms.reinforce import REINFORCEConfig, reinforce
-from purepg.envs.finite_mdp import aliased, bandit, garnet, mdp_env, unroll
+from purepg.envs.finite_mdp import mdp_env, unroll
+from purepg.envs.named_mdps import aliased, bandit, garnet
 from purepg.equations.advantages import discount_power, discounted_return
 from purepg.lab.estimators import WithCritic, update_of
 from purepg.lab.exact import (

@@ -11,7 +11,9 @@ from helpers import quick_jit
 from purepg.algorithms.a2c import A2CConfig, a2c
 from purepg.algorithms.ppo import PPOConfig, ppo
 from purepg.algorithms.reinforce import REINFORCEConfig, reinforce
-from purepg.envs.finite_mdp import garnet, mdp_env, unroll
+from purepg.envs.finite_mdp import mdp_env, unroll
+from purepg.envs.named_mdps import garnet
+from purepg.lab.accuracy import sample, statistics, unbiasedness, variance_change
 from purepg.lab.estimators import update_of
 from purepg.lab.exact import bellman_gradient, in_float64, log_policy, values, weighted_gradient
 from purepg.lab.ladder import (
@@ -23,7 +25,6 @@ from purepg.lab.ladder import (
     estimates,
     pose,
 )
-from purepg.lab.statistics import sample, statistics, unbiasedness, variance_change
 from purepg.lab.trajectories import state_distributions
 from purepg.networks.tabular import tabular_actor_critic
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from helpers import quick_jit
 
-from purepg.envs.finite_mdp import garnet
+from purepg.envs.named_mdps import garnet
 from purepg.equations.distributions import Categorical, DiagGaussian
 from purepg.equations.losses import clipped_surrogate, policy_gradient, surrogate
 from purepg.lab.exact import bellman_gradient, in_float64, log_policy, values, visitation

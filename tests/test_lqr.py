@@ -15,9 +15,9 @@ from helpers import quick_jit
 import purepg.envs
 from purepg.envs.lqr import LQR, coupled_carts, lqr_env
 from purepg.equations.advantages import discounted_return
-from purepg.experience.rollout import episodes, rollout, start
+from purepg.experience.rollout import episodes, reset_all, rollout
 from purepg.lab.exact import in_float64
-from purepg.lab.lqr import closed_loop, gradient, objective, optimum, state_moment, values
+from purepg.lab.riccati import closed_loop, gradient, objective, optimum, state_moment, values
 from purepg.networks.linear import LinearPolicy, LinearQuadraticConfig, QuadraticQ, linear_quadratic
 from purepg.types import Actor, Box, UsageError
 
@@ -73,7 +73,7 @@ def test_the_clock_truncates_and_nothing_ever_terminates():
         return jnp.full((2, 3), 1e6), None
 
     wild = Actor(lambda key, obs: (), act)
-    world = start(jax.random.key(0), env, 2)
+    world = reset_all(jax.random.key(0), env, 2)
     _, trajectory, _ = quick_jit(lambda key: rollout(key, env, wild, world, 12))(jax.random.key(1))
     assert not trajectory.terminated.any()
     np.testing.assert_array_equal(trajectory.truncated.all(1), np.arange(12) % 5 == 4)
@@ -131,7 +131,7 @@ def test_the_carts_are_pushed_each_by_its_own_motor_and_pull_at_each_other():
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"A": np.eye(3)}, r"A has shape \(3, 3\), which must be \(2, 2\)"),
+        ({"A": np.eye(3)}, r"A has shape \(3, 3\), but must have \(2, 2\)"),
         ({"B": np.ones(2)}, "where B is"),
         ({"B": np.ones((2, 0)), "R": np.ones((0, 0))}, "shape"),
         ({"Q": np.eye(3)}, "Q has shape"),
@@ -313,7 +313,7 @@ def test_a_discount_of_zero_leaves_the_step_that_is_taken():
 def test_a_gain_of_infinite_cost_is_refused_and_one_just_short_of_it_is_not():
     """The state may grow by less than 1 / sqrt(gamma) a step."""
     for function in (closed_loop, values, objective, state_moment, gradient):
-        with pytest.raises(UsageError, match=r"small carts: this gain's cost is infinite.* by 5\.57 a step") as error:
+        with pytest.raises(UsageError, match=r"small carts: this gain's cost is infinite.* by 5\.57 per step") as error:
             function(dataclasses.replace(CARTS, name="small carts"), -10 * optimum(CARTS))
         assert "\n" not in str(error.value)
     with pytest.raises(UsageError, match=r"small carts: .* no gain has a finite cost"):

@@ -276,13 +276,13 @@ def test_parameters_keep_the_names_that_checkpoints_have():
         (
             UNBOUNDED,
             {"policy": "tanh_gaussian"},
-            "policy (tanh_gaussian) needs bounded actions; those of toy are not: try gaussian",
+            "policy (tanh_gaussian) needs bounded actions, but those of toy are unbounded: try gaussian",
         ),
-        (REAL, {"initial_std": 0.005}, "initial_std (0.005) must be above 0.0067, below 7.4"),
-        (REAL, {"initial_std": 8.0}, "initial_std (8.0) must be above 0.0067, below 7.4"),
+        (REAL, {"initial_std": 0.005}, "initial_std (0.005) must be above 0.0067 and below 7.4"),
+        (REAL, {"initial_std": 8.0}, "initial_std (8.0) must be above 0.0067 and below 7.4"),
         (REAL, {"initial_std": -1.0}, "initial_std (-1.0) must be above 0"),
         (REAL, {"num_critics": 0}, "num_critics (0) must be at least 1"),
-        (REAL, {"hidden": ()}, "hidden (none) must hold positive widths"),
+        (REAL, {"hidden": ()}, "hidden (none) must hold at least one width"),
     ],
 )
 def test_a_network_that_fits_no_space_or_has_a_number_out_of_range_is_refused(space, config, message):

@@ -25,7 +25,8 @@ from purepg.algorithms.preferences import (
     learned_reward,
     sample_preferences,
 )
-from purepg.envs.tasks import Task, encode, reversing, token_env
+from purepg.envs.named_tasks import reversing
+from purepg.envs.tasks import Task, encode, token_env
 from purepg.equations.losses import preference
 from purepg.lab.exact import in_float64
 from purepg.language.model import LanguageModel, LanguageModelConfig, language_model

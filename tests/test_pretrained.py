@@ -242,12 +242,12 @@ def test_an_unknown_dtype_is_named(llama):
 )
 def test_a_header_that_does_not_describe_the_bytes_behind_it_is_refused_by_the_files_name(llama, change):
     rewrite(llama / FILE, lambda header: header[QUERY].update(change))
-    refuses(llama, f"{FILE} is truncated, damaged or no safetensors file (")
+    refuses(llama, f"{FILE} is truncated, damaged or not a safetensors file (")
 
 
 def test_bytes_of_no_tensor_are_refused_too(llama):
     rewrite(llama / FILE, lambda header: header.pop(QUERY))
-    refuses(llama, f"{FILE} is truncated, damaged or no safetensors file (")
+    refuses(llama, f"{FILE} is truncated, damaged or not a safetensors file (")
 
 
 def test_parameters_are_no_view_of_the_file(llama):
@@ -268,7 +268,7 @@ def test_a_truncated_file_is_named_wherever_it_ends(llama, kept):
 @pytest.mark.parametrize("header", [b"{", b"[]", b'{"x": 1}', b'{"x": {"dtype": "F32", "shape": [1]}}'])
 def test_a_file_without_a_header_is_named(llama, header):
     (llama / FILE).write_bytes(len(header).to_bytes(8, "little") + header)
-    refuses(llama, f"{FILE} is truncated, damaged or no safetensors file (")
+    refuses(llama, f"{FILE} is truncated, damaged or not a safetensors file (")
 
 
 def test_nothing_in_the_module_can_reach_a_network():

@@ -14,12 +14,14 @@ from helpers import quick_jit
 from purepg.algorithms.dpg import DPGConfig, dpg
 from purepg.algorithms.q_actor_critic import QActorCriticConfig, q_actor_critic
 from purepg.algorithms.sac_discrete import DiscreteSACConfig, sac_discrete
-from purepg.envs.finite_mdp import garnet, mdp_env
+from purepg.envs.finite_mdp import mdp_env
 from purepg.envs.lqr import LQR, coupled_carts, lqr_env
+from purepg.envs.named_mdps import garnet
 from purepg.equations.advantages import discount_power
 from purepg.equations.distributions import Categorical, TanhGaussian, executed
 from purepg.equations.losses import deterministic_policy_gradient, expected_soft_policy_gradient, soft_policy_gradient
-from purepg.experience.rollout import rollout, start
+from purepg.experience.rollout import reset_all, rollout
+from purepg.lab.accuracy import sample, statistics, unbiasedness
 from purepg.lab.estimators import update_of
 from purepg.lab.exact import (
     bellman_gradient,
@@ -31,15 +33,14 @@ from purepg.lab.exact import (
     visitation,
     weighted_gradient,
 )
-from purepg.lab.lqr import gradient as lqr_gradient
-from purepg.lab.lqr import optimum as lqr_optimum
-from purepg.lab.lqr import state_moment
-from purepg.lab.lqr import values as lqr_values
-from purepg.lab.statistics import sample, statistics, unbiasedness
+from purepg.lab.riccati import gradient as lqr_gradient
+from purepg.lab.riccati import optimum as lqr_optimum
+from purepg.lab.riccati import state_moment
+from purepg.lab.riccati import values as lqr_values
 from purepg.lab.trajectories import state_distributions
 from purepg.networks.actor_critic import ActorQ
 from purepg.networks.linear import LinearQuadraticConfig, linear_quadratic
-from purepg.networks.tabular import tabular_policy, tabular_q
+from purepg.networks.tabular import TabularValue, tabular_policy
 from purepg.train import train
 from purepg.types import Actor, Discrete, State
 
@@ -111,7 +112,7 @@ def test_dpg_with_the_exact_q_has_the_exact_gradient_as_its_mean():
         def act(noise, obs) -> Any:
             return mode(params, obs), None
 
-        _, x, _ = rollout(k_rollout, env, Actor(lambda key, obs: (), act), start(k_start, env, batch), T)
+        _, x, _ = rollout(k_rollout, env, Actor(lambda key, obs: (), act), reset_all(k_start, env, batch), T)
         discount = discount_power(x.reward, CARTS.gamma)
 
         def ascent(obs, discount):
@@ -231,7 +232,7 @@ def test_dpgs_update_with_a_learned_q_has_the_mean_of_that_q(learned):
 
 TAU = 0.4
 MDP = garnet(3, 3, 2, 2, horizon=3)  # episodes of three steps that the clock ends
-TABLES = ActorQ(tabular_policy(MDP), tabular_q(MDP), Discrete(2), 1)
+TABLES = ActorQ(tabular_policy(MDP), TabularValue(MDP.num_states, MDP.num_actions), Discrete(2), 1)
 POLICY = log_policy(tabular_policy(MDP), MDP.num_states)
 LOGITS = {"params": {"logits": np.random.default_rng(0).normal(size=(3, 2))}}
 

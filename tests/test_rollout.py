@@ -10,7 +10,7 @@ from helpers import diary_env, episode_length, loops_are_unbatched, quick_jit, t
 
 import purepg.experience.rollout
 from purepg.equations.distributions import Categorical
-from purepg.experience.rollout import draw, episode_info, episodes, rollout, start, step, truncation_as_termination
+from purepg.experience.rollout import draw, episode_info, episodes, reset_all, rollout, step, truncation_as_termination
 from purepg.train import averaged
 from purepg.types import Actor, Discrete, Env, TimeStep
 
@@ -43,7 +43,7 @@ def expected_log_prob(obs, action, slope=1.0):
 def two_rollouts():
     """(world before, trajectory, info, world after), the second beginning where the first left off."""
     k_start, *keys = jax.random.split(jax.random.key(0), 3)
-    world = jax.jit(lambda key: start(key, ENV, N))(k_start)
+    world = jax.jit(lambda key: reset_all(key, ENV, N))(k_start)
     run = quick_jit(lambda key, world: rollout(key, ENV, actor(), world, T))
     results = []
     for key in keys:
@@ -106,7 +106,7 @@ def test_info_has_the_means_over_the_episodes_that_ended_in_this_rollout(two_rol
 
 
 def test_where_no_episode_ended_the_means_are_nan_and_the_number_zero():
-    world = start(jax.random.key(0), ENV, N)
+    world = reset_all(jax.random.key(0), ENV, N)
     info = averaged(quick_jit(lambda key, world: rollout(key, ENV, actor(), world, 1)[2])(jax.random.key(1), world))
     assert np.isnan([info["episode_return"], info["episode_length"]]).all()
     assert info["num_episodes"] == 0
@@ -183,7 +183,7 @@ def key_actor() -> Actor:
 
 def test_no_key_is_given_twice():
     env = key_env()
-    world = start(jax.random.key(0), env, N)
+    world = reset_all(jax.random.key(0), env, N)
     first = np.asarray(world.obs)
     _, trajectory, _ = quick_jit(lambda key, world: rollout(key, env, key_actor(), world, T))(jax.random.key(1), world)
     whole = quick_jit(lambda key: episodes(key, env, key_actor(), N, 4))(jax.random.key(2))

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from purepg.envs.finite_mdp import garnet
-from purepg.networks.tabular import tabular_actor_critic, tabular_policy, tabular_q, tabular_value
+from purepg.envs.named_mdps import garnet
+from purepg.networks.tabular import TabularValue, tabular_actor_critic, tabular_policy
 
 S, A = 4, 3
 MDP = garnet(num_states=S, num_actions=A)
@@ -64,10 +64,10 @@ def test_the_first_policy_is_uniform_and_the_first_value_zero(pinned):
 
 def test_values_see_the_true_state_whatever_the_policy_can_tell():
     v, q = normal(3, S), normal(4, S, A)
-    np.testing.assert_array_equal(tabular_value(ALIASED).apply({"params": {"value": v}}, OBS), v)
-    np.testing.assert_array_equal(tabular_q(ALIASED).apply({"params": {"value": q}}, OBS), q)
-    assert init(tabular_value(ALIASED))["value"].shape == (S,)
-    assert init(tabular_q(ALIASED))["value"].shape == (S, A)
+    np.testing.assert_array_equal(TabularValue(S).apply({"params": {"value": v}}, OBS), v)
+    np.testing.assert_array_equal(TabularValue(S, A).apply({"params": {"value": q}}, OBS), q)
+    assert init(TabularValue(S))["value"].shape == (S,)
+    assert init(TabularValue(S, A))["value"].shape == (S, A)
 
 
 @pytest.mark.parametrize("batch", [(), (5,), (2, 3)])
@@ -78,7 +78,7 @@ def test_leading_batch_axes_are_kept(batch):
     distribution, value = network.apply({"params": {"policy": {"logits": table}, "value": {"value": v}}}, obs)
     np.testing.assert_array_equal(distribution.logits, table[ALIAS[obs]])
     np.testing.assert_array_equal(value, v[obs])
-    np.testing.assert_array_equal(tabular_q(ALIASED).apply({"params": {"value": q}}, obs), q[obs])
+    np.testing.assert_array_equal(TabularValue(S, A).apply({"params": {"value": q}}, obs), q[obs])
 
 
 def test_tables_are_in_the_precision_of_the_session():

@@ -15,8 +15,9 @@ import pytest
 from helpers import quick_jit
 from scipy.stats import chisquare
 
-from purepg.envs.tasks import TASKS, Task, addition, countdown, decode, encode, reversing, sorting, token_env
-from purepg.experience.rollout import rollout, start
+from purepg.envs.named_tasks import TASKS, addition, countdown, reversing, sorting
+from purepg.envs.tasks import Task, decode, encode, token_env
+from purepg.experience.rollout import reset_all, rollout
 from purepg.types import Actor, Discrete, UsageError
 
 ALL: dict[str, Task] = {
@@ -460,7 +461,7 @@ def test_a_rollout_sees_a_prompt_and_its_own_episodes_tokens_alone(name):
     def run(key):
         k_start, k_run = jax.random.split(key)
         actor = Actor(noise, lambda noise, obs: (noise, None))
-        return rollout(k_run, env, actor, start(k_start, env, N), T)[1:]
+        return rollout(k_run, env, actor, reset_all(k_start, env, N), T)[1:]
 
     trajectory, info = jax.tree.map(np.asarray, run(jax.random.key(0)))
     episodes = 0

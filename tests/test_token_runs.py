@@ -28,7 +28,8 @@ from purepg.algorithms.clone import CloneConfig, clone
 from purepg.algorithms.dpo import DPOConfig, dpo
 from purepg.algorithms.groups import info, source
 from purepg.algorithms.grpo import GRPOConfig, grpo
-from purepg.envs.tasks import TASKS, Task, decode, reversing, token_env
+from purepg.envs.named_tasks import TASKS, reversing
+from purepg.envs.tasks import Task, decode, token_env
 from purepg.language.model import LanguageModelConfig, digest
 from purepg.language.pretrained import load_pretrained
 from purepg.run import start

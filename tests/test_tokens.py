@@ -11,7 +11,8 @@ from helpers import equations, quick_jit
 from scipy.stats import chisquare
 
 import purepg
-from purepg.envs.finite_mdp import bandit, mdp_env
+from purepg.envs.finite_mdp import mdp_env
+from purepg.envs.named_mdps import bandit
 from purepg.envs.tasks import Task, token_env
 from purepg.experience.acting import actor
 from purepg.experience.rollout import episodes
@@ -326,14 +327,14 @@ def test_parameters_of_another_model_are_refused_by_the_first_name_that_differs(
     attention = start["params"]["attention_0"]
     biased = attention | {"output": attention["output"] | {"bias": np.ones(SMALL.hidden_size)}}
     assert said(attention_0=biased).startswith(
-        "params['params']['attention_0']['output']['bias'] must not be there, and"
+        "params['params']['attention_0']['output']['bias'] must not be there, but"
     )
     embedding = start["params"]["embedding"]
     shape, other = embedding.shape, embedding[:-1].shape
     assert said(embedding=embedding[:-1]).startswith(
-        f"params['params']['embedding'] must have shape {shape}, and has {other}"
+        f"params['params']['embedding'] must have shape {shape}, but has {other}"
     )
-    assert "params['params']['final_norm']['scale'] must be there, and is not" in said(final_norm={})
+    assert "params['params']['final_norm']['scale'] must be there, but is not" in said(final_norm={})
     has_head = "head" in start["params"]
     wrong = dataclasses.replace(SMALL, tied_head=has_head)
     with pytest.raises(UsageError, match=r"\['head'\]\['kernel'\] must (not )?be there"):

@@ -12,7 +12,8 @@ import pytest
 from helpers import quick_jit
 from scipy.stats import chi2
 
-from purepg.envs.finite_mdp import FiniteMDP, aliased, bandit, garnet, mdp_env, unroll
+from purepg.envs.finite_mdp import FiniteMDP, mdp_env, unroll
+from purepg.envs.named_mdps import aliased, bandit, garnet
 from purepg.equations.advantages import discount_power, discounted_return, gae, n_step, td_error, total_return
 from purepg.equations.ratios import per_decision_ratio, trajectory_ratio
 from purepg.experience.acting import actor

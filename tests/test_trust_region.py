@@ -13,7 +13,8 @@ import pytest
 from helpers import arms_env, loops_are_unbatched, quick_jit
 from jax.flatten_util import ravel_pytree
 
-from purepg.envs.finite_mdp import garnet, mdp_env
+from purepg.envs.finite_mdp import mdp_env
+from purepg.envs.named_mdps import garnet
 from purepg.equations.distributions import Categorical
 from purepg.equations.trust_region import (
     conjugate_gradient,

@@ -21,7 +21,7 @@ from purepg.equations.advantages import gae, group_advantage, has_signal
 from purepg.equations.diagnostics import SPARSE, policy_change
 from purepg.equations.distributions import Distribution
 from purepg.experience.acting import actor, evaluation_policy
-from purepg.experience.rollout import episodes_from, start
+from purepg.experience.rollout import episodes_from, reset_all
 from purepg.language.model import LanguageModel
 from purepg.networks.actor_critic import require_policy_gradient
 from purepg.precision import has_narrow
@@ -94,7 +94,7 @@ def _responses(env: Env, model: LanguageModel) -> Source:
 
     def sample(key, params, num_prompts, group_size):
         k_prompt, k_response, k_step = jax.random.split(key, 3)
-        env_state, obs = jax.vmap(env.reset)(jax.random.split(k_prompt, num_prompts))
+        env_state, obs, *_ = reset_all(k_prompt, env, num_prompts)
         token, log_prob = model.generate(k_response, params, obs[:, :L], group_size)
         reward, terminated, truncated, mask = pay(k_step, env_state, token)
         action = jnp.where(mask, token[..., L:], -1)
@@ -154,7 +154,7 @@ def _paid_by_steps(env: Env, key: Key, env_state: Any, token: Array) -> tuple[Ar
 def _episodes(env: Env, network: Network, max_steps: int) -> Source:
     def sample(key, params, num_starts, group_size):
         k_start, k_run = jax.random.split(key)
-        world = jax.tree.map(lambda x: jnp.repeat(x, group_size, axis=0), start(k_start, env, num_starts))
+        world = jax.tree.map(lambda x: jnp.repeat(x, group_size, axis=0), reset_all(k_start, env, num_starts))
         trajectory, mask, _ = episodes_from(k_run, env, actor(network, params), world, max_steps)
 
         def grouped(x):

@@ -108,7 +108,7 @@ def assemble(
 
     def init(key):
         k_params, k_world, k_noise = jax.random.split(key, 3)
-        envs = rollout.start(k_world, env, N)
+        envs = rollout.reset_all(k_world, env, N)
         learner = init_learner(network.init(k_params, envs.obs))
         obs = jax.tree.map(lambda x: x[0], envs.obs)
         learner = learner._replace(obs_moments=normalize.init(obs) if c.normalize_obs else None)

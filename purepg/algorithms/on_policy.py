@@ -19,7 +19,7 @@ from purepg.equations.losses import squared_error
 from purepg.experience import normalize
 from purepg.experience.acting import actor, evaluation_policy
 from purepg.experience.normalize import Moments
-from purepg.experience.rollout import RolloutState, rollout, start, truncation_as_termination
+from purepg.experience.rollout import RolloutState, reset_all, rollout, truncation_as_termination
 from purepg.optimize import minibatch_epochs
 from purepg.types import Action, Actor, Algorithm, Array, Env, Key, Metrics, Network, Obs, Params, State, UpdateSteps
 
@@ -87,7 +87,7 @@ def assemble(
 
     def init(key):
         k_params, k_world = jax.random.split(key)
-        envs = start(k_world, env, c.num_envs)
+        envs = reset_all(k_world, env, c.num_envs)
         params = network.init(k_params, envs.obs)
         learner = Learner(
             params,

@@ -1,4 +1,4 @@
-"""What an environment promises, and the units of its actions: what stands between any `Env` and the algorithms."""
+"""What every environment must satisfy, and the conversion of a policy's actions into the environment's units."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,11 +11,11 @@ from purepg.types import Action, Box, Discrete, Env, Space, TimeStep, UsageError
 
 
 def in_units(space: Space, action: Action) -> Action:
-    """A policy's action, `[..., *shape]`, as the environment's `step` takes it.
+    """Converts a policy's action `[..., *shape]` into the units that the environment's `step` expects.
 
-    Policies, log-probabilities, critics and replay have actions of a bounded Box in canonical [-1, 1]: they are clipped
-    to it and scaled to the bounds. Those of a Box with some bounds missing are in its own units, and clipped to the
-    bounds that it has. All others are taken as they are.
+    Policies, log-probabilities, critics and replay use canonical actions in [-1, 1] where a Box is bounded; these are
+    clipped and scaled to the bounds. Where some bounds are missing, actions are already in the Box's own units and are
+    clipped to the bounds that exist. All other actions are returned unchanged.
     """
     if isinstance(space, Discrete) or not (np.isfinite(space.low).any() or np.isfinite(space.high).any()):
         return action
@@ -26,29 +26,29 @@ def in_units(space: Space, action: Action) -> Action:
 
 
 def check_environment(env: Env) -> None:
-    """Holds `reset` and `step` to what `Env` says of them, without running either.
+    """Checks that `reset` and `step` satisfy the contract of `Env`, by tracing them without running them.
 
-    JAX remembers what it has traced: asked again of the same two functions, this costs next to nothing.
+    JAX caches the traces, so repeating the check for the same two functions costs next to nothing.
 
     Raises:
-      UsageError: a step gives another state or observation than a reset, in structure, shape or dtype; an observation
-        is not of its space's shape; a reward is no floating-point scalar, or a flag no bool; actions are not of floats.
+      UsageError: a step's state or observation differs from the reset's in structure, shape or dtype; an observation
+        does not have its space's shape; a reward is not a float scalar, a flag not a bool scalar, or continuous actions
+        not floats.
     """
     space = env.action_space
     if isinstance(space, Box) and not (np.shape(space.low) == np.shape(space.high) and _is_float(space.dtype)):
         raise UsageError(f"{env.name}: its action space must be Discrete or a Box of floats with arrays for bounds")
     key = jax.eval_shape(jax.random.key, 0)
-    action = jax.ShapeDtypeStruct(
-        *((), jnp.int32) if isinstance(space, Discrete) else (np.shape(space.low), space.dtype)
-    )
+    shape, dtype = ((), jnp.int32) if isinstance(space, Discrete) else (np.shape(space.low), space.dtype)
+    action = jax.ShapeDtypeStruct(shape, dtype)
     state, obs = _pair(env, "reset", jax.eval_shape(env.reset, key))
     next_state, time_step = _pair(env, "step", jax.eval_shape(env.step, key, state, action))
     if not isinstance(time_step, TimeStep):
-        raise UsageError(
-            f"{env.name}: its step must give a state and a TimeStep, and gives a {type(time_step).__name__}"
-        )
+        kind = type(time_step).__name__
+        raise UsageError(f"{env.name}: its step must return a state and a TimeStep, but returns a {kind}")
 
-    declared = jax.tree.map(_declared, env.observation_space, is_leaf=_is_space)
+    spaces, is_space = env.observation_space, lambda x: isinstance(x, Discrete | Box)
+    declared = jax.tree.map(lambda x: np.int32(0) if isinstance(x, Discrete) else x.low, spaces, is_leaf=is_space)
     for what, difference in {
         "reset's obs": first_difference(declared, obs, ("shape",)),
         "step's state": first_difference(state, next_state),
@@ -59,42 +59,32 @@ def check_environment(env: Env) -> None:
     for name, kind in {"reward": "float", "terminated": "bool", "truncated": "bool"}.items():
         found = getattr(time_step, name)
         if found.shape != ():
-            raise UsageError(f"{env.name}: its step's {name} must have shape (), and has {found.shape}")
+            raise UsageError(f"{env.name}: its step's {name} must have shape (), but has {found.shape}")
         if not (_is_float(found.dtype) if name == "reward" else found.dtype == bool):
-            raise UsageError(f"{env.name}: its step's {name} must have dtype {kind}, and has {found.dtype}")
+            raise UsageError(f"{env.name}: its step's {name} must have dtype {kind}, but has {found.dtype}")
 
 
 def first_difference(wanted: Any, found: Any, attributes: Sequence[str] = ("shape", "dtype")) -> str | None:
-    """The first leaf in which two trees differ, and how, to be put behind a name of the tree; None: they agree."""
+    """Describes the first leaf in which two trees differ, as text to append to the tree's name; None if they agree."""
     (left, structure), (right, other) = (jax.tree_util.tree_flatten_with_path(tree) for tree in (wanted, found))
     left, right = ({jax.tree_util.keystr(path): leaf for path, leaf in leaves} for leaves in (left, right))
     for path in left | right:
         if path not in right:
-            return f"{path} must be there, and is not"
+            return f"{path} must be there, but is not"
         if path not in left:
-            return f"{path} must not be there, and is"
+            return f"{path} must not be there, but is"
         for attribute in attributes:
             a, b = getattr(left[path], attribute), getattr(right[path], attribute)
             if a != b:
-                return f"{path} must have {attribute} {a}, and has {b}"
-    return None if structure == other else f" must have the structure {structure}, and has {other}"
+                return f"{path} must have {attribute} {a}, but has {b}"
+    return None if structure == other else f" must have the structure {structure}, but has {other}"
 
 
 def _pair(env: Env, what: str, found: Any) -> tuple[Any, Any]:
     if not (isinstance(found, tuple) and len(found) == 2):
-        second = "an observation" if what == "reset" else "a TimeStep"
-        raise UsageError(
-            f"{env.name}: its {what} must give a pair, a state and {second}, and gives a {type(found).__name__}"
-        )
+        second, kind = "an observation" if what == "reset" else "a TimeStep", type(found).__name__
+        raise UsageError(f"{env.name}: its {what} must return a pair, a state and {second}, but returns a {kind}")
     return found
-
-
-def _declared(space: Space) -> Any:
-    return jax.ShapeDtypeStruct((), jnp.int32) if isinstance(space, Discrete) else space.low
-
-
-def _is_space(x: Any) -> bool:
-    return isinstance(x, Discrete | Box)
 
 
 def _is_float(dtype: Any) -> bool:

@@ -1,7 +1,7 @@
-"""Finite Markov decision processes: environments of which everything can be computed (`purepg.lab`).
+"""Finite Markov decision processes: environments in which values and gradients can be computed exactly (`purepg.lab`).
 
-A `FiniteMDP` is data; `mdp_env` makes an `Env` of it, which observes the state's number; `unroll` puts the time into
-the state. The named ones are functions of few arguments, and `purepg.envs.make` knows them by name.
+A `FiniteMDP` is data; `mdp_env` turns it into an `Env` that observes the state's index; `unroll` makes the time part of
+the state. `named_mdps` has examples.
 """
 
 from dataclasses import dataclass, field
@@ -16,24 +16,24 @@ from purepg.types import Array, Discrete, Env, TimeStep, UsageError
 
 @dataclass(frozen=True, eq=False)
 class FiniteMDP:
-    """A process with S states and A actions. Arrays are float64, whatever they were given as.
+    """A process with S states and A actions. All arrays are converted to float64.
 
     Attributes:
       transition: `[S, A, S]`, P(s' | s, a).
       reward: `[S, A]`, the reward of action a in state s.
       start: `[S]`, distribution of an episode's first state.
       gamma: the objective's discount per step, in [0, 1].
-      terminal: `[S]` bool, states in which an episode ends; their rows of `transition` and `reward` mean nothing, and
-        are made absorbing and zero. None: there are none.
-      horizon: an episode ends after this many steps at the latest; None: the clock ends none.
-      horizon_terminates: whether the horizon is part of the process, after which nothing of value follows, or a time
-        limit on the experience, which leaves values and objective those of the process without it.
-      alias: `[S]` int, what a policy can tell of a state: `networks.tabular.tabular_policy` has one row for each.
-        Left out: all of it.
-      name: for messages.
+      terminal: `[S]` bool, states in which an episode ends. Their rows of `transition` and `reward` are ignored: the
+        states are made absorbing with reward 0. By default there are none.
+      horizon: an episode ends after at most this many steps; None: there is no limit.
+      horizon_terminates: True makes the horizon part of the process, so that nothing of value follows it. False makes
+        it a time limit on the experience only: values and objective are those of the process without it.
+      alias: `[S]` int, what a policy observes of each state: `networks.tabular.tabular_policy` has one row of logits
+        per value. By default a policy can tell all states apart.
+      name: used in error messages.
     Raises:
-      UsageError: the shapes do not fit, a distribution does not sum to one, a start in a terminal state, or gamma = 1
-        where an episode may last for ever.
+      UsageError: the shapes do not fit, a distribution does not sum to one, an episode can start in a terminal state,
+        or gamma is 1 although an episode may last for ever.
     """
 
     transition: np.ndarray
@@ -50,7 +50,7 @@ class FiniteMDP:
         transition, reward = np.array(self.transition, np.float64), np.array(self.reward, np.float64)
         start = np.array(self.start, np.float64)
         if transition.ndim != 3 or transition.shape[0] != transition.shape[2] or not transition.size:
-            raise UsageError(f"{self.name}: transition has shape {transition.shape}, which must be [S, A, S]")
+            raise UsageError(f"{self.name}: transition has shape {transition.shape}, but must have [S, A, S]")
         S, A, _ = transition.shape
         terminal = np.array(self.terminal, bool) if len(self.terminal) else np.zeros(S, bool)
         alias = np.array(self.alias, np.int64) if len(self.alias) else np.arange(S)
@@ -58,12 +58,12 @@ class FiniteMDP:
         given = {"reward": reward, "start": start, "terminal": terminal, "alias": alias}
         for name, shape in expected.items():
             if given[name].shape != shape:
-                raise UsageError(f"{self.name}: {name} has shape {given[name].shape}, which must be {shape}")
+                raise UsageError(f"{self.name}: {name} has shape {given[name].shape}, but must have {shape}")
         transition[terminal] = np.eye(S)[terminal][:, None]
         reward[terminal] = 0.0
         for name, x in {"transition": transition, "start": start}.items():
             if not (np.all(x >= 0) and np.all(np.abs(x.sum(-1) - 1) <= 1e-9)):
-                raise UsageError(f"{self.name}: {name} must hold distributions, not negative and with sum 1")
+                raise UsageError(f"{self.name}: {name} must hold distributions: not negative, with sum 1")
         if not np.all(np.isfinite(reward)):
             raise UsageError(f"{self.name}: reward must be finite")
         if np.any(start[terminal] > 0):
@@ -71,15 +71,14 @@ class FiniteMDP:
         if not 0 <= self.gamma <= 1:
             raise UsageError(f"{self.name}: gamma ({self.gamma}) must be in [0, 1]")
         if self.horizon is not None and (self.horizon < 1 or self.horizon != int(self.horizon)):
-            raise UsageError(f"{self.name}: horizon ({self.horizon}) must be a whole number, at least 1")
+            raise UsageError(f"{self.name}: horizon ({self.horizon}) must be an integer, at least 1")
         if self.horizon is None and self.horizon_terminates:
             raise UsageError(f"{self.name}: horizon_terminates (True) needs a horizon")
         if np.any(alias < 0) or np.any(alias != self.alias if len(self.alias) else False):
-            raise UsageError(f"{self.name}: alias must hold whole numbers from 0 on")
+            raise UsageError(f"{self.name}: alias must hold integers, at least 0")
         if self.gamma == 1 and not self.horizon_terminates and not np.all(_reaches(transition, terminal)):
-            raise UsageError(
-                f"{self.name}: gamma (1) needs a way to a terminal state from every state, or a horizon that terminates"
-            )
+            needs = "a terminal state reachable from every state, or a horizon that terminates"
+            raise UsageError(f"{self.name}: gamma (1) needs {needs}")
         for name, x in {"transition": transition, **given}.items():
             object.__setattr__(self, name, x)
 
@@ -93,7 +92,7 @@ class FiniteMDP:
 
 
 def _reaches(transition: np.ndarray, terminal: np.ndarray) -> np.ndarray:
-    """`[S]` bool: whether some path leads to a terminal state."""
+    """`[S]` bool: whether a terminal state can be reached."""
     edge = transition.sum(axis=1) > 0
     reaches = terminal
     for _ in range(len(terminal)):
@@ -107,7 +106,7 @@ class MDPState(NamedTuple):
 
 
 def mdp_env(mdp: FiniteMDP) -> Env:
-    """The process as an environment, which observes the state's number; a policy's `alias` is the policy's business."""
+    """The process as an environment. It observes the true state's index; `alias` is applied by the policy."""
     start, transition = _cumulative(mdp.start), _cumulative(mdp.transition)
     reward, terminal = np.asarray(mdp.reward, np.float32), mdp.terminal
 
@@ -130,7 +129,7 @@ def mdp_env(mdp: FiniteMDP) -> Env:
 
 
 def _cumulative(probability: np.ndarray) -> np.ndarray:
-    """Cumulative sums in float32, beyond any uniform number from the last possible outcome on."""
+    """Cumulative sums in float32, above 1 from the last possible outcome on: rounding selects no impossible one."""
     later = np.cumsum(probability[..., ::-1], axis=-1)[..., ::-1] - probability
     return np.where(later <= 0, 2.0, np.cumsum(probability, axis=-1)).astype(np.float32)
 
@@ -140,17 +139,14 @@ def _draw(key: Array, cumulative: Array) -> Array:
 
 
 def unroll(mdp: FiniteMDP) -> FiniteMDP:
-    """The process whose states are (t, s), numbered t * S + s, and one terminal state after them.
+    """Makes the time part of the state: state (t, s) has index t * S + s, and one terminal state follows them all.
 
-    Where a horizon terminates, values depend on the time that is left. Here that time is in the state, so that values
-    are functions of it, and no clock is needed. Policies cannot tell the time (`alias`): their parameters are those of
-    the process that was unrolled.
-
-    Raises:
-      UsageError: the process has no horizon that terminates.
+    Where a horizon terminates, values depend on the number of steps left. In the unrolled process they are functions of
+    the state alone, and no horizon is needed. `alias` hides the time from policies, which keep the original parameters.
+    Raises UsageError if no horizon terminates the process.
     """
     if mdp.horizon is None or not mdp.horizon_terminates:
-        raise UsageError(f"{mdp.name}: to unroll needs a horizon that terminates")
+        raise UsageError(f"{mdp.name}: unroll needs a horizon that terminates")
     H, S, A = mdp.horizon, mdp.num_states, mdp.num_actions
     end = H * S
     index = np.arange(end).reshape(H, S)
@@ -169,133 +165,3 @@ def unroll(mdp: FiniteMDP) -> FiniteMDP:
         alias=np.append(np.tile(mdp.alias, H), 0),
         name=f"{mdp.name}, unrolled",
     )
-
-
-# --- named processes ---
-
-
-def bandit(reward: tuple[float, ...] = (1.0, 0.0), horizon: int = 1) -> FiniteMDP:
-    """One state, an arm for each reward, played `horizon` times, undiscounted. As it stands: two arms a unit apart."""
-    A = len(reward)
-    return FiniteMDP(
-        np.ones((1, A, 1)), np.array([reward]), np.ones(1), 1.0, horizon=horizon, horizon_terminates=True, name="bandit"
-    )
-
-
-def contextual_bandit(seed: int = 0, num_contexts: int = 4, num_arms: int = 3) -> FiniteMDP:
-    """A context is drawn uniformly, an arm pulled once; each pair's reward is a fixed standard normal number."""
-    reward = np.random.default_rng(seed).normal(size=(num_contexts, num_arms))
-    return FiniteMDP(
-        np.full((num_contexts, num_arms, num_contexts), 1 / num_contexts),
-        reward,
-        np.full(num_contexts, 1 / num_contexts),
-        1.0,
-        horizon=1,
-        horizon_terminates=True,
-        name="contextual bandit",
-    )
-
-
-def chain(num_states: int = 5, slip: float = 0.2, gamma: float = 0.95, horizon: int = 100) -> FiniteMDP:
-    """The chain of Strens (2000): action 0 walks on and earns 10 at the end, where it stays; action 1 goes back to the
-    beginning and earns 2. With probability `slip` the other one happens, its reward too. The horizon is a time limit.
-    """
-    S = num_states
-    walk, back = np.zeros((S, S)), np.zeros((S, S))
-    walk[np.arange(S), np.minimum(np.arange(S) + 1, S - 1)] = 1
-    back[:, 0] = 1
-    walk_reward, back_reward = np.where(np.arange(S) == S - 1, 10.0, 0.0), np.full(S, 2.0)
-    mix = np.array([[1 - slip, slip], [slip, 1 - slip]])
-    return FiniteMDP(
-        np.einsum("ak,kst->sat", mix, np.stack([walk, back])),
-        np.einsum("ak,ks->sa", mix, np.stack([walk_reward, back_reward])),
-        np.eye(S)[0],
-        gamma,
-        horizon=horizon,
-        name="chain",
-    )
-
-
-def cliff(width: int = 12, height: int = 4, gamma: float = 0.99, horizon: int = 200) -> FiniteMDP:
-    """The gridworld with a cliff (Sutton & Barto 2018, example 6.6): from the lower left corner to the lower right one,
-    -1 a step; a step off the cliff between them costs 100 and leads back to the start. Actions: up, right, down, left;
-    a state is row * width + column, rows from the top. The horizon is a time limit.
-    """
-    S = width * height
-    start, goal = S - width, S - 1
-    row, column = np.divmod(np.arange(S), width)
-    transition, reward = np.zeros((S, 4, S)), np.full((S, 4), -1.0)
-    for a, (down, right) in enumerate([(-1, 0), (0, 1), (1, 0), (0, -1)]):
-        to = np.clip(row + down, 0, height - 1) * width + np.clip(column + right, 0, width - 1)
-        falls = (start < to) & (to < goal)
-        reward[falls, a] = -100.0
-        transition[np.arange(S), a, np.where(falls, start, to)] = 1
-    return FiniteMDP(
-        transition, reward, np.eye(S)[start], gamma, terminal=np.arange(S) == goal, horizon=horizon, name="cliff"
-    )
-
-
-def aliased() -> FiniteMDP:
-    """Five states that a policy cannot tell apart, on which the usual update without gamma^t walks to the worst policy
-    (in the spirit of Nota & Thomas 2020).
-
-    Action 0 earns 1 in state 0. In state 1 it goes on, to a reward of 8 three steps later, which gamma = .5 makes worth
-    1 there, while action 1 stops with 2.5. So action 0 is right in state 0 and wrong in state 1, which comes a step
-    later and counts half.
-    """
-    S = 6
-    transition, reward = np.zeros((S, 2, S)), np.zeros((S, 2))
-    for s, to in {0: 1, 1: 2, 2: 3, 3: 4, 4: 5}.items():
-        transition[s, :, to] = 1
-    transition[1, 1] = np.eye(S)[5]
-    reward[0, 0], reward[1, 1], reward[4] = 1.0, 2.5, 8.0
-    terminal = np.arange(S) == 5
-    transition[5, :, 5] = 1
-    alias = np.zeros(S, int)
-    return FiniteMDP(transition, reward, np.eye(S)[0], 0.5, terminal, alias=alias, name="aliased")
-
-
-def garnet(
-    seed: int = 0,
-    num_states: int = 6,
-    num_actions: int = 3,
-    branching: int = 3,
-    gamma: float = 0.9,
-    horizon: int | None = None,
-    horizon_terminates: bool = False,
-) -> FiniteMDP:
-    """A random process (Archibald et al. 1995, drawn as by Bhatnagar et al. 2009): each (s, a) leads to `branching`
-    states, with probabilities that uniform cuts of [0, 1] give, and pays a fixed standard normal reward. The start is
-    uniform.
-
-    Raises:
-      UsageError: `branching` is not in 1, ..., num_states.
-    """
-    if not 1 <= branching <= num_states:
-        raise UsageError(f"branching ({branching}) must be in 1, ..., num_states ({num_states})")
-    rng = np.random.default_rng(seed)
-    S, A = num_states, num_actions
-    transition = np.zeros((S, A, S))
-    for s in range(S):
-        for a in range(A):
-            cuts = np.sort(rng.uniform(size=branching - 1))
-            transition[s, a, rng.choice(S, branching, replace=False)] = np.diff(cuts, prepend=0.0, append=1.0)
-    return FiniteMDP(
-        transition,
-        rng.normal(size=(S, A)),
-        np.full(S, 1 / S),
-        gamma,
-        horizon=horizon,
-        horizon_terminates=horizon_terminates,
-        name=f"garnet {seed}",
-    )
-
-
-NAMED = {
-    "two_armed_bandit": bandit,
-    "contextual_bandit": contextual_bandit,
-    "chain": chain,
-    "cliff": cliff,
-    "aliased": aliased,
-    "garnet": garnet,
-}

@@ -1,14 +1,13 @@
-"""gymnax 1.0.1 (Lange 2022, github.com/RobertTLange/gymnax) as `purepg.types.Env`: one adapter for all of it.
+"""An adapter from gymnax 1.0.1 (Lange 2022, github.com/RobertTLange/gymnax) to `purepg.types.Env`.
 
-gymnax's own `step` resets where an episode ends, and so does DeepSea's override of it. The adapter calls what lies
-beneath, `step_env` and `is_truncated`, which keep termination and time limit apart and never reset.
+gymnax's own `step`, and DeepSea's override of it, reset at the end of an episode. The adapter calls the functions
+beneath, `step_env` and `is_truncated`, which keep termination and truncation apart and never reset. gymnax is imported
+inside functions, because importing it starts a JAX backend and loads matplotlib.
 
-gymnax is imported inside the functions, since importing it starts a JAX backend and loads matplotlib.
-
-Faults of gymnax 1.0.1 that pass through as they are: MountainCarContinuous does not stop at its left wall; Pong's ball
-leaves through the top and comes back only if a paddle's end sends it; MetaMaze terminates where the place to which a
-reached goal teleports happens to be the goal; MemoryChain observes one step late; Reacher takes two joints only;
-MNISTBandit's pixels above 127 come out negative.
+The adapter does not correct these faults of gymnax 1.0.1: MountainCarContinuous does not stop at its left wall; Pong's
+ball leaves through the top and returns only if the end of a paddle sends it back; MetaMaze terminates if the position
+it teleports to after reaching a goal is itself the goal; MemoryChain's observation lags one step; Reacher supports only
+two joints; MNISTBandit's pixels above 127 come out negative.
 """
 
 from __future__ import annotations
@@ -24,50 +23,48 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purepg.envs import finite_mdp, lqr, tasks
 from purepg.envs.contract import check_environment
+from purepg.envs.lqr import LQRS
+from purepg.envs.named_mdps import MDPS
+from purepg.envs.named_tasks import TASKS
 from purepg.types import Action, Box, Discrete, Env, EnvState, Key, Obs, Space, TimeStep, UsageError
 
 if TYPE_CHECKING:
     from gymnax.environments.environment import Environment, EnvParams
 
-# Declared float32 and made of zeros and ones: held as bool, a rollout takes a quarter of the bytes.
+# Their observations are declared float32 but are all 0 or 1: stored as bool, a rollout takes a quarter of the bytes.
 BINARY_OBS = ("Asterix-MinAtar", "Breakout-MinAtar", "Freeway-MinAtar", "Seaquest-MinAtar", "SpaceInvaders-MinAtar")
-MNIST_FILES = (
-    "train-images-idx3-ubyte.gz",
-    "train-labels-idx1-ubyte.gz",
-    "t10k-images-idx3-ubyte.gz",
-    "t10k-labels-idx1-ubyte.gz",
-)
+MNIST_FILES = tuple(f"{part}-{kind}-ubyte.gz" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
 
 
 def gymnax_env(
     env: str | Environment, params: EnvParams | Mapping[str, Any] | None = None, **constructor_kwargs: Any
 ) -> Env:
-    """A gymnax environment with a Discrete or Box action space.
+    """Returns a gymnax environment with a Discrete or Box action space.
 
-    Observations have the dtype that the environment declares, which gymnax does not always emit (Catch declares int32
-    and emits float32, FourRooms emits int32 and declares float32); MinAtar's are bool. Rewards are float32. Where
-    gymnax writes a bound as the largest float32, the spaces here say infinity.
+    Observations are cast to the dtype that the environment declares, which gymnax itself does not always emit (Catch
+    and FourRooms); MinAtar's are cast to bool. Rewards are float32. Bounds of the largest float32 become infinite.
 
     Args:
-      env: a registered name (`gymnax.registered_envs`), or an environment of the caller's own.
-      params: its parameters; or a mapping of the fields that differ from its defaults; None for the defaults. No
-        field of a default depends on another (CartPole's `total_mass` does not follow `masspole`).
-      constructor_kwargs: for a name only, what its constructor takes: `gymnax_env("DeepSea-bsuite", size=20)`.
+      env: a registered name (`gymnax.registered_envs`), or a gymnax environment of your own.
+      params: the environment's parameters, a mapping of those that differ from the defaults, or None for the defaults.
+        Parameters derived from others are not recomputed (CartPole's `total_mass` does not follow `masspole`).
+      constructor_kwargs: arguments of the constructor, with a name only: `gymnax_env("DeepSea-bsuite", size=20)`.
     Raises:
-      UsageError: an unknown name or parameter, a space that is neither Discrete nor Box, MNIST's data absent, or an
-        environment whose shapes are not those that it declares.
+      UsageError: the name or a parameter is unknown, a space is neither Discrete nor Box, MNIST's data is missing, or
+        the environment returns other shapes than it declares.
     """
     if isinstance(env, str):
         name, env = env, _construct(env, constructor_kwargs)
     elif constructor_kwargs:
-        raise UsageError(f"constructor arguments ({', '.join(constructor_kwargs)}) need a name, not an environment")
+        raise UsageError(
+            f"constructor arguments ({', '.join(constructor_kwargs)}) need a name, not an environment object"
+        )
     else:
         name = env.name
     params = _params(name, env.default_params, params)
-    observation_space, obs_dtype = _observation_space(env.name, env.observation_space(params))
-    action_space, action_dtype = _action_space(env.name, env.action_space(params))
+    observation_space, obs_dtype = _space(env.name, env.observation_space(params), "observation")
+    action_space, action_dtype = _space(env.name, env.action_space(params), "action")
 
     def gymnax_reset(key: Key) -> tuple[EnvState, Obs]:
         obs, state = env.reset_env(key, params)
@@ -77,8 +74,8 @@ def gymnax_env(
         obs, state, reward, terminated, _ = env.step_env(key, state, jnp.asarray(action, action_dtype), params)
         return state, TimeStep(obs, reward, terminated, env.is_truncated(state, params))
 
-    # `reset_env` fills its state with Python numbers (time=0), whose weak types `step_env` does not give back. A scan
-    # carries one type, so both are cast to the type that a step gives; on the device that is no operation.
+    # `reset_env` puts Python numbers (time=0) into its state, whose weak types `step_env` does not return. A scan needs
+    # one type, so both are cast to the type that a step returns; on the device this is no operation.
     key = jax.eval_shape(jax.random.key, 0)
     shape = () if isinstance(action_space, Discrete) else action_space.shape
     reset_state, _ = jax.eval_shape(gymnax_reset, key)
@@ -92,13 +89,8 @@ def gymnax_env(
         return cast_state(state), jnp.asarray(obs, obs_dtype)
 
     def step(key: Key, state: EnvState, action: Action) -> tuple[EnvState, TimeStep]:
-        state, (obs, reward, terminated, truncated) = gymnax_step(key, state, action)
-        return cast_state(state), TimeStep(
-            jnp.asarray(obs, obs_dtype),
-            jnp.asarray(reward, jnp.float32),
-            jnp.asarray(terminated, bool),
-            jnp.asarray(truncated, bool),
-        )
+        state, time_step = gymnax_step(key, state, action)
+        return cast_state(state), TimeStep(*map(jnp.asarray, time_step, (obs_dtype, jnp.float32, bool, bool)))
 
     limit = getattr(params, "max_steps_in_episode", None)
     made = Env(reset, step, observation_space, action_space, None if limit is None else int(limit), name)
@@ -110,14 +102,14 @@ def _construct(name: str, constructor_kwargs: Mapping[str, Any]) -> Environment:
     import gymnax
 
     if name not in gymnax.registered_envs:
-        raise UsageError(_unknown_name(name, (*gymnax.registered_envs, *finite_mdp.NAMED, *lqr.NAMED, *tasks.TASKS)))
+        raise UsageError(_unknown_name(name, (*gymnax.registered_envs, *MDPS, *LQRS, *TASKS)))
     if name == "MNISTBandit-bsuite":
         _require_mnist()
     return gymnax.make(name, **constructor_kwargs)[0]
 
 
 def _unknown_name(name: str, known: Sequence[str]) -> str:
-    spellings = {}  # both "catch-bsuite" and "catch" lead to Catch-bsuite
+    spellings = {}  # both "catch-bsuite" and "catch" mean Catch-bsuite
     for full in known:
         spellings[full.lower()] = full
         spellings.setdefault(full.rsplit("-", 1)[0].lower(), full)
@@ -130,14 +122,14 @@ def _unknown_name(name: str, known: Sequence[str]) -> str:
 
 
 def _require_mnist() -> None:
-    """Raises where gymnax would start a download: its loader fetches each file that is not in its directory."""
+    """Raises UsageError where gymnax would download data: its loader fetches every file missing from its directory."""
     from gymnax.utils.load_mnist import load_mnist
 
     directory = Path(inspect.signature(load_mnist).parameters["directory"].default)
     missing = [file for file in MNIST_FILES if not (directory / file).is_file()]
     if missing:
         raise UsageError(
-            f"MNISTBandit-bsuite reads MNIST from {directory}, which lacks {', '.join(missing)}: put them there "
+            f"MNISTBandit-bsuite reads MNIST from {directory}, which lacks {', '.join(missing)}: put the files there "
             "(from https://storage.googleapis.com/cvdf-datasets/mnist/)"
         )
 
@@ -151,44 +143,26 @@ def _params(name: str, default: EnvParams, params: EnvParams | Mapping[str, Any]
     unknown = [repr(key) for key in params if key not in known]
     if unknown:
         raise UsageError(f"{name} has no parameter {', '.join(unknown)}; it has {', '.join(known)}")
-    # Some environments `lax.select` between parameters, which takes no int for a float.
-    return replace(
-        default,
-        **{
-            key: float(value) if isinstance(value, int) and isinstance(getattr(default, key), float) else value
-            for key, value in params.items()
-        },
-    )
+    # Some environments use `lax.select` on parameters, which does not accept an int for a float.
+    is_float = {key: isinstance(getattr(default, key), float) for key in params}
+    return replace(default, **{k: float(x) if isinstance(x, int) and is_float[k] else x for k, x in params.items()})
 
 
-def _observation_space(name: str, space: Any) -> tuple[Space, Any]:
-    """Our space, and the dtype of its observations."""
+def _space(name: str, space: Any, wanted: str) -> tuple[Space, Any]:
+    """Converts an observation or action space (`wanted`) to ours, and returns the dtype of its values too."""
     from gymnax.environments import spaces
 
     if isinstance(space, spaces.Discrete):
         return Discrete(space.n), space.dtype
-    if not isinstance(space, spaces.Box):
-        raise UsageError(f"{name}: its observation space must be Discrete or Box, and is {type(space).__name__}")
-    box = _box(space, bool if name in BINARY_OBS else space.dtype)
-    return box, box.dtype
-
-
-def _action_space(name: str, space: Any) -> tuple[Space, Any]:
-    """Our space, and the dtype of gymnax's actions."""
-    from gymnax.environments import spaces
-
-    if isinstance(space, spaces.Discrete):
-        return Discrete(space.n), space.dtype
-    if not isinstance(space, spaces.Box) or not jnp.issubdtype(space.dtype, jnp.floating):
-        raise UsageError(f"{name}: its action space must be Discrete or a Box of floats, and is {space}")
-    return _box(space, space.dtype), space.dtype
-
-
-def _box(space: Any, dtype: Any) -> Box:
+    floats = " of floats" if wanted == "action" else ""
+    if not isinstance(space, spaces.Box) or (floats and not jnp.issubdtype(space.dtype, jnp.floating)):
+        found = type(space).__name__ + (f" of {space.dtype}" if isinstance(space, spaces.Box) else "")
+        raise UsageError(f"{name}: its {wanted} space must be Discrete or a Box{floats}, but is a {found}")
+    dtype = bool if wanted == "observation" and name in BINARY_OBS else space.dtype
     largest = np.finfo(np.float32).max
 
     def bound(value: Any) -> np.ndarray:
         array = np.broadcast_to(np.asarray(value), space.shape)
         return np.where(np.abs(array) < largest, array, np.copysign(np.inf, array)).astype(dtype)
 
-    return Box(bound(space.low), bound(space.high), dtype)
+    return Box(bound(space.low), bound(space.high), dtype), dtype

@@ -1,4 +1,4 @@
-"""Linear-quadratic regulation: the control problem of which value, gradient and optimum are known (`purepg.lab.lqr`).
+"""Linear-quadratic regulation (LQR). `purepg.lab.riccati` computes its values, gradient and optimum exactly.
 
 x' = A x + B u + noise,     reward = -(x^T Q x + u^T R u)
 """
@@ -15,18 +15,18 @@ from purepg.types import Array, Box, Env, TimeStep, UsageError
 
 @dataclass(frozen=True, eq=False)
 class LQR:
-    """A process with n state and m action dimensions. Arrays are float64, whatever they were given as.
+    """A process with n state dimensions and m action dimensions. All arrays are converted to float64.
 
     Attributes:
       A: `[n, n]`. B: `[n, m]`.
       Q: `[n, n]`, symmetric, no negative eigenvalue. R: `[m, m]`, symmetric, positive eigenvalues.
-      start_std: standard deviation of each component of an episode's first state, a normal of mean 0.
-      noise_std: the same of the noise in each step.
+      start_std: standard deviation of each component of the first state, which is normal with mean 0.
+      noise_std: standard deviation of each component of the noise added in every step.
       gamma: the objective's discount per step, in [0, 1).
-      horizon: a time limit on the experience, which leaves values and objective those of the process without it.
-      name: for messages.
+      horizon: a time limit on the experience; values and objective are those of the process without it.
+      name: used in error messages.
     Raises:
-      UsageError: shapes do not fit, Q or R is not as above, or a number is out of its range.
+      UsageError: the shapes do not fit, Q or R is not as above, or a number is out of its range.
     """
 
     A: np.ndarray
@@ -46,7 +46,7 @@ class LQR:
         for name, shape in {"A": (n, n), "B": (n, m), "Q": (n, n), "R": (m, m)}.items():
             found = getattr(self, name).shape
             if found != shape or 0 in shape:
-                raise UsageError(f"{self.name}: {name} has shape {found}, which must be {shape} where B is [n, m]")
+                raise UsageError(f"{self.name}: {name} has shape {found}, but must have {shape}, where B is [n, m]")
             if not np.all(np.isfinite(getattr(self, name))):
                 raise UsageError(f"{self.name}: {name} must be finite")
         for name, least in {"Q": -1e-12, "R": 1e-12}.items():
@@ -74,7 +74,7 @@ class LQRState(NamedTuple):
 
 
 def lqr_env(lqr: LQR) -> Env:
-    """The process as an environment, which observes the state; actions are unbounded, and taken as they are."""
+    """The process as an environment that observes the state. Actions are unbounded and used unchanged."""
     A, B, Q, R = (np.asarray(x, np.float32) for x in (lqr.A, lqr.B, lqr.Q, lqr.R))
     n, m = B.shape
 
@@ -88,15 +88,13 @@ def lqr_env(lqr: LQR) -> Env:
         next_x = A @ x + B @ action + lqr.noise_std * jax.random.normal(key, (n,))
         return LQRState(next_x, t + 1), TimeStep(next_x, reward, jnp.bool_(False), t + 1 >= lqr.horizon)
 
-    def unbounded(size):
-        return Box(np.full(size, -np.inf, np.float32), np.full(size, np.inf, np.float32))
-
-    return Env(reset, step, unbounded(n), unbounded(m), lqr.horizon, lqr.name)
+    observation, action = (Box(np.full(k, -np.inf, np.float32), np.full(k, np.inf, np.float32)) for k in (n, m))
+    return Env(reset, step, observation, action, lqr.horizon, lqr.name)
 
 
 def coupled_carts(spring: float = 0.5, friction: float = 0.1, dt: float = 0.2) -> LQR:
-    """Two carts on a track, coupled by a spring, each pushed by a motor, that are to rest at the centre: four state
-    dimensions (position and velocity of each), two of action."""
+    """Two carts on a track, coupled by a spring, each with a motor; the goal is to rest at the centre. The state is
+    position and velocity of each cart (4 dimensions), the action the force of each motor (2)."""
     accelerate = np.array(
         [[0, 1, 0, 0], [-spring, -friction, spring, 0], [0, 0, 0, 1], [spring, 0, -spring, -friction]], np.float64
     )
@@ -105,4 +103,4 @@ def coupled_carts(spring: float = 0.5, friction: float = 0.1, dt: float = 0.2) -
     return LQR(np.eye(4) + dt * accelerate, dt * push, Q, R, name="lqr")
 
 
-NAMED = {"lqr": coupled_carts}
+LQRS = {"lqr": coupled_carts}

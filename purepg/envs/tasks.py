@@ -1,53 +1,43 @@
-"""Token tasks with verifiable rewards: a prompt is answered with tokens, and a program says whether that was right.
+"""Tasks with verifiable rewards: a prompt is answered with tokens, and a program checks the answer.
 
-Tokens are int32 numbers into a task's vocabulary, in which a digit's number is its value; -1 marks an empty place, to
-the left of a prompt or after a response's end. A task is pure functions of one prompt: batching is the caller's vmap.
-`token_env` makes an `Env` of a task, one token a step.
-
-Every prompt that a task has is a row of a table, and no two rows are the same. A tenth of them, always the same ones,
-is held out.
+Tokens are int32 indices into a vocabulary; -1 is padding, to the left of a prompt or after a response's EOS. A task's
+functions take one prompt; the caller vmaps. `token_env` makes an `Env` with one token per step.
 """
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import chex
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from purepg.types import Action, Array, Box, Discrete, Env, EnvState, Key, TimeStep, UsageError
 
-DIGITS = tuple("0123456789")
-HELD_OUT = 0.1
-
 
 class Task(NamedTuple):
-    """Prompts and what is right for them. Arrays are int32 tokens."""
+    """Prompts and a check of their answers. Arrays are int32 tokens."""
 
     name: str
-    vocabulary: tuple[str, ...]  # a token's text, one character; the empty place -1 is none of them
-    eos: int  # the token that ends a response
-    prompt_length: int  # columns of a prompt; shorter ones are left-padded with -1
-    response_length: int  # the most tokens of a response, eos included
+    vocabulary: tuple[str, ...]  # each token's text, one character; padding (-1) has no entry
+    eos: int  # EOS, the token that ends a response
+    prompt_length: int  # columns of a prompt; shorter prompts are left-padded with -1
+    response_length: int  # the largest number of tokens in a response, with EOS
     prompt: Callable[[Key, bool], Array]  # (key, held_out) -> [prompt_length]; `held_out` is static
-    demonstration: Callable[[Key, Array], Array]  # (key, prompt) -> [response_length]: a right response, eos, then -1
-    reward: Callable[[Array, Array], Array]  # (prompt, response, -1 after eos) -> float32, 1 if exactly right, else 0
+    demonstration: Callable[[Key, Array], Array]  # (key, prompt) -> [response_length], a right response with EOS
+    reward: Callable[[Array, Array], Array]  # (prompt, response, -1 after EOS) -> float32, 1 if right, else 0
 
 
 def encode(task: Task, text: str) -> list[int]:
-    """The text's tokens. Raises UsageError where a character is none of the vocabulary's."""
+    """Returns the text's tokens. Raises UsageError if a character is not in the vocabulary."""
     unknown = sorted(set(text) - set(task.vocabulary))
     if unknown:
-        raise UsageError(f"text ({text!r}) must be written in {task.name}'s vocabulary, {''.join(task.vocabulary)!r}")
+        raise UsageError(f"text ({text!r}) must use {task.name}'s vocabulary, {''.join(task.vocabulary)!r}")
     return [task.vocabulary.index(character) for character in text]
 
 
 def decode(task: Task, tokens: Sequence[int] | Array | np.ndarray) -> str:
-    """The text of `[length]` tokens; empty places have none."""
+    """Returns the text of `[length]` tokens, skipping padding."""
     return "".join(task.vocabulary[token] for token in np.asarray(tokens, int).tolist() if token >= 0)
 
 
@@ -61,252 +51,14 @@ def describe(task: Task, obs: np.ndarray) -> dict[str, str]:
     return {"prompt": decode(task, prompt), "response": decode(task, response)}
 
 
-# --- prompts ---
-
-
-def _draw(*strata: tuple[np.ndarray, np.ndarray]) -> Callable[[Key, bool], Array]:
-    """Draws prompts: first a stratum, then one of its rows, each uniformly.
-
-    Args:
-      strata: of each its prompts `[n, prompt_length]`, no two the same, and `[n]` the number of the problem that each
-        one poses, from 0 on without a gap. Prompts that pose the same problem are held out together.
-    """
-    rng = np.random.default_rng(0)
-    rows: dict[bool, list[np.ndarray]] = {False: [], True: []}
-    for stratum, problem in strata:
-        num_problems = problem.max() + 1
-        is_held_out = rng.permutation(num_problems)[problem] < round(HELD_OUT * num_problems)
-        for part in rows:
-            rows[part].append(stratum[is_held_out == part])
-    table = {part: np.concatenate(x).astype(np.int8) for part, x in rows.items()}
-    first = {part: np.cumsum([0, *map(len, x)], dtype=np.int32) for part, x in rows.items()}
-
-    def prompt(key, held_out):
-        k_stratum, k_row = jax.random.split(key)
-        bound = jnp.asarray(first[held_out])
-        stratum = jax.random.randint(k_stratum, (), 0, len(strata))
-        row = jax.random.randint(k_row, (), bound[stratum], bound[stratum + 1])
-        return jnp.asarray(table[held_out])[row].astype(jnp.int32)
-
-    return prompt
-
-
-def _digits(number: np.ndarray, width: int) -> np.ndarray:
-    """`[n]` numbers in decimal, `[n, width]`, with -1 for leading zeros; 0 keeps its last one."""
-    place = 10 ** np.arange(width)[::-1]
-    return np.where((number[:, None] < place) & (place > 1), -1, number[:, None] // place % 10)
-
-
-def _left_padded(rows: np.ndarray) -> np.ndarray:
-    """`[n, length]`: each row's empty places come first, and its tokens keep their order."""
-    return np.take_along_axis(rows, np.argsort(rows >= 0, axis=1, kind="stable"), axis=1)
-
-
-def _digit_strings(length: int, mark: int) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
-    """Strata for `_draw`: the strings of 2, of 3, ..., of `length` digits, each followed by `mark`."""
-    strata = []
-    for n in range(2, length + 1):
-        digits = np.arange(10**n)[:, None] // 10 ** np.arange(n)[::-1] % 10
-        rows = np.pad(digits, ((0, 0), (length - n, 0)), constant_values=-1)
-        strata.append((np.pad(rows, ((0, 0), (0, 1)), constant_values=mark), np.arange(10**n)))
-    return tuple(strata)
-
-
-# --- responses ---
-
-
-def _ended(token: Array, n: Array, eos: int) -> Array:
-    """The first `n` tokens, eos, then -1: `[response_length]`."""
-    column = jnp.arange(token.shape[0])
-    return jnp.where(column < n, token, jnp.where(column == n, eos, -1)).astype(jnp.int32)
-
-
-def _only_answer(
-    answer: Callable[[Array], Array], prompt_length: int, response_length: int
-) -> tuple[Callable[[Key, Array], Array], Callable[[Array, Array], Array]]:
-    """(demonstration, reward) where one response is right: `answer(prompt)`, to the token."""
-
-    def demonstration(key, prompt):
-        del key
-        chex.assert_shape(prompt, (prompt_length,))
-        return answer(prompt)
-
-    def reward(prompt, response):
-        chex.assert_shape([prompt, response], [(prompt_length,), (response_length,)])
-        return jnp.all(response == answer(prompt)).astype(jnp.float32)
-
-    return demonstration, reward
-
-
-# --- tasks ---
-
-
-def addition(num_digits: int = 2, ones_first: bool = True) -> Task:
-    """`37+5=` is answered `24.`: two numbers below 10^num_digits and their sum, without leading zeros.
-
-    Prompts are drawn uniformly. a+b is held out where b+a is.
-
-    Args:
-      ones_first: the sum's digits from the ones up, as one adds by hand, each with what the digits before it carry;
-        False: as it is read, which asks for every carry beforehand and is much harder to learn (Lee et al. 2023).
-
-    Raises:
-      UsageError: num_digits is not in 1, 2, 3.
-    """
-    if num_digits not in (1, 2, 3):
-        raise UsageError(f"num_digits ({num_digits}) must be in 1, 2, 3: every prompt is in a table")
-    vocabulary = (*DIGITS, "+", "=", ".")
-    plus, equals, eos = 10, 11, 12
-    P, R, n = 2 * num_digits + 2, num_digits + 2, 10**num_digits
-    a, b = np.divmod(np.arange(n * n), n)
-    columns = _digits(a, num_digits), np.full(n * n, plus), _digits(b, num_digits), np.full(n * n, equals)
-    problem = np.unique(np.minimum(a, b) * n + np.maximum(a, b), return_inverse=True)[1]
-
-    def answer(prompt):
-        total, number = jnp.int32(0), jnp.int32(0)
-        for token in prompt:
-            total = jnp.where(token >= plus, total + number, total)
-            number = jnp.where((token >= 0) & (token < plus), 10 * number + token, 0)
-        length = 1 + jnp.sum(total >= 10 ** jnp.arange(1, num_digits + 1))
-        column = jnp.arange(R)
-        place = jnp.minimum(column, length - 1) if ones_first else jnp.maximum(length - 1 - column, 0)
-        return _ended(total // 10**place % 10, length, eos)
-
-    prompt = _draw((_left_padded(np.column_stack(columns)), problem))
-    return Task("addition", vocabulary, eos, P, R, prompt, *_only_answer(answer, P, R))
-
-
-def sorting(length: int = 5) -> Task:
-    """`31415>` is answered `11345.`: 2 to `length` digits in ascending order.
-
-    The number of digits is drawn uniformly, then the digits: nine strings in ten have the most digits, and would leave
-    hardly a short one. A tenth of each length is held out.
-
-    Raises:
-      UsageError: `length` is not in 2, ..., 6.
-    """
-    _check_length(length)
-    vocabulary = (*DIGITS, ">", ".")
-    mark, eos = 10, 11
-
-    def answer(prompt):
-        is_digit = (prompt >= 0) & (prompt < mark)
-        return _ended(jnp.sort(jnp.where(is_digit, prompt, mark)), jnp.sum(is_digit), eos)
-
-    prompt, shape = _draw(*_digit_strings(length, mark)), (length + 1, length + 1)
-    return Task("sorting", vocabulary, eos, *shape, prompt, *_only_answer(answer, *shape))
-
-
-def reversing(length: int = 5) -> Task:
-    """`3141<` is answered `1413.`: 2 to `length` digits from the last to the first. Drawn as for `sorting`.
-
-    Raises:
-      UsageError: `length` is not in 2, ..., 6.
-    """
-    _check_length(length)
-    vocabulary = (*DIGITS, "<", ".")
-    mark, eos = 10, 11
-
-    def answer(prompt):  # backwards, the mark comes first and the padding last
-        return _ended(jnp.roll(jnp.flip(prompt), -1), jnp.sum(prompt >= 0) - 1, eos)
-
-    prompt, shape = _draw(*_digit_strings(length, mark)), (length + 1, length + 1)
-    return Task("reversing", vocabulary, eos, *shape, prompt, *_only_answer(answer, *shape))
-
-
-def _check_length(length: int) -> None:
-    if length not in range(2, 7):
-        raise UsageError(f"length ({length}) must be in 2, ..., 6: every prompt is in a table")
-
-
-def countdown(num_numbers: int = 3) -> Task:
-    """`3 4 2:10` is answered `3*4-2.`, or with any other expression that uses each of the numbers exactly once, in any
-    order, with `+`, `-` and `*`, and has the target's value; there are no parentheses, and `*` comes first.
-
-    Numbers are 1, ..., 9. Prompts are all those with a solution whose target is in 1, ..., 99, drawn uniformly; those
-    that differ in the numbers' order alone are held out together. A demonstration is drawn uniformly from the
-    solutions, of which a number given twice makes two that read the same.
-
-    Raises:
-      UsageError: num_numbers is not in 2, 3, 4.
-    """
-    if num_numbers not in (2, 3, 4):
-        raise UsageError(f"num_numbers ({num_numbers}) must be in 2, 3, 4: every prompt is in a table")
-    vocabulary = (*DIGITS, "+", "-", "*", " ", ":", ".")
-    operators, space, colon, eos = (10, 11, 12), 13, 14, 15
-    k, P, R = num_numbers, 2 * num_numbers + 2, 2 * num_numbers
-    operator = np.array(list(itertools.product(operators, repeat=k - 1)))  # [3^(k-1), k-1]
-
-    given = np.array(list(itertools.product(range(1, 10), repeat=k)))  # [9^k, k]
-    bag = np.sort(given, axis=1) @ 10 ** np.arange(k)  # [9^k], the same for every order
-    value = _value(given[:, None], operator)  # [9^k, 3^(k-1)]
-    reachable = np.zeros((10**k, 100), bool)
-    reachable[np.broadcast_to(bag[:, None], value.shape), np.where((value >= 1) & (value <= 99), value, 0)] = True
-    index, target = np.nonzero(reachable[bag] & (np.arange(100) > 0))
-    mark = np.append(np.full(k - 1, space), colon)
-    numbers = np.stack(np.broadcast_arrays(given[index], mark), axis=-1).reshape(-1, 2 * k)
-    problem = np.unique(bag[index] * 100 + target, return_inverse=True)[1]
-
-    # Every expression is one of these orders with one of these lists of operators, and eos.
-    orders = np.array(list(itertools.permutations(range(k))))
-    order = np.repeat(orders, len(operator), axis=0)  # [k! 3^(k-1), k]
-    operator_and_eos = np.pad(np.tile(operator, (len(orders), 1)), ((0, 0), (0, 1)), constant_values=eos)
-
-    def read(prompt):
-        """The numbers `[k]` and the target."""
-        padding = jnp.sum(prompt < 0)  # the target has two digits, or one and a place is empty
-        return jnp.roll(prompt, -padding)[: 2 * k : 2], prompt[-1] + jnp.where(padding == 0, 10 * prompt[-2], 0)
-
-    def reward(prompt, response):
-        chex.assert_shape([prompt, response], [(P,), (R,)])
-        given, target = read(prompt)
-        number, mark = response.reshape(k, 2).T
-        is_expression = jnp.all(jnp.isin(mark[:-1], jnp.array(operators))) & (mark[-1] == eos)
-        uses_each_once = jnp.all(jnp.sort(number) == jnp.sort(given))
-        return (is_expression & uses_each_once & (_value(number, mark[:-1]) == target)).astype(jnp.float32)
-
-    def demonstration(key, prompt):
-        chex.assert_shape(prompt, (P,))
-        number = read(prompt)[0][order]
-        response = jnp.stack([number, jnp.asarray(operator_and_eos, jnp.int32)], axis=-1).reshape(-1, R)
-        is_right = jax.vmap(reward, (None, 0))(prompt, response) > 0
-        return response[jax.random.categorical(key, jnp.where(is_right, 0.0, -jnp.inf))]
-
-    prompt = _draw((_left_padded(np.column_stack([numbers, _digits(target, 2)])), problem))
-    return Task("countdown", vocabulary, eos, P, R, prompt, demonstration, reward)
-
-
-def _value(number: Any, operator: Any) -> Any:
-    """Of expressions of k numbers `[..., k]` with k - 1 operators between them, tokens `[..., k-1]`; `*` comes first.
-    NumPy's or JAX's arrays."""
-    minus, times = 11, 12
-    total, term = 0, number[..., 0]  # term: the signed product that may go on
-    for i in range(operator.shape[-1]):
-        goes_on, sign = 1 * (operator[..., i] == times), 1 - 2 * (operator[..., i] == minus)
-        total = total + (1 - goes_on) * term
-        term = (goes_on * term + (1 - goes_on) * sign) * number[..., i + 1]
-    return total + term
-
-
-TASKS: dict[str, Callable[[], Task]] = {
-    "addition": addition,
-    "sorting": sorting,
-    "reversing": reversing,
-    "countdown": countdown,
-}
-
-
-# --- as an environment ---
-
-
 class TokenState(NamedTuple):
     obs: Array  # int32 [prompt_length + response_length]
-    t: Array  # int32, tokens of the response so far
+    t: Array  # int32, number of tokens in the response so far
 
 
 @dataclass(frozen=True)
 class TokenStep:
-    """A task's `step`; of one task all are equal."""
+    """A task's `step`. Steps of the same task compare equal."""
 
     task: Task
 
@@ -321,14 +73,11 @@ class TokenStep:
 
 
 def token_env(task: Task, held_out: bool = False, reward: Callable[[Array, Array], Array] | None = None) -> Env:
-    """The task as an environment: an action is the response's next token, and the episode's last step earns the reward.
+    """Returns the task as an environment: an action is the response's next token, and the last step earns the reward.
 
-    It observes the prompt and after it the response so far, with -1 at empty places. eos terminates; a last column
-    written without it truncates.
-
-    Args:
-      held_out: whether prompts are the held-out ones.
-      reward: in place of the task's own, in the environment's `task` too.
+    The observation is the prompt followed by the response so far, padded with -1. EOS terminates the episode; a
+    response that fills its last column without EOS is truncated. `held_out` draws held-out prompts. `reward` replaces
+    the task's reward, also in the environment's `task`.
     """
     task = task if reward is None else task._replace(reward=reward)
     P, R, V = task.prompt_length, task.response_length, len(task.vocabulary)

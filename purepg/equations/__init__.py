@@ -1,5 +1,5 @@
-"""Arrays in, arrays out: the mathematics of policy gradients, each function beside its equation.
+"""The mathematics of policy gradients as functions of arrays, each beside its equation.
 
-Imports `types`, `config`, `lanes` and `precision` alone. A new estimator, loss or distribution of your own goes here;
-the tests hold each one to exact values, so add a test of its equation.
+Imports only `types`, `config`, `lanes` and `precision`. Add a new estimator, loss or distribution here, with a test of
+its equation: the tests compare each one with exact values.
 """

@@ -1,4 +1,4 @@
-"""What is worth watching in an update: how far it moved the policy, and how good the critic was."""
+"""Diagnostics of an update: how far it moved the policy, and how good the critic was."""
 
 import chex
 import jax.numpy as jnp
@@ -7,30 +7,28 @@ from purepg.equations.distributions import Distribution
 from purepg.equations.ratios import effective_sample_size
 from purepg.types import Action, Array, Metrics
 
+SPARSE = 4  # algorithms that do not act on their diagnostics compute them at every fourth time step
+CLIP_EPS = 0.2  # `clip_fraction` counts ratios further from 1 than this, whatever an algorithm clips at
+
 
 def explained_variance(value: Array, target: Array, where: Array | None = None) -> Array:
-    """1 - Var(target - V) / Var(target), a scalar: 1 perfect, 0 as good as a constant; 0 where targets are equal."""
+    """1 - Var(target - V) / Var(target), a scalar: 1 is perfect, 0 no better than a constant; 0 for equal targets."""
     chex.assert_equal_shape([value, target])
     variance = jnp.var(target, where=where)
     left = jnp.var(target - value, where=where)
     return jnp.where(variance > 0, 1 - left / jnp.where(variance > 0, variance, 1), 0.0)
 
 
-SPARSE = 4  # `diagnostics` of an algorithm that does not act on them look at every fourth time step
-
-CLIP_EPS = 0.2  # a ratio further from 1 than this counts in `clip_fraction`, whatever an algorithm clips at
-
-
 def policy_change(old: Distribution, new: Distribution, action: Action, where: Array | None = None) -> Metrics:
-    """How far an update moved the policy, over the states and actions that it learned from.
+    """Measures how far an update moved the policy, on the states and actions that it learned from.
 
     Args:
       old, new: the policy before and after, at each state.
       where: which elements count; None: all.
     Returns:
       `kl` = KL(old || new) and `reverse_kl` = KL(new || old), exact at each state and averaged; `clip_fraction`, the
-      share of ratios new / old further from 1 than 0.2; `max_ratio`; `effective_sample_size` of the old data
-      for the new policy; `entropy` of the new policy.
+        share of ratios new / old that differ from 1 by more than 0.2; `max_ratio`; `effective_sample_size` of the old
+        data under the new policy; `entropy` of the new policy.
     """
     log_ratio = new.log_prob(action) - old.log_prob(action)
     ratio = jnp.exp(log_ratio)

@@ -1,16 +1,15 @@
-"""Policies' distributions over actions. Leading axes are batch axes; every method keeps them.
+"""Policies' distributions over actions. All leading axes are batch axes.
 
     sample(key) -> action      log_prob(action) -> [...]      entropy() -> [...]      mode() -> action
     kl(other) = KL(self || other) -> [...]
 
-A sample is a fixed noise, transformed: sample(key) = transform(noise(key)). `noise` looks at shapes alone, so that a
-rollout can draw all its random numbers in one batch before its loop begins. `scored(noise)` is (action, log_prob) of
-that sample, differentiable where `transform` is. A Deterministic action has no density: it has sample, transform and
-mode alone.
+sample(key) = transform(noise(key)). `noise` reads only shapes, so a rollout can draw all its random numbers in one
+batch before its loop. `scored(noise)` returns (action, log_prob) of that sample, and is differentiable where
+`transform` is. Deterministic has no density, so it has only sample, noise, transform and mode.
 
-A TanhGaussian's action is `Squashed`, which keeps what its density is exact in; `executed(action)` is what an
-environment, a critic or a replay buffer gets, of this kind and of every other. Parameters narrower than float32 are
-read as float32: probabilities are float32 at least.
+A TanhGaussian's action is `Squashed`, which keeps the value before the tanh so that its density is exact.
+`executed(action)` converts any action to what an environment, a critic or a replay buffer receives. Parameters narrower
+than float32 are converted to float32, so probabilities are at least float32.
 """
 
 import math
@@ -24,9 +23,18 @@ import numpy as np
 from purepg.precision import at_least_float32
 from purepg.types import Action, Array, Key
 
-NODE = np.linspace(-5, 5, 64)  # deviations from the mean, at which `TanhGaussian.entropy` looks
+NODE = np.linspace(-5, 5, 64)  # in standard deviations from the mean: the nodes of `TanhGaussian.entropy`
 
-Distribution = Any  # one of the kinds below; a KL is between two of one kind
+Distribution = Any  # one of the classes below; a KL needs two of the same class
+
+
+def _sample(self: Any, key: Key) -> Any:
+    return self.transform(self.noise(key))
+
+
+def _scored(self: Any, noise: Array) -> tuple[Any, Array]:
+    action = self.transform(noise)
+    return action, self.log_prob(action)
 
 
 class Categorical(NamedTuple):
@@ -34,37 +42,32 @@ class Categorical(NamedTuple):
 
     logits: Array
 
-    def sample(self, key: Key) -> Action:
-        return self.transform(self.noise(key))
+    sample, scored = _sample, _scored
 
     def noise(self, key: Key) -> Array:
         return jax.random.bits(key, self.logits.shape[:-1], jnp.uint32)
 
     def transform(self, noise: Array) -> Action:
-        """Inverts the cumulative distribution: one random number for an action, where Gumbel's trick takes A.
+        """Inverts the cumulative distribution, which takes one random number per action; the Gumbel trick takes A.
 
-        In whole numbers, whose sums are exact: an action's probability is off by about 2^-31 however many there are,
-        and one below that, such as a masked action's 0, is never taken.
+        The sums are of integers and therefore exact: an action's probability is off by about 2^-31 for any A, and an
+        action with a smaller probability, such as a masked one, is never sampled.
         """
         probability = jax.nn.softmax(at_least_float32(self.logits))
         cumulative = jnp.cumsum(jnp.round(2.0**30 * probability).astype(jnp.int32), axis=-1)
         total = cumulative[..., -1].astype(jnp.uint32)
         threshold = _scaled(noise, total).astype(jnp.int32)  # uniform over 0, ..., total - 1
         num_passed = jnp.sum(cumulative <= threshold[..., None], axis=-1, dtype=jnp.int32)
-        return jnp.minimum(num_passed, self.logits.shape[-1] - 1)  # of logits that are NaN, an action still
-
-    def scored(self, noise: Array) -> tuple[Action, Array]:
-        action = self.transform(noise)
-        return action, self.log_prob(action)
+        return jnp.minimum(num_passed, self.logits.shape[-1] - 1)  # a valid action even for NaN logits
 
     def log_prob(self, action: Action) -> Array:
         chex.assert_shape(action, self.logits.shape[:-1])
-        # A masked sum and not a gather: a gather's gradient is a scatter, which is slow where A is small.
+        # A masked sum instead of a gather, whose gradient is a scatter and slow for small A.
         taken = action[..., None] == jnp.arange(self.logits.shape[-1])
         return jnp.sum(self.log_prob_of_all(), axis=-1, where=taken)
 
     def log_prob_of_all(self) -> Array:
-        """Of every action, `[..., A]`."""
+        """Log-probabilities of all actions, `[..., A]`."""
         return jax.nn.log_softmax(at_least_float32(self.logits))
 
     def entropy(self) -> Array:
@@ -80,8 +83,7 @@ class Categorical(NamedTuple):
 
 
 def _scaled(bits: Array, n: Array) -> Array:
-    """floor(bits * n / 2^32) of uint32, by halves of 16 bits: jax 0.10.2 cannot compile `lax.mulhi` for several
-    devices."""
+    """floor(bits * n / 2^32) of uint32 in 16-bit halves; jax 0.10.2 cannot compile `lax.mulhi` for several devices."""
     upper, lower = bits >> 16, bits & 0xFFFF
     n_upper, n_lower = n >> 16, n & 0xFFFF
     middle = upper * n_lower + ((lower * n_lower) >> 16)
@@ -90,19 +92,18 @@ def _scaled(bits: Array, n: Array) -> Array:
 
 
 def expectation(log_prob: Array, x: Array) -> Array:
-    """sum_a p(a) x(a), with 0 * (-inf) = 0: an action masked out by a logit of -inf adds nothing."""
+    """sum_a p(a) x(a), with 0 * (-inf) = 0: an action masked by a logit of -inf adds nothing."""
     possible = jnp.isfinite(log_prob)
     return jnp.sum(jnp.exp(log_prob) * jnp.where(possible, x, 0.0), axis=-1)
 
 
 class DiagGaussian(NamedTuple):
-    """Independent normals; `mean` and `log_std` are `[..., A]`, as is an action, which only the environment clips."""
+    """Independent normals; `mean`, `log_std` and actions are `[..., A]`. Only the environment clips an action."""
 
     mean: Array
     log_std: Array
 
-    def sample(self, key: Key) -> Action:
-        return self.transform(self.noise(key))
+    sample, scored = _sample, _scored
 
     def noise(self, key: Key) -> Array:
         return jax.random.normal(key, self.mean.shape)
@@ -110,10 +111,6 @@ class DiagGaussian(NamedTuple):
     def transform(self, noise: Array) -> Action:
         mean, log_std = at_least_float32(self)
         return mean + jnp.exp(log_std) * noise
-
-    def scored(self, noise: Array) -> tuple[Action, Array]:
-        action = self.transform(noise)
-        return action, self.log_prob(action)
 
     def log_prob(self, action: Action) -> Array:
         chex.assert_equal_shape([action, self.mean])
@@ -135,53 +132,45 @@ class DiagGaussian(NamedTuple):
 
 
 class Squashed(NamedTuple):
-    """An action tanh(u) of a TanhGaussian, as its u: where tanh saturates, the action itself has lost u's digits, and a
-    score computed from it no longer has the mean 0."""
+    """An action tanh(u) of a TanhGaussian, stored as u. Where tanh saturates, u cannot be recovered from the action,
+    and a score computed from it would not have mean 0."""
 
     sample: Array  # u, [..., A]
 
 
 def executed(action: Action | Squashed) -> Action:
-    """The action that an environment, a critic or a replay buffer gets: tanh(u) of a `Squashed`, and any other itself.
-    Differentiable."""
+    """The action for environments, critics and replay: tanh(u) of a `Squashed` one, others unchanged."""
     return jnp.tanh(action.sample) if isinstance(action, Squashed) else action
 
 
 class TanhGaussian(NamedTuple):
-    """tanh(u) of independent normals u: actions in (-1, 1); `mean` and `log_std`, those of u, are `[..., A]`."""
+    """tanh(u) of independent normals u, in (-1, 1); `mean` and `log_std` of u are `[..., A]`."""
 
     mean: Array
     log_std: Array
 
-    def sample(self, key: Key) -> Squashed:
-        return self.transform(self.noise(key))
-
-    def noise(self, key: Key) -> Array:
-        return jax.random.normal(key, self.mean.shape)
+    sample, scored = _sample, _scored
+    noise = DiagGaussian.noise
 
     def transform(self, noise: Array) -> Squashed:
         return Squashed(self._gaussian.transform(noise))
-
-    def scored(self, noise: Array) -> tuple[Squashed, Array]:
-        action = self.transform(noise)
-        return action, self.log_prob(action)
 
     def log_prob(self, action: Squashed | Action) -> Array:
         """log pi(tanh(u)).
 
         Args:
-          action: `Squashed`, exactly; or an executed action of somebody else, whose u was not kept: one nearer than
-            1e-6 to -1 or 1 is taken to be that near, u = 7.3, so that the score's mean is 0 only well inside.
+          action: `Squashed`, for which the result is exact; or an executed action from elsewhere, clipped to 1e-6 from
+            the bounds (|u| = 7.3), for which the score's mean is 0 only well inside the bounds.
         """
         if not isinstance(action, Squashed):
             action = Squashed(jnp.arctanh(jnp.clip(at_least_float32(action), -1 + 1e-6, 1 - 1e-6)))
         return self._gaussian.log_prob(action.sample) - jnp.sum(_log_tanh_slope(action.sample), axis=-1)
 
     def entropy(self) -> Array:
-        """The normals' entropy + E[log tanh'(u)], a sum over NODE: to 1e-4 for any mean, and deviations of u up to 7.4.
+        """The normals' entropy + E[log tanh'(u)], as a sum over NODE, to 1e-4 for any mean and deviations up to 7.4.
 
-        Equal steps, where the nodes of Gauss and Hermite would be too far apart for a wide u: log tanh' bends within
-        about 1 of u = 0."""
+        The nodes are equally spaced: for a wide u, Gauss-Hermite's are too sparse near u = 0, where log tanh' bends.
+        """
         mean, log_std = at_least_float32(self)
         node, weight = (jnp.asarray(x, mean.dtype) for x in (NODE, np.exp(-0.5 * NODE**2)))
         u = mean[..., None] + jnp.exp(log_std)[..., None] * node
@@ -189,12 +178,11 @@ class TanhGaussian(NamedTuple):
         return self._gaussian.entropy() + jnp.sum(slope, axis=-1)
 
     def kl(self, other: "TanhGaussian") -> Array:
-        """That of the normals, since tanh is one to one."""
+        """The KL of the normals, since tanh is one to one."""
         return self._gaussian.kl(other._gaussian)
 
     def mode(self) -> Squashed:
-        """tanh of the normals' mode: the median, which every implementation acts by; the density's own mode may lie at
-        the bounds."""
+        """tanh of the normals' mean, the median, as is usual; the density's own mode may lie at the bounds."""
         return Squashed(self.mean)
 
     @property
@@ -203,7 +191,7 @@ class TanhGaussian(NamedTuple):
 
 
 def _log_tanh_slope(u: Array) -> Array:
-    """log(1 - tanh(u)^2), for any u (Haarnoja et al. 2018 give the plain form, which underflows from |u| = 9 on)."""
+    """log(1 - tanh(u)^2) for any u. The plain form of Haarnoja et al. (2018) underflows from |u| = 9 on."""
     return 2 * (math.log(2) - u - jax.nn.softplus(-2 * u))
 
 
@@ -212,16 +200,12 @@ class Deterministic(NamedTuple):
 
     action: Action
 
-    def sample(self, key: Key) -> Action:
-        del key
-        return self.action
+    sample = _sample
 
-    def noise(self, key: Key) -> tuple[()]:
-        del key
+    def noise(self, _: Key) -> tuple[()]:
         return ()
 
-    def transform(self, noise: tuple[()]) -> Action:
-        del noise
+    def transform(self, _: tuple[()]) -> Action:
         return self.action
 
     def mode(self) -> Action:

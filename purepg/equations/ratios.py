@@ -1,4 +1,4 @@
-"""Importance ratios of two policies, of a step, an episode or a response, and estimates of KL from them."""
+"""Importance ratios between two policies, for a step, an episode or a response, and KL estimates from them."""
 
 from typing import Literal
 
@@ -11,9 +11,9 @@ from purepg.types import Array
 
 
 def trajectory_ratio(log_prob: Array, old_log_prob: Array, mask: Array) -> Array:
-    """prod_t pi(a_t|s_t) / pi_old(a_t|s_t) over the whole episode, `[T, N]`, equal at its steps; 1 outside the mask.
+    """prod_t pi(a_t|s_t) / pi_old(a_t|s_t) over the episode, `[T, N]`, the same at each step; 1 outside the mask.
 
-    Makes episodes of pi_old speak for pi without bias, at a variance that grows exponentially with their length.
+    It makes estimates for pi from episodes of pi_old unbiased, at a variance exponential in the episode's length.
     """
     chex.assert_equal_shape([log_prob, old_log_prob, mask])
     log_ratio = jnp.sum(log_prob - old_log_prob, axis=0, where=mask)
@@ -21,19 +21,16 @@ def trajectory_ratio(log_prob: Array, old_log_prob: Array, mask: Array) -> Array
 
 
 def per_decision_ratio(log_prob: Array, old_log_prob: Array, mask: Array) -> Array:
-    """The product up to step t and no further, `[T, N]` (Precup et al. 2000): all that reaching (s_t, a_t) asks for;
-    1 outside the mask."""
+    """The product of ratios up to and including step t, `[T, N]` (Precup et al. 2000), which is enough to correct the
+    distribution of (s_t, a_t); 1 outside the mask."""
     chex.assert_equal_shape([log_prob, old_log_prob, mask])
     log_ratio = jnp.cumsum(jnp.where(mask, log_prob - old_log_prob, 0.0), axis=0)
     return jnp.where(mask, jnp.exp(log_ratio), 1.0)
 
 
 def segment_ratio(log_prob: Array, old_log_prob: Array, ended: Array) -> Array:
-    """prod_t pi(a_t|s_t) / pi_old(a_t|s_t) over the steps of a rollout that belong to one episode, the same at each.
-
-    Args:
-      log_prob, old_log_prob: `[T, ...]`. ended: `[T, ...]` bool, an episode's last step.
-    """
+    """prod_t pi(a_t|s_t) / pi_old(a_t|s_t) over those steps of a rollout that belong to one episode, the same at each.
+    All arrays are `[T, ...]`; `ended` is a bool, true at an episode's last step."""
     chex.assert_equal_shape([log_prob, old_log_prob, ended])
 
     def running(log_ratio, starts, reverse):
@@ -52,14 +49,14 @@ def segment_ratio(log_prob: Array, old_log_prob: Array, ended: Array) -> Array:
 def effective_sample_size(ratio: Array, where: Array | None = None) -> Array:
     """(sum ratio)^2 / (n sum ratio^2), a scalar in (0, 1]: the share of the samples that importance weights leave."""
     floats = jnp.finfo(ratio.dtype)
-    ratio = jnp.minimum(ratio, 1 / floats.tiny)  # one beyond the floats is not NaN, but all there is
-    ratio = ratio / jnp.max(ratio, where=where, initial=floats.tiny)  # the square of a product overflows
+    ratio = jnp.minimum(ratio, 1 / floats.tiny)  # an overflowing ratio counts as the largest
+    ratio = ratio / jnp.max(ratio, where=where, initial=floats.tiny)  # otherwise the squares overflow
     return jnp.square(jnp.mean(ratio, where=where)) / jnp.mean(jnp.square(ratio), where=where)
 
 
 def sequence_log_ratio(log_ratio: Array, mask: Array) -> Array:
-    """GSPO's length-normalised ratio of whole responses (Zheng et al. 2025, eq. 7), log s = mean_t log ratio_t, at
-    every token of its response: `[..., R]`; 0 outside the mask. Its gradient reaches every token."""
+    """GSPO's length-normalised log-ratio of whole responses (Zheng et al. 2025, eq. 7), log s = mean_t log ratio_t,
+    repeated for every token of its response: `[..., R]`; 0 outside the mask. Its gradient reaches every token."""
     chex.assert_equal_shape([log_ratio, mask])
     length = jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1)
     total = jnp.sum(log_ratio, axis=-1, keepdims=True, where=mask)
@@ -67,46 +64,38 @@ def sequence_log_ratio(log_ratio: Array, mask: Array) -> Array:
 
 
 def kl_k1(log_ratio: Array) -> Array:
-    """-log r, r = p(a) / q(a), a sampled from q: an unbiased estimate of KL(q || p) (Schulman 2020, "Approximating KL
-    divergence"). Its gradient as a loss, the sample a constant, has mean 0 where q is the policy that learns."""
+    """-log r, an unbiased estimate of KL(q || p), with r = p(a) / q(a) and a sampled from q (Schulman 2020,
+    "Approximating KL divergence"). As a loss with fixed samples, its gradient has mean 0 if q is trained."""
     return -log_ratio
 
 
 def kl_k2(log_ratio: Array) -> Array:
-    """(log r)^2 / 2, as `kl_k1`, biased by a third-order term; as a loss its gradient has the mean grad KL(q || p)."""
+    """(log r)^2 / 2, r as in `kl_k1`; biased by a third-order term. As a loss, its mean gradient is grad KL(q || p)."""
     return 0.5 * jnp.square(log_ratio)
 
 
 def kl_k3(log_ratio: Array) -> Array:
-    """r - 1 - log r, as `kl_k1`, unbiased and never negative; as a loss its gradient has the mean grad KL(p || q).
+    """r - 1 - log r, r as in `kl_k1`; unbiased and never negative. As a loss, its mean gradient is grad KL(p || q).
 
-    With r = pi(a|s) / pi_old(a|s) and a sampled from pi_old it estimates KL(pi_old || pi), a quantity to watch.
+    With r = pi(a|s) / pi_old(a|s) and a sampled from pi_old, it estimates KL(pi_old || pi), a useful diagnostic.
     """
     return jnp.expm1(log_ratio) - log_ratio
 
 
 Estimator = Literal["k1", "k2", "k3"]
-
 Level = Literal["token", "sequence"]
-
 KL = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
 
 
-def kl_penalty(
-    log_prob: Array,
-    reference_log_prob: Array,
-    mask: Array,
-    estimator: Estimator,
-    level: Level,
-) -> Array:
-    """An estimate of KL(pi || pi_ref) for every token, `[..., T]`, which sums up over a response to the response's own.
+def kl_penalty(log_prob: Array, reference_log_prob: Array, mask: Array, estimator: Estimator, level: Level) -> Array:
+    """An estimate of KL(pi || pi_ref) per token, `[..., T]`; the sum over a response estimates the response's KL.
 
     Args:
-      log_prob: `[..., T]` under the policy, which sampled the tokens; a loss's gradient goes through it.
-      level: each token's own estimate; or that of the whole response's log-ratio, in equal parts. As losses, summed
-        token by token, k2 and k3 hold the prefixes' distribution fixed, and so have another gradient than the KL's.
+      log_prob: `[..., T]` under the policy, which sampled the tokens and is differentiated.
+      level: token: each token's own estimate; sequence: the estimate from the whole response's log-ratio, in equal
+        parts. Token-level k2 and k3 as losses take the prefixes as fixed, so their gradient is not the KL's.
     Raises:
-      UsageError: an estimator or a level that is none of these.
+      UsageError: the estimator or the level is unknown.
     """
     check_choice("estimator", estimator, Estimator)
     check_choice("level", level, Level)

@@ -1,7 +1,7 @@
-"""Steps measured in KL: Fisher-vector products, conjugate gradients, the natural gradient, a line search.
+"""Trust regions: Fisher-vector products, conjugate gradients, the natural gradient and a line search under a KL bound.
 
-Parameters on which the policy does not depend (a critic's of its own) have a zero gradient and a zero row in the Fisher
-matrix, and are left where they are.
+Parameters that the policy does not depend on, such as a critic's, have zero gradient and Fisher row: they do not
+change.
 """
 
 from collections.abc import Callable
@@ -11,26 +11,28 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from purepg.config import Number
 from purepg.lanes import any_lane
 from purepg.types import Array, Metrics, Network, Params, UsageError
 
-Product = Callable[[Array], Array]  # a symmetric positive matrix times a vector [D]
+Product = Callable[[Array], Array]  # multiplies a vector [D] by a symmetric positive matrix
+Objective = Callable[[Params], Array]
 
 
 def refuse_a_shared_torso(network: Network) -> None:
-    """Raises UsageError where fitting the critic would move the policy, which a trust region forbids. A network of the
-    caller's own must see to it that the two share no parameters."""
+    """Raises UsageError for a shared torso: fitting the critic would move the policy, which a trust region forbids. For
+    a network of your own, make sure that policy and critic share no parameters."""
     if getattr(network, "shared", False):
         raise UsageError(
             "shared (True) must be off: a critic fitted on the policy's torso would leave the trust region"
         )
 
 
-def fisher_vector_product(kl: Callable[[Params], Array], params: Params, damping: Array | float = 0.0) -> Product:
-    """v -> (F + damping I) v, F the Hessian of `kl` at `params`, by forward over reverse differentiation.
+def fisher_vector_product(kl: Objective, params: Params, damping: Number = 0.0) -> Product:
+    """Returns v -> (F + damping I) v, F the Hessian of `kl` at `params`, by forward-over-reverse differentiation.
 
-    Where `kl(params)` is the mean of KL(pi_old || pi_params) and pi_old is the policy of `params`, that Hessian is the
-    Fisher matrix, exactly: its other term, the mean of grad log pi's own derivative, is zero there.
+    If `kl(params)` is the mean of KL(pi_old || pi_params) and pi_old is the policy of `params`, this Hessian is exactly
+    the Fisher matrix: the other term, the mean of the derivative of grad log pi, is zero there.
     """
     flat, unravel = ravel_pytree(params)
     _, hessian_product = jax.linearize(jax.grad(lambda flat: kl(unravel(flat))), flat)
@@ -40,17 +42,17 @@ def fisher_vector_product(kl: Callable[[Params], Array], params: Params, damping
 def conjugate_gradient(product: Product, b: Array, num_steps: int) -> tuple[Array, Array]:
     """Solves product(x) = b for `[D]` in `num_steps` steps from x = 0 (Hestenes & Stiefel 1952).
 
-    A scan of fixed length, so that lanes of a population stay together; a lane that has converged stands still.
+    It is a scan of fixed length, so that all lanes of a population stay together; a converged lane stays unchanged.
 
     Returns:
-      (x, |b - product(x)| / |b|), the second as the recurrence has it.
+      (x, |b - product(x)| / |b|), the latter from the recurrence.
     """
 
     def step(carry, _):
         x, residual, direction, square = carry
         image = product(direction)
         curvature = direction @ image
-        # Where b is solved, both are rounding or zero, and their quotient means nothing.
+        # After convergence both are rounding errors or zero, and their quotient is meaningless.
         going = (square > 1e-14 * start) & (curvature > 0)
         length = jnp.where(going, square / jnp.where(going, curvature, 1.0), 0.0)
         x, residual = x + length * direction, residual - length * image
@@ -64,55 +66,42 @@ def conjugate_gradient(product: Product, b: Array, num_steps: int) -> tuple[Arra
 
 
 class Natural(NamedTuple):
-    """A natural gradient, and the lengths that a step along it may have."""
+    """A natural gradient and what determines the length of a step along it."""
 
     direction: Params  # (F + damping I)^-1 gradient
     curvature: Array  # direction . (F + damping I) direction
-    residual: Array  # of the conjugate gradients, relative
+    residual: Array  # relative residual of the conjugate gradients
     grad_norm: Array
 
-    def length(self, max_kl: Array | float) -> Array:
-        """sqrt(2 max_kl / curvature): the step at which KL's quadratic model, damping included, reaches `max_kl`."""
+    def length(self, max_kl: Number) -> Array:
+        """sqrt(2 max_kl / curvature), where the quadratic model of KL, with damping, reaches `max_kl`."""
         some = self.curvature > 0
         return jnp.where(some, jnp.sqrt(2 * max_kl / jnp.where(some, self.curvature, 1.0)), 0.0)
 
 
-def natural_gradient(
-    gain: Callable[[Params], Array],
-    kl: Callable[[Params], Array],
-    params: Params,
-    damping: Array | float,
-    num_cg_steps: int,
-) -> Natural:
-    """(F + damping I)^-1 grad gain (Kakade 2001), matrix-free."""
+def natural_gradient(gain: Objective, kl: Objective, params: Params, damping: Number, num_cg_steps: int) -> Natural:
+    """(F + damping I)^-1 grad gain (Kakade 2001), without forming F."""
     gradient, unravel = ravel_pytree(jax.grad(gain)(params))
     product = fisher_vector_product(kl, params, damping)
     x, residual = conjugate_gradient(product, gradient, num_cg_steps)
     return Natural(unravel(x), x @ product(x), residual, jnp.linalg.norm(gradient))
 
 
-def move(params: Params, length: Array | float, direction: Params) -> Params:
-    """params + length * direction, in the parameters' own dtype."""
+def move(params: Params, length: Number, direction: Params) -> Params:
+    """Returns params + length * direction in the parameters' dtypes."""
     return jax.tree.map(lambda p, d: (p + length * d).astype(p.dtype), params, direction)
 
 
 def line_search(
-    gain: Callable[[Params], Array],
-    kl: Callable[[Params], Array],
-    params: Params,
-    step: Params,
-    max_kl: Array | float,
-    shrink: Array | float,
-    num_tries: int,
+    gain: Objective, kl: Objective, params: Params, step: Params, max_kl: Number, shrink: Number, num_tries: int
 ) -> tuple[Params, Metrics]:
-    """The longest of step, shrink * step, shrink^2 * step, ... that improves `gain` and keeps `kl` under its bound.
+    """Finds the longest of step, shrink * step, shrink^2 * step, ... that improves `gain` with `kl` at most `max_kl`.
 
-    Tries go on until no lane of a population needs another. Where none of `num_tries` is good, `params` come back as
-    they were.
+    It runs until no lane of a population needs another try. After `num_tries` it returns `params` unchanged.
 
     Returns:
-      (params, metrics): `accepted`, 0 or 1; `step_fraction`, 0 where rejected; `surrogate_improvement` and `step_kl` at
-      the parameters that are returned; `full_step_kl` of the first try.
+      (params, metrics): `accepted`, 0 or 1; `step_fraction`, 0 if rejected; `surrogate_improvement` and `step_kl` at
+        the returned parameters; `full_step_kl` of the first try.
     """
     before = gain(params)
 

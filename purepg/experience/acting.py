@@ -1,20 +1,15 @@
-"""A policy as environments see it: raw observations to actions."""
+"""How a policy acts in environments: from raw observations to actions."""
 
 import jax
 
 from purepg.equations.distributions import executed
 from purepg.experience import normalize
 from purepg.experience.normalize import Moments
-from purepg.types import (
-    Act,
-    Actor,
-    Network,
-    Params,
-)
+from purepg.types import Act, Actor, Network, Params
 
 
 def actor(network: Network, params: Params, moments: Moments | None = None) -> Actor:
-    """The acting side of a policy: raw observations to sampled actions and their log-probabilities."""
+    """Returns the policy's actor: raw observations to sampled actions and their log-probabilities."""
 
     def distribution(obs):
         return network.apply(params, normalize.apply(moments, obs))[0]
@@ -29,7 +24,7 @@ def actor(network: Network, params: Params, moments: Moments | None = None) -> A
 
 
 def evaluation_policy(network: Network, params: Params, deterministic: bool, moments: Moments | None = None) -> Act:
-    """Raw observations to executed actions: sampled, or the distribution's mode."""
+    """Maps raw observations to executed actions, either sampled or the distribution's mode."""
 
     def act(key, obs):
         distribution, _ = network.apply(params, normalize.apply(moments, obs))

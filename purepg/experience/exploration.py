@@ -1,4 +1,4 @@
-"""How algorithms with a deterministic or squashed policy act while they learn."""
+"""Exploration during training, for algorithms with a deterministic or squashed policy."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,26 +8,17 @@ import jax.numpy as jnp
 
 from purepg.equations.distributions import executed
 from purepg.experience import rollout
-from purepg.types import (
-    Action,
-    Array,
-    Box,
-    Discrete,
-    Env,
-    Key,
-    Obs,
-    Params,
-    QNetwork,
-)
+from purepg.types import Action, Array, Box, Discrete, Env, Key, Obs, Params, QNetwork
 
 
 class Exploration(NamedTuple):
-    """How an algorithm acts while it learns.
+    """How an algorithm acts during training.
 
-    noise: the random numbers of one step, `noise(key, obs)`; of `obs` only shapes are read.
-    carry: `carry(before, fresh, starts)`, a step's noise from that of the step before and fresh numbers; `starts` `[N]`
-      is true where an episode begins.
-    act: `act(params, noise, obs) -> action`, executed, of normalised observations.
+    Attributes:
+      noise: `noise(key, obs)` draws one step's random numbers; only the shapes of `obs` are read.
+      carry: `carry(before, fresh, starts)` combines the last step's noise with a fresh one; `starts` `[N]` marks new
+        episodes.
+      act: `act(params, noise, obs)` returns executed actions for normalised observations.
     """
 
     noise: Callable[[Key, Obs], Any]
@@ -36,7 +27,7 @@ class Exploration(NamedTuple):
 
 
 def own_samples(network: QNetwork) -> Exploration:
-    """A stochastic policy explores by itself."""
+    """Explores by sampling a stochastic policy."""
 
     def distribution(params, obs):
         return network.apply(params, obs)[0]
@@ -53,14 +44,13 @@ def own_samples(network: QNetwork) -> Exploration:
 
 
 def gaussian_noise(network: QNetwork, env: Env, std: Array | float, correlation: Array | float) -> Exploration:
-    """mu(s) + std * noise, held within bounds where the space has them.
+    """Explores with mu(s) + std * noise, clipped where the space has bounds.
 
-    Args:
-      correlation: of successive noises in an episode. An Ornstein-Uhlenbeck process of rate theta, in steps of dt, is
-        one of correlation 1 - theta * dt, which starts in its stationary distribution.
+    `correlation` is that of successive noises within an episode. An Ornstein-Uhlenbeck process with rate theta and time
+    step dt has 1 - theta * dt; here it starts in its stationary distribution.
     """
     space = env.action_space
-    assert isinstance(space, Box)  # which `require` sees to
+    assert isinstance(space, Box)  # `require` has checked it
 
     def noise(key, obs):
         return jax.random.normal(key, (jax.tree.leaves(obs)[0].shape[0], *space.shape))
@@ -76,16 +66,15 @@ def gaussian_noise(network: QNetwork, env: Env, std: Array | float, correlation:
 
 
 def within_bounds(env: Env, action: Action) -> Action:
-    """Canonical actions clipped to [-1, 1], where the space has bounds."""
+    """Clips canonical actions to [-1, 1] if the space is bounded."""
     bounded = isinstance(env.action_space, Box) and env.action_space.bounded
     return jnp.clip(action, -1, 1) if bounded else action
 
 
 def random_action(key: Key, env: Env, num_envs: int) -> Action:
-    """Uniform actions `[N, ...]`; where they are unbounded, standard normal."""
+    """Draws uniform actions `[N, ...]`, or standard normal ones if the space is unbounded."""
     space = env.action_space
     if isinstance(space, Discrete):
         return jax.random.randint(key, (num_envs,), 0, space.n)
-    if space.bounded:
-        return jax.random.uniform(key, (num_envs, *space.shape), minval=-1.0, maxval=1.0)
-    return jax.random.normal(key, (num_envs, *space.shape))
+    shape = num_envs, *space.shape
+    return jax.random.uniform(key, shape, minval=-1.0, maxval=1.0) if space.bounded else jax.random.normal(key, shape)

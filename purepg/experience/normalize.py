@@ -1,8 +1,8 @@
-"""Running mean and variance as (init, update, apply). None stands for "not normalised" and is passed through.
+"""Running mean and variance as (init, update, apply). None means "not normalised"; every function passes it through.
 
-The statistics at an update's start serve that whole update: rollout, critics, losses and evaluation. The update's raw
-data are merged at its end. Otherwise the policy that scores the data is not the policy that acted: the first
-importance ratio would not be 1.
+The statistics at the start of an update are used throughout it: by the rollout, critics, losses and evaluation. The
+update's raw data are merged at its end. Merging earlier would make the policy that scores the data differ from the one
+that acted, so the first importance ratio would not be 1.
 """
 
 from typing import Any, NamedTuple
@@ -14,10 +14,10 @@ from purepg.types import Array, Discrete, Env, UsageError, space_leaves
 
 
 class Moments(NamedTuple):
-    """Mean and (population) variance of `num_samples` observations; the trees are shaped like an observation.
+    """Mean and (population) variance of `num_samples` observations; the trees have the structure of an observation.
 
-    `rest` is what the three lack of the true ones, the sum of what rounding cut off. Without it float32 would stop
-    counting, and soon stop moving, long before a run of 1e9 steps is over.
+    `rest` is the accumulated rounding error of the three (compensated summation). Without it, float32 statistics would
+    stop moving, and the count stop growing, long before 1e9 steps.
     """
 
     mean: Any
@@ -27,27 +27,26 @@ class Moments(NamedTuple):
 
 
 def check_space(env: Env) -> None:
-    """Raises UsageError where observations are the numbers of categories, whose mean says nothing."""
+    """Raises UsageError if observations are category indices, which have no meaningful mean."""
     for space in space_leaves(env.observation_space):
         if isinstance(space, Discrete):
             raise UsageError(f"normalize_obs (True) must be off: {env.name} observes one of {space.n} categories")
 
 
 def init(example: Any) -> Moments:
-    """Mean 0, variance 1, no samples, for observations shaped like `example`: an array, or a tree of them."""
-
+    """Returns mean 0, variance 1 and no samples, for observations shaped like `example` (an array or a tree)."""
     zero = jax.tree.map(lambda x: jnp.zeros(jnp.shape(x), jnp.promote_types(jnp.result_type(x), jnp.float32)), example)
     none = jnp.zeros((), jnp.float32)
     return Moments(zero, jax.tree.map(jnp.ones_like, zero), none, (zero, zero, none))
 
 
 def update(moments: Moments | None, batch: Any) -> Moments | None:
-    """Merges a batch exactly (Chan et al. 1979): the result is that of all data at once. Leaves are `[..., *shape]`."""
+    """Merges a batch with leaves `[..., *shape]`; the result is the moments of all data at once (Chan et al. 1979)."""
     if moments is None:
         return None
     mean_rest, variance_rest, num_rest = moments.rest
     n = jax.tree.leaves(batch)[0].size // jax.tree.leaves(moments.mean)[0].size
-    is_first = moments.num_samples == 0  # then the variance of 1 counts for nothing
+    is_first = moments.num_samples == 0  # then the initial variance of 1 is ignored
     num_samples, num_rest = _add(moments.num_samples, num_rest, jnp.float32(n))
     fraction = n / num_samples
 
@@ -65,7 +64,7 @@ def update(moments: Moments | None, batch: Any) -> Moments | None:
 
 
 def _add(x: Array, rest: Array, more: Array) -> tuple[Array, Array]:
-    """x + rest + more, rounded, and what the rounding cut off (Knuth's two-sum)."""
+    """Returns x + rest + more, rounded, and the rounding error (Knuth's two-sum)."""
     more = rest + more
     total = x + more
     added = total - x
@@ -73,19 +72,16 @@ def _add(x: Array, rest: Array, more: Array) -> tuple[Array, Array]:
 
 
 def apply(moments: Moments | None, x: Any, clip: float = 10.0, eps: float = 1e-8) -> Any:
-    """(x - mean) / sqrt(variance + eps), clipped to [-clip, clip]; the leaves of `x` are `[..., *shape]`."""
+    """Returns (x - mean) / sqrt(variance + eps), clipped to [-clip, clip]; the leaves of `x` are `[..., *shape]`."""
     if moments is None:
         return x
-
-    def standardised(x, mean, variance):
-        return jnp.clip((x - mean) * jax.lax.rsqrt(variance + eps), -clip, clip)
-
-    return jax.tree.map(standardised, x, moments.mean, moments.variance)
+    deviation = jax.tree.map(lambda x, mean: x - mean, x, moments.mean)
+    return jax.tree.map(lambda d, v: jnp.clip(d * jax.lax.rsqrt(v + eps), -clip, clip), deviation, moments.variance)
 
 
 def scale(moments: Moments | None, reward: Array, clip: float = 10.0, eps: float = 1e-8) -> Array:
-    """Reward over the standard deviation of the running discounted return: scaled, not centred, since a shift of the
-    reward would change the problem. Clipped to [-clip, clip]: before the first reward was seen, the deviation is 0."""
+    """Divides the reward by the standard deviation of the running discounted return, and clips the result to [-clip,
+    clip]. It is not centred, because shifting rewards changes the problem. Before any reward the deviation is 0."""
     if moments is None:
         return reward
     return jnp.clip(reward * jax.lax.rsqrt(moments.variance + eps), -clip, clip)
@@ -94,11 +90,10 @@ def scale(moments: Moments | None, reward: Array, clip: float = 10.0, eps: float
 def running_return(
     carry: Array | None, reward: Array, ended: Array, gamma: Array | float
 ) -> tuple[Array | None, Array]:
-    """The discounted sum of an episode's rewards so far, R_t = gamma * R_{t-1} + r_t, reset after an episode's end.
+    """Discounted sum of an episode's rewards so far, R_t = gamma * R_{t-1} + r_t, reset after the episode ends.
 
     Args:
-      carry: `[N]` R of the step before this rollout, 0 where an episode begins. None: rewards are not scaled, and
-        nothing is computed.
+      carry: `[N]`, R at the step before this rollout, 0 where an episode begins. None: rewards are not scaled.
       reward, ended: `[T, N]`.
     Returns:
       (carry `[N]` for the next rollout, R `[T, N]`).

@@ -1,14 +1,14 @@
-"""A ring buffer of transitions as (init, add, sample): contiguous arrays, written in place where they are donated.
+"""A ring buffer of transitions as (init, add, sample): contiguous arrays, updated in place when they are donated.
 
     buffer = init(example, capacity)
     buffer = add(buffer, batch, index)                      for index = 0, 1, 2, ...
     batch  = sample(key, buffer, batch_size, num_filled(buffer, num_batches, n))
 
-The buffer is the data alone. How much was written is the caller's to know (`index`, the number of batches before): a
-count inside the buffer would get a batch axis under vmap, and every write would be a scatter, where one index for all
-members is a slice written in place. An algorithm knows it from its update's number, which a population shares.
+The caller tracks how many batches were written (`index`), from the number of its update, which is the same for a whole
+population. A count inside the buffer would get a batch axis under vmap, which turns a slice update in place into a
+scatter.
 
-The buffer must never pass through a select or a cond: either copies it whole.
+Do not pass the buffer through a select or a cond: both copy the whole buffer.
 """
 
 from typing import Any
@@ -23,23 +23,23 @@ Buffer = Any  # a pytree like the example, leaves [capacity, ...]
 
 
 def init(example: Any, capacity: int) -> Buffer:
-    """An empty buffer.
+    """Returns an empty buffer.
 
     Args:
-      example: one transition, or shapes and dtypes of one (`jax.ShapeDtypeStruct`): every dtype stays as it is.
-      capacity: transitions; a multiple of the batches that will be added.
+      example: one transition, or its shapes and dtypes (`jax.ShapeDtypeStruct`). The buffer keeps its dtypes.
+      capacity: number of transitions; must be a multiple of the size of the batches that will be added.
     """
     return jax.tree.map(lambda x: jnp.zeros((capacity, *jnp.shape(x)), x.dtype), example)
 
 
 def add(buffer: Buffer, batch: Any, index: Array | int) -> Buffer:
-    """Writes a batch over the oldest one: a single slice, since the capacity is a multiple of the batch.
+    """Overwrites the oldest batch. Capacity is a multiple of the batch size, so this writes a single slice.
 
     Args:
-      batch: transitions `[n, ...]`, of the buffer's dtypes.
-      index: how many batches of this size were added before.
+      batch: transitions `[n, ...]` with the buffer's dtypes.
+      index: number of batches of this size added before.
     Raises:
-      AssertionError: the batch does not divide the capacity, or a dtype differs.
+      AssertionError: the batch size does not divide the capacity, or a dtype differs.
     """
     capacity, n = _length(buffer), _length(batch)
     chex.assert_is_divisible(capacity, n)
@@ -49,16 +49,14 @@ def add(buffer: Buffer, batch: Any, index: Array | int) -> Buffer:
 
 
 def num_filled(buffer: Buffer, num_batches: Array | int, n: int) -> Array:
-    """How many slots hold a transition after `num_batches` batches of n: an int32 scalar."""
+    """Number of filled slots after `num_batches` batches of n transitions, an int32 scalar."""
     return jnp.minimum(jnp.asarray(num_batches, jnp.int32), _length(buffer) // n) * n
 
 
 def sample(key: Key, buffer: Buffer, batch_size: int, num_filled: Array | int) -> Any:
-    """`batch_size` transitions, uniformly and with replacement from the first `num_filled` slots, in time that does not
-    depend on the capacity. A slot's probability is off by at most num_filled / 2^32 of itself.
+    """Draws `batch_size` transitions uniformly with replacement from the first `num_filled` slots, at least 1.
 
-    Args:
-      num_filled: at least 1.
+    The cost does not depend on the capacity. The relative error of a slot's probability is at most num_filled / 2^32.
     """
     bits = jax.random.bits(key, (batch_size,), jnp.uint32)
     index = (bits % jnp.asarray(num_filled, jnp.uint32)).astype(jnp.int32)

@@ -1,6 +1,7 @@
 """Experience from a policy: `rollout` (fixed length, resets where an episode ends) and `episodes` (whole, masked).
 
-The only place where environments are reset.
+All environments that take actions are reset in this module: by `reset_all` before the first step, and by `step` where
+an episode ends. Other modules call `Env.reset` only for an example of an observation.
 """
 
 from collections.abc import Callable
@@ -26,14 +27,14 @@ class RolloutState(NamedTuple):
     episode_length: Array
 
 
-def start(key: Key, env: Env, num_envs: int) -> RolloutState:
-    """N freshly reset environments."""
+def reset_all(key: Key, env: Env, num_envs: int) -> RolloutState:
+    """Resets N environments, each with its own key."""
     env_state, obs = jax.vmap(env.reset)(jax.random.split(key, num_envs))
     return RolloutState(env_state, obs, jnp.zeros(num_envs), jnp.zeros(num_envs, jnp.int32))
 
 
 def select(ended: Array, fresh: Any, current: Any) -> Any:
-    """`fresh` where `ended` (`[N]`), else `current`; leaves are `[N, ...]`."""
+    """Returns `fresh` where `ended` (`[N]`), else `current`; leaves are `[N, ...]`."""
 
     def choose(fresh, current):
         return jnp.where(ended.reshape(ended.shape + (1,) * (current.ndim - ended.ndim)), fresh, current)
@@ -42,18 +43,18 @@ def select(ended: Array, fresh: Any, current: Any) -> Any:
 
 
 class Draws(NamedTuple):
-    """All that is random in T steps of N environments, drawn before the first of them; leaves are `[T, ...]`."""
+    """All random numbers of T steps of N environments, drawn before the first step; leaves are `[T, ...]`."""
 
-    noise: Any  # the policy's
+    noise: Any  # the policy's random numbers
     k_step: Key  # [T, N]
-    reset: Any  # a fresh environment for every step that might need one, [T, N, ...], or only its key
+    reset: Any  # [T, N, ...], a fresh environment for every step, or only the key to reset it
 
 
 def draw(key: Key, env: Env, noise: Callable[[Key, Obs], Any], world: RolloutState, num_steps: int) -> Draws:
-    """The random numbers of `num_steps` steps.
+    """Draws the random numbers of `num_steps` steps.
 
-    Small resets are made here too, in one batch, which is far cheaper than a little randomness in every step of a loop;
-    large ones would fill the memory.
+    If resets are small, they are computed here in one batch, which is far cheaper than drawing a few random numbers in
+    every step of a loop. Large ones would take too much memory.
     """
     num_envs = world.episode_return.shape[0]
     k_act, k_step, k_reset = jax.random.split(key, 3)
@@ -67,13 +68,14 @@ def draw(key: Key, env: Env, noise: Callable[[Key, Obs], Any], world: RolloutSta
 def step(
     env: Env, act: Callable[[Any, Obs], tuple[Action, Any]], world: RolloutState, draws: Draws
 ) -> tuple[RolloutState, Transition, Array]:
-    """One step of N environments, and a reset of those whose episode ends.
+    """Steps N environments once and resets those whose episode ends.
 
     Args:
-      act: as an `Actor`'s. draws: of this step, without a time axis.
+      act: an `Actor`'s `act`.
+      draws: this step's random numbers, without a time axis.
     Returns:
-      (world, transition, finished): `finished` `[3]` holds the sums of return and length over the episodes that ended
-      here, and their number; added over steps, what `episode_info` takes.
+      (world, transition, finished). `finished` `[3]` is the total return, the total length and the number of the
+        episodes that ended in this step; `episode_info` takes its sum over steps.
     """
     action, log_prob = act(draws.noise, world.obs)
     taken = in_units(env.action_space, executed(action))
@@ -82,13 +84,8 @@ def step(
 
     ended = terminated | truncated
     episode_return, episode_length = world.episode_return + reward, world.episode_length + 1
-    finished = jnp.stack(
-        [
-            jnp.sum(episode_return, where=ended),
-            jnp.sum(episode_length, where=ended).astype(jnp.float32),
-            jnp.sum(ended).astype(jnp.float32),
-        ]
-    )
+    sums = jnp.sum(episode_return, where=ended), jnp.sum(episode_length, where=ended), jnp.sum(ended)
+    finished = jnp.stack([x.astype(jnp.float32) for x in sums])
     fresh = draws.reset if _resets_are_small(env) else jax.vmap(env.reset)(draws.reset)
     env_state, obs = select(ended, fresh, (env_state, next_obs))
     world = RolloutState(env_state, obs, jnp.where(ended, 0.0, episode_return), jnp.where(ended, 0, episode_length))
@@ -98,12 +95,12 @@ def step(
 def rollout(
     key: Key, env: Env, actor: Actor, world: RolloutState, num_steps: int
 ) -> tuple[RolloutState, Transition, Metrics]:
-    """Acts for `num_steps` steps in N environments, beginning a new episode wherever one ends.
+    """Takes `num_steps` steps in N environments, starting a new episode where one ends.
 
     Returns:
-      (world, trajectory, info): the trajectory's leaves are `[T, N, ...]` and `next_obs` is the observation before any
-      reset. `info` has `episode_return` and `episode_length`, each a `Mean` over the episodes that ended in this
-      rollout, their number `num_episodes`, and `env_steps` = T * N.
+      (world, trajectory, info). The trajectory's leaves are `[T, N, ...]`; `next_obs` is the observation before any
+        reset. `info` has `episode_return` and `episode_length`, each a `Mean` over the episodes that ended in this
+        rollout, their number `num_episodes`, and `env_steps` = T * N.
     """
 
     def advance(carry, draws):
@@ -122,7 +119,7 @@ def _resets_are_small(env: Env) -> bool:
 
 
 def episode_info(finished: Array, env_steps: Array) -> Metrics:
-    """What a rollout says of its episodes, from `finished` `[3]`, their returns, lengths and number in sum."""
+    """Returns a rollout's metrics from `finished` `[3]`: total return, total length and number of finished episodes."""
     return_sum, length_sum, num_episodes = finished
     return {
         "episode_return": Mean(return_sum, num_episodes),
@@ -133,12 +130,12 @@ def episode_info(finished: Array, env_steps: Array) -> Metrics:
 
 
 def truncation_as_termination(trajectory: Transition) -> Transition:
-    """The common mistake, on purpose: a time limit is taken for a death, so that nothing bootstraps from it."""
+    """Marks truncated steps as terminated, so that nothing bootstraps from them: a common bug, on purpose."""
     return trajectory._replace(terminated=trajectory.terminated | trajectory.truncated)
 
 
 class Episodes(NamedTuple):
-    """N whole episodes. `mask` is true from an episode's first step to its last; beyond it the trajectory is zeros."""
+    """N whole episodes. `mask` is true from an episode's first step to its last; outside it the trajectory is zero."""
 
     trajectory: Transition  # leaves [T, N, ...]
     mask: Array  # [T, N]
@@ -146,39 +143,35 @@ class Episodes(NamedTuple):
 
 
 def episodes(key: Key, env: Env, actor: Actor, num_episodes: int, max_steps: int) -> Episodes:
-    """N episodes from their resets to their ends, stepped until the last one has ended, in any lane of a population.
+    """Runs N whole episodes, until the last of them has ended in every lane of the population.
 
-    An episode still running after `max_steps` is truncated there. `info` is as for `rollout`, and `env_steps` counts
-    the steps inside the mask.
+    Episodes are truncated after `max_steps`. `info` is as for `rollout`; `env_steps` counts the steps in the mask.
     """
     k_start, k_run = jax.random.split(key)
-    return episodes_from(k_run, env, actor, start(k_start, env, num_episodes), max_steps)
+    return episodes_from(k_run, env, actor, reset_all(k_start, env, num_episodes), max_steps)
 
 
 def episodes_from(key: Key, env: Env, actor: Actor, world: RolloutState, max_steps: int) -> Episodes:
-    """`episodes` of environments that were just reset, N of them, by whoever called: several from one state, say."""
+    """Runs `episodes` in N environments that the caller has just reset, such as copies of one initial state."""
     num_episodes = world.episode_return.shape[0]
 
     def act_and_step(t, world):
         k_act, k_step = jax.random.split(jax.random.fold_in(key, t))
         action, log_prob = actor.act(actor.noise(k_act, world.obs), world.obs)
         taken = in_units(env.action_space, executed(action))
-        env_state, time_step = jax.vmap(env.step)(jax.random.split(k_step, num_episodes), world.env_state, taken)
-        truncated = time_step.truncated | ((t == max_steps - 1) & ~time_step.terminated)
-        transition = Transition(
-            world.obs, action, log_prob, time_step.reward, time_step.terminated, truncated, time_step.obs
-        )
-        return world._replace(env_state=env_state, obs=time_step.obs), transition
+        k_step = jax.random.split(k_step, num_episodes)
+        env_state, (obs, reward, terminated, truncated) = jax.vmap(env.step)(k_step, world.env_state, taken)
+        truncated |= (t == max_steps - 1) & ~terminated
+        transition = Transition(world.obs, action, log_prob, reward, terminated, truncated, obs)
+        return world._replace(env_state=env_state, obs=obs), transition
 
     def body(carry):
         t, world, alive, trajectory, mask = carry
         world, transition = act_and_step(t, world)
-        trajectory = jax.tree.map(
-            lambda buffer, x: buffer.at[t].set(select(alive, x, jnp.zeros_like(x))), trajectory, transition
-        )
-        mask = mask.at[t].set(alive)
-        alive &= ~(transition.terminated | transition.truncated)
-        return t + 1, world, alive, trajectory, mask
+        masked = select(alive, transition, jax.tree.map(jnp.zeros_like, transition))
+        trajectory = jax.tree.map(lambda buffer, x: buffer.at[t].set(x), trajectory, masked)
+        still_alive = alive & ~(transition.terminated | transition.truncated)
+        return t + 1, world, still_alive, trajectory, mask.at[t].set(alive)
 
     shapes = jax.eval_shape(act_and_step, jnp.int32(0), world)[1]
     trajectory = jax.tree.map(lambda x: jnp.zeros((max_steps, *x.shape), x.dtype), shapes)

@@ -1,10 +1,12 @@
-"""The gradient laboratory: on a finite MDP the policy gradient is known, and every estimator can be held against it.
+"""The gradient laboratory: finite MDPs with known policy gradients, against which every estimator can be tested.
 
-Imports everything but `run`. Add what theory says of an estimator here, beside the estimator itself.
+Imports everything except `run`. Add the theory of an estimator here, and the estimator itself to `equations`.
 
-exact.py: objective, values, visitation, the gradient in its three forms, Fisher matrix, optimum
-trajectories.py: every trajectory with its probability, and where an experience's states lie
-theory.py: what an estimator's mean or variance should be
+exact.py: objective, values, visitation, the gradient in two forms, Fisher matrix, optimum
+trajectories.py: every trajectory with its probability, the gradient summed over them, and the states of an experience
+theory.py: the expected mean or variance of estimators
 estimators.py: from experience to a gradient estimate, for any weight of grad log pi
-statistics.py: bias, variance, signal to noise and cosine of any estimator, and the tests of unbiasedness
+accuracy.py: bias, variance, signal to noise and cosine of an estimator, and tests of unbiasedness
+ladder.py: the estimators of the literature on one process, with what theory says of each
+riccati.py: value, gradient and optimum of linear-quadratic regulation
 """

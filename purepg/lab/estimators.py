@@ -1,7 +1,7 @@
-"""From experience to an estimate of the policy gradient, for any weight of grad log pi.
+"""Estimates of the policy gradient from experience, for any weight of grad log pi.
 
-Experience comes from `episodes` or `rollout`, the weight from `advantages.py`, the gradient from `losses.py`, as in any
-algorithm; `update_of` takes the estimate from an algorithm itself.
+As in any algorithm, experience comes from `episodes` or `rollout`, the weight from `equations.advantages` and the
+gradient from `equations.losses`. `update_of` gets the estimate from an algorithm's own update.
 """
 
 from collections.abc import Callable
@@ -13,20 +13,15 @@ import jax.numpy as jnp
 from purepg.equations.distributions import Categorical, DiagGaussian
 from purepg.equations.losses import policy_gradient
 from purepg.experience.acting import actor
-from purepg.experience.rollout import episodes, rollout, start
+from purepg.experience.rollout import episodes, reset_all, rollout
 from purepg.types import Algorithm, Array, Env, Key, Network, Obs, Params, State, Transition
 
 
 class WithCritic(NamedTuple):
-    """A network that has no critic of its own, beside a table of values that does not learn.
+    """A network without a critic, combined with a fixed table of values."""
 
-    Attributes:
-      policy: its `apply` gives a distribution.
-      value: `[S]`.
-    """
-
-    policy: Network
-    value: Array
+    policy: Network  # its `apply` returns a distribution
+    value: Array  # [S]
 
     def init(self, key: Key, obs: Obs) -> Params:
         return self.policy.init(key, obs)
@@ -36,7 +31,7 @@ class WithCritic(NamedTuple):
 
 
 class Experience(NamedTuple):
-    """Episodes or rollouts from the start; leaves are `[T, N, ...]`."""
+    """Episodes, or rollouts from freshly reset environments; leaves are `[T, N, ...]`."""
 
     trajectory: Transition
     mask: Array
@@ -45,18 +40,16 @@ class Experience(NamedTuple):
 def episode_experience(
     key: Key, env: Env, network: Network, params: Params, num_episodes: int, max_steps: int
 ) -> Experience:
-    """N whole episodes."""
-    trajectory, mask, _ = episodes(key, env, actor(network, params), num_episodes, max_steps)
-    return Experience(trajectory, mask)
+    """Runs N whole episodes."""
+    return Experience(*episodes(key, env, actor(network, params), num_episodes, max_steps)[:2])
 
 
 def rollout_experience(
     key: Key, env: Env, network: Network, params: Params, num_envs: int, num_steps: int
 ) -> Experience:
-    """`num_steps` steps of N environments that were just reset; every step counts."""
+    """Takes `num_steps` steps in N freshly reset environments; every step is in the mask."""
     k_start, k_rollout = jax.random.split(key)
-    world = start(k_start, env, num_envs)
-    _, trajectory, _ = rollout(k_rollout, env, actor(network, params), world, num_steps)
+    _, trajectory, _ = rollout(k_rollout, env, actor(network, params), reset_all(k_start, env, num_envs), num_steps)
     return Experience(trajectory, jnp.ones_like(trajectory.terminated))
 
 
@@ -67,12 +60,8 @@ def ascent(
     weight: Array,
     loss: Callable[[Array, Array], Array] = policy_gradient,
 ) -> Params:
-    """1/N sum_i sum_t grad log pi(a_it|s_it) * weight_it: minus the gradient of a loss, summed over the steps of the
-    mask and divided by N.
-
-    Args:
-      weight: `[T, N]`. loss: `loss(log_prob, weight)`, `[T, N]`.
-    """
+    """1/N sum_i sum_t grad log pi(a_it|s_it) * weight_it, for `weight` `[T, N]`: minus the gradient of `loss(log_prob,
+    weight)`, `[T, N]`, summed over the mask and divided by N."""
     trajectory, mask = experience
 
     def total(params):
@@ -83,10 +72,10 @@ def ascent(
 
 
 def update_of(algorithm: Algorithm, params: Params, learning_rate: float) -> Callable[[Key], Params]:
-    """The estimate that an algorithm's own update is, (new parameters - parameters) / learning rate.
+    """Returns an estimator that runs one update of an algorithm: (new parameters - parameters) / learning rate.
 
-    The algorithm must take one plain step an update (`optimizer="sgd"`, no `max_grad_norm`), and keep its parameters in
-    `learner.params`. Where a critic learns, its step is part of the estimate.
+    The algorithm must take one plain gradient step per update (`optimizer="sgd"`, no `max_grad_norm`) and keep its
+    parameters in `learner.params`. If it trains a critic, the critic's step is part of the estimate.
     """
 
     def estimate(key: Key) -> Params:

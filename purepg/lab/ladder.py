@@ -1,19 +1,20 @@
-"""The known estimators of the policy gradient on one finite process, and what theory says of each one's mean.
+"""The estimators of the policy gradient from the literature on one finite process, with their theoretical means.
 
-The process is a random MDP of 5 states, 3 actions and 8 steps, unrolled. Experience of four kinds feeds the estimators:
-whole episodes and rollouts of the policy, episodes of an older policy, and rollouts in which a time limit ends every
-episode half way.
+The process is a random MDP of 5 states, 3 actions and 8 steps, unrolled. The estimators use four kinds of experience:
+whole episodes, rollouts, episodes of an older policy, and rollouts in which a time limit truncates episodes half way.
 """
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purepg.envs.finite_mdp import FiniteMDP, garnet, mdp_env, unroll
+from purepg.envs.finite_mdp import FiniteMDP, mdp_env, unroll
+from purepg.envs.named_mdps import garnet
 from purepg.equations.advantages import (
     batch_mean,
     discount_power,
@@ -31,9 +32,11 @@ from purepg.lab.estimators import Experience, WithCritic, ascent, episode_experi
 from purepg.lab.exact import bellman_gradient, in_float64, log_policy, values, visitation, weighted_gradient
 from purepg.lab.theory import gae_bias, n_step_bias, optimal_baseline
 from purepg.lab.trajectories import state_distributions
-from purepg.networks.tabular import tabular_policy, tabular_q, tabular_value
+from purepg.networks.tabular import TabularValue, tabular_policy
 from purepg.optimize import gradient_step, step_direction
-from purepg.types import Array, Key, Network, Params
+from purepg.types import Array, Key, Network, Params, Transition
+
+Weights = dict[str, Array]  # weights of grad log pi, [T, N], by estimator
 
 HORIZON, TIME_LIMIT = 8, 4
 CLIP_EPS = 0.2
@@ -41,12 +44,10 @@ LAMBDAS = (0.0, 0.5, 0.9, 1.0)
 CRITICS = ("exact", "learned", "wrong")
 CUT = (("exact", 0.9), ("exact", 1.0), ("shifted", 1.0), ("wrong", 1.0))
 GAE = tuple(f"GAE {lam:g}, {critic} V" for critic in CRITICS for lam in LAMBDAS)
-BROKEN = FLIPPED, NO_DISCOUNT, OFF_BY_ONE = (
-    "the baseline's sign flipped",
-    "gamma^t dropped",
-    "bootstrapped from the reset at truncation",
-)
-# Every estimator, and what theory says of its mean: exact, a formula's, or nothing.
+FLIPPED, NO_DISCOUNT = "the baseline's sign flipped", "gamma^t dropped"
+OFF_BY_ONE = "bootstrapped from the reset at truncation"
+BROKEN = FLIPPED, NO_DISCOUNT, OFF_BY_ONE
+# Every estimator and its mean in theory: "exact" for the exact gradient, "formula" for a biased mean, "" if unknown.
 THEORY = {
     "whole episodes": {
         "total return": "exact",
@@ -59,9 +60,8 @@ THEORY = {
         "return to go - exact V": "exact",
         "return to go - optimal baseline": "exact",
     },
-    "rollouts": {"learned Q": "formula", "exact Q": "exact", "exact A": "exact", "A2C 1-step, learned V": "formula"}
-    | {"A2C 3-step, learned V": "formula"}
-    | dict.fromkeys(GAE, "formula"),
+    "rollouts": {"learned Q": "formula", "exact Q": "exact", "exact A": "exact"}
+    | dict.fromkeys(("A2C 1-step, learned V", "A2C 3-step, learned V", *GAE), "formula"),
     "an older policy's episodes": {
         "trajectory ratio x total return": "exact",
         "trajectory ratio x exact A": "exact",
@@ -77,27 +77,25 @@ NAMES = tuple(name for group in THEORY.values() for name in group)
 
 
 class Problem(NamedTuple):
-    """The process, two policies on it, and all that is known of them; tables are float64."""
+    """The process, two policies on it, and the exact quantities; tables are float64."""
 
     mdp: FiniteMDP  # unrolled: a state is (t, s)
     params: Params
-    old_params: Params  # an older policy's, for importance sampling
+    old_params: Params  # the older policy, for importance sampling
     value: dict[str, np.ndarray]  # V: exact, learned, wrong
     q: dict[str, np.ndarray]  # Q: exact, learned
     advantage: np.ndarray
     optimal_baseline: np.ndarray
     exact: Params
-    exact_cut: Params  # of the first steps, until a time limit
-    mean: dict[str, Params]  # what theory says of an estimator's mean
+    exact_cut: Params  # the gradient from the steps before the time limit
+    mean: dict[str, Params]  # each estimator's theoretical mean
 
 
 # --- the estimators ---
 
-Weights = dict[str, Array]  # of grad log pi, [T, N], by the estimator's name
-
 
 def estimates(problem: Problem, key: Key, batch: int) -> dict[str, Params]:
-    """One estimate by every estimator, and by the `BROKEN` ones, from `batch` episodes of each kind of experience."""
+    """Returns one estimate by each estimator, `BROKEN` ones too, from `batch` episodes of each kind of experience."""
     mdp = problem.mdp
     env, limited_env = mdp_env(mdp), mdp_env(dataclasses.replace(mdp, horizon=TIME_LIMIT))
     network = WithCritic(tabular_policy(mdp), table(problem.value["exact"]))
@@ -105,7 +103,7 @@ def estimates(problem: Problem, key: Key, batch: int) -> dict[str, Params]:
     k_episodes, k_rollout, k_old, k_limited = jax.random.split(key, 4)
 
     def ascents(experience: Experience, weights: Weights, loss: Callable = policy_gradient) -> dict[str, Params]:
-        """One estimate for each weight, all in one gradient's code."""
+        """One estimate per weight, computed by one vmapped gradient."""
         stacked = jnp.stack([jnp.broadcast_to(w, experience.mask.shape) for w in weights.values()])
         out = jax.vmap(lambda w: ascent(network, params, experience, w, loss))(stacked)
         return {name: jax.tree.map(lambda x, i=i: x[i], out) for i, name in enumerate(weights)}
@@ -122,17 +120,16 @@ def estimates(problem: Problem, key: Key, batch: int) -> dict[str, Params]:
     constant, in_loss, clipped = from_an_older_policy(problem, old, log_prob)
     out |= ascents(old, constant)
     out |= ascents(old, in_loss, lambda log_prob, weight: surrogate(log_prob, old_log_prob, weight))
-    clip = lambda log_prob, weight: clipped_surrogate(log_prob, old_log_prob, weight, CLIP_EPS)  # noqa: E731
-    return out | ascents(old, clipped, clip)
+    return out | ascents(old, clipped, lambda log_prob, w: clipped_surrogate(log_prob, old_log_prob, w, CLIP_EPS))
 
 
 def table(x: np.ndarray) -> Array:
-    """A table of float64 as the programs that sample read it."""
+    """Converts a float64 table to the float32 that sampling programs use."""
     return jnp.asarray(x, jnp.float32)
 
 
 def whole_episodes(problem: Problem, experience: Experience) -> Weights:
-    """REINFORCE: returns, and baselines subtracted from them."""
+    """REINFORCE: returns, with and without baselines."""
     (x, mask), gamma = experience, problem.mdp.gamma
     discount, G = discount_power(mask, gamma), discounted_return(x.reward, mask, gamma)
     learned, exact = (table(problem.value[name])[x.obs] for name in ("learned", "exact"))
@@ -150,49 +147,39 @@ def whole_episodes(problem: Problem, experience: Experience) -> Weights:
     }
 
 
+def gae_from(problem: Problem, x: Transition, critic: str, lam: float, sign: float = 1.0) -> Array:
+    """GAE from a table of V; `sign` -1 adds the baseline instead of subtracting it."""
+    V = table(problem.value[critic])
+    return gae(x.reward, sign * V[x.obs], V[x.next_obs], x.terminated, x.truncated, problem.mdp.gamma, lam)[0]
+
+
 def with_critics(problem: Problem, experience: Experience) -> Weights:
-    """Learned Q, n-step advantages, GAE."""
+    """Q, n-step advantages and GAE."""
     (x, mask), gamma = experience, problem.mdp.gamma
-    taken = x.obs, x.action
-
-    def gae_from(critic: str, lam: float, sign: float = 1.0) -> Array:
-        V = table(problem.value[critic])
-        return gae(x.reward, sign * V[x.obs], V[x.next_obs], x.terminated, x.truncated, gamma, lam)[0]
-
-    def a2c(n: int) -> Array:
-        V = table(problem.value["learned"])
-        return n_step(x.reward, V[x.obs], V[x.next_obs], x.terminated, x.truncated, gamma, n)[0]
-
+    taken, V = (x.obs, x.action), table(problem.value["learned"])
+    a2c = partial(n_step, x.reward, V[x.obs], V[x.next_obs], x.terminated, x.truncated, gamma)
     weights = {f"{name} Q": table(q)[taken] for name, q in problem.q.items()}
-    weights |= {"exact A": table(problem.advantage)[taken], FLIPPED: gae_from("exact", 0.9, -1.0)}
-    weights |= {f"A2C {n}-step, learned V": a2c(n) for n in (1, 3)}
-    weights |= {f"GAE {lam:g}, {critic} V": gae_from(critic, lam) for critic in CRITICS for lam in LAMBDAS}
+    weights |= {"exact A": table(problem.advantage)[taken], FLIPPED: gae_from(problem, x, "exact", 0.9, -1.0)}
+    weights |= {f"A2C {n}-step, learned V": a2c(n)[0] for n in (1, 3)}
+    weights |= {f"GAE {lam:g}, {name} V": gae_from(problem, x, name, lam) for name in CRITICS for lam in LAMBDAS}
     return {name: discount_power(mask, gamma) * w for name, w in weights.items()}
 
 
 def cut_by_a_time_limit(problem: Problem, experience: Experience) -> Weights:
-    """GAE that must bootstrap, in rollouts of two episodes, one after the other."""
+    """GAE that must bootstrap: each rollout holds two episodes, one after the other."""
     (x, mask), gamma = experience, problem.mdp.gamma
     discount = jnp.tile(discount_power(mask[:TIME_LIMIT], gamma), (HORIZON // TIME_LIMIT, 1))
-
-    def gae_from(critic: str, lam: float) -> Array:
-        V = table(problem.value[critic])
-        return gae(x.reward, V[x.obs], V[x.next_obs], x.terminated, x.truncated, gamma, lam)[0]
-
     V = table(problem.value["exact"])[x.obs]
-    off_by_one = jnp.roll(V, -1, axis=0)  # of the next observation in the rollout: after an episode, the next one's
+    off_by_one = jnp.roll(V, -1, axis=0)  # V of the rollout's next observation, even where an episode ended
     return {
-        **{f"cut: GAE {lam:g}, {critic} V": discount * gae_from(critic, lam) for critic, lam in CUT},
+        **{f"cut: GAE {lam:g}, {name} V": discount * gae_from(problem, x, name, lam) for name, lam in CUT},
         OFF_BY_ONE: discount * gae(x.reward, V, off_by_one, x.terminated, x.truncated, gamma, 0.9)[0],
     }
 
 
 def from_an_older_policy(problem: Problem, experience: Experience, log_prob: Array) -> tuple[Weights, Weights, Weights]:
-    """Importance sampling: ratios that are part of the weight, one that is part of the loss, and one clipped there.
-
-    Args:
-      log_prob: `[T, N]`, of the policy whose gradient is asked for.
-    """
+    """Importance sampling, with the ratio in the weight, in the loss, or in the loss and clipped there. `log_prob` `[T,
+    N]` is under the policy whose gradient is estimated."""
     (x, mask), gamma = experience, problem.mdp.gamma
     discount = discount_power(mask, gamma)
     whole, to_t = (ratio(log_prob, x.log_prob, mask) for ratio in (trajectory_ratio, per_decision_ratio))
@@ -210,13 +197,13 @@ def from_an_older_policy(problem: Problem, experience: Experience, log_prob: Arr
     return constant, in_loss, {"clipped ratio x exact A": advantage}
 
 
-# --- what is known of them ---
+# --- what theory says of them ---
 
 
 def pose(seed: int) -> Problem:
-    """The process of a seed, two policies, critics learned from 64 episodes or wrong, and what theory says of them."""
+    """Makes a random process, two policies, critics (exact, learned from 64 episodes, wrong) and theoretical means."""
     random = garnet(seed, num_states=5, horizon=HORIZON, horizon_terminates=True)
-    mdp = unroll(dataclasses.replace(random, reward=random.reward + 1))  # rewards of mean 0 would need no baseline
+    mdp = unroll(dataclasses.replace(random, reward=random.reward + 1))  # baselines need rewards of mean not 0
     rng = np.random.default_rng(seed + 1)
     logits = 0.7 * rng.normal(size=(5, 3))
     params, old_params = ({"params": {"logits": x}} for x in (logits, logits + 0.4 * rng.normal(size=(5, 3))))
@@ -233,7 +220,7 @@ def pose(seed: int) -> Problem:
     def mean_of(distribution, weight):
         return in_float64(lambda params: weighted_gradient(policy, params, distribution, weight), params)
 
-    def with_critic(distribution, bias, critic, *arguments):  # step by step, for the bias knows how much data is left
+    def with_critic(distribution, bias, critic, *arguments):  # per step, because the bias depends on the steps left
         error = value[critic] - V
         weight = [A + in_float64(bias, mdp, log_pi, error, *arguments, L) for L in steps_left[-len(distribution) :]]
         return mean_of(distribution, np.stack(weight))
@@ -258,15 +245,15 @@ def pose(seed: int) -> Problem:
 
 
 def learn(mdp: FiniteMDP, params: Params, key: Key, num_episodes: int = 64) -> tuple[np.ndarray, np.ndarray]:
-    """V and Q as a critic learns them: regressed on the returns to go of a few episodes."""
+    """Fits V and Q to the returns to go of a few episodes."""
     network = WithCritic(tabular_policy(mdp), jnp.zeros(mdp.num_states))
-    critics: dict[str, Network] = {"value": tabular_value(mdp), "q": tabular_q(mdp)}
+    critics: dict[str, Network] = {"value": TabularValue(mdp.num_states), "q": TabularValue(*mdp.reward.shape)}
     tx = step_direction("adam", None)
 
     def loss(tables, batch):
         obs, action, target, mask = batch
-        value = critics["value"].apply(tables["value"], obs)
-        q = jnp.take_along_axis(critics["q"].apply(tables["q"], obs), action[..., None], axis=-1)[..., 0]
+        value, q = (critic.apply(tables[name], obs) for name, critic in critics.items())
+        q = jnp.take_along_axis(q, action[..., None], axis=-1)[..., 0]
         error = squared_error(value, target) + squared_error(q, target)
         return jnp.mean(error, where=mask), {}
 
@@ -282,7 +269,7 @@ def learn(mdp: FiniteMDP, params: Params, key: Key, num_episodes: int = 64) -> t
             return (tables, opt_state), None
 
         (tables, _), _ = jax.lax.scan(step, (tables, tx.init(tables)), length=500)
-        return tables["value"]["params"]["value"], tables["q"]["params"]["value"]
+        return tuple(tables[name]["params"]["value"] for name in critics)
 
-    V, Q = fit(key)
-    return np.asarray(V, np.float64), np.asarray(Q, np.float64)
+    V, Q = (np.asarray(x, np.float64) for x in fit(key))
+    return V, Q

@@ -1,4 +1,4 @@
-"""What an estimator's mean or variance should be, in closed form or by a linear solve."""
+"""The theoretical mean or variance of estimators, in closed form or by a linear solve."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,8 +14,8 @@ def n_step_bias(mdp: FiniteMDP, log_pi: Array, error: Array, n: int, steps_left:
         -e(s) + gamma^m E[e(s_m) | s, a],  m = min(n, steps_left)
 
     Args:
-      error: `[S]`, e; at terminal states, whose value no estimator looks at, it counts as 0.
-      steps_left: steps to the end of the data, L >= 1.
+      error: `[S]`, e; it counts as 0 at terminal states, whose value no estimator uses.
+      steps_left: number of steps to the end of the data, L >= 1.
     """
     error = jnp.where(mdp.terminal, 0.0, error)
     transition = onward(mdp)
@@ -28,11 +28,11 @@ def n_step_bias(mdp: FiniteMDP, log_pi: Array, error: Array, n: int, steps_left:
 
 
 def gae_bias(mdp: FiniteMDP, log_pi: Array, error: Array, lam: float, steps_left: int) -> Array:
-    """E[A^GAE | s, a] - A(s, a) from V + error, `[S, A]`: the lambda-weighted mean of `n_step_bias`,
+    """E[A^GAE | s, a] - A(s, a) from V + error, `[S, A]`, the lambda-weighted mean of `n_step_bias`:
 
         -e(s) + sum_{k=1}^{L-1} (1 - lambda) lambda^(k-1) gamma^k E[e(s_k)] + lambda^(L-1) gamma^L E[e(s_L)]
 
-    The first term does not depend on the action and has no part in the gradient.
+    The first term does not depend on the action, so it does not change the gradient.
     """
     L = steps_left
     weight = [(1 - lam) * lam ** (k - 1) for k in range(1, L)] + [lam ** (L - 1)]
@@ -40,18 +40,18 @@ def gae_bias(mdp: FiniteMDP, log_pi: Array, error: Array, lam: float, steps_left
 
 
 def optimal_baseline(mdp: FiniteMDP, policy: LogPolicy, params: Params) -> Array:
-    """The function b of the state, `[S]`, for which sum_t gamma^t grad log pi_t (G_t - b(s_t)) has the least variance.
+    """The baseline b(s), `[S]`, for which sum_t gamma^t grad log pi_t (G_t - b(s_t)) has the least variance.
 
-    The least-squares fit of X = sum_t gamma^t phi_t G_t by Z_s = sum_t gamma^t phi_t 1{s_t = s}, phi = grad log pi.
-    E[Z_s . Z_s'] is diagonal, so b(s) = E[Z_s . X] / E[Z_s . Z_s], and the numerator has three parts: the step at which
-    s is visited, which alone gives the well-known E[|phi|^2 Q] / E[|phi|^2] (Greensmith et al. 2004), the steps after
-    it, and the steps before it.
+    It is the least-squares fit of X = sum_t gamma^t phi_t G_t by Z_s = sum_t gamma^t phi_t 1{s_t = s}, phi = grad log
+    pi. E[Z_s . Z_s'] is diagonal, so b(s) = E[Z_s . X] / E[Z_s . Z_s]. The numerator has three parts: the step at which
+    s is visited, which alone gives the well-known E[|phi|^2 Q] / E[|phi|^2] (Greensmith et al. 2004), the later steps,
+    and the earlier steps.
     """
     log_pi = policy(params)
     pi, phi, transition, q = jnp.exp(log_pi), score(policy, params), onward(mdp), values(mdp, log_pi).q
     step = jnp.einsum("sa,sat->st", pi, transition)
     identity, gamma = jnp.eye(len(pi)), mdp.gamma
-    # sum_t gamma^2t P(s_t = s): the discount enters twice.
+    # sum_t gamma^2t P(s_t = s): the discount appears twice.
     d = jnp.linalg.solve((identity - gamma**2 * step).T, jnp.asarray(mdp.start))
 
     here = jnp.einsum("sa,sad,sad,sa->s", pi, phi, phi, q)
@@ -68,8 +68,8 @@ def optimal_baseline(mdp: FiniteMDP, policy: LogPolicy, params: Params) -> Array
 
 
 def standardised_factor(group_size: int, p: float) -> float:
-    """c_G(p): standardising G binary rewards (population deviation, 0 where all are equal) turns the gradient of the
-    success probability p into c_G(p) times it. c_G = E[sqrt(K (G - K))] / (G p (1 - p)), K ~ Binomial(G, p)."""
+    """c_G(p): standardising G binary rewards (population deviation, 0 where all are equal) multiplies the gradient of
+    the success probability p by c_G(p) = E[sqrt(K (G - K))] / (G p (1 - p)), K ~ Binomial(G, p)."""
     from scipy.stats import binom
 
     k = np.arange(group_size + 1)

@@ -1,4 +1,4 @@
-"""Every trajectory of a finite MDP with its probability, and where the states of an experience lie."""
+"""Every trajectory of a finite MDP with its probability, and the distribution of the states in an experience."""
 
 from typing import NamedTuple
 
@@ -15,21 +15,21 @@ MAX_TRAJECTORIES = 1_000_000
 
 
 class Enumeration(NamedTuple):
-    """All trajectories, as `rollout.Episodes` holds sampled ones, each with its probability."""
+    """All trajectories, in the layout of `rollout.Episodes`, with their probabilities."""
 
-    trajectory: Transition  # leaves [T, N, ...], in the precision in force
+    trajectory: Transition  # leaves [T, N, ...], in JAX's current precision
     mask: np.ndarray  # [T, N]
     probability: np.ndarray  # [N] float64, sum 1
 
 
 def enumerate_trajectories(mdp: FiniteMDP, log_pi: Array | np.ndarray, num_steps: int | None = None) -> Enumeration:
-    """Every trajectory from the start to its end.
+    """Enumerates every trajectory from the start to its end.
 
     Args:
       log_pi: `[S, A]`, the policy that acts.
-      num_steps: trajectories still running then are truncated; None: the horizon, or until every one has terminated.
+      num_steps: trajectories still running then are truncated; None: the horizon, or until all have terminated.
     Raises:
-      UsageError: there are more than a million of them, or they have no longest one.
+      UsageError: there are more than a million trajectories, or no longest one.
     """
     if num_steps is not None and num_steps < 1:
         raise UsageError(f"num_steps ({num_steps}) must be at least 1")
@@ -37,12 +37,12 @@ def enumerate_trajectories(mdp: FiniteMDP, log_pi: Array | np.ndarray, num_steps
     limit = min(x for x in (num_steps, mdp.horizon, np.inf) if x is not None)
     (state,) = np.nonzero(mdp.start)
     probability, alive = mdp.start[state], np.ones(len(state), bool)
-    steps = []  # of [N] arrays; each entry follows the trajectories as they branch
+    steps = []  # lists of [N] arrays, extended as trajectories branch
     while alive.any() and len(steps) < limit:
-        if len(steps) == mdp.num_states and np.isinf(limit):  # some state was met twice
-            raise UsageError(f"{mdp.name} has trajectories of any length: num_steps (None) must be set")
+        if len(steps) == mdp.num_states and np.isinf(limit):  # some state was visited twice
+            raise UsageError(f"{mdp.name} has trajectories of any length: set num_steps (None)")
         joint = np.where(alive[:, None, None], pi[state][:, :, None] * mdp.transition[state], 0.0)
-        joint[~alive, 0, 0] = 1.0  # what has ended goes on as one
+        joint[~alive, 0, 0] = 1.0  # an ended trajectory does not branch
         parent, action, next_state = np.nonzero(joint)
         if len(parent) > MAX_TRAJECTORIES:
             raise UsageError(
@@ -50,15 +50,11 @@ def enumerate_trajectories(mdp: FiniteMDP, log_pi: Array | np.ndarray, num_steps
                 "enumerate a smaller process or a shorter horizon"
             )
         steps = [[x[parent] for x in step] for step in steps]
-        probability, state, alive = (
-            probability[parent] * joint[parent, action, next_state],
-            state[parent],
-            alive[parent],
-        )
+        probability = probability[parent] * joint[parent, action, next_state]
+        state, alive = state[parent], alive[parent]
         at_horizon, at_limit = len(steps) + 1 == mdp.horizon, len(steps) + 1 == limit
         terminated = alive & (mdp.terminal[next_state] | (at_horizon & mdp.horizon_terminates))
-        time_is_up = at_horizon & (not mdp.horizon_terminates)
-        truncated = alive & (time_is_up | (at_limit & ~terminated))
+        truncated = alive & ((at_horizon and not mdp.horizon_terminates) | (at_limit & ~terminated))
         log_prob = np.log(np.where(alive, pi[state, action], 1.0))
         now = (state, action, log_prob, mdp.reward[state, action], terminated, truncated, next_state)
         steps.append([*(np.where(alive, x, np.zeros_like(x)) for x in now), alive])
@@ -70,7 +66,7 @@ def enumerate_trajectories(mdp: FiniteMDP, log_pi: Array | np.ndarray, num_steps
 def trajectory_gradient(mdp: FiniteMDP, policy: LogPolicy, params: Params, num_steps: int | None = None) -> Params:
     """dJ/dtheta = sum over all trajectories tau of p(tau) grad log p(tau) R(tau), R(tau) = sum_t gamma^t r_t.
 
-    Nothing is bootstrapped: a trajectory that `num_steps` or a time limit truncates counts as far as it goes.
+    It does not bootstrap: a truncated trajectory contributes only its rewards up to the truncation.
     """
     trajectory, mask, probability = enumerate_trajectories(mdp, in_float64(policy, params), num_steps)
     dtype = jnp.result_type(float)
@@ -85,14 +81,11 @@ def trajectory_gradient(mdp: FiniteMDP, policy: LogPolicy, params: Params, num_s
 
 
 def state_distributions(mdp: FiniteMDP, log_pi: Array | np.ndarray, num_steps: int, restart: bool) -> np.ndarray:
-    """P(s_t = s and the episode is running), `[num_steps, S]`, for experience that begins at the start.
-
-    Args:
-      restart: whether a new episode begins where one ends, as in `rollout`; if not, as in `episodes`, mass is lost.
-    """
+    """P(s_t = s and the episode is running), `[num_steps, S]`, for experience that begins with a reset. `restart`
+    resets where an episode ends, as `rollout` does; without it, as in `episodes`, mass is lost."""
     pi, S = np.exp(np.asarray(log_pi, np.float64)), mdp.num_states
     step = np.einsum("sa,sat->st", pi, mdp.transition) * ~mdp.terminal
-    by_clock = np.zeros((mdp.horizon or num_steps, S))  # mass by the running episode's clock
+    by_clock = np.zeros((mdp.horizon or num_steps, S))  # [t, S], probability by the episode's time
     by_clock[0] = mdp.start
     out = []
     for _ in range(num_steps):

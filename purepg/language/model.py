@@ -2,12 +2,12 @@
 
     pi(y | x) = prod_t softmax(logits(x, y_<t) / temperature)_{y_t}
 
-`generate` samples whole responses with a cache of keys and values; `LanguageModel.score` is the one teacher-forced pass
-that learning differentiates, of the same distribution; `LanguageModel.apply` takes a prefix as an environment shows it
-(`envs.tasks.token_env`), so that every algorithm here runs on a language model too.
+`generate` samples whole responses with a cache of keys and values. `LanguageModel.score` computes the same
+distributions in one teacher-forced pass, through which losses are differentiated. `LanguageModel.apply` takes a prefix
+as `envs.tasks.token_env` observes it, so that every algorithm here can train a language model.
 
-A row is a prompt's columns, left-padded with -1, then a response's, with -1 after its end. Axes: `P` prompts, `G`
-group, `L` columns of a prompt, `R` of a response, `V` vocabulary.
+A row is a prompt, left-padded with -1, then a response, padded with -1 after its end. Axes: `P` prompts, `G` group, `L`
+columns of a prompt, `R` of a response, `V` vocabulary.
 """
 
 import hashlib
@@ -28,12 +28,12 @@ from purepg.types import Array, Env, Key, Obs, Params, UsageError
 
 @dataclass(frozen=True)
 class LanguageModelConfig(TransformerConfig):
-    """A transformer, the temperature that its tokens are sampled at, and where its parameters come from.
+    """A transformer, its sampling temperature, and where its parameters come from.
 
     Attributes:
       temperature: divides the logits, in sampling and in learning alike.
-      start: where parameters come from: the folder of a run, its best agent (`experiments/clone.py` makes one); or a
-        folder of safetensors in the Llama or Qwen2 layout. The sizes are then those that it has. None: drawn at random.
+      start: warm start: the folder of a run, whose best agent is used (`experiments/clone.py` makes one), or a folder
+        of safetensors in the Llama or Qwen2 layout. The model takes its sizes. None: random initialisation.
     """
 
     temperature: Positive = 1.0
@@ -41,11 +41,11 @@ class LanguageModelConfig(TransformerConfig):
 
 
 class LanguageModel(NamedTuple):
-    """A network whose observations are a task's rows of tokens, `[..., L + R]`; `language_model` makes it.
+    """A network that observes a task's rows of tokens, `[..., L + R]`; `language_model` makes it.
 
     Attributes:
       temperature: divides the logits.
-      start: the parameters that `init` gives; None: it draws them.
+      start: the parameters that `init` returns; None: `init` draws them at random.
     """
 
     transformer: Transformer
@@ -55,22 +55,22 @@ class LanguageModel(NamedTuple):
 
     @property
     def digest(self) -> str | None:
-        """Of `start`; None without."""
+        """The digest of `start`; None without a warm start."""
         return digest(self.start) if self.start else None
 
     @property
     def has_value(self) -> bool:
-        """Whether V is a head of the model, and not 0."""
+        """Whether V is a head of the model; otherwise V is 0."""
         return self.transformer.config.value_head
 
     def init(self, key: Key, obs: Obs, /) -> Params:
-        """Parameters: those of `start`, and drawn what it lacks."""
+        """Returns the parameters in `start`; anything it lacks, such as a value head, is initialised at random."""
         drawn: Any = self.transformer.init(key, obs.reshape(-1, obs.shape[-1])[:1])
         own = jax.tree.map(jnp.asarray, self.start["params"]) if self.start else {}
         return {"params": drawn["params"] | own}
 
     def apply(self, params: Params, obs: Obs, /) -> tuple[Categorical, Array]:
-        """(the next token's distribution `[..., V]`, V `[...]`) after the last token of each row."""
+        """Returns (the next token's distribution `[..., V]`, V `[...]`) after the last token of each row."""
         policy, value = self._all_columns(params, obs.reshape(-1, obs.shape[-1]))
         last = jnp.max(jnp.where(obs >= 0, jnp.arange(obs.shape[-1]), 0), axis=-1).reshape(-1, 1)
         logits = jnp.take_along_axis(policy.logits, last[..., None], axis=1)
@@ -78,13 +78,13 @@ class LanguageModel(NamedTuple):
         return Categorical(logits.reshape(*obs.shape[:-1], -1)), value.reshape(obs.shape[:-1])
 
     def score(self, params: Params, token: Array) -> tuple[Categorical, Array]:
-        """(distributions `[B, R, V]`, V `[B, R]`) before each column of the response, for rows `[B, L + R]`."""
+        """Returns (distributions `[B, R, V]`, V `[B, R]`) before each column of the response, for rows `[B, L + R]`."""
         policy, value = self._all_columns(params, token)
         before = slice(self.task.prompt_length - 1, -1)
         return Categorical(policy.logits[:, before]), value[:, before]
 
     def generate(self, key: Key, params: Params, prompt: Array, group_size: int) -> tuple[Array, Array]:
-        """(token `[P, G, L + R]`, log_prob `[P, G, R]`) for prompts `[P, L]`: see the function of this name."""
+        """Returns (token `[P, G, L + R]`, log_prob `[P, G, R]`) for prompts `[P, L]`; see the function `generate`."""
         length, eos = self.task.response_length, self.task.eos
         return generate(key, self.transformer, params, prompt, group_size, length, eos, self.temperature)
 
@@ -94,14 +94,14 @@ class LanguageModel(NamedTuple):
 
 
 def language_model(env: Env, config: LanguageModelConfig, params: Params | None = None) -> LanguageModel:
-    """The model for a token task's environment.
+    """Returns the model for a token task's environment.
 
     Args:
-      params: what it starts with, of a model of these sizes; a missing value head is initialised at random. None
+      params: initial parameters of a model of these sizes; a missing value head is initialised at random. None
         initialises everything at random.
     Raises:
-      UsageError: the environment is no token task, sizes do not fit together, parameters are not those of such a model,
-        or `config.start` names some that were not given: `purepg.language_model` reads them.
+      UsageError: the environment is not a token task, the sizes do not fit together, `params` belong to another model,
+        or `config.start` is set without `params`, which `purepg.language_model` reads from there.
     """
     if env.task is None:
         raise UsageError(f"{env.name} has no tokens: a language model needs a token task, such as --env addition")
@@ -115,18 +115,18 @@ def language_model(env: Env, config: LanguageModelConfig, params: Params | None 
 
 
 def with_sizes(config: LanguageModelConfig, shape: TransformerConfig) -> LanguageModelConfig:
-    """The config with another one's sizes; whether there is a value head stays as it is."""
+    """Returns the config with the sizes of `shape`; its `value_head` stays unchanged."""
     sizes = {field.name: getattr(shape, field.name) for field in fields(TransformerConfig)}
     return replace(config, **sizes | {"value_head": config.value_head})
 
 
 def _check_params(transformer: Transformer, params: Params) -> None:
-    """Raises UsageError where a name or a shape differs from the model's own; a value head may be missing."""
+    """Raises UsageError if a name or a shape differs from the model's; a value head may be missing."""
     wanted: Any = jax.eval_shape(transformer.init, jax.eval_shape(jax.random.key, 0), jnp.zeros((1, 1), jnp.int32))
     drawn = {"value_head"} - dict(params.get("params", {})).keys()
     wanted = {"params": {name: x for name, x in wanted["params"].items() if name not in drawn}}
     if difference := first_difference(wanted, params, ("shape",)):
-        raise UsageError(f"params{difference}, in a language model of these sizes")
+        raise UsageError(f"params{difference}, to fit a language model of these sizes")
 
 
 def generate(
@@ -139,14 +139,14 @@ def generate(
     eos: int,
     temperature: Array | float = 1.0,
 ) -> tuple[Array, Array]:
-    """Samples `group_size` responses to every prompt, one column at a time for all of them at once.
+    """Samples `group_size` responses to every prompt, column by column for all of them at once.
 
     Args:
-      prompt: `[P, L]` int32, left-padded with -1; each prompt is read once, whatever the group's size.
-      num_columns: R, the most tokens of a response.
-      eos: the token that ends a response and is its last.
+      prompt: `[P, L]` int32, left-padded with -1; each prompt is read once for its whole group.
+      num_columns: R, the largest number of tokens in a response.
+      eos: EOS, the last token of a response that ends.
     Returns:
-      (token `[P, G, L + R]`, log_prob `[P, G, R]`): rows with their prompts; log-probabilities are 0 after the end.
+      (token `[P, G, L + R]`, log_prob `[P, G, R]`). Rows include their prompts; log-probabilities are 0 after the end.
     """
     num_prompts, length = prompt.shape
     dtype = params["params"]["embedding"].dtype
@@ -179,13 +179,13 @@ def generate(
 
 
 def _apply(model: Transformer, *arguments: Any) -> tuple[Array, Any, Any]:
-    """`model.apply`, whose type flax does not know."""
+    """Calls `model.apply`, whose return type flax does not declare."""
     result: Any = model.apply(*arguments)
     return result
 
 
 def digest(params: Params) -> str:
-    """Sixteen hexadecimal digits that tell parameters apart: SHA-256 over names, shapes, dtypes and bytes."""
+    """Sixteen hexadecimal digits that identify parameters: SHA-256 of names, shapes, dtypes and bytes."""
     found = hashlib.sha256()
     for path, x in jax.tree_util.tree_leaves_with_path(params):
         x = np.asarray(x)

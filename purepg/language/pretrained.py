@@ -1,11 +1,11 @@
-"""Llama and Qwen2 checkpoints in Hugging Face's layout, from a local folder: `config.json` and `*.safetensors`.
+"""Reads Llama and Qwen2 checkpoints in Hugging Face's layout from a local folder: `config.json` and `*.safetensors`.
 
-Files are mapped into memory and read tensor by tensor. Nothing is ever downloaded.
+Files are memory-mapped and read one tensor at a time. Nothing is downloaded.
 """
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from purepg.types import Array, Params, UsageError
 
 DTYPES = ("F64", "F32", "F16", "BF16")
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-NAMES = {  # of our modules, and of theirs
+NAMES = {  # our modules' names and theirs
     "attention_norm": "input_layernorm",
     "mlp_norm": "post_attention_layernorm",
     "attention": "self_attn",
@@ -31,25 +31,21 @@ NAMES = {  # of our modules, and of theirs
 }
 
 
-class Tensor(NamedTuple):
-    """Where a tensor lies."""
-
-    file: Path
-    opened: safe_open
+Tensor = tuple[Path, safe_open]  # the file that holds a tensor, and the same file opened
 
 
 def load_pretrained(folder: str | Path, dtype: Any = jnp.float32) -> tuple[TransformerConfig, int, Params]:
-    """Config, vocabulary size and parameters, `Transformer(config, num_tokens).apply(params, token)` being the model.
+    """Returns config, vocabulary size and parameters; the model is `Transformer(config, num_tokens)`.
 
     Args:
-      folder: holds `config.json`, and `model.safetensors` or the shards that `model.safetensors.index.json` names.
-      dtype: of the parameters, whatever they are stored in.
+      folder: holds `config.json`, and `model.safetensors` or the shards listed in `model.safetensors.index.json`.
+      dtype: dtype of the returned parameters, whatever the files store.
     Raises:
-      UsageError: something is missing, damaged, of another shape, or asks for what `Transformer` does not do.
+      UsageError: a file or tensor is missing, damaged or of another shape, or `Transformer` lacks a feature it needs.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UsageError(f"{folder} is no folder; a checkpoint's holds config.json and {SINGLE}")
+        raise UsageError(f"{folder} must be a folder that holds config.json and {SINGLE}, but is no folder")
     config, num_tokens = read_config(folder / "config.json")
     tensors = read_tensors(folder)
     network = Transformer(config, num_tokens)
@@ -58,7 +54,7 @@ def load_pretrained(folder: str | Path, dtype: Any = jnp.float32) -> tuple[Trans
     ignored = {"lm_head.weight"} if config.tied_head else set()
     unknown = [x for x in tensors if x not in {*jax.tree.leaves(names), *ignored} and not x.endswith("inv_freq")]
     if unknown:
-        raise UsageError(f"{tensors[unknown[0]].file} holds {unknown[0]}, which no transformer here has")
+        raise UsageError(f"{tensors[unknown[0]][0]} holds the tensor {unknown[0]}, which no transformer here uses")
 
     def parameter(name, like):
         if name not in tensors:
@@ -69,11 +65,8 @@ def load_pretrained(folder: str | Path, dtype: Any = jnp.float32) -> tuple[Trans
 
 
 def read_config(file: Path) -> tuple[TransformerConfig, int]:
-    """Config and vocabulary size; what a `config.json` leaves out is as Hugging Face's classes have it.
-
-    Raises:
-      UsageError: not JSON, a number missing or out of its range, or something that is not done here.
-    """
+    """Returns the config and vocabulary size; missing entries take the defaults of Hugging Face's classes. Raises
+    UsageError if the file is not JSON, a number is missing or out of range, or a feature is not supported."""
     found = _read_json(file)
     kind = found.get("model_type")
     if kind not in ("llama", "qwen2"):
@@ -81,10 +74,10 @@ def read_config(file: Path) -> tuple[TransformerConfig, int]:
     layers = found.get("layer_types") or []
     unsupported = {
         "hidden_act": found.get("hidden_act", "silu") != "silu",
-        "attention_bias": kind == "llama" and found.get("attention_bias", False),  # it puts one on o_proj too
+        "attention_bias": kind == "llama" and found.get("attention_bias", False),  # adds a bias to o_proj too
         "mlp_bias": found.get("mlp_bias", False),
         "sliding_window": kind == "llama" and found.get("sliding_window") is not None,
-        "use_sliding_window": found.get("use_sliding_window", False),  # without it Qwen2's sliding_window is not used
+        "use_sliding_window": found.get("use_sliding_window", False),  # without it Qwen2 ignores sliding_window
         "layer_types": not isinstance(layers, list) or any(layer != "full_attention" for layer in layers),
         "quantization_config": found.get("quantization_config") is not None,
     }
@@ -115,20 +108,15 @@ def read_config(file: Path) -> tuple[TransformerConfig, int]:
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """Every tensor of the one file, or of all shards.
-
-    Raises:
-      UsageError: a file is missing or damaged.
-    """
+    """Returns every tensor of the single file or of all shards. Raises UsageError if a file is missing or damaged."""
     if (folder / SINGLE).exists():
         return _open(folder / SINGLE)
     if not (folder / INDEX).exists():
         raise UsageError(f"{folder} holds neither {SINGLE} nor {INDEX}")
     shard_of = _read_json(folder / INDEX).get("weight_map")
     if not isinstance(shard_of, dict) or not all(isinstance(x, str) for x in shard_of.values()):
-        raise UsageError(f"{folder / INDEX}: weight_map must give the file of every tensor")
-    shards = [_open(folder / shard) for shard in sorted(set(shard_of.values()))]
-    return {name: tensor for shard in shards for name, tensor in shard.items()}
+        raise UsageError(f"{folder / INDEX}: weight_map must map every tensor to its file")
+    return dict(item for shard in sorted(set(shard_of.values())) for item in _open(folder / shard).items())
 
 
 def _open(file: Path) -> dict[str, Tensor]:
@@ -137,25 +125,27 @@ def _open(file: Path) -> dict[str, Tensor]:
     try:
         opened = safe_open(file, framework="numpy")
     except (SafetensorError, OSError) as error:
-        raise UsageError(f"{file} is truncated, damaged or no safetensors file ({error})") from None
-    return {name: Tensor(file, opened) for name in opened.keys()}  # noqa: SIM118 it is no dict
+        raise UsageError(f"{file} is truncated, damaged or not a safetensors file ({error})") from None
+    return dict.fromkeys(opened.keys(), (file, opened))
 
 
 def _parameter(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: Any) -> Array:
-    """The tensor as our parameter of shape `shape`: torch's matrices are [out, in], kernels [in, out]."""
+    """Reads a tensor as our parameter with shape `shape`. PyTorch's matrices are [out, in], our kernels [in, out]."""
     is_kernel = len(shape) == 2 and name != "model.embed_tokens.weight"
     stored = list(shape[::-1] if is_kernel else shape)
-    found = tensor.opened.get_slice(name)
+    file, opened = tensor
+    found = opened.get_slice(name)
     if found.get_dtype() not in DTYPES:
-        raise UsageError(f"{tensor.file}: {name} is of dtype {found.get_dtype()}; known are {', '.join(DTYPES)}")
+        raise UsageError(f"{file}: {name} has dtype {found.get_dtype()}, but must have {', '.join(DTYPES)}")
     if found.get_shape() != stored:
-        raise UsageError(f"{tensor.file}: {name} has shape {found.get_shape()}, and config.json asks {stored}")
-    x = tensor.opened.get_tensor(name)  # a copy of what is mapped
+        raise UsageError(f"{file}: {name} has shape {found.get_shape()}, but config.json implies {stored}")
+    x = opened.get_tensor(name)  # copies the mapped memory
     return jnp.array(x.T if is_kernel else x, dtype)
 
 
 def _name(path: list[str]) -> str:
-    """Theirs of our parameter: attention_0, query, kernel is model.layers.0.self_attn.q_proj.weight."""
+    """Converts our parameter's path to their name: attention_0, query, kernel is
+    model.layers.0.self_attn.q_proj.weight."""
     match path:
         case ["embedding"]:
             return "model.embed_tokens.weight"
@@ -170,19 +160,19 @@ def _name(path: list[str]) -> str:
 
 
 def _rope_theta(file: Path, found: dict[str, Any]) -> float:
-    """From the config, or from the `rope_parameters` of newer ones; scaled wavelengths are not done here."""
+    """Reads `rope_theta` from the config, or from the `rope_parameters` of newer ones. Scaled RoPE is not supported."""
     rope = {"rope_theta": found.get("rope_theta")}
     for name in ("rope_scaling", "rope_parameters"):
         entry = found.get(name) or {}
         kind = entry.get("rope_type", entry.get("type", "default")) if isinstance(entry, dict) else entry
         if kind != "default" or entry.keys() - {"rope_type", "type", "rope_theta"}:
-            raise UsageError(f"{file}: {name} ({json.dumps(entry)}) is not supported, but for rope_type default")
+            raise UsageError(f"{file}: {name} ({json.dumps(entry)}) is not supported: rope_type must be default")
         rope |= entry
     return _number(file, rope, "rope_theta", 10_000.0, float)
 
 
 def _number(file: Path, found: dict[str, Any], name: str, default: Any = None, kind: type = int) -> Any:
-    """A number of the config, `default` where it is missing or null."""
+    """Returns a number of the config, or `default` if it is missing or null."""
     value = default if found.get(name) is None else found[name]
     if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float):
         raise UsageError(f"{file}: {name} ({value}) must be {'an integer' if kind is int else 'a number'}")

@@ -1,13 +1,13 @@
-"""A decoder-only transformer of the Llama and Qwen2 shape: p(token_{i+1} | token_0, ..., token_i), with a cache of keys
-and values for sampling one column at a time.
+"""A decoder-only transformer with the Llama and Qwen2 architecture: p(token_{i+1} | token_0, ..., token_i), with a
+cache of keys and values for sampling one column at a time.
 
     h = x + attention(norm(x))        grouped queries, rotary positions
     y = h + mlp(norm(h))              down(silu(gate(h)) * up(h))
 
 Axes: `B` rows, `n` columns of a call, `L` columns of a cache, `V` tokens of the vocabulary, `H` query heads, `K` heads
-of keys and values, `d` numbers of a head. All is computed in the parameters' dtype, but where that is narrower than
-float32: norms, rotations and softmax, and what comes out, are float32 then, and every narrow result is `rounded`, so
-that a policy that samples and its score in a loss agree whatever program they are part of.
+of keys and values, `d` size of a head. Computation is in the parameters' dtype. If that is narrower than float32,
+norms, rotations, softmax and outputs are float32, and every narrow result is `rounded`, so that sampling and scoring
+agree whatever program they are compiled in.
 """
 
 import math
@@ -24,26 +24,26 @@ from purepg.config import Config, Count, Positive, check
 from purepg.precision import at_least_float32, rounded
 from purepg.types import Array, UsageError
 
-ONE_HOT_TOKENS = 64  # a vocabulary up to which a product with one-hot rows takes the place of a gather
+ONE_HOT_TOKENS = 64  # largest vocabulary for which `embed` multiplies one-hot rows
 
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """Widths and shapes of a transformer; the defaults are a small model for a small vocabulary.
+    """Sizes of a transformer; the defaults are a small model for a small vocabulary.
 
     Attributes:
       hidden_size: width of the residual stream.
-      num_layers: blocks of attention and MLP.
-      num_heads: query heads.
+      num_layers: number of blocks of attention and MLP.
+      num_heads: number of query heads.
       num_kv_heads: heads of keys and values, each shared by num_heads / num_kv_heads query heads (Ainslie et al. 2023);
-        num_heads is plain attention, 1 multi-query.
-      head_dim: numbers of a head, even; None: hidden_size / num_heads.
-      mlp_size: width of the gated MLP's inside (SwiGLU, Shazeer 2020).
+        num_heads gives multi-head attention, 1 multi-query attention.
+      head_dim: size of a head, even; None: hidden_size / num_heads.
+      mlp_size: hidden width of the gated MLP (SwiGLU, Shazeer 2020).
       rope_theta: base of the rotary wavelengths, which run from 2 pi to nearly 2 pi rope_theta tokens.
       rms_eps: added to the mean square in every RMSNorm.
-      tied_head: the logits' matrix is the embedding's.
-      qkv_bias: biases on queries, keys and values, as in Qwen2.
-      value_head: a scalar V of every prefix too.
+      tied_head: use the embedding matrix for the logits.
+      qkv_bias: add biases to queries, keys and values, as Qwen2 does.
+      value_head: also output a scalar V for every prefix.
     """
 
     hidden_size: Count = 64
@@ -64,36 +64,32 @@ class TransformerConfig:
 
 
 class Cache(NamedTuple):
-    """Keys, already rotated, and values of the columns so far."""
+    """Rotated keys, and values, of the columns so far."""
 
     key: Array  # [num_layers, B, L, K, d]
     value: Array  # [num_layers, B, L, K, d]
-    present: Array  # [B, L] bool: a token stands there
+    present: Array  # [B, L] bool: the column holds a token
 
 
 def init_cache(config: TransformerConfig, batch_size: int, length: int, dtype: Any = jnp.float32) -> Cache:
-    """A cache of `length` empty columns; `dtype` is that of the parameters, or a narrower one to save memory."""
+    """Returns a cache of `length` empty columns; `dtype` is the parameters', or a narrower one to save memory."""
     config = check_transformer(config)
     shape = (config.num_layers, batch_size, length, config.num_kv_heads, config.head_size)
     return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((batch_size, length), bool))
 
 
 def check_transformer(config: Config) -> Config:
-    """A transformer's config as `check` gives it back.
-
-    Raises:
-      UsageError: what `check` refuses, or numbers that do not fit together.
-    """
+    """Returns a transformer's config after `check`. Raises UsageError also if its numbers do not fit together."""
     checked = check(config)
     c: Any = checked
     if c.num_heads % c.num_kv_heads:
         raise UsageError(f"num_heads ({c.num_heads}) must be divisible by num_kv_heads ({c.num_kv_heads})")
     if c.head_dim is None and c.hidden_size % c.num_heads:
         raise UsageError(
-            f"hidden_size ({c.hidden_size}) must be divisible by num_heads ({c.num_heads}): or set head_dim"
+            f"hidden_size ({c.hidden_size}) must be divisible by num_heads ({c.num_heads}), or set head_dim"
         )
     if c.head_size % 2:
-        raise UsageError(f"head_dim ({c.head_size}) must be even: rotary positions turn its numbers in pairs")
+        raise UsageError(f"head_dim ({c.head_size}) must be even, because rotary positions rotate pairs")
     return checked
 
 
@@ -111,20 +107,22 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal attention with grouped queries: query head h reads keys and values of head h // (H / K)."""
+    """Causal attention with grouped queries: query head h uses the keys and values of head h // (H / K)."""
 
     config: TransformerConfig
-    layer: int  # whose keys and values of the cache are this one's
+    layer: int  # index of this layer's keys and values in the cache
 
     @nn.compact
     def __call__(
         self, x: Array, angle: Array, visible: Array, cache: Cache | None, column: Array | int
     ) -> tuple[Array, Cache | None]:
-        """
+        """Returns the attention's output `[B, n, hidden_size]` and the cache with the new keys and values.
+
         Args:
-          x: `[B, n, hidden_size]`. angle: `[B, n, d / 2]`, of the rotary positions.
-          visible: `[B, n, L]` bool, what each query may read; without a cache L is n.
-          cache, column: as `Transformer` takes them, `present` aside.
+          x: `[B, n, hidden_size]`.
+          angle: `[B, n, d / 2]`, the rotary angles.
+          visible: `[B, n, L]` bool, the columns that each query may attend to; without a cache L is n.
+          cache, column: as in `Transformer`; `present` is not used.
         """
         c, (B, n, _) = self.config, x.shape
         K, G, d = c.num_kv_heads, c.num_heads // c.num_kv_heads, c.head_size
@@ -132,7 +130,7 @@ class Attention(nn.Module):
         key = _dense(x, K * d, "key", c.qkv_bias).reshape(B, n, K, d)
         value = _dense(x, K * d, "value", c.qkv_bias).reshape(B, n, K, d)
         query, key = rotate(query, angle).reshape(B, n, K, G, d), rotate(key, angle)
-        if cache is not None:  # written into the whole, layer by layer, so that a scan over columns works in place
+        if cache is not None:  # one array for all layers, so that a scan over columns updates it in place
             at = (self.layer, 0, column, 0, 0)
             cache = cache._replace(
                 key=lax.dynamic_update_slice(cache.key, rounded(key[None], cache.key.dtype), at),
@@ -140,7 +138,7 @@ class Attention(nn.Module):
             )
             key, value = cache.key[self.layer].astype(x.dtype), cache.value[self.layer].astype(x.dtype)
         score = at_least_float32(rounded(jnp.einsum("bnkgd,blkd->bkgnl", query, key))) / math.sqrt(d)
-        # The least finite number, not -inf: a query that may read nothing, at an empty place, must not become NaN.
+        # The smallest finite number, not -inf: a query at padding, which attends to nothing, must not become NaN.
         score = jnp.where(visible[:, None, None], score, jnp.finfo(score.dtype).min)
         weight = rounded(nn.softmax(score), x.dtype)
         read = rounded(jnp.einsum("bkgnl,blkd->bnkgd", weight, value)).reshape(B, n, K * G * d)
@@ -163,9 +161,9 @@ class MLP(nn.Module):
 class Transformer(nn.Module):
     """Logits of the next token, and V, after every prefix of every row.
 
-    A row is tokens with empty places, -1, among them: to the left of a prompt, to the right of a response. An empty
-    place is read by nobody, and a token's position is the number of tokens before it in its row, so that where empty
-    places stand changes nothing. What comes out at one is finite and means nothing.
+    A row holds tokens and padding (-1), to the left of a prompt and to the right of a response. Nothing attends to
+    padding, and a token's position is the number of tokens before it in its row, so padding does not change the result.
+    Outputs at padding are finite and meaningless.
     """
 
     config: TransformerConfig
@@ -175,22 +173,23 @@ class Transformer(nn.Module):
     def __call__(
         self, token: Array, cache: Cache | None = None, column: Array | int = 0
     ) -> tuple[Array, Array | None, Cache | None]:
-        """
+        """Applies the model to n columns.
+
         Args:
           token: `[B, n]` int, each in [0, num_tokens) or -1.
-          cache: the columns before. None: `token` is the whole of its rows.
-          column: int, or a traced one: where in the cache `token` goes, at columns column, ..., column + n - 1, which
-            the cache must have. Columns beyond are not read, whatever they hold.
+          cache: the previous columns. None: `token` holds complete rows.
+          column: int or traced integer, the first of the cache's columns that `token` fills; column + n must not exceed
+            the cache's length. Later columns are ignored.
         Returns:
-          (logits `[B, n, V]`, V `[B, n]` or None, the cache with the n columns written or None).
+          (logits `[B, n, V]`, V `[B, n]` or None, the updated cache or None).
         Raises:
-          UsageError: a config that does not fit together. AssertionError: arrays of other shapes.
+          UsageError: the config's numbers do not fit together. AssertionError: an array has the wrong shape.
         """
         c = check_transformer(self.config)
         chex.assert_rank(token, 2)
         chex.assert_type(token, int)
         B, n = token.shape
-        small = nn.initializers.normal(0.02)  # so that the first logits, products with the tied embedding, are too
+        small = nn.initializers.normal(0.02)  # keeps the first logits small, also with a tied head
         embedding = self.param("embedding", small, (self.num_tokens, c.hidden_size))
         present = token >= 0
         position = jnp.cumsum(present, axis=1) - present
@@ -201,7 +200,7 @@ class Transformer(nn.Module):
             L = cache.present.shape[1]
             chex.assert_shape(cache.present, (B, L))
             chex.assert_shape([cache.key, cache.value], (c.num_layers, B, L, c.num_kv_heads, c.head_size))
-            assert n <= L and not (isinstance(column, int) and column + n > L), f"{column} + {n} columns, of {L}"
+            assert n <= L and not (isinstance(column, int) and column + n > L), f"{column} + {n} columns exceed {L}"
             before = cache.present & (jnp.arange(L) < column)
             position += jnp.sum(before, axis=1, keepdims=True)
             cache = cache._replace(present=lax.dynamic_update_slice(cache.present, present, (0, column)))
@@ -227,10 +226,10 @@ class Transformer(nn.Module):
 
 
 def embed(embedding: Array, token: Array) -> Array:
-    """Rows `[..., hidden_size]` of `embedding` `[V, hidden_size]`; an empty place gets token 0's, to be finite.
+    """Returns rows `[..., hidden_size]` of `embedding` `[V, hidden_size]`; padding gets token 0's row, to stay finite.
 
-    The gradient of a gather is a scatter, which on a CPU goes through its rows one by one, and once more per seed under
-    a vmap; that of a product with one-hot rows is a product. The product's work grows with V.
+    A small vocabulary is multiplied as one-hot rows: the gradient of a gather is a scatter, which on a CPU processes
+    rows one at a time, and again for each vmapped seed. The cost of the product grows with V.
     """
     token = jnp.maximum(token, 0)
     if embedding.shape[0] <= ONE_HOT_TOKENS:
@@ -245,13 +244,10 @@ def rotary_angle(position: Array, head_dim: int, theta: Array | float, dtype: An
 
 
 def rotate(x: Array, angle: Array) -> Array:
-    """Turns the pairs (x_i, x_{i + d/2}) of every head by its column's angles, so that the product of a query and a key
-    depends on their positions' difference alone.
+    """Rotates the pairs (x_i, x_{i + d/2}) of every head of `x` `[..., n, heads, d]` by the `angle` `[..., n, d / 2]`
+    of its column, so that the product of a query and a key depends only on the difference of their positions.
 
-    Su et al. pair neighbours, (x_{2i}, x_{2i+1}); these are Hugging Face's pairs, which checkpoints are stored for.
-
-    Args:
-      x: `[..., n, heads, d]`. angle: `[..., n, d / 2]`.
+    Su et al. pair neighbours, (x_{2i}, x_{2i+1}); these pairs are Hugging Face's, for which checkpoints are stored.
     """
     cos, sin = jnp.cos(angle)[..., None, :], jnp.sin(angle)[..., None, :]
     first, second = jnp.split(at_least_float32(x), 2, axis=-1)
@@ -259,8 +255,9 @@ def rotate(x: Array, angle: Array) -> Array:
 
 
 def _dense(x: Array, size: int, name: str, use_bias: bool = False, scale: float = 1.0) -> Array:
-    """Kernels of deviation scale / sqrt(inputs), which keeps the size of what goes through at any width; the 0.02 of
-    GPT-2 and Llama is about that at a width of 2000, and would leave a layer of 64 nearly silent."""
+    """A linear layer with kernels of standard deviation scale / sqrt(inputs), which preserves the scale of activations
+    at any width. GPT-2's and Llama's 0.02 suits a width of about 2000; at 64 it would make a layer's output nearly 0.
+    """
     init = nn.initializers.variance_scaling(scale**2, "fan_in", "normal")
     return rounded(nn.Dense(size, use_bias=use_bias, kernel_init=init, name=name, dot_general=_rounded_product)(x))
 
@@ -270,5 +267,5 @@ def _rounded_product(*args: Any, **kwargs: Any) -> Array:
 
 
 def _residual_scale(config: TransformerConfig) -> float:
-    """Of what is added to the residual stream, twice per layer, so that depth does not make it grow (GPT-2)."""
+    """Scales the two additions per layer to the residual stream, so that it does not grow with depth (GPT-2)."""
     return 1 / math.sqrt(2 * config.num_layers)

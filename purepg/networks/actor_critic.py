@@ -1,10 +1,8 @@
-"""flax.linen networks. Algorithms see `init(key, obs)` and `apply(params, obs) -> (distribution, value)`; those that
-learn a Q see `q(params, obs, action)` too.
+"""Networks composed of a torso and heads: `ActorCritic` has a policy and V, `ActorQ` a policy and critics Q.
 
-`obs` is raw or normalised, with any leading batch axes; `value` has exactly those axes.
+`obs` is raw or normalised and may have any leading batch axes; values have exactly those axes.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,51 +11,25 @@ from typing import Any, Literal, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from purepg.config import Count, Positive, check, is_known
-from purepg.equations.distributions import (
-    Categorical,
-    Deterministic,
-    DiagGaussian,
-    Distribution,
-    TanhGaussian,
-    executed,
-)
-from purepg.types import (
-    Action,
-    Array,
-    Box,
-    Discrete,
-    Env,
-    Key,
-    Network,
-    Obs,
-    ObservationSpace,
-    Params,
-    QNetwork,
-    Space,
-    UsageError,
-    space_leaves,
-)
-
-ACTIVATIONS = {"tanh": nn.tanh, "relu": nn.relu, "silu": nn.silu}
-PolicyKind = Literal["categorical", "gaussian", "tanh_gaussian", "deterministic"]
-SQUASHED = ("tanh_gaussian", "deterministic")
-LOG_STD_RANGE = (-5.0, 2.0)  # of a tanh-Gaussian policy, whose deviation depends on the state
+from purepg.config import Count, Positive, check
+from purepg.equations.distributions import Distribution, executed
+from purepg.networks.heads import SQUASHED, PolicyHead, PolicyKind, ValueHead, check_tanh_gaussian, squashed_policy
+from purepg.networks.torsos import Torso, check_torso
+from purepg.types import Action, Array, Box, Discrete, Env, Key, Network, Obs, Params, QNetwork, Space, UsageError
 
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Widths and shapes of the policy and the critic, which share no weights unless `shared`.
+    """Sizes of the policy and the critic, which share no weights unless `shared`.
 
     Attributes:
-      torso: what reads the observation: dense layers, or before them a convolution of the size that MinAtar asks for.
+      torso: mlp: dense layers; cnn: one convolution before them, of the size that MinAtar needs.
       hidden: widths of the dense layers.
-      activation: after every hidden layer.
-      shared: one torso for policy and critic.
-      policy_scale: gain of the policy's last layer; small, so that the first policy is nearly uniform (or centred).
-      initial_std: a Gaussian policy's standard deviation at the start; state-independent, learned as its logarithm.
+      activation: applied after every hidden layer.
+      shared: use one torso for policy and critic.
+      policy_scale: gain of the policy's last layer; a small gain makes the first policy nearly uniform (or centred).
+      initial_std: initial standard deviation of a Gaussian policy; its logarithm is learned, independent of the state.
     """
 
     torso: Literal["mlp", "cnn"] = "mlp"
@@ -70,18 +42,17 @@ class NetworkConfig:
 
 @dataclass(frozen=True)
 class ActorQConfig:
-    """Widths and shapes of a policy and of the critics that score its actions; they share no weights.
+    """Sizes of a policy and of the critics that score its actions; they share no weights.
 
     Attributes:
-      policy: categorical, for discrete actions; gaussian, with a deviation that does not depend on the state;
-        tanh_gaussian, squashed into bounded actions, with one that does; or deterministic, with a tanh where
-        actions are bounded.
-      torso: what reads the observation: dense layers, or before them a convolution of the size that MinAtar asks for.
+      policy: categorical, for discrete actions; gaussian, with a state-independent standard deviation; tanh_gaussian,
+        squashed into bounded actions, with a state-dependent one; or deterministic, with a tanh for bounded actions.
+      torso: mlp: dense layers; cnn: one convolution before them, of the size that MinAtar needs.
       hidden: widths of the dense layers.
-      activation: after every hidden layer.
+      activation: applied after every hidden layer.
       policy_scale: gain of the policy's last layer.
-      initial_std: a policy's standard deviation at the start, before any tanh.
-      num_critics: critics, K, from initialisations of their own.
+      initial_std: initial standard deviation of the policy, before any tanh.
+      num_critics: number of critics K, each initialised independently.
     """
 
     policy: PolicyKind = "tanh_gaussian"
@@ -93,122 +64,17 @@ class ActorQConfig:
     num_critics: Count = 2
 
 
-def as_features(obs: Array, space: Space) -> Array:
-    """Observations as float32: a Discrete one as one-hot, anything else (bool, uint8, int) by value."""
-    if isinstance(space, Discrete):
-        return jax.nn.one_hot(obs, space.n, dtype=jnp.float32)
-    return obs.astype(jnp.float32)
-
-
-def flat_features(obs: Obs, space: ObservationSpace) -> Array:
-    """`as_features` of every leaf of an observation, side by side in one axis: `[..., n]`."""
-
-    def flat(obs, space):
-        x = as_features(obs, space)
-        rank = len(space.shape) if isinstance(space, Box) else 1
-        return x.reshape(*x.shape[: x.ndim - rank], -1)
-
-    leaves = [flat(*pair) for pair in zip(jax.tree.leaves(obs), space_leaves(space), strict=True)]
-    return leaves[0] if len(leaves) == 1 else jnp.concatenate(leaves, axis=-1)
-
-
-class Torso(nn.Module):
-    """Features `[..., hidden[-1]]` of an observation, or of one and an action. Orthogonal initialisation, as PPO's
-    implementations do."""
-
-    space: ObservationSpace
-    config: NetworkConfig | ActorQConfig
-
-    @nn.compact
-    def __call__(self, obs: Obs, action: Action | None = None) -> Array:
-        c = check(self.config)
-        activation = ACTIVATIONS[c.activation]
-        dense = nn.initializers.orthogonal(math.sqrt(2))
-        if c.torso == "cnn":  # 16 filters of 3 x 3 (Young & Tian 2019)
-            x = as_features(obs, self.space)
-            x = activation(nn.Conv(16, (3, 3), padding="VALID", kernel_init=dense, name="conv")(x))
-            x = x.reshape(*x.shape[:-3], -1)
-        else:
-            x = flat_features(obs, self.space)
-        if action is not None:
-            x = jnp.concatenate([x, action], axis=-1)
-        for i, width in enumerate(c.hidden):
-            x = activation(nn.Dense(width, kernel_init=dense, name=f"hidden_{i}")(x))
-        return x
-
-
-def squashed_policy(
-    x: Array, space: Box, policy: PolicyKind, policy_scale: float, initial_std: float
-) -> Deterministic | TanhGaussian:
-    """A deterministic or a tanh-Gaussian policy, of features. Its layers belong to the module that calls it."""
-    size = int(np.prod(space.shape))
-    init = nn.initializers.orthogonal(policy_scale)
-    mean = nn.Dense(size, kernel_init=init, name="mean")(x)
-    if policy == "deterministic":
-        return Deterministic(jnp.tanh(mean) if space.bounded else mean)
-    # A smooth map into the range, where a clip would have no gradient beyond its ends.
-    low, high = LOG_STD_RANGE
-    at_start = jnp.arctanh(2 * (jnp.log(initial_std) - low) / (high - low) - 1)
-    raw = nn.Dense(size, kernel_init=init, name="log_std")(x) + at_start
-    return TanhGaussian(mean, low + 0.5 * (high - low) * (1 + jnp.tanh(raw)))
-
-
-class PolicyHead(nn.Module):
-    """The distribution over actions, of features `[..., n]`.
-
-    Attributes:
-      space: of the actions.
-      policy: its kind, as in `ActorQConfig`; None: categorical for discrete actions, gaussian for continuous ones.
-      policy_scale: gain of the last layer; small, so that the first policy is nearly uniform (or centred).
-      initial_std: the standard deviation at the start, before any tanh.
-    """
-
-    space: Space
-    policy: PolicyKind | None = None
-    policy_scale: Positive = 0.01
-    initial_std: Positive = 1.0
-
-    @nn.compact
-    def __call__(self, x: Array) -> Distribution:
-        space, policy = self.space, self.policy or ("categorical" if isinstance(self.space, Discrete) else "gaussian")
-        if isinstance(space, Discrete) != (policy == "categorical"):
-            raise UsageError(
-                f"policy ({policy}) does not fit {space}: discrete actions take categorical, others do not"
-            )
-        if policy in SQUASHED:
-            assert isinstance(space, Box)
-            if policy == "tanh_gaussian":
-                _check_tanh_gaussian(space, self.initial_std, f"those of {space}")
-            return squashed_policy(x, space, policy, self.policy_scale, self.initial_std)
-        init = nn.initializers.orthogonal(self.policy_scale)
-        if isinstance(space, Discrete):
-            return Categorical(nn.Dense(space.n, kernel_init=init, name="logits")(x))
-        size = int(np.prod(space.shape))
-        mean = nn.Dense(size, kernel_init=init, name="mean")(x)
-        log_std = self.param("log_std", nn.initializers.constant(jnp.log(self.initial_std)), (size,))
-        return DiagGaussian(mean, jnp.broadcast_to(log_std, mean.shape))
-
-
-class ValueHead(nn.Dense):
-    """Values `[..., features]` of features `[..., n]`."""
-
-    features: int = 1
-    kernel_init: nn.initializers.Initializer = nn.initializers.orthogonal(1.0)
-
-
-# --- networks of a torso and heads ---
-
-Part = Callable[..., Any]  # called with `name=...`, gives a module: a module's class, or a partial of one
+Part = Callable[..., Any]  # a module class or a partial of one; called with `name=...`, it returns a module
 
 
 class ActorCritic(nn.Module):
     """pi(a|s) and V(s), composed of a torso and two heads.
 
     Attributes:
-      torso: its module maps observations, with any leading batch axes, to features `[..., n]`.
-      policy_head: its module maps features to a distribution.
-      value_head: called with `features=1` too; its module maps features to `[..., 1]`.
-      shared: one torso for policy and critic; otherwise each has its own, with parameters of its own.
+      torso: makes a module from observations, with any leading batch axes, to features `[..., n]`.
+      policy_head: makes a module from features to a distribution.
+      value_head: makes a module from features to `[..., 1]`; it is also passed `features=1`.
+      shared: use one torso for policy and critic; otherwise each has its own torso and parameters.
     """
 
     torso: Part
@@ -238,12 +104,12 @@ class Policy(nn.Module):
 
 
 class Critic(nn.Module):
-    """Q(s, a), `[...]`; or, where actions are discrete, Q(s, .) of all of them, `[..., A]`.
+    """Q(s, a), `[...]`; for discrete actions, Q(s, .) of all actions, `[..., A]`.
 
     Attributes:
-      torso: its module maps an observation, or one and a continuous action, to features `[..., n]`.
-      action_space: of the actions.
-      value_head: called with `features`, the number of values, too; its module maps features to `[..., features]`.
+      torso: makes a module from an observation, or an observation and a continuous action, to features `[..., n]`.
+      action_space: the action space.
+      value_head: makes a module from features to `[..., features]`; it is also passed `features`, the number of values.
     """
 
     torso: Part
@@ -260,15 +126,14 @@ class Critic(nn.Module):
 
 
 class ActorQ(NamedTuple):
-    """A policy and K critics of one shape, as a network whose params are `{"policy", "critic"}`.
+    """A policy and K critics of one shape, with parameters `{"policy": ..., "critic": ...}`.
 
-    The critics are one network with a leading axis on its parameters, evaluated in one batch. `apply` reads the
-    policy's half of the parameters alone, `q` and `q_of_all` the critics'.
+    The critics are one network whose parameters have a leading axis, so all are evaluated in one batch. `apply` reads
+    only the policy's parameters, `q` and `q_of_all` only the critics'.
 
     Attributes:
-      policy: its `apply(params, obs)` gives a distribution.
-      critic: its `apply(params, obs, action)` gives `[...]`, or, where actions are discrete, `apply(params, obs)` gives
-        `[..., A]`.
+      policy: `apply(params, obs)` returns a distribution.
+      critic: `apply(params, obs, action)` returns `[...]`; or, for discrete actions, `apply(params, obs)` `[..., A]`.
     """
 
     policy: Any
@@ -298,19 +163,15 @@ class ActorQ(NamedTuple):
         return self._critics(params, obs)
 
     def _critics(self, params: Params, *inputs: Array) -> Array:
-        if self.num_critics == 1:  # plain products are faster than batched ones
+        if self.num_critics == 1:  # unbatched matrix products are faster
             return self.critic.apply(jax.tree.map(lambda x: x[0], params["critic"]), *inputs)[None]
         return jax.vmap(lambda critic: self.critic.apply(critic, *inputs))(params["critic"])
 
 
 def actor_q(env: Env, config: ActorQConfig) -> ActorQ:
-    """Policy and critics for an environment's spaces.
-
-    Raises:
-      UsageError: a space or a setting that no network here fits.
-    """
+    """Returns the policy and critics for an environment. Raises UsageError if a space or a setting does not fit."""
     config = check(config)
-    _check_torso(env, config)
+    check_torso(env, config)
     if isinstance(env.action_space, Discrete) != (config.policy == "categorical"):
         kind, takes = "discrete", "categorical, with sac_discrete or q_actor_critic"
         if isinstance(env.action_space, Box):
@@ -319,72 +180,44 @@ def actor_q(env: Env, config: ActorQConfig) -> ActorQ:
             kind = "continuous"
         raise UsageError(f"policy ({config.policy}) does not fit {env.name}, whose {kind} actions take {takes}")
     if config.policy == "tanh_gaussian" and isinstance(env.action_space, Box):
-        _check_tanh_gaussian(env.action_space, config.initial_std, f"those of {env.name}")
+        check_tanh_gaussian(env.action_space, config.initial_std, f"those of {env.name}")
     torso, space = partial(Torso, env.observation_space, config), env.action_space
     settings: dict[str, Any] = {name: getattr(config, name) for name in ("policy", "policy_scale", "initial_std")}
-    if config.policy in SQUASHED:
-        # These layers are the policy's own, without a head around them, as in the checkpoints of every earlier run.
-        def head(name: str) -> Callable[[Array], Distribution]:
-            return partial(squashed_policy, space=space, **settings)
-    else:
-        head = partial(PolicyHead, space, **settings)
+    head: Part = partial(PolicyHead, space, **settings)
+    if config.policy in SQUASHED:  # without a module around its layers, to match the checkpoints of earlier runs
+        head = lambda name: partial(squashed_policy, space=space, **settings)  # noqa: E731
     return ActorQ(Policy(torso, head), Critic(torso, space), space, config.num_critics)
 
 
 def actor_critic(env: Env, config: NetworkConfig) -> ActorCritic:
-    """The network for an environment's spaces.
-
-    Raises:
-      UsageError: a space or a setting that no network here fits.
-    """
+    """Returns the network for an environment's spaces. Raises UsageError if a space or a setting does not fit."""
     config = check(config)
-    _check_torso(env, config)
+    check_torso(env, config)
     torso = partial(Torso, env.observation_space, config)
     head = partial(PolicyHead, env.action_space, None, config.policy_scale, config.initial_std)
     return ActorCritic(torso, head, shared=config.shared)
 
 
-def _check_tanh_gaussian(space: Box, initial_std: Any, actions: str) -> None:
-    low, high = LOG_STD_RANGE
-    if is_known(initial_std) and not math.exp(low) < initial_std < math.exp(high):
-        raise UsageError(f"initial_std ({initial_std}) must be above {math.exp(low):.2g}, below 7.4")
-    if not space.bounded:
-        raise UsageError(f"policy (tanh_gaussian) needs bounded actions; {actions} are not: try gaussian")
-
-
-def _check_torso(env: Env, config: NetworkConfig | ActorQConfig) -> None:
-    obs_space, action_space = env.observation_space, env.action_space
-    if not config.hidden:
-        raise UsageError("hidden (none) must hold positive widths")
-    if config.torso == "cnn" and not (isinstance(obs_space, Box) and len(obs_space.shape) == 3):
-        raise UsageError(f"torso 'cnn' needs observations [height, width, channels]; {env.name} has {obs_space}")
-    if isinstance(action_space, Box) and len(action_space.shape) != 1:
-        raise UsageError(f"a Box action space must be one-dimensional; {env.name} has shape {action_space.shape}")
-
-
 def output(env: Env, network: Network | QNetwork) -> tuple[Distribution, Any]:
-    """Shapes and kinds of what a network gives for one observation, (distribution, V or None).
-
-    Raises:
-      UsageError: it gives something else.
-    """
+    """Returns the shapes and kinds of a network's output for one observation, as (distribution, V or None). Raises
+    UsageError if the network returns something else."""
 
     def apply(key):
         _, obs = env.reset(key)
         return network.apply(network.init(key, obs), obs)
 
     found = jax.eval_shape(apply, jax.eval_shape(jax.random.key, 0))
-    if not isinstance(found, tuple) or len(found) != 2 or hasattr(found, "mode"):  # a distribution alone is a tuple too
+    if not isinstance(found, tuple) or len(found) != 2 or hasattr(found, "mode"):  # a distribution is itself a tuple
         kind = type(found).__name__
-        raise UsageError(f"a network must give (distribution, value); this one gives a {kind} on {env.name}")
+        raise UsageError(f"a network must return (distribution, value), but this one returns a {kind} on {env.name}")
     return found
 
 
 def require_policy_gradient(env: Env, network: Network, algorithm: str, value: bool = True) -> None:
-    """Raises UsageError where a network's policy has no log-probabilities, or the network no V though `value` asks."""
+    """Raises UsageError if the policy has no log-probabilities, or if `value` is set and the network has no V."""
     policy, found = output(env, network)
     if not hasattr(policy, "log_prob"):
         kind = type(policy).__name__
-        raise UsageError(f"{algorithm} needs a stochastic policy; that of this network on {env.name} is a {kind}")
+        raise UsageError(f"{algorithm} needs a stochastic policy, but that of this network on {env.name} is a {kind}")
     if value and found is None:
-        raise UsageError(f"{algorithm} needs a critic V(s), which this network has not; one of actor_critic has")
+        raise UsageError(f"{algorithm} needs a critic V(s), which this network does not have: use actor_critic")

@@ -1,4 +1,4 @@
-"""A linear policy and a quadratic Q: the networks in which linear-quadratic regulation has its exact solution."""
+"""A linear policy and a quadratic Q, which represent the solution of linear-quadratic regulation exactly."""
 
 from dataclasses import dataclass
 
@@ -12,11 +12,11 @@ from purepg.types import Action, Array, Box, Env, UsageError
 
 @dataclass(frozen=True)
 class LinearQuadraticConfig:
-    """Nothing is left to choose: one critic, and everything begins at 0."""
+    """Has no settings: there is one critic, and all parameters start at 0."""
 
 
 class LinearPolicy(nn.Module):
-    """mu(x) = W^T x with W `[n, m]`, at first 0."""
+    """mu(x) = W^T x with W `[n, m]`, initially 0."""
 
     num_actions: int
 
@@ -27,7 +27,7 @@ class LinearPolicy(nn.Module):
 
 
 class QuadraticQ(nn.Module):
-    """Q(x, u) = z^T M z + offset with z = (x, u), `[...]`, at first 0. M is `[n + m, n + m]`."""
+    """Q(x, u) = z^T M z + offset with z = (x, u), `[...]`; M `[n + m, n + m]` and the offset are initially 0."""
 
     @nn.compact
     def __call__(self, obs: Array, action: Action) -> Array:
@@ -38,14 +38,10 @@ class QuadraticQ(nn.Module):
 
 
 def linear_quadratic(env: Env, config: LinearQuadraticConfig) -> ActorQ:
-    """The network of an environment with real observations and unbounded actions.
-
-    Raises:
-      UsageError: another kind of space.
-    """
+    """Returns the network for vector observations and unbounded actions. Raises UsageError for other spaces."""
     del config
     obs_space, action_space = env.observation_space, env.action_space
     vectors = isinstance(obs_space, Box) and len(obs_space.shape) == 1
     if not vectors or not isinstance(action_space, Box) or action_space.bounded:
-        raise UsageError(f"a linear policy needs vectors to observe and unbounded actions; {env.name} has not: try lqr")
+        raise UsageError(f"a linear policy needs vector observations and unbounded actions, unlike {env.name}: try lqr")
     return ActorQ(LinearPolicy(action_space.shape[0]), QuadraticQ(), action_space)

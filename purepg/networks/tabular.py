@@ -1,6 +1,6 @@
-"""Policies, values and Q from tables: networks of finite MDPs, in which every state has parameters of its own.
+"""Tabular policies, values and Q for finite MDPs: every state has its own parameters.
 
-`obs` is the state's number, with any leading batch axes.
+`obs` is the state's index, with any leading batch axes.
 """
 
 import flax.linen as nn
@@ -12,10 +12,11 @@ from purepg.types import Array
 
 
 class TabularPolicy(nn.Module):
-    """A softmax over free logits, one row of them for each number in `rows`; at first uniform.
+    """A softmax over a table of logits, initially uniform.
 
-    rows: the row of logits that each observation reads, `[S]`; several states may share one.
-    pinned: the last action's logit is 0 and not a parameter, so that two actions have a single one, p = sigmoid(theta).
+    Attributes:
+      rows: `[S]`, the row of logits that each observation reads; several states may share one.
+      pinned: fixes the last action's logit at 0, so that two actions have a single parameter, p = sigmoid(theta).
     """
 
     num_actions: int
@@ -32,8 +33,7 @@ class TabularPolicy(nn.Module):
 
 
 class TabularValue(nn.Module):
-    """A number for each observation, V(s) `[...]`; or, with `num_actions`, one for each action too, Q(s, .) `[..., A]`.
-    All 0 at first."""
+    """V(s) `[...]`, or with `num_actions` Q(s, .) `[..., A]`, initially 0."""
 
     num_states: int
     num_actions: int | None = None
@@ -55,20 +55,10 @@ class TabularActorCritic(nn.Module):
 
 
 def tabular_policy(mdp: FiniteMDP, pinned: bool = False) -> TabularPolicy:
-    """The softmax policy that tells states apart as far as `mdp.alias` does."""
+    """Returns the softmax policy, with one row of logits per value of `mdp.alias`."""
     return TabularPolicy(mdp.num_actions, tuple(mdp.alias.tolist()), pinned)
 
 
-def tabular_value(mdp: FiniteMDP) -> TabularValue:
-    """V, which sees the true state."""
-    return TabularValue(mdp.num_states)
-
-
-def tabular_q(mdp: FiniteMDP) -> TabularValue:
-    """Q, which sees the true state, and gives all actions' values at once."""
-    return TabularValue(mdp.num_states, mdp.num_actions)
-
-
 def tabular_actor_critic(mdp: FiniteMDP, pinned: bool = False) -> TabularActorCritic:
-    """The network that every algorithm takes: `tabular_policy` and `tabular_value`."""
-    return TabularActorCritic(tabular_policy(mdp, pinned), tabular_value(mdp))
+    """Returns `tabular_policy` and V of the true state as one network, for any actor-critic algorithm."""
+    return TabularActorCritic(tabular_policy(mdp, pinned), TabularValue(mdp.num_states))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from purepg.envs.contract import in_units
-from purepg.experience.rollout import start
+from purepg.experience.rollout import reset_all
 from purepg.types import Act, Array, Env, Key
 
 
@@ -34,7 +34,7 @@ class Episode(NamedTuple):
 def play(key: Key, env: Env, act: Act, num_episodes: int, max_steps: int) -> Played:
     """The episodes over which `purepg.train.evaluate` averages when it is given the same arguments. Pure."""
     k_start, k_run = jax.random.split(key)
-    world = start(k_start, env, num_episodes)
+    world = reset_all(k_start, env, num_episodes)
 
     def body(carry, t):
         env_state, obs = carry

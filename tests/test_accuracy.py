@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from purepg.lab.statistics import gradient_statistics, holm, sample, statistics, unbiasedness, variance_change
+from purepg.lab.accuracy import gradient_statistics, holm, sample, statistics, unbiasedness, variance_change
 from purepg.types import UsageError
 
 EXACT = {"a": np.array([3.0, 0.0]), "b": np.array([[4.0]])}
@@ -115,7 +115,7 @@ def test_chunks_do_not_change_the_estimates():
 @pytest.mark.parametrize(
     ("samples", "says"),
     [
-        ({"a": np.zeros((5, 2))}, "same tree"),
+        ({"a": np.zeros((5, 2))}, "must have the exact gradient's structure"),
         ({"a": np.zeros((1, 2)), "b": np.zeros((1, 1, 1))}, "num_samples .1. must be at least 2"),
         ({"a": np.full((5, 2), np.nan), "b": np.zeros((5, 1, 1))}, "5 of 5 estimates are not finite"),
     ],

@@ -1,9 +1,8 @@
-"""Linear-quadratic regulation, computed and not estimated: value, Q, objective, gradient and optimum of u = -K x.
+"""Exact solutions of linear-quadratic regulation: value, Q, objective, gradient and optimum of the policy u = -K x.
 
-Everything is a function of numpy arrays in double precision. Conventions as in `purepg.lab.exact`: J = E sum_t gamma^t
-r_t, and a time limit changes none of it. A gain K `[m, n]` must have a finite cost, sqrt(gamma) * |eigenvalues of
-A - B K| below 1, or `UsageError` is raised. Sources: Fazel et al. 2018 for the gradient, Riccati's equation for the
-optimum, both with a discount.
+All functions take NumPy arrays and compute in double precision. As in `purepg.lab.exact`, J = E sum_t gamma^t r_t, and
+a time limit changes nothing. Functions raise UsageError if the gain K `[m, n]` has infinite cost, which it has unless
+sqrt(gamma) * |eigenvalues of A - B K| is below 1. Source of the gradient: Fazel et al. 2018, discounted.
 """
 
 from typing import NamedTuple
@@ -28,12 +27,12 @@ def closed_loop(lqr: LQR, K: np.ndarray) -> np.ndarray:
     loop = lqr.A - lqr.B @ K
     growth = np.sqrt(lqr.gamma) * np.abs(np.linalg.eigvals(loop)).max()
     if not growth < 1:
-        raise UsageError(f"{lqr.name}: this gain's cost is infinite: a state grows by {growth:.3g} a step, discounted")
+        raise UsageError(f"{lqr.name}: this gain's cost is infinite: discounted states grow by {growth:.3g} per step")
     return loop
 
 
 def values(lqr: LQR, K: np.ndarray) -> QuadraticValues:
-    """P = Q + K^T R K + gamma (A - B K)^T P (A - B K), a linear equation."""
+    """P = Q + K^T R K + gamma (A - B K)^T P (A - B K), from a linear solve."""
     loop, g = closed_loop(lqr, K), lqr.gamma
     P = scipy.linalg.solve_discrete_lyapunov(np.sqrt(g) * loop.T, lqr.Q + K.T @ lqr.R @ K)
     c = g / (1 - g) * lqr.noise_std**2 * np.trace(P)
@@ -43,7 +42,7 @@ def values(lqr: LQR, K: np.ndarray) -> QuadraticValues:
 
 
 def objective(lqr: LQR, K: np.ndarray) -> float:
-    """J(K), a negative number: minus the expected discounted cost."""
+    """J(K), minus the expected discounted cost."""
     P, _, c = values(lqr, K)
     return -float(lqr.start_std**2 * np.trace(P) + c)
 
@@ -62,11 +61,7 @@ def gradient(lqr: LQR, K: np.ndarray) -> np.ndarray:
 
 
 def optimum(lqr: LQR) -> np.ndarray:
-    """The gain of the best policy of any kind, `[m, n]`, by Riccati's equation.
-
-    Raises:
-      UsageError: no gain has a finite cost.
-    """
+    """The best policy's gain, `[m, n]`, from Riccati's equation. Raises UsageError if no gain has a finite cost."""
     A, B = np.sqrt(lqr.gamma) * lqr.A, np.sqrt(lqr.gamma) * lqr.B
     try:
         P = scipy.linalg.solve_discrete_are(A, B, lqr.Q, lqr.R)
