@@ -32,7 +32,7 @@ from purepg.lab.exact import in_float64
 from purepg.lab.statistics import sample, statistics
 from purepg.language.model import LanguageModel, LanguageModelConfig, language_model
 from purepg.networks.tabular import tabular_actor_critic
-from purepg.optimize import step_direction
+from purepg.optimize import init_train_state, step_direction
 from purepg.train import train
 from purepg.types import State, UsageError
 
@@ -183,8 +183,8 @@ def _steps(config: GRPOConfig, watched: bool):
     def one(hyper, params, reference, reward, behind, index):
         c = dataclasses.replace(config, **hyper)
         env = token_env(task(reward))
-        opt_state = step_direction("sgd", None).init(params)
-        learner = Learner(params, opt_state, reference, jnp.asarray(c.kl_coef, float))
+        train_state = init_train_state(step_direction("sgd", None), params)
+        learner = Learner(train_state, reference, jnp.asarray(c.kl_coef, float))
         state, metrics = grpo(env, answering(env, index, behind), c).step(
             jax.random.key(0), State(learner, ()), jnp.int32(0)
         )

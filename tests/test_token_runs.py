@@ -31,6 +31,7 @@ from purepg.algorithms.grpo import GRPOConfig, grpo
 from purepg.envs.tasks import TASKS, Task, decode, reversing, token_env
 from purepg.language.model import LanguageModelConfig, digest
 from purepg.language.pretrained import load_pretrained
+from purepg.optimize import with_params
 from purepg.run import start
 from purepg.run.checkpoint import Checkpoints
 from purepg.run.load import load
@@ -290,7 +291,7 @@ def test_nothing_is_ever_sampled_from_what_learns():
     """A step draws of the pairs that there are, and has no loop over columns to write others."""
     algorithm = dpo(EASY_ENV, language_model(EASY_ENV, TINY), replace(DPO, num_held_out=0))
     state, step = dpo_state(jax.random.key(0), 1e-2, 0.1), quick_jit(algorithm.step)
-    other = state._replace(learner=state.learner._replace(params=jax.tree.map(lambda x: 3 * x, state.learner.params)))
+    other = state._replace(learner=with_params(state.learner, jax.tree.map(lambda x: 3 * x, state.learner.params)))
     (after, metrics), (after_other, metrics_other) = (step(jax.random.key(1), x, 0) for x in (state, other))
     assert_same_states(after.world, state.world)
     assert_same_states(after_other.world, state.world)

@@ -59,9 +59,7 @@ def a2c(env: Env, network: Network, config: A2CConfig) -> Algorithm:
 
         learning_rate = anneal(c.learning_rate, update, c.anneal_updates if c.anneal_learning_rate else None)
         batch = (data.obs, data.action, advantage, target)
-        params, opt_state, metrics = gradient_step(
-            loss, tx, learning_rate, state.learner.params, state.learner.opt_state, batch
-        )
-        return finish(network, state, after, params, opt_state, data, target, info | metrics)
+        train_state, metrics = gradient_step(loss, tx, learning_rate, state.learner.train_state, batch)
+        return finish(network, state, after, train_state, data, target, info | metrics)
 
-    return assemble(env, network, c, tx.init, step)
+    return assemble(env, network, c, tx, step)

@@ -24,6 +24,7 @@ from purepg.experience.acting import actor, evaluation_policy
 from purepg.experience.rollout import episodes_from, start
 from purepg.language.model import LanguageModel
 from purepg.networks.actor_critic import require_policy_gradient
+from purepg.optimize import TrainState, init_train_state
 from purepg.precision import has_narrow
 from purepg.types import Algorithm, Array, Env, Key, Metrics, Network, Obs, Params, State, UpdateSteps, UsageError
 
@@ -191,10 +192,13 @@ def mean_return(key: Key, groups: Source, params: Params, num_episodes: int) -> 
 
 
 class Learner(NamedTuple):
-    params: Params
-    opt_state: optax.OptState
+    train_state: TrainState
     reference: Params  # the start's
     kl_coef: Array
+
+    @property
+    def params(self) -> Params:
+        return self.train_state.params
 
 
 def check_groups(env: Env, network: Network | LanguageModel, c: GroupConfig) -> None:
@@ -222,7 +226,7 @@ def assemble(
     groups: Source,
     network: Network | LanguageModel,
     c: GroupConfig,
-    init_opt_state: Callable[[Params], optax.OptState],
+    tx: optax.GradientTransformation,
     step: Step,
 ) -> Algorithm:
     """The algorithm of a step, whose learner keeps the policy it started from."""
@@ -230,7 +234,8 @@ def assemble(
     def init(key):
         params = groups.init(key)
         reference = jax.tree.map(jnp.copy, params)  # a buffer that two leaves share cannot be donated
-        return State(Learner(params, init_opt_state(params), reference, jnp.asarray(c.kl_coef, jnp.float32)), ())
+        kl_coef = jnp.asarray(c.kl_coef, jnp.float32)
+        return State(Learner(init_train_state(tx, params), reference, kl_coef), ())
 
     def policy(state, deterministic):
         return evaluation_policy(network, state.learner.params, deterministic)

@@ -102,7 +102,7 @@ def grpo(env: Env, network: Network | LanguageModel, config: GRPOConfig) -> Algo
     def step(key, state, update):
         del update
         k_sample, k_update, k_held_out = jax.random.split(key, 3)
-        params, opt_state, reference, kl_coef = state.learner
+        (_, reference, kl_coef), params = state.learner, state.learner.params
         data = groups.sample(k_sample, params, c.num_prompts, c.group_size)
         reference_policy, _ = score_all(groups, reference, data)
         reference_log_prob = jnp.where(data.mask, reference_policy.log_prob(data.action), 0.0)
@@ -114,25 +114,24 @@ def grpo(env: Env, network: Network | LanguageModel, config: GRPOConfig) -> Algo
         signal = has_signal(jnp.sum(data.reward, axis=-1))
         mask = data.mask & signal[..., None] if c.skip_groups_without_signal else data.mask
 
-        new_params, opt_state, metrics = minibatch_epochs(
+        train_state, metrics = minibatch_epochs(
             k_update,
             partial(loss, kl_coef=kl_coef),
             tx,
             c.learning_rate,
-            params,
-            opt_state,
+            state.learner.train_state,
             (data.obs, data.action, mask, data.log_prob, reference_log_prob, advantage, target),
             c.num_epochs,
             c.num_minibatches,
         )
-        metrics |= watch(groups, data, params, new_params, reference_policy)
+        metrics |= watch(groups, data, params, train_state.params, reference_policy)
         if c.kl_target is not None:
             factor = 1 + 0.1 * jnp.clip(metrics["kl_reference"] / c.kl_target - 1, -0.2, 0.2)
             kl_coef = (factor * kl_coef).astype(kl_coef.dtype)
         metrics |= {"groups_without_signal": 1 - jnp.mean(signal), "kl_coef": kl_coef}
         if held_out:
-            metrics["held_out_return"] = mean_return(k_held_out, held_out, new_params, c.num_held_out)
-        learner = state.learner._replace(params=new_params, opt_state=opt_state, kl_coef=kl_coef)
+            metrics["held_out_return"] = mean_return(k_held_out, held_out, train_state.params, c.num_held_out)
+        learner = state.learner._replace(train_state=train_state, kl_coef=kl_coef)
         return State(learner, state.world), info(data) | metrics
 
-    return assemble(groups, network, c, tx.init, step)
+    return assemble(groups, network, c, tx, step)

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from purepg.algorithms.configs import ReplayConfig
 from purepg.envs.contract import check_environment
@@ -20,6 +19,7 @@ from purepg.experience.exploration import Exploration, random_action
 from purepg.experience.normalize import Moments
 from purepg.experience.rollout import RolloutState
 from purepg.networks.actor_critic import output
+from purepg.optimize import TrainState
 from purepg.types import (
     Algorithm,
     Array,
@@ -37,19 +37,15 @@ from purepg.types import (
 )
 
 
-class Temperature(NamedTuple):
-    """SAC's entropy coefficient, as it is learned."""
-
-    log: Array
-    opt_state: optax.OptState
-
-
 class Learner(NamedTuple):
-    params: Params  # {"policy", "critic"}
+    train_state: TrainState  # in halves
     target: Params  # what targets are computed from, in the same halves; no policy where it has no target
-    opt_state: dict[str, optax.OptState]  # of each half
-    temperature: Temperature | None = None
+    log_temperature: TrainState | None = None  # of SAC, where it is learned
     obs_moments: Moments | None = None
+
+    @property
+    def params(self) -> Params:
+        return self.train_state.params
 
 
 class World(NamedTuple):

@@ -85,9 +85,7 @@ def off_policy_pg(env: Env, network: Network, config: OffPolicyPGConfig) -> Algo
         learning_rate = anneal(c.learning_rate, update, c.anneal_updates if c.anneal_learning_rate else None)
         ended = data.terminated | data.truncated
         batch = (data.obs, data.action, data.log_prob, ended, advantage, target)
-        params, opt_state, metrics = gradient_steps(
-            loss, tx, learning_rate, state.learner.params, state.learner.opt_state, batch, c.num_epochs
-        )
-        return finish(network, state, after, params, opt_state, data, target, info | metrics)
+        train_state, metrics = gradient_steps(loss, tx, learning_rate, state.learner.train_state, batch, c.num_epochs)
+        return finish(network, state, after, train_state, data, target, info | metrics)
 
-    return assemble(env, network, c, tx.init, step)
+    return assemble(env, network, c, tx, step)

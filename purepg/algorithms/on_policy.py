@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from purepg.algorithms.configs import RolloutConfig
+from purepg.algorithms.configs import RolloutConfig, TrustRegionConfig
 from purepg.envs.contract import check_environment
 from purepg.equations import advantages
 from purepg.equations.diagnostics import SPARSE, explained_variance, policy_change
@@ -20,16 +20,19 @@ from purepg.experience import normalize
 from purepg.experience.acting import actor, evaluation_policy
 from purepg.experience.normalize import Moments
 from purepg.experience.rollout import RolloutState, rollout, start, truncation_as_termination
-from purepg.optimize import minibatch_epochs
+from purepg.optimize import TrainState, init_train_state, minibatch_epochs
 from purepg.types import Action, Actor, Algorithm, Array, Env, Key, Metrics, Network, Obs, Params, State, UpdateSteps
 
 
 class Learner(NamedTuple):
-    params: Params
-    opt_state: optax.OptState
+    train_state: TrainState
     obs_moments: Moments | None
     return_moments: Moments | None
     own: Any = None  # what an algorithm adapts beside its parameters, such as the coefficient of a penalty
+
+    @property
+    def params(self) -> Params:
+        return self.train_state.params
 
 
 class World(NamedTuple):
@@ -71,15 +74,16 @@ def assemble(
     env: Env,
     network: Network,
     c: RolloutConfig,
-    init_opt_state: Callable[[Params], optax.OptState],
+    tx: optax.GradientTransformation,
     step: Step,
     init_own: Callable[[], Any] = lambda: None,
+    init_params: Callable[[optax.GradientTransformation, Params], TrainState] = init_train_state,
 ) -> Algorithm:
     """The algorithm of a step, with the state that `collect` advances.
 
     Args:
-      init_opt_state: the optimiser's first state for the network's parameters.
       init_own: gives the initial value of `Learner.own`.
+      init_params: `init_train_state`, or `init_halves`.
     """
     check_environment(env)
     if c.normalize_obs:
@@ -90,8 +94,7 @@ def assemble(
         envs = start(k_world, env, c.num_envs)
         params = network.init(k_params, envs.obs)
         learner = Learner(
-            params,
-            init_opt_state(params),
+            init_params(tx, params),
             normalize.init(jax.tree.map(lambda x: x[0], envs.obs)) if c.normalize_obs else None,
             normalize.init(envs.episode_return[0]) if c.scale_reward else None,
             init_own(),
@@ -116,7 +119,7 @@ def collect(
       (data, state, info): the state has the environments advanced and the rollout's raw data merged into the
       normalisers, which the data themselves were not normalised with; its parameters are still the old ones.
     """
-    params, _, obs_moments, return_moments, _ = state.learner
+    params, (_, obs_moments, return_moments, _) = state.learner.params, state.learner
     explorer = explorer or actor(network, params, obs_moments)
     envs, trajectory, info = rollout(key, env, explorer, state.world.envs, c.num_steps)
     if not c.bootstrap_at_truncation:
@@ -143,14 +146,11 @@ def fit_critic(
     key: Key,
     network: Network,
     tx: optax.GradientTransformation,
-    learning_rate: Array | float,
-    params: Params,
-    opt_state: optax.OptState,
+    c: TrustRegionConfig,
+    train_state: TrainState,
     data: Data,
     target: Array,
-    num_epochs: int,
-    num_minibatches: int,
-) -> tuple[Params, optax.OptState, Metrics]:
+) -> tuple[TrainState, Metrics]:
     """phi <- phi - lr * E[ grad (V(s) - target)^2 / 2 ] in epochs of shuffled minibatches; the metrics are `value_loss`
     and `grad_norm`. Parameters on which V does not depend stay as they are."""
 
@@ -160,10 +160,11 @@ def fit_critic(
         value_loss = squared_error(value, target).mean()
         return value_loss, {"value_loss": value_loss}
 
-    params, opt_state, metrics = minibatch_epochs(
-        key, loss, tx, learning_rate, params, opt_state, (data.obs, target), num_epochs, num_minibatches
+    sizes = c.num_value_epochs, c.num_value_minibatches
+    train_state, metrics = minibatch_epochs(
+        key, loss, tx, c.value_learning_rate, train_state, (data.obs, target), *sizes
     )
-    return params, opt_state, {name: metrics[name] for name in ("value_loss", "grad_norm")}
+    return train_state, {name: metrics[name] for name in ("value_loss", "grad_norm")}
 
 
 def diagnostics(network: Network, old_params: Params, params: Params, data: Data, target: Array, every: int) -> Metrics:
@@ -184,8 +185,7 @@ def finish(
     network: Network,
     before: State,
     after: State,
-    params: Params,
-    opt_state: optax.OptState,
+    train_state: TrainState,
     data: Data,
     target: Array,
     metrics: Metrics,
@@ -193,6 +193,5 @@ def finish(
 ) -> tuple[State, Metrics]:
     """What a step returns: the state `after` its rollout with the new parameters in it, and the metrics with
     `diagnostics` of the change from `before`."""
-    change = diagnostics(network, before.learner.params, params, data, target, every)
-    learner = after.learner._replace(params=params, opt_state=opt_state)
-    return State(learner, after.world), metrics | change
+    change = diagnostics(network, before.learner.params, train_state.params, data, target, every)
+    return State(after.learner._replace(train_state=train_state), after.world), metrics | change

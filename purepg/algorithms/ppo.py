@@ -87,18 +87,17 @@ def ppo(env: Env, network: Network, config: PPOConfig) -> Algorithm:
 
         learning_rate = anneal(c.learning_rate, update, c.anneal_updates if c.anneal_learning_rate else None)
         clip_eps = anneal(c.clip_eps, update, c.anneal_updates if c.anneal_clip_eps else None)
-        params, opt_state, metrics = minibatch_epochs(
+        train_state, metrics = minibatch_epochs(
             k_update,
             partial(loss, clip_eps=clip_eps),
             tx,
             learning_rate,
-            state.learner.params,
-            state.learner.opt_state,
+            state.learner.train_state,
             (data.obs, data.action, data.log_prob, data.value, advantage, target),
             c.num_epochs,
             c.num_minibatches,
             c.target_kl,
         )
-        return finish(network, state, after, params, opt_state, data, target, info | metrics)
+        return finish(network, state, after, train_state, data, target, info | metrics)
 
-    return assemble(env, network, c, tx.init, step)
+    return assemble(env, network, c, tx, step)

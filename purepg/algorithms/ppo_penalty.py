@@ -90,20 +90,19 @@ def ppo_penalty(env: Env, network: Network, config: PPOPenaltyConfig) -> Algorit
             advantage = standardise(advantage)
 
         learning_rate = anneal(c.learning_rate, update, c.anneal_updates if c.anneal_learning_rate else None)
-        params, opt_state, metrics = minibatch_epochs(
+        train_state, metrics = minibatch_epochs(
             k_update,
             partial(loss, kl_coef=kl_coef),
             tx,
             learning_rate,
-            state.learner.params,
-            state.learner.opt_state,
+            state.learner.train_state,
             (data.obs, data.action, data.log_prob, data.policy, advantage, target),
             c.num_epochs,
             c.num_minibatches,
         )
         metrics |= info | {"kl_coef": kl_coef}
-        after, metrics = finish(network, state, after, params, opt_state, data, target, metrics, every=1)
+        after, metrics = finish(network, state, after, train_state, data, target, metrics, every=1)
         learner = after.learner._replace(own=adapt(kl_coef, metrics[c.penalty]))
         return State(learner, after.world), metrics
 
-    return assemble(env, network, c, tx.init, step, lambda: jnp.asarray(c.kl_coef, jnp.float32))
+    return assemble(env, network, c, tx, step, lambda: jnp.asarray(c.kl_coef, jnp.float32))

@@ -7,11 +7,10 @@ the episode's return; `mean_over_steps` divides by the number of steps instead, 
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from purepg.algorithms.configs import LearningRateConfig, LossConfig
 from purepg.config import Count, Positive, UnitInterval, check
@@ -30,8 +29,8 @@ from purepg.equations.losses import policy_gradient, squared_error
 from purepg.experience.acting import actor, evaluation_policy
 from purepg.experience.rollout import episodes
 from purepg.networks.actor_critic import require_policy_gradient
-from purepg.optimize import gradient_step, step_direction
-from purepg.types import Algorithm, Env, Network, Params, State, UpdateSteps, UsageError
+from purepg.optimize import gradient_step, init_train_state, step_direction
+from purepg.types import Algorithm, Env, Network, State, UpdateSteps, UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +58,6 @@ class REINFORCEConfig(LossConfig, LearningRateConfig):
     baseline: Literal["none", "batch_mean", "standardised", "per_time_mean", "leave_one_out", "value"] = "standardised"
     discount_states: bool = False
     mean_over_steps: bool = True
-
-
-class Learner(NamedTuple):
-    params: Params
-    opt_state: optax.OptState
 
 
 def _refuse_a_single_episode(c: REINFORCEConfig, max_steps: int) -> None:
@@ -103,7 +97,7 @@ def reinforce(env: Env, network: Network, config: REINFORCEConfig) -> Algorithm:
         k_params, k_obs = jax.random.split(key)
         _, obs = env.reset(k_obs)
         params = network.init(k_params, obs)
-        return State(Learner(params, tx.init(params)), ())
+        return State(init_train_state(tx, params), ())
 
     def weights(trajectory, mask, value, final_value):
         returns = total_return if c.weight == "total_return" else discounted_return
@@ -136,7 +130,7 @@ def reinforce(env: Env, network: Network, config: REINFORCEConfig) -> Algorithm:
 
     def step(key, state, update):
         del update
-        params, opt_state = state.learner
+        params = state.learner.params
         trajectory, mask, info = episodes(key, env, actor(network, params), c.num_episodes, max_steps)
 
         _, value = network.apply(params, trajectory.obs)
@@ -148,13 +142,13 @@ def reinforce(env: Env, network: Network, config: REINFORCEConfig) -> Algorithm:
         target = discounted_return(trajectory.reward, mask, c.gamma, final_value)
 
         batch = (trajectory, mask, weight, target)
-        new_params, opt_state, metrics = gradient_step(loss, tx, c.learning_rate, params, opt_state, batch)
+        learner, metrics = gradient_step(loss, tx, c.learning_rate, state.learner, batch)
         obs, action, some = jax.tree.map(lambda x: x[::SPARSE], (trajectory.obs, trajectory.action, mask))
-        old_policy, new_policy = (network.apply(x, obs)[0] for x in (params, new_params))
+        old_policy, new_policy = (network.apply(x, obs)[0] for x in (params, learner.params))
         metrics |= policy_change(old_policy, new_policy, action, where=some)
         if c.baseline == "value":
             metrics["explained_variance"] = explained_variance(value, target, where=mask)
-        return State(Learner(new_params, opt_state), ()), info | metrics
+        return State(learner, ()), info | metrics
 
     def policy(state, deterministic):
         return evaluation_policy(network, state.learner.params, deterministic)

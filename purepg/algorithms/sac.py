@@ -15,13 +15,13 @@ import jax.numpy as jnp
 import optax
 
 from purepg.algorithms.configs import ReplayConfig, TemperatureConfig
-from purepg.algorithms.off_policy import Learner, Temperature, assemble, require
+from purepg.algorithms.off_policy import Learner, assemble, require
 from purepg.config import check
 from purepg.equations.advantages import td_target
 from purepg.equations.distributions import DiagGaussian, TanhGaussian, executed
 from purepg.equations.losses import soft_policy_gradient, squared_error
 from purepg.experience.exploration import own_samples
-from purepg.optimize import by_half, gradient_step, init_by_half, step_direction
+from purepg.optimize import by_half, gradient_step, init_halves, init_train_state, joined, step_direction
 from purepg.types import Algorithm, Env, QNetwork
 
 
@@ -66,45 +66,32 @@ def sac(env: Env, network: QNetwork, config: SACConfig) -> Algorithm:
 
     def learn(key, learner, batch, number):
         del number
-        params, target, opt_state, temperature, _ = learner
+        policy, critic = learner.train_state.halves
+        target, log_alpha = learner.target, learner.log_temperature
         k_next, k_policy = jax.random.split(key)
-        alpha = jnp.exp(temperature.log) if c.learn_temperature else c.temperature
-        policy_at_next, _ = network.apply(params, batch.next_obs)
+        alpha = jnp.exp(log_alpha.params) if c.learn_temperature else c.temperature
+        policy_at_next, _ = network.apply(learner.params, batch.next_obs)
         next_action, next_log_prob = policy_at_next.scored(policy_at_next.noise(k_next))
         next_q = network.q(target, batch.next_obs, executed(next_action)).min(0)
         y = td_target(batch.reward, next_q - alpha * next_log_prob, batch.terminated, c.gamma)
 
-        critic, critic_opt, critic_metrics = gradient_step(
-            critic_loss, tx, c.critic_learning_rate, params["critic"], opt_state["critic"], (batch, y)
-        )
+        critic, critic_metrics = gradient_step(critic_loss, tx, c.critic_learning_rate, critic, (batch, y))
         noise = policy_at_next.noise(k_policy)
-        policy, policy_opt, policy_metrics = gradient_step(
-            policy_loss,
-            tx,
-            c.policy_learning_rate,
-            params["policy"],
-            opt_state["policy"],
-            (batch.obs, critic, noise, alpha),
+        policy, policy_metrics = gradient_step(
+            policy_loss, tx, c.policy_learning_rate, policy, (batch.obs, critic.params, noise, alpha)
         )
         if c.learn_temperature:
             target_entropy = -batch.action.shape[-1] if c.target_entropy is None else c.target_entropy
             excess = policy_metrics["entropy"] - target_entropy
-            log_alpha, alpha_opt, _ = gradient_step(
-                temperature_loss, tx, c.temperature_learning_rate, temperature.log, temperature.opt_state, excess
-            )
-            temperature = Temperature(log_alpha, alpha_opt)
-        learner = learner._replace(
-            params={"policy": policy, "critic": critic},
-            target={"critic": optax.incremental_update(critic, target["critic"], c.tau)},
-            opt_state={"policy": policy_opt, "critic": critic_opt},
-            temperature=temperature,
-        )
+            log_alpha, _ = gradient_step(temperature_loss, tx, c.temperature_learning_rate, log_alpha, excess)
+        target = optax.incremental_update({"critic": critic.params}, target, c.tau)
+        learner = learner._replace(train_state=joined(policy, critic), target=target, log_temperature=log_alpha)
         metrics = by_half(policy=policy_metrics, critic=critic_metrics)
         return learner, metrics | {"temperature": jnp.asarray(alpha, jnp.float32)}
 
     def init_learner(params):
         log_alpha = jnp.log(jnp.float32(c.temperature))
-        temperature = Temperature(log_alpha, tx.init(log_alpha)) if c.learn_temperature else None
-        return Learner(params, {"critic": params["critic"]}, init_by_half(tx, params), temperature)
+        temperature = init_train_state(tx, log_alpha) if c.learn_temperature else None
+        return Learner(init_halves(tx, params), {"critic": params["critic"]}, temperature)
 
     return assemble(env, network, c, init_learner, own_samples(network), learn)

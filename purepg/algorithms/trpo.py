@@ -75,19 +75,9 @@ def trpo(env: Env, network: Network, config: TRPOConfig) -> Algorithm:
         params, metrics = line_search(gain, kl, state.learner.params, full_step, c.max_kl, c.shrink, c.num_tries)
         metrics |= {"policy_grad_norm": natural.grad_norm, "cg_residual": natural.residual}
 
-        params, opt_state, value_metrics = fit_critic(
-            k_value,
-            network,
-            tx,
-            c.value_learning_rate,
-            params,
-            state.learner.opt_state,
-            data,
-            target,
-            c.num_value_epochs,
-            c.num_value_minibatches,
-        )
+        train_state = state.learner.train_state._replace(params=params)
+        train_state, value_metrics = fit_critic(k_value, network, tx, c, train_state, data, target)
         metrics |= info | value_metrics
-        return finish(network, state, after, params, opt_state, data, target, metrics, every=1)
+        return finish(network, state, after, train_state, data, target, metrics, every=1)
 
-    return assemble(env, network, c, tx.init, step)
+    return assemble(env, network, c, tx, step)

@@ -32,7 +32,7 @@ from purepg.lab.exact import bellman_gradient, in_float64, log_policy, values, v
 from purepg.lab.theory import gae_bias, n_step_bias, optimal_baseline
 from purepg.lab.trajectories import state_distributions
 from purepg.networks.tabular import tabular_policy, tabular_q, tabular_value
-from purepg.optimize import gradient_step, step_direction
+from purepg.optimize import gradient_steps, init_train_state, step_direction
 from purepg.types import Array, Key, Network, Params
 
 HORIZON, TIME_LIMIT = 8, 4
@@ -276,12 +276,7 @@ def learn(mdp: FiniteMDP, params: Params, key: Key, num_episodes: int = 64) -> t
         batch = (x.obs, x.action, discounted_return(x.reward, mask, mdp.gamma), mask)
         tables = {name: critic.init(key, x.obs) for name, critic in critics.items()}
 
-        def step(carry, _):
-            tables, opt_state = carry
-            tables, opt_state, _ = gradient_step(loss, tx, 0.05, tables, opt_state, batch)
-            return (tables, opt_state), None
-
-        (tables, _), _ = jax.lax.scan(step, (tables, tx.init(tables)), length=500)
+        (tables, _), _ = gradient_steps(loss, tx, 0.05, init_train_state(tx, tables), batch, 500)
         return tables["value"]["params"]["value"], tables["q"]["params"]["value"]
 
     V, Q = fit(key)
