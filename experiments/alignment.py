@@ -114,7 +114,7 @@ def trained(plan: Plan) -> tuple[Any, Result]:
     found = population.final(members, state)
     sampled, mode = np.asarray(found.sampled)[0], np.asarray(found.mode)[0]
     generated = float(metrics["env_steps"].sum(-1).mean())
-    responses = float(metrics["num_episodes"].sum(-1).mean())
+    responses = float(metrics["num_episodes"].sum(-1).mean()) if "num_episodes" in metrics else 0.0
     made = int((metrics["env_steps"] > 0).all(0).sum())
     training = float(metrics["episode_return"][:, -(-made * 9 // 10) : made].mean()) if "kl" in metrics else np.nan
     return state, Result(sampled, mode, metrics, training, generated, responses, time.perf_counter() - begun)

@@ -19,7 +19,7 @@ from purepg.equations.losses import aggregate, policy_gradient
 from purepg.experience.acting import evaluation_policy
 from purepg.language.model import LanguageModel
 from purepg.optimize import gradient_step, init_train_state, step_direction
-from purepg.types import Algorithm, Env, Mean, State, UpdateSteps, UsageError
+from purepg.types import Algorithm, Env, State, UpdateSteps, UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,8 @@ class CloneConfig(HeldOutConfig, LearningRateConfig):
 def clone(env: Env, network: LanguageModel, config: CloneConfig) -> Algorithm:
     """Behaviour cloning of a token task's demonstrations. An environment step is a column of a response.
 
-    `episode_return` is the share of held-out prompts answered right, sampled, after the update.
+    No episodes are sampled to learn from, so there are no episode metrics. `held_out_return` is the share of held-out
+    prompts that a sampled response answers correctly after the update.
 
     Raises:
       UsageError: what `check` refuses, or a network that is no language model.
@@ -72,14 +73,10 @@ def clone(env: Env, network: LanguageModel, config: CloneConfig) -> Algorithm:
         demonstration = jax.vmap(task.demonstration)(jax.random.split(k_demonstration, c.batch_size), prompt)
         token = jnp.concatenate([prompt, demonstration], axis=1)
         learner, metrics = gradient_step(loss, tx, c.learning_rate, state.learner, token)
-        metrics |= {
-            "episode_return": Mean(jnp.float32(0), jnp.float32(0)),
-            "episode_length": jnp.sum(demonstration >= 0) / c.batch_size,
-            "num_episodes": jnp.int32(c.batch_size),
-            "env_steps": jnp.int32(demonstration.size),
-        }
+        metrics["env_steps"] = jnp.int32(demonstration.size)
+        metrics["response_length"] = jnp.sum(demonstration >= 0) / c.batch_size
         if c.num_held_out:
-            metrics["episode_return"] = mean_return(k_held_out, held_out, learner.params, c.num_held_out)
+            metrics["held_out_return"] = mean_return(k_held_out, held_out, learner.params, c.num_held_out)
         return State(learner, ()), metrics
 
     def policy(state, deterministic):

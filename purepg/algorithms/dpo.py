@@ -18,7 +18,7 @@ from purepg.config import Count, Positive, check
 from purepg.experience.acting import evaluation_policy
 from purepg.language.model import LanguageModel
 from purepg.optimize import gradient_step, init_train_state, step_direction
-from purepg.types import Algorithm, Env, Mean, State, UpdateSteps, UsageError
+from purepg.types import Algorithm, Env, State, UpdateSteps, UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,8 @@ class DPOConfig(HeldOutConfig, LearningRateConfig):
 def dpo(env: Env, network: LanguageModel, config: DPOConfig) -> Algorithm:
     """DPO on a token task. An environment step is a column of a response that is read.
 
-    `episode_return` is the share of held-out prompts answered right, sampled, after the update.
+    No episodes are sampled to learn from, so there are no episode metrics. `held_out_return` is the share of held-out
+    prompts that a sampled response answers correctly after the update.
 
     Raises:
       UsageError: what `check` refuses, one candidate alone, or a network that is no language model.
@@ -85,14 +86,10 @@ def dpo(env: Env, network: LanguageModel, config: DPOConfig) -> Algorithm:
         batch = (chosen, rejected, weight, reference_margin)
         train_state, metrics = gradient_step(loss, tx, c.learning_rate, train_state, batch)
         action = jnp.concatenate([chosen, rejected])[:, prompt_length:]
-        metrics |= {
-            "episode_return": Mean(jnp.float32(0), jnp.float32(0)),
-            "episode_length": jnp.sum(action >= 0) / action.shape[0],
-            "num_episodes": jnp.int32(action.shape[0]),
-            "env_steps": jnp.int32(action.size),
-        }
+        metrics["env_steps"] = jnp.int32(action.size)
+        metrics["response_length"] = jnp.sum(action >= 0) / action.shape[0]
         if c.num_held_out:
-            metrics["episode_return"] = mean_return(k_held_out, held_out, train_state.params, c.num_held_out)
+            metrics["held_out_return"] = mean_return(k_held_out, held_out, train_state.params, c.num_held_out)
         return State(state.learner._replace(train_state=train_state), state.world), metrics
 
     def policy(state, deterministic):

@@ -26,7 +26,20 @@ from purepg.language.model import LanguageModel
 from purepg.networks.actor_critic import require_policy_gradient
 from purepg.optimize import TrainState, init_train_state
 from purepg.precision import has_narrow
-from purepg.types import Algorithm, Array, Env, Key, Metrics, Network, Obs, Params, State, UpdateSteps, UsageError
+from purepg.types import (
+    Algorithm,
+    Array,
+    Env,
+    EpisodeMetrics,
+    Key,
+    Metrics,
+    Network,
+    Obs,
+    Params,
+    State,
+    UpdateSteps,
+    UsageError,
+)
 
 MAX_CORRECTION = 2.0  # bound on a token's ratio of `score`'s probability to the sampler's
 
@@ -173,13 +186,14 @@ def info(groups: Groups) -> Metrics:
     largest `sampler_log_ratio`, of a token's probability as it was scored to that as it was sampled."""
     env_steps = jnp.sum(groups.mask, dtype=jnp.int32)
     num_episodes = groups.mask.shape[0] * groups.mask.shape[1]
+    metrics = EpisodeMetrics(
+        episode_return=jnp.sum(groups.reward) / num_episodes,
+        episode_length=env_steps / num_episodes,
+        num_episodes=jnp.int32(num_episodes),
+        env_steps=env_steps,
+    )
     gap = groups.log_correction
-    return ({} if gap is None else {"sampler_log_ratio": jnp.max(jnp.abs(gap))}) | {
-        "episode_return": jnp.sum(groups.reward) / num_episodes,
-        "episode_length": env_steps / num_episodes,
-        "num_episodes": jnp.int32(num_episodes),
-        "env_steps": env_steps,
-    }
+    return dict(metrics) if gap is None else dict(metrics) | {"sampler_log_ratio": jnp.max(jnp.abs(gap))}
 
 
 def mean_return(key: Key, groups: Source, params: Params, num_episodes: int) -> Array:

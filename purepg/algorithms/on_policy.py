@@ -49,8 +49,8 @@ class Data(NamedTuple):
     reward: Array  # scaled
     terminated: Array
     truncated: Array
-    value: Array  # V(s_t)
-    next_value: Array  # V of the observation before any reset
+    value: Array  # V(s_t); 0 of a network without V
+    next_value: Array  # V of the observation before any reset; 0 of a network without V
     policy: Distribution  # that acted
     next_obs: Obs  # normalised, before any reset
 
@@ -130,6 +130,8 @@ def collect(
     next_obs = normalize.apply(obs_moments, trajectory.next_obs)
     policy, value = network.apply(params, obs)
     _, next_value = network.apply(params, next_obs)
+    if value is None:  # the network has a Q in its place
+        value = next_value = jnp.zeros_like(reward)
     scaled_reward = normalize.scale(return_moments, reward)
     data = Data(obs, action, log_prob, scaled_reward, terminated, truncated, value, next_value, policy, next_obs)
 

@@ -133,9 +133,9 @@ def reinforce(env: Env, network: Network, config: REINFORCEConfig) -> Algorithm:
         params = state.learner.params
         trajectory, mask, info = episodes(key, env, actor(network, params), c.num_episodes, max_steps)
 
-        _, value = network.apply(params, trajectory.obs)
-        final_value = 0.0
+        value, final_value = jnp.zeros_like(trajectory.reward), 0.0
         if c.baseline == "value":
+            _, value = network.apply(params, trajectory.obs)
             _, next_value = network.apply(params, trajectory.next_obs)
             final_value = jnp.sum(next_value, axis=0, where=mask & trajectory.truncated & ~trajectory.terminated)
         weight = weights(trajectory, mask, value, final_value)
