@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from purepg.config import check_choice
-from purepg.lanes import any_lane
+from purepg.lanes import any_lane, step_if
 from purepg.precision import at_least_float32, has_narrow, rounded
 from purepg.types import Array, Key, Metrics, Params
 
@@ -223,19 +223,14 @@ def minibatch_epochs(
             new = jax.tree.map(lambda new, old: jnp.where(stopped, old, new), new, old)
         return (new, stopped), metrics | {"stopped": stopped}
 
-    def step_unless_all_stopped(carry, index):
-        shapes = jax.eval_shape(minibatch_step, carry, index)[1]
-
-        def skip(carry, index):
-            del index
-            return carry, jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), shapes)
-
-        return jax.lax.cond(any_lane(~carry[1]), minibatch_step, skip, carry, index)
+    def step(carry, index):
+        if target_kl is None:
+            return minibatch_step(carry, index)
+        carry, metrics = step_if(any_lane(~carry[1]), minibatch_step, carry, index)
+        return carry, metrics | {"stopped": carry[1]}
 
     def epoch(carry, key):
-        index = shuffle(key, batch_size).reshape(num_minibatches, -1)
-        step = minibatch_step if target_kl is None else step_unless_all_stopped
-        return jax.lax.scan(step, carry, index)
+        return jax.lax.scan(step, carry, shuffle(key, batch_size).reshape(num_minibatches, -1))
 
     carry = (train_state, jnp.bool_(False))
     (train_state, _), metrics = jax.lax.scan(epoch, carry, jax.random.split(key, num_epochs))

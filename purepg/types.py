@@ -186,6 +186,9 @@ class UpdateSteps(NamedTuple):
         return self.least < self.most
 
 
+Step = Callable[[Key, State, Array], tuple[State, Metrics]]
+
+
 class Algorithm(NamedTuple):
     """A learning algorithm as pure functions.
 
@@ -196,6 +199,6 @@ class Algorithm(NamedTuple):
     """
 
     init: Callable[[Key], State]
-    step: Callable[[Key, State, Array], tuple[State, Metrics]]
+    step: Step
     policy: Callable[[State, bool], Act]
     update_steps: UpdateSteps

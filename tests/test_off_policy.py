@@ -22,7 +22,7 @@ from helpers import (
 )
 
 from purepg.algorithms.ddpg import DDPGConfig, ddpg
-from purepg.algorithms.off_policy import Learner, assemble
+from purepg.algorithms.off_policy import ReplayLearner, replay_algorithm
 from purepg.algorithms.sac import SACConfig, sac
 from purepg.algorithms.sac_discrete import DiscreteSACConfig, sac_discrete
 from purepg.algorithms.td3 import TD3Config, td3
@@ -74,9 +74,9 @@ def with_notes(env, network, config, exploration):
         reward, flag = jnp.zeros((calls, B)), jnp.zeros((calls, B), bool)
         batch = Transition(seen, jnp.zeros((calls, B, *action.shape[1:]), action.dtype), None, reward, flag, flag, seen)
         notes: Any = Notes(jnp.int32(0), jnp.zeros(calls, int), jnp.zeros((calls, 2), jnp.uint32), batch)
-        return Learner(TrainState(params, notes), params)
+        return ReplayLearner(TrainState(params, notes), params)
 
-    return assemble(env, network, config, init_learner, exploration, take_notes)
+    return replay_algorithm(env, network, config, init_learner, exploration, take_notes)
 
 
 def by_updates(algorithm, change=lambda params: params):

@@ -72,12 +72,12 @@ def batch_of(space: Any) -> Transition:
 
 
 def parts(name: str) -> tuple[Any, Any]:
-    """(init_learner, learn) as an algorithm hands them, and its own config with them, to `off_policy.assemble`."""
+    """(init_learner, learn) as an algorithm hands them, with its own config, to `off_policy.replay_algorithm`."""
     algorithm, config, space = VARIANTS[name]
     env, network, given = arms_env(space), network_of(name), []
     with pytest.MonkeyPatch.context() as patch:
         module = importlib.import_module(algorithm.__module__)
-        patch.setattr(module, "assemble", lambda *args, period=1: given.append(args))
+        patch.setattr(module, "replay_algorithm", lambda *args, period=1: given.append(args))
         algorithm(env, network, config)
     [(given_env, given_network, given_config, init_learner, _, learn)] = given
     assert given_env is env and given_network is network and given_config is config

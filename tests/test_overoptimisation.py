@@ -16,7 +16,7 @@ import pytest
 from helpers import quick_jit
 
 from purepg.algorithms.dpo import DPOConfig, dpo
-from purepg.algorithms.groups import Learner
+from purepg.algorithms.groups import GroupLearner
 from purepg.algorithms.preferences import (
     Preferences,
     RewardModelConfig,
@@ -195,7 +195,7 @@ def dpo_gradients(policy: int, reference: int) -> Any:
 
         def gradient(chosen, rejected):
             pairs = Preferences(chosen[None], rejected[None], jnp.ones(1), jnp.int32(0))
-            state = State(Learner(train_state, reference, beta), pairs)
+            state = State(GroupLearner(train_state, reference, beta), pairs)
             new, _ = algorithm.step(jax.random.key(0), state, jnp.int32(0))
             return jax.tree.map(lambda old, new: old - new, params, new.learner.params)
 

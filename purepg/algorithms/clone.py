@@ -79,8 +79,5 @@ def clone(env: Env, network: LanguageModel, config: CloneConfig) -> Algorithm:
             metrics["held_out_return"] = mean_return(k_held_out, held_out, learner.params, c.num_held_out)
         return State(learner, ()), metrics
 
-    def policy(state, deterministic):
-        return evaluation_policy(network, state.learner.params, deterministic)
-
     env_steps = c.batch_size * task.response_length
-    return Algorithm(init, step, policy, UpdateSteps(env_steps, env_steps))
+    return Algorithm(init, step, evaluation_policy(network), UpdateSteps(env_steps, env_steps))

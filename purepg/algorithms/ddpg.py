@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from purepg.algorithms.configs import ExplorationConfig, ReplayConfig
-from purepg.algorithms.off_policy import Learner, assemble, require
+from purepg.algorithms.off_policy import ReplayLearner, replay_algorithm, require
 from purepg.config import check
 from purepg.equations.advantages import td_target
 from purepg.equations.distributions import Deterministic
@@ -32,7 +32,7 @@ def ddpg(env: Env, network: QNetwork, config: DDPGConfig) -> Algorithm:
     """DDPG on `env`.
 
     Raises:
-      UsageError: what `check` refuses, a policy that is not deterministic, or what `off_policy.assemble` refuses.
+      UsageError: what `check`, `require` and `replay_algorithm` refuse.
     """
     c = check(config)
     require(env, network, "ddpg", {"deterministic": Deterministic})
@@ -52,8 +52,7 @@ def ddpg(env: Env, network: QNetwork, config: DDPGConfig) -> Algorithm:
 
     def learn(key, learner, batch, number):
         del key, number
-        policy, critic = learner.train_state.halves
-        target = learner.target
+        (policy, critic), target = learner.train_state.halves, learner.target
         next_action = network.apply(target, batch.next_obs)[0].mode()
         next_q = network.q(target, batch.next_obs, next_action).mean(0)
         y = td_target(batch.reward, next_q, batch.terminated, c.gamma)
@@ -62,13 +61,12 @@ def ddpg(env: Env, network: QNetwork, config: DDPGConfig) -> Algorithm:
         policy, policy_metrics = gradient_step(
             policy_loss, tx, c.policy_learning_rate, policy, (batch.obs, critic.params)
         )
-        train_state = joined(policy, critic)
-        target = optax.incremental_update(train_state.params, target, c.tau)
-        learner = learner._replace(train_state=train_state, target=target)
+        target = optax.incremental_update(joined(policy, critic).params, target, c.tau)
+        learner = learner._replace(train_state=joined(policy, critic), target=target)
         return learner, by_half(policy=policy_metrics, critic=critic_metrics)
 
     def init_learner(params):
-        return Learner(init_halves(tx, params), params)
+        return ReplayLearner(init_halves(tx, params), params)
 
     exploration = gaussian_noise(network, env, c.exploration_std, c.noise_correlation)
-    return assemble(env, network, c, init_learner, exploration, learn)
+    return replay_algorithm(env, network, c, init_learner, exploration, learn)

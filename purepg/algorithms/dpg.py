@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from purepg.algorithms.configs import AnnealConfig, PolicyAndCriticRateConfig, RolloutConfig
 from purepg.algorithms.off_policy import require
-from purepg.algorithms.on_policy import assemble, collect
+from purepg.algorithms.on_policy import collect, rollout_algorithm
 from purepg.config import Count, NonNegative, Positive, check, check_schedules
 from purepg.equations.advantages import td_target
 from purepg.equations.diagnostics import explained_variance
@@ -89,4 +89,4 @@ def dpg(env: Env, network: QNetwork, config: DPGConfig) -> Algorithm:
         learner = after.learner._replace(train_state=joined(policy, critic))
         return State(learner, after.world), info | by_half(policy=policy_metrics, critic=critic_metrics)
 
-    return assemble(env, network, c, tx, step, init_params=init_halves)
+    return rollout_algorithm(env, network, c, tx, step, init_params=init_halves)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from purepg.algorithms.configs import HeldOutConfig, LearningRateConfig
-from purepg.algorithms.groups import Learner, mean_return, source
+from purepg.algorithms.groups import GroupLearner, mean_return, source
 from purepg.algorithms.preferences import draw_pairs, ranking, sample_preferences
 from purepg.config import Count, Positive, check
 from purepg.experience.acting import evaluation_policy
@@ -64,7 +64,7 @@ def dpo(env: Env, network: LanguageModel, config: DPOConfig) -> Algorithm:
         params = source(env, network).init(k_params)
         pairs = sample_preferences(k_pairs, env, network, params, c.num_pairs, c.num_candidates)
         reference = jax.tree.map(jnp.copy, params)
-        return State(Learner(init_train_state(tx, params), reference, jnp.float32(c.beta)), pairs)
+        return State(GroupLearner(init_train_state(tx, params), reference, jnp.float32(c.beta)), pairs)
 
     def log_prob(params, token):
         """log pi(y | x), `[B]`."""
@@ -92,8 +92,5 @@ def dpo(env: Env, network: LanguageModel, config: DPOConfig) -> Algorithm:
             metrics["held_out_return"] = mean_return(k_held_out, held_out, train_state.params, c.num_held_out)
         return State(state.learner._replace(train_state=train_state), state.world), metrics
 
-    def policy(state, deterministic):
-        return evaluation_policy(network, state.learner.params, deterministic)
-
     env_steps = 2 * c.batch_size * network.task.response_length
-    return Algorithm(init, step, policy, UpdateSteps(env_steps, env_steps))
+    return Algorithm(init, step, evaluation_policy(network), UpdateSteps(env_steps, env_steps))

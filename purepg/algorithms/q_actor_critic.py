@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from purepg.algorithms.configs import AnnealConfig, LearningRateConfig, RolloutConfig
 from purepg.algorithms.off_policy import require
-from purepg.algorithms.on_policy import assemble, collect, finish
+from purepg.algorithms.on_policy import collect, finish, rollout_algorithm
 from purepg.config import Count, NonNegative, Positive, UnitInterval, check, check_schedules, check_standardised
 from purepg.equations.advantages import standardise
 from purepg.equations.distributions import Categorical, DiagGaussian, TanhGaussian, executed
@@ -92,4 +92,4 @@ def q_actor_critic(env: Env, network: QNetwork, config: QActorCriticConfig) -> A
         metrics = info | by_half(policy=policy_metrics, critic=critic_metrics)
         return finish(network, state, after, joined(policy, critic), data, target, metrics)
 
-    return assemble(env, network, c, tx, step, init_params=init_halves)
+    return rollout_algorithm(env, network, c, tx, step, init_params=init_halves)
