@@ -5,10 +5,13 @@ all lanes of all enclosing vmaps, so it stays unbatched: a loop runs until no la
 result.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
-from purepg.types import Array
+from purepg.types import Array, Metrics
 
 
 @jax.custom_batching.custom_vmap
@@ -21,3 +24,16 @@ def any_lane(predicate: Array) -> Array:
 def _any_lane_over_lanes(axis_size, in_batched, predicate):
     del axis_size, in_batched
     return any_lane(predicate), False
+
+
+def step_if(
+    predicate: Array, step: Callable[..., tuple[Any, Metrics]], carry: Any, *inputs: Any
+) -> tuple[Any, Metrics]:
+    """`step(carry, *inputs) -> (carry, metrics)` where an unbatched predicate holds; elsewhere the carry as it is, and
+    zeros for the metrics."""
+
+    def skip(carry, *inputs):
+        shapes = jax.eval_shape(step, carry, *inputs)[1]
+        return carry, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    return jax.lax.cond(predicate, step, skip, carry, *inputs)

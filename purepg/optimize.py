@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from purepg.config import check_choice
-from purepg.lanes import any_lane
+from purepg.lanes import any_lane, step_if
 from purepg.precision import at_least_float32, has_narrow, rounded
 from purepg.types import Array, Key, Metrics, Params
 
@@ -29,6 +29,44 @@ def step_direction(
     check_choice("optimizer", optimizer, Optimizer)
     clip = optax.identity() if max_grad_norm is None else optax.clip_by_global_norm(max_grad_norm)
     return in_float32(optax.chain(clip, optax.scale_by_adam(eps=adam_eps) if optimizer == "adam" else optax.identity()))
+
+
+class TrainState(NamedTuple):
+    """Parameters and their optimiser's state, which every gradient step changes together.
+
+    Where a policy and its critics learn at rates of their own, both are dicts, `{"policy": ..., "critic": ...}`.
+    """
+
+    params: Params
+    opt_state: Any
+
+    @property
+    def halves(self) -> tuple["TrainState", "TrainState"]:
+        """(policy, critic)."""
+        policy, critic = (TrainState(self.params[half], self.opt_state[half]) for half in ("policy", "critic"))
+        return policy, critic
+
+
+def init_train_state(tx: optax.GradientTransformation, params: Params) -> TrainState:
+    """Parameters and the optimiser's first state for them."""
+    return TrainState(params, tx.init(params))
+
+
+def init_halves(tx: optax.GradientTransformation, params: dict[str, Params]) -> TrainState:
+    """`init_train_state` where each half learns with an optimiser's state of its own."""
+    return TrainState(params, {name: tx.init(half) for name, half in params.items()})
+
+
+def joined(policy: TrainState, critic: TrainState) -> TrainState:
+    """The TrainState of two halves, whose `halves` they are."""
+    return TrainState(*({"policy": p, "critic": c} for p, c in zip(policy, critic, strict=True)))
+
+
+def with_params(learner: Any, params: Params) -> Any:
+    """An algorithm's learner with other parameters and everything else as it is."""
+    if isinstance(learner, TrainState):
+        return learner._replace(params=params)
+    return learner._replace(train_state=learner.train_state._replace(params=params))
 
 
 class Widened(NamedTuple):
@@ -72,12 +110,12 @@ def gradient_step(
     loss: Loss,
     tx: optax.GradientTransformation,
     learning_rate: Array | float,
-    params: Params,
-    opt_state: optax.OptState,
+    train_state: TrainState,
     batch: Any,
-) -> tuple[Params, optax.OptState, Metrics]:
+) -> tuple[TrainState, Metrics]:
     """params <- params - learning_rate * direction(grad loss), in float32 at least, and then of the parameters' dtype.
     The metrics gain `grad_norm`, before any clipping."""
+    params, opt_state = train_state
     grads, metrics = jax.grad(loss, has_aux=True)(params, batch)
     direction, opt_state = tx.update(grads, opt_state, params)
     exact = at_least_float32(params)
@@ -87,32 +125,24 @@ def gradient_step(
     params = jax.tree.map(lambda x, p: rounded(x, p.dtype), exact, params)
     if isinstance(opt_state, Widened):
         opt_state = opt_state._replace(remainder=jax.tree.map(jnp.subtract, exact, at_least_float32(params)))
-    return params, opt_state, metrics | {"grad_norm": optax.tree.norm(at_least_float32(grads))}
+    return TrainState(params, opt_state), metrics | {"grad_norm": optax.tree.norm(at_least_float32(grads))}
 
 
 def gradient_steps(
     loss: Loss,
     tx: optax.GradientTransformation,
     learning_rate: Array | float,
-    params: Params,
-    opt_state: optax.OptState,
+    train_state: TrainState,
     batch: Any,
     num_steps: int,
-) -> tuple[Params, optax.OptState, Metrics]:
+) -> tuple[TrainState, Metrics]:
     """`num_steps` gradient steps on the whole batch; the metrics are those of the last."""
 
-    def step(carry, _):
-        params, opt_state = carry
-        params, opt_state, metrics = gradient_step(loss, tx, learning_rate, params, opt_state, batch)
-        return (params, opt_state), metrics
+    def step(train_state, _):
+        return gradient_step(loss, tx, learning_rate, train_state, batch)
 
-    (params, opt_state), metrics = jax.lax.scan(step, (params, opt_state), length=num_steps)
-    return params, opt_state, jax.tree.map(lambda x: x[-1], metrics)
-
-
-def init_by_half(tx: optax.GradientTransformation, params: dict[str, Params]) -> dict[str, optax.OptState]:
-    """The optimiser's first state for each half, which learns at a rate and with moments of its own."""
-    return {name: tx.init(half) for name, half in params.items()}
+    train_state, metrics = jax.lax.scan(step, train_state, length=num_steps)
+    return train_state, jax.tree.map(lambda x: x[-1], metrics)
 
 
 def by_half(**metrics: Metrics) -> Metrics:
@@ -164,13 +194,12 @@ def minibatch_epochs(
     loss: Loss,
     tx: optax.GradientTransformation,
     learning_rate: Array | float,
-    params: Params,
-    opt_state: optax.OptState,
+    train_state: TrainState,
     batch: Any,
     num_epochs: int,
     num_minibatches: int,
     target_kl: Array | float | None = None,
-) -> tuple[Params, optax.OptState, Metrics]:
+) -> tuple[TrainState, Metrics]:
     """`num_epochs` passes over the batch, each in `num_minibatches` gradient steps on a new shuffle.
 
     Args:
@@ -178,7 +207,7 @@ def minibatch_epochs(
       target_kl: if not None, the first minibatch whose `approx_kl` (a metric of the loss, at the parameters before its
         step) exceeds 1.5 * target_kl, and all after it, change nothing.
     Returns:
-      (params, opt_state, metrics): means of the loss's metrics over the minibatches that counted, and `epochs_used`,
+      (train_state, metrics): means of the loss's metrics over the minibatches that counted, and `epochs_used`,
       the share of gradient steps that were taken, in epochs.
     """
     batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
@@ -186,34 +215,27 @@ def minibatch_epochs(
     chex.assert_is_divisible(batch_size, num_minibatches)
 
     def minibatch_step(carry, index):
-        params, opt_state, stopped = carry
+        old, stopped = carry
         minibatch = jax.tree.map(lambda x: jnp.take(x, index, axis=0), batch)
-        new_params, new_opt_state, metrics = gradient_step(loss, tx, learning_rate, params, opt_state, minibatch)
+        new, metrics = gradient_step(loss, tx, learning_rate, old, minibatch)
         if target_kl is not None:
             stopped |= metrics["approx_kl"] > 1.5 * target_kl
-            new_params, new_opt_state = jax.tree.map(
-                lambda new, old: jnp.where(stopped, old, new), (new_params, new_opt_state), (params, opt_state)
-            )
-        return (new_params, new_opt_state, stopped), metrics | {"stopped": stopped}
+            new = jax.tree.map(lambda new, old: jnp.where(stopped, old, new), new, old)
+        return (new, stopped), metrics | {"stopped": stopped}
 
-    def step_unless_all_stopped(carry, index):
-        shapes = jax.eval_shape(minibatch_step, carry, index)[1]
-
-        def skip(carry, index):
-            del index
-            return carry, jax.tree.map(lambda x: jnp.ones(x.shape, x.dtype), shapes)
-
-        return jax.lax.cond(any_lane(~carry[2]), minibatch_step, skip, carry, index)
+    def step(carry, index):
+        if target_kl is None:
+            return minibatch_step(carry, index)
+        carry, metrics = step_if(any_lane(~carry[1]), minibatch_step, carry, index)
+        return carry, metrics | {"stopped": carry[1]}
 
     def epoch(carry, key):
-        index = shuffle(key, batch_size).reshape(num_minibatches, -1)
-        step = minibatch_step if target_kl is None else step_unless_all_stopped
-        return jax.lax.scan(step, carry, index)
+        return jax.lax.scan(step, carry, shuffle(key, batch_size).reshape(num_minibatches, -1))
 
-    carry = (params, opt_state, jnp.bool_(False))
-    (params, opt_state, _), metrics = jax.lax.scan(epoch, carry, jax.random.split(key, num_epochs))
+    carry = (train_state, jnp.bool_(False))
+    (train_state, _), metrics = jax.lax.scan(epoch, carry, jax.random.split(key, num_epochs))
     took = ~metrics.pop("stopped")
     # The minibatch that stopped the update was still measured: where it was the first, its metrics are all there is.
     measured = jnp.roll(took.ravel(), 1).at[0].set(True).reshape(took.shape)
     means = {name: jnp.mean(x, where=measured) for name, x in metrics.items()}
-    return params, opt_state, means | {"epochs_used": jnp.sum(took) / num_minibatches}
+    return train_state, means | {"epochs_used": jnp.sum(took) / num_minibatches}

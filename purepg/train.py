@@ -8,7 +8,7 @@ import numpy as np
 
 from purepg.envs.contract import check_environment, in_units
 from purepg.experience.rollout import reset_all
-from purepg.lanes import any_lane
+from purepg.lanes import any_lane, step_if
 from purepg.types import Act, Algorithm, Array, Env, Key, Mean, Metrics, Obs, State
 
 
@@ -80,13 +80,7 @@ def guard(algorithm: Algorithm, max_env_steps: int) -> Algorithm:
 
     def advance_within_budget(key, state, update):
         within = state.guard.env_steps_left >= algorithm.update_steps.most
-        shapes = jax.eval_shape(advance, key, state, update)[1]
-
-        def idle(key, state, update):
-            del key, update
-            return state, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-
-        new, metrics = jax.lax.cond(any_lane(within), advance, idle, key, state, update)
+        new, metrics = step_if(any_lane(within), lambda state: advance(key, state, update), state)
         learner, after = jax.tree.map(
             lambda new, old: jnp.where(within, new, old), (new.learner, new.guard), (state.learner, state.guard)
         )

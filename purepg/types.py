@@ -4,7 +4,7 @@ Axes, everywhere: `T` time first, `N` environments, `B` flattened batch, `S` see
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,28 @@ class Mean(NamedTuple):
         return cls(value, jnp.ones_like(value))
 
 
-Metrics = dict[str, Any]  # scalars, or a `Mean` of one; the same names at every update
+Metrics = dict[str, Any]  # scalars, or a `Mean` of one; the same names at every update, `UpdateMetrics` among them
+
+
+class UpdateMetrics(TypedDict):
+    """The metrics that every algorithm reports."""
+
+    env_steps: Array  # int32: environment steps that the update took; 0 once the member has stopped
+
+
+class EpisodeMetrics(UpdateMetrics):
+    """The metrics of an algorithm that acts: means are over the episodes that ended in the update. Algorithms that
+    learn from data, such as cloning and DPO, report none of them but `env_steps`."""
+
+    num_episodes: Array  # int32
+    episode_return: Array | Mean  # sum of raw rewards
+    episode_length: Array | Mean  # in environment steps
+
+
+class GuardedMetrics(UpdateMetrics):
+    """The metrics of an algorithm under `train.guard`."""
+
+    finite: Array  # bool: False from the first update that made the learner non-finite
 
 
 class UsageError(ValueError):
@@ -166,6 +187,9 @@ class UpdateSteps(NamedTuple):
         return self.least < self.most
 
 
+Step = Callable[[Key, State, Array], tuple[State, Metrics]]
+
+
 class Algorithm(NamedTuple):
     """A learning algorithm as pure functions.
 
@@ -176,6 +200,6 @@ class Algorithm(NamedTuple):
     """
 
     init: Callable[[Key], State]
-    step: Callable[[Key, State, Array], tuple[State, Metrics]]
+    step: Step
     policy: Callable[[State, bool], Act]
     update_steps: UpdateSteps

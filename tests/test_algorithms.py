@@ -32,7 +32,7 @@ from purepg.experience import normalize
 from purepg.networks.actor_critic import ActorQ, NetworkConfig, actor_critic
 from purepg.networks.tabular import TabularValue, tabular_actor_critic, tabular_policy
 from purepg.train import averaged, train
-from purepg.types import Box, Discrete, Space, State, UsageError
+from purepg.types import Box, Discrete, EpisodeMetrics, Space, State, UsageError
 
 ARMS = Discrete(2)
 REAL = Box(-np.ones(1, np.float32), np.ones(1, np.float32))
@@ -290,7 +290,7 @@ def test_metrics_are_one_number_per_update_and_count_the_steps_taken(population)
     p = population
     algorithm = p.make({})
     assert all(x.shape == (H, S, U) for x in p.metrics.values())
-    assert {"episode_return", "episode_length", "num_episodes", "env_steps"} <= set(p.metrics)
+    assert EpisodeMetrics.__required_keys__ <= p.metrics.keys()
     change = {"kl", "reverse_kl", "clip_fraction", "max_ratio", "effective_sample_size", "entropy"}
     critic = set() if p.case.algorithm in (reinforce, grpo) else {"explained_variance", "value_loss"}
     by_half = {"policy_loss", "policy_grad_norm", "critic_loss", "critic_grad_norm", "q"}

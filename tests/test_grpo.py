@@ -19,7 +19,7 @@ from helpers import quick_jit
 from scipy.stats import binom
 
 from purepg.algorithms.family import FAMILY
-from purepg.algorithms.groups import Groups, Learner, advantages, info, source
+from purepg.algorithms.groups import GroupedEpisodes, GroupLearner, advantages, info, source
 from purepg.algorithms.grpo import GRPOConfig, grpo
 from purepg.algorithms.preferences import sample_preferences
 from purepg.envs.finite_mdp import mdp_env
@@ -33,7 +33,7 @@ from purepg.lab.estimators import update_of
 from purepg.lab.exact import in_float64
 from purepg.language.model import LanguageModel, LanguageModelConfig, language_model
 from purepg.networks.tabular import tabular_actor_critic
-from purepg.optimize import step_direction
+from purepg.optimize import init_train_state, step_direction
 from purepg.train import train
 from purepg.types import State, UsageError
 
@@ -184,8 +184,8 @@ def _steps(config: GRPOConfig, watched: bool):
     def one(hyper, params, reference, reward, behind, index):
         c = dataclasses.replace(config, **hyper)
         env = token_env(task(reward))
-        opt_state = step_direction("sgd", None).init(params)
-        learner = Learner(params, opt_state, reference, jnp.asarray(c.kl_coef, float))
+        train_state = init_train_state(step_direction("sgd", None), params)
+        learner = GroupLearner(train_state, reference, jnp.asarray(c.kl_coef, float))
         state, metrics = grpo(env, answering(env, index, behind), c).step(
             jax.random.key(0), State(learner, ()), jnp.int32(0)
         )
@@ -577,7 +577,7 @@ def test_a_responses_reward_is_at_its_last_token_and_only_eos_terminates():
     np.testing.assert_array_equal(found.obs[..., :L], np.broadcast_to(PROMPT, (8, 16, L)))
 
 
-def paid(env: Any, index: np.ndarray) -> Groups:
+def paid(env: Any, index: np.ndarray) -> GroupedEpisodes:
     """The groups of responses with these numbers, `[P, G]`, as `env` pays them."""
 
     def run(params):
@@ -765,7 +765,7 @@ def test_a_group_without_signal_is_left_alone_whatever_its_penalty():
     mask = jnp.ones((2, 4, 3), bool)
     ends = jnp.zeros_like(mask).at[..., -1].set(True)
     earned = jnp.zeros((2, 4, 3)).at[1, 0, -1].set(1.0)
-    data = Groups(mask, mask, earned, earned, ends, jnp.zeros_like(ends), mask)
+    data = GroupedEpisodes(mask, mask, earned, earned, ends, jnp.zeros_like(ends), mask)
     penalty = 1e-7 * jax.random.normal(jax.random.key(0), earned.shape)
     advantage, _ = advantages(data, earned - penalty, jnp.zeros_like(earned), c)
     np.testing.assert_array_equal(advantage[0], 0)

@@ -22,12 +22,13 @@ from helpers import (
 )
 
 from purepg.algorithms.ddpg import DDPGConfig, ddpg
-from purepg.algorithms.off_policy import Learner, assemble
+from purepg.algorithms.off_policy import ReplayLearner, replay_algorithm
 from purepg.algorithms.sac import SACConfig, sac
 from purepg.algorithms.sac_discrete import DiscreteSACConfig, sac_discrete
 from purepg.algorithms.td3 import TD3Config, td3
 from purepg.experience import normalize
 from purepg.experience.exploration import Exploration, gaussian_noise, own_samples, random_action
+from purepg.optimize import TrainState, with_params
 from purepg.train import averaged, train
 from purepg.types import Box, Discrete, State, Transition, UsageError
 
@@ -53,11 +54,13 @@ class Notes(NamedTuple):
 
 
 def take_notes(key, learner, batch, number):
-    notes = learner.opt_state
+    params, notes = learner.train_state
     new = Notes(1, number, jax.random.key_data(key), batch)
     i = notes.count
     written = jax.tree.map(lambda all, x: all.at[i].set(x), notes[1:], new[1:])
-    return learner._replace(opt_state=Notes(i + 1, *written)), {"number": number.astype(jnp.float32)}
+    return learner._replace(train_state=TrainState(params, Notes(i + 1, *written))), {
+        "number": number.astype(jnp.float32)
+    }
 
 
 def with_notes(env, network, config, exploration):
@@ -71,9 +74,9 @@ def with_notes(env, network, config, exploration):
         reward, flag = jnp.zeros((calls, B)), jnp.zeros((calls, B), bool)
         batch = Transition(seen, jnp.zeros((calls, B, *action.shape[1:]), action.dtype), None, reward, flag, flag, seen)
         notes: Any = Notes(jnp.int32(0), jnp.zeros(calls, int), jnp.zeros((calls, 2), jnp.uint32), batch)
-        return Learner(params, params, notes)
+        return ReplayLearner(TrainState(params, notes), params)
 
-    return assemble(env, network, config, init_learner, exploration, take_notes)
+    return replay_algorithm(env, network, config, init_learner, exploration, take_notes)
 
 
 def by_updates(algorithm, change=lambda params: params):
@@ -85,7 +88,7 @@ def by_updates(algorithm, change=lambda params: params):
 
     def updates():
         state = algorithm.init(jax.random.key(0))
-        state = State(state.learner._replace(params=change(state.learner.params)), state.world)
+        state = State(with_params(state.learner, change(state.learner.params)), state.world)
         return state, jax.lax.scan(update, state, jnp.arange(U))[1]
 
     first, (states, metrics) = jax.tree.map(np.asarray, quick_jit(updates)())
@@ -152,7 +155,7 @@ def test_until_the_buffer_holds_the_warm_up_nothing_learns(retold):
         jax.tree.map(np.testing.assert_array_equal, state.learner, before.learner)
         assert np.isnan(said["number"])
         assert set(state.world.buffer.action) == {0, 1}
-    assert third.learner.opt_state.count == T * G and np.isfinite(metrics["number"])
+    assert third.learner.train_state.opt_state.count == T * G and np.isfinite(metrics["number"])
 
 
 def test_learning_goes_on_after_two_billion_rounds():
@@ -185,9 +188,9 @@ def test_a_small_buffer_keeps_the_newest_transitions_and_may_take_a_truncation_f
 
 def test_every_round_learns_so_many_times_by_steps_that_are_numbered_on(told):
     """From the first round that had enough to learn from, across updates."""
-    notes = told[-1][0].learner.opt_state
+    notes = told[-1][0].learner.train_state.opt_state
     np.testing.assert_array_equal(notes.number[: notes.count], np.arange(FIRST_ROUND * G, NUM_ROUNDS * G))
-    calls = [state.learner.opt_state.count for state, _ in told]
+    calls = [state.learner.train_state.opt_state.count for state, _ in told]
     assert calls == [0, *((T * u - FIRST_ROUND) * G for u in range(1, U + 1))]
 
 
@@ -213,7 +216,7 @@ def test_metrics_tell_the_episodes_that_ended_in_an_update(told):
 
 
 def test_a_batch_is_of_transitions_made_until_then_the_newest_among_them(told):
-    notes, x = told[-1][0].learner.opt_state, log(told)
+    notes, x = told[-1][0].learner.train_state.opt_state, log(told)
     made = [tuple(row) for row in np.concatenate([x.obs, x.action[..., None]], -1).reshape(-1, 3)]
     rounds = set()
     for call, number in enumerate(notes.number[: notes.count]):
@@ -229,7 +232,7 @@ def test_a_batch_is_of_transitions_made_until_then_the_newest_among_them(told):
 
 
 def test_every_gradient_step_has_a_batch_and_a_key_of_its_own(told):
-    count, _, key, batch = told[-1][0].learner.opt_state
+    count, _, key, batch = told[-1][0].learner.train_state.opt_state
     assert len(np.unique(key[:count], axis=0)) == count
     assert len(np.unique(batch.obs[:count, :, 0], axis=0)) == count
 
@@ -256,7 +259,7 @@ def test_observations_are_stored_raw_and_their_statistics_are_those_of_all_updat
 
 
 def test_an_update_acts_and_learns_on_observations_normalised_by_the_statistics_at_its_start(normalised):
-    x, notes = log(normalised), normalised[-1][0].learner.opt_state
+    x, notes = log(normalised), normalised[-1][0].learner.train_state.opt_state
     for u, (state, _) in enumerate(normalised[:-1]):
         see, now = lambda obs, m=state.learner.obs_moments: np.asarray(normalize.apply(m, obs)), slice(u * T, u * T + T)
         acted = np.s_[1 if u == 0 else 0 :]  # the first round's actions are random

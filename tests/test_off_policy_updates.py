@@ -12,13 +12,13 @@ from helpers import ENDINGS, TinyQNetwork, arms_env, quick_jit
 
 from purepg.algorithms.ddpg import DDPGConfig, ddpg
 from purepg.algorithms.dpg import DPGConfig, dpg
-from purepg.algorithms.off_policy import Temperature
 from purepg.algorithms.q_actor_critic import QActorCriticConfig, q_actor_critic
 from purepg.algorithms.sac import SACConfig, sac
 from purepg.algorithms.sac_discrete import DiscreteSACConfig, sac_discrete
 from purepg.algorithms.td3 import TD3Config, td3
 from purepg.equations.distributions import Categorical, DiagGaussian, TanhGaussian, executed
 from purepg.experience.rollout import rollout
+from purepg.optimize import TrainState, with_params
 from purepg.types import Box, Discrete, Mean, Transition
 
 ARMS, REAL = Discrete(2), Box(-np.ones(1, np.float32), np.ones(1, np.float32))
@@ -72,12 +72,12 @@ def batch_of(space: Any) -> Transition:
 
 
 def parts(name: str) -> tuple[Any, Any]:
-    """(init_learner, learn) as an algorithm hands them, and its own config with them, to `off_policy.assemble`."""
+    """(init_learner, learn) as an algorithm hands them, with its own config, to `off_policy.replay_algorithm`."""
     algorithm, config, space = VARIANTS[name]
     env, network, given = arms_env(space), network_of(name), []
     with pytest.MonkeyPatch.context() as patch:
         module = importlib.import_module(algorithm.__module__)
-        patch.setattr(module, "assemble", lambda *args, period=1: given.append(args))
+        patch.setattr(module, "replay_algorithm", lambda *args, period=1: given.append(args))
         algorithm(env, network, config)
     [(given_env, given_network, given_config, init_learner, _, learn)] = given
     assert given_env is env and given_network is network and given_config is config
@@ -220,7 +220,7 @@ def test_between_td3s_delayed_steps_the_critics_alone_move(steps):
     for a, b in (
         (after.params["policy"], before.params["policy"]),
         (after.target, before.target),
-        (after.opt_state["policy"], before.opt_state["policy"]),
+        (after.train_state.opt_state["policy"], before.train_state.opt_state["policy"]),
     ):
         jax.tree.map(np.testing.assert_array_equal, a, b)
     assert metrics["policy_loss"].num == metrics["policy_grad_norm"].num == 0
@@ -253,15 +253,15 @@ def test_the_temperature_falls_where_entropy_is_above_the_target_and_rises_where
     np.testing.assert_allclose(step.metrics["temperature"], ALPHA, rtol=1e-6)
     assert abs(entropy - target) > 0.1
     expected = np.log(ALPHA) - ALPHA_RATE * (entropy - target)
-    np.testing.assert_allclose(step.after.temperature.log, expected, rtol=1e-4)
-    assert (step.after.temperature.log < np.log(ALPHA)) == (entropy > target)
+    np.testing.assert_allclose(step.after.log_temperature.params, expected, rtol=1e-4)
+    assert (step.after.log_temperature.params < np.log(ALPHA)) == (entropy > target)
 
 
 @pytest.mark.parametrize("name", ["sac fixed", "sac discrete fixed"])
 def test_a_fixed_temperature_stays(steps, name):
     step = steps[name]
-    assert isinstance(steps[name.removesuffix(" fixed")].after.temperature, Temperature)
-    assert step.before.temperature is None and step.after.temperature is None
+    assert isinstance(steps[name.removesuffix(" fixed")].after.log_temperature, TrainState)
+    assert step.before.log_temperature is None and step.after.log_temperature is None
     np.testing.assert_allclose(step.metrics["temperature"], ALPHA, rtol=1e-6)
 
 
@@ -317,7 +317,7 @@ def updates():
             if name == "q, one action":
                 params = state.learner.params
                 params |= {"policy": params["policy"] | {"shift": jnp.array([0.0, 50.0])}}
-                state = state._replace(learner=state.learner._replace(params=params))
+                state = state._replace(learner=with_params(state.learner, params))
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr("purepg.algorithms.on_policy.rollout", noting(rollout, trajectories))
                 patch.setattr(Categorical, "sample", noting(Categorical.sample, samples))

@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import TRUNCATED, SeparateNetwork, arms_env, moments_of, quick_jit
+from helpers import TRUNCATED, SeparateNetwork, TinyQNetwork, arms_env, moments_of, quick_jit
 
 from purepg.algorithms.a2c import A2CConfig, a2c
+from purepg.algorithms.configs import RolloutConfig
 from purepg.algorithms.on_policy import collect, diagnostics
+from purepg.algorithms.q_actor_critic import QActorCriticConfig, q_actor_critic
 from purepg.equations.diagnostics import policy_change
 from purepg.equations.distributions import Categorical, DiagGaussian
 from purepg.experience import normalize
@@ -162,8 +164,7 @@ def test_the_statistics_are_merged_with_the_raw_data_and_nothing_else_changes(co
     close(after.learner.return_moments, normalize.update(PRIOR_RETURN, returns))
     close(after.world.running_return, running)
     assert np.abs(after.learner.obs_moments.mean - PRIOR_OBS.mean).max() > 0.1
-    for name in ("params", "opt_state"):
-        jax.tree.map(np.testing.assert_array_equal, getattr(after.learner, name), getattr(before.learner, name))
+    jax.tree.map(np.testing.assert_array_equal, after.learner.train_state, before.learner.train_state)
 
 
 def test_without_normalisers_data_are_raw_and_by_mistake_a_time_limit_is_a_death(collected):
@@ -172,6 +173,15 @@ def test_without_normalisers_data_are_raw_and_by_mistake_a_time_limit_is_a_death
     assert set(np.unique(data.reward)) == {0.0, 1.0} and np.abs(data.obs).max() > 5
     np.testing.assert_array_equal(data.terminated, data.truncated)
     assert data.terminated.any()
+
+
+def test_of_a_network_without_v_the_value_is_zero():
+    env, network = arms_env(), TinyQNetwork("categorical")
+    algorithm = q_actor_critic(env, network, QActorCriticConfig(num_envs=3, num_steps=4))
+    c = RolloutConfig(num_envs=3, num_steps=4)
+    data, *_ = collect(jax.random.key(0), env, network, c, algorithm.init(jax.random.key(1)))
+    for value in (data.value, data.next_value):
+        np.testing.assert_array_equal(value, np.zeros((4, 3)))
 
 
 @pytest.mark.parametrize("every", [1, 4])

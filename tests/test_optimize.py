@@ -11,7 +11,17 @@ import pytest
 import scipy.stats
 from helpers import quick_jit
 
-from purepg.optimize import Widened, anneal, gradient_step, gradient_steps, minibatch_epochs, shuffle, step_direction
+from purepg.optimize import (
+    TrainState,
+    Widened,
+    anneal,
+    gradient_step,
+    gradient_steps,
+    init_train_state,
+    minibatch_epochs,
+    shuffle,
+    step_direction,
+)
 
 # --- shuffles ---
 
@@ -94,7 +104,8 @@ ZEROS = (jnp.zeros((6, 2)), jnp.zeros((6, 1, 1)))
 
 def test_a_gradient_step_goes_down_the_gradient_by_the_learning_rate():
     batch = (jnp.array([[1.0, 2.0], [3.0, 4.0]]), jnp.array([[[0.0]], [[2.0]]]))
-    params, _, metrics = gradient_step(quadratic, optax.identity(), 0.5, PARAMS, (optax.EmptyState()), batch)
+    tx = optax.identity()
+    (params, _), metrics = gradient_step(quadratic, tx, 0.5, init_train_state(tx, PARAMS), batch)
     np.testing.assert_allclose(params["x"], [3 - 0.5 * (3 - 2), 0 - 0.5 * (0 - 3)], rtol=1e-6)
     np.testing.assert_allclose(params["y"], [[4 - 0.5 * (4 - 1)]], rtol=1e-6)
     np.testing.assert_allclose(metrics["grad_norm"], np.sqrt(1 + 9 + 9), rtol=1e-6)
@@ -105,7 +116,7 @@ def test_a_gradient_step_goes_down_the_gradient_by_the_learning_rate():
 def test_max_grad_norm_bounds_the_norm_over_all_leaves_together(max_grad_norm, scale):
     """The gradient is (3, 0) in one leaf and 4 in another: 5 in all, and each less than 5."""
     tx = step_direction("adam", max_grad_norm)
-    _, opt_state, metrics = gradient_step(quadratic, tx, 0.1, PARAMS, tx.init(PARAMS), ZEROS)
+    (_, opt_state), metrics = gradient_step(quadratic, tx, 0.1, init_train_state(tx, PARAMS), ZEROS)
     first_moment = optax.tree.get(opt_state, "mu")  # (1 - b1) times the first gradient
     first_moment = np.concatenate([np.ravel(x) for x in jax.tree.leaves(first_moment)])
     np.testing.assert_allclose(first_moment, 0.1 * scale * np.array([3.0, 0.0, 4.0]), rtol=1e-5)
@@ -114,7 +125,7 @@ def test_max_grad_norm_bounds_the_norm_over_all_leaves_together(max_grad_norm, s
 
 def test_adams_first_step_is_the_learning_rate_in_each_coordinate():
     tx = step_direction("adam", None, adam_eps=1e-8)
-    params, _, _ = gradient_step(quadratic, tx, 0.1, PARAMS, tx.init(PARAMS), ZEROS)
+    (params, _), _ = gradient_step(quadratic, tx, 0.1, init_train_state(tx, PARAMS), ZEROS)
     np.testing.assert_allclose(params["x"], [2.9, 0.0], rtol=1e-5)
     np.testing.assert_allclose(params["y"], [[3.9]], rtol=1e-5)
 
@@ -122,13 +133,11 @@ def test_adams_first_step_is_the_learning_rate_in_each_coordinate():
 @pytest.mark.parametrize("num_steps", [1, 3])
 def test_gradient_steps_are_as_many_single_ones_on_the_whole_batch_with_the_metrics_of_the_last(num_steps):
     tx = step_direction("adam", 2.5)
-    params, opt_state, metrics = PARAMS, tx.init(PARAMS), {}
+    train_state, metrics = init_train_state(tx, PARAMS), {}
     for _ in range(num_steps):
-        params, opt_state, metrics = gradient_step(quadratic, tx, 0.1, params, opt_state, ZEROS)
-    steps = gradient_steps(quadratic, tx, 0.1, PARAMS, tx.init(PARAMS), ZEROS, num_steps)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), steps, (params, opt_state, metrics)
-    )
+        train_state, metrics = gradient_step(quadratic, tx, 0.1, train_state, ZEROS)
+    steps = gradient_steps(quadratic, tx, 0.1, init_train_state(tx, PARAMS), ZEROS, num_steps)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), steps, (train_state, metrics))
     np.testing.assert_allclose(metrics["first"], 3.0 - 0.1 * (num_steps - 1), rtol=1e-3)
 
 
@@ -151,11 +160,10 @@ def test_narrow_parameters_stay_narrow_and_follow_those_of_float32_at_steps_too_
 
     @quick_jit
     def learn(params, rate):
-        def step(carry, update):
-            params, opt_state = carry
-            return gradient_step(loss, tx, anneal(rate, update, 2000), params, opt_state, 1e-6)[:2], None
+        def step(train_state, update):
+            return gradient_step(loss, tx, anneal(rate, update, 2000), train_state, 1e-6)[0], None
 
-        return jax.lax.scan(step, (params, tx.init(params)), jnp.arange(1000))[0]
+        return jax.lax.scan(step, init_train_state(tx, params), jnp.arange(1000))[0]
 
     start = {"x": jnp.array([1.0, 1.0078125, -3.0])}
     expected, state = learn(start, jnp.float32(1e-5))
@@ -218,8 +226,7 @@ def epochs(key, learning_rate, first_step, target_kl):
         count_samples,
         tx,
         learning_rate,
-        params,
-        tx.init(params),
+        init_train_state(tx, params),
         BATCH,
         NUM_EPOCHS,
         NUM_MINIBATCHES,
@@ -232,7 +239,7 @@ KEY = jax.random.key(3)
 
 
 def test_every_epoch_sees_every_sample_exactly_once_in_an_order_of_its_own():
-    params, history, metrics = jit_epochs(KEY, 1.0, 0.0, None)
+    (params, history), metrics = jit_epochs(KEY, 1.0, 0.0, None)
     assert history.num_steps == NUM_STEPS
     seen = -np.asarray(history.gradient).reshape(NUM_EPOCHS, NUM_MINIBATCHES, B)
     for minibatch in seen.reshape(-1, B):
@@ -246,20 +253,18 @@ def test_every_epoch_sees_every_sample_exactly_once_in_an_order_of_its_own():
     assert metrics["epochs_used"] == NUM_EPOCHS
     np.testing.assert_allclose(metrics["approx_kl"], approx_kls(history, 0).mean(), rtol=1e-5)
 
-    other = jit_epochs(jax.random.key(4), 1.0, 0.0, None)[1]
+    other = jit_epochs(jax.random.key(4), 1.0, 0.0, None)[0].opt_state
     assert (other.gradient != history.gradient).any()
 
 
 def test_one_epoch_of_one_minibatch_is_a_gradient_step():
     tx = step_direction("adam", 0.5)
     data = tuple(np.random.default_rng(0).normal(size=(T, N, *x.shape)).astype(np.float32) for x in PARAMS.values())
-    args = (quadratic, tx, 0.1, PARAMS, tx.init(PARAMS))
-    params, opt_state, metrics = minibatch_epochs(KEY, *args, data, 1, 1)
+    args = (quadratic, tx, 0.1, init_train_state(tx, PARAMS))
+    train_state, metrics = minibatch_epochs(KEY, *args, data, 1, 1)
     assert metrics.pop("epochs_used") == 1
     expected = gradient_step(*args, tuple(x.reshape(B, *x.shape[2:]) for x in data))
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), (params, opt_state, metrics), expected
-    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), (train_state, metrics), expected)
 
 
 @pytest.mark.parametrize(
@@ -274,11 +279,11 @@ def test_one_epoch_of_one_minibatch_is_a_gradient_step():
 )
 def test_past_the_target_kl_nothing_changes_and_epochs_used_says_so(target_kl, first_step, stops_in):
     """Not even in a later minibatch whose own KL is below it."""
-    _, whole, _ = jit_epochs(KEY, 1.0, first_step, None)
+    (_, whole), _ = jit_epochs(KEY, 1.0, first_step, None)
     kls = approx_kls(whole, first_step)
     num_taken = int(np.argmax(np.append(kls > 1.5 * target_kl, True)))
     assert num_taken in stops_in
-    params, history, metrics = jit_epochs(KEY, 1.0, first_step, target_kl)
+    (params, history), metrics = jit_epochs(KEY, 1.0, first_step, target_kl)
     expected = np.asarray(whole.gradient).copy()
     expected[num_taken:] = 0
     np.testing.assert_array_equal(history.gradient, expected)
@@ -305,12 +310,12 @@ def test_lanes_of_nested_vmaps_stop_by_themselves_as_in_a_plain_loop():
         for s in range(4):
             alone = jit_epochs(keys[s], learning_rate[s], first_step[s], target_kl[h])
             member = jax.tree.map(lambda x, h=h, s=s: x[h, s], population)
-            jax.tree.map(np.testing.assert_array_equal, member[:2], alone[:2])
-            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), member[2], alone[2])
-            used.add(float(member[2]["epochs_used"]))
+            jax.tree.map(np.testing.assert_array_equal, member[0], alone[0])
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), member[1], alone[1])
+            used.add(float(member[1]["epochs_used"]))
     assert len(used) > 4
 
 
 def test_a_batch_that_the_minibatches_do_not_divide_raises():
     with pytest.raises(AssertionError):
-        minibatch_epochs(KEY, count_samples, optax.identity(), 0.1, PARAMS, (), BATCH, 1, 5)
+        minibatch_epochs(KEY, count_samples, optax.identity(), 0.1, TrainState(PARAMS, ()), BATCH, 1, 5)

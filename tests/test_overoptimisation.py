@@ -16,7 +16,7 @@ import pytest
 from helpers import quick_jit
 
 from purepg.algorithms.dpo import DPOConfig, dpo
-from purepg.algorithms.groups import Learner
+from purepg.algorithms.groups import GroupLearner
 from purepg.algorithms.preferences import (
     Preferences,
     RewardModelConfig,
@@ -30,7 +30,7 @@ from purepg.envs.tasks import Task, encode, token_env
 from purepg.equations.losses import preference
 from purepg.lab.exact import in_float64
 from purepg.language.model import LanguageModel, LanguageModelConfig, language_model
-from purepg.optimize import step_direction
+from purepg.optimize import init_train_state, step_direction
 from purepg.types import State, UsageError
 
 SCRIPT = Path(__file__).parent.parent / "experiments" / "overoptimisation.py"
@@ -192,11 +192,11 @@ def dpo_gradients(policy: int, reference: int) -> Any:
     algorithm = dpo(ENV, MODEL, config)
 
     def all_pairs(params, reference, beta):
-        opt_state = step_direction("sgd", None).init(params)
+        train_state = init_train_state(step_direction("sgd", None), params)
 
         def gradient(chosen, rejected):
             pairs = Preferences(chosen[None], rejected[None], jnp.ones(1), jnp.int32(0))
-            state = State(Learner(params, opt_state, reference, beta), pairs)
+            state = State(GroupLearner(train_state, reference, beta), pairs)
             new, _ = algorithm.step(jax.random.key(0), state, jnp.int32(0))
             return jax.tree.map(lambda old, new: old - new, params, new.learner.params)
 

@@ -41,6 +41,7 @@ from purepg.lab.trajectories import state_distributions
 from purepg.networks.actor_critic import ActorQ
 from purepg.networks.linear import LinearQuadraticConfig, linear_quadratic
 from purepg.networks.tabular import TabularValue, tabular_policy
+from purepg.optimize import with_params
 from purepg.train import train
 from purepg.types import Actor, Discrete, State
 
@@ -192,7 +193,7 @@ def learned():
         k_init, k_train = jax.random.split(key)
         learner, world, _ = algorithm.init(k_init)
         params = {"policy": exact_params()["policy"], "critic": learner.params["critic"]}
-        state = State(learner._replace(params=params), world)
+        state = State(with_params(learner, params), world)
         return train(k_train, algorithm, state, 0, config.anneal_updates)[0].learner.params
 
     out = {}
@@ -311,7 +312,7 @@ def test_discrete_sacs_own_update_has_the_exact_soft_gradient_and_keeps_the_exac
     def steps(key, c, params):
         algorithm, (k_init, k_step) = sac_discrete(env, TABLES, c), jax.random.split(key)
         learner, world, _ = algorithm.init(k_init)
-        state = State(learner._replace(params=params, target={"critic": params["critic"]}), world)
+        state = State(with_params(learner, params)._replace(target={"critic": params["critic"]}), world)
         after, _ = algorithm.step(k_step, state, jnp.int32(0))
         return jax.tree.map(jnp.subtract, after.learner.params, params)
 

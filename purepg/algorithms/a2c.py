@@ -7,11 +7,10 @@ phi   <- phi   - lr * value_coef * E[ grad (V(s) - target)^2 / 2 ]
 from dataclasses import dataclass
 
 from purepg.algorithms.configs import ActorCriticConfig
-from purepg.algorithms.on_policy import assemble, collect, finish
-from purepg.config import Count, check, check_schedules, check_standardised
+from purepg.algorithms.on_policy import checked, collect, finish, rollout_algorithm
+from purepg.config import Count
 from purepg.equations.advantages import standardise
 from purepg.equations.losses import policy_gradient, squared_error
-from purepg.networks.actor_critic import require_policy_gradient
 from purepg.optimize import anneal, gradient_step, step_direction
 from purepg.types import Algorithm, Env, Network
 
@@ -33,13 +32,9 @@ def a2c(env: Env, network: Network, config: A2CConfig) -> Algorithm:
     """A2C on `env`.
 
     Raises:
-      UsageError: what `check` refuses, annealing without a length, one advantage standardised by itself, a network
-        without a stochastic policy or without V, or categories to be normalised.
+      UsageError: what `on_policy.checked` and `on_policy.rollout_algorithm` refuse.
     """
-    c = check(config)
-    check_schedules(c)
-    check_standardised(c.normalize_advantage, c.num_envs * c.num_steps)
-    require_policy_gradient(env, network, "a2c")
+    c = checked(env, network, config, "a2c")
     tx = step_direction(c.optimizer, c.max_grad_norm, c.adam_eps)
 
     def loss(params, batch):
@@ -59,9 +54,7 @@ def a2c(env: Env, network: Network, config: A2CConfig) -> Algorithm:
 
         learning_rate = anneal(c.learning_rate, update, c.anneal_updates if c.anneal_learning_rate else None)
         batch = (data.obs, data.action, advantage, target)
-        params, opt_state, metrics = gradient_step(
-            loss, tx, learning_rate, state.learner.params, state.learner.opt_state, batch
-        )
-        return finish(network, state, after, params, opt_state, data, target, info | metrics)
+        train_state, metrics = gradient_step(loss, tx, learning_rate, state.learner.train_state, batch)
+        return finish(network, state, after, train_state, data, target, info | metrics)
 
-    return assemble(env, network, c, tx.init, step)
+    return rollout_algorithm(env, network, c, tx, step)

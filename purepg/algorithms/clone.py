@@ -7,11 +7,10 @@ response and 0 for a wrong one, it is REINFORCE.
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from purepg.algorithms.configs import HeldOutConfig, LearningRateConfig
 from purepg.algorithms.groups import mean_return, source
@@ -19,8 +18,8 @@ from purepg.config import Count, Positive, check
 from purepg.equations.losses import aggregate, policy_gradient
 from purepg.experience.acting import evaluation_policy
 from purepg.language.model import LanguageModel
-from purepg.optimize import gradient_step, step_direction
-from purepg.types import Algorithm, Env, Mean, Params, State, UpdateSteps, UsageError
+from purepg.optimize import gradient_step, init_train_state, step_direction
+from purepg.types import Algorithm, Env, State, UpdateSteps, UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,15 +38,11 @@ class CloneConfig(HeldOutConfig, LearningRateConfig):
     aggregation: Literal["sequence_mean", "token_mean", "constant_length", "sequence_sum"] = "token_mean"
 
 
-class Learner(NamedTuple):
-    params: Params
-    opt_state: optax.OptState
-
-
 def clone(env: Env, network: LanguageModel, config: CloneConfig) -> Algorithm:
     """Behaviour cloning of a token task's demonstrations. An environment step is a column of a response.
 
-    `episode_return` is the share of held-out prompts answered right, sampled, after the update.
+    No episodes are sampled to learn from, so there are no episode metrics. `held_out_return` is the share of held-out
+    prompts that a sampled response answers correctly after the update.
 
     Raises:
       UsageError: what `check` refuses, or a network that is no language model.
@@ -61,7 +56,7 @@ def clone(env: Env, network: LanguageModel, config: CloneConfig) -> Algorithm:
 
     def init(key):
         params = source(env, network).init(key)
-        return State(Learner(params, tx.init(params)), ())
+        return State(init_train_state(tx, params), ())
 
     def loss(params, token):
         action = token[:, task.prompt_length :]
@@ -77,20 +72,12 @@ def clone(env: Env, network: LanguageModel, config: CloneConfig) -> Algorithm:
         prompt = jax.vmap(lambda key: task.prompt(key, False))(jax.random.split(k_prompt, c.batch_size))
         demonstration = jax.vmap(task.demonstration)(jax.random.split(k_demonstration, c.batch_size), prompt)
         token = jnp.concatenate([prompt, demonstration], axis=1)
-        params, opt_state = state.learner
-        params, opt_state, metrics = gradient_step(loss, tx, c.learning_rate, params, opt_state, token)
-        metrics |= {
-            "episode_return": Mean(jnp.float32(0), jnp.float32(0)),
-            "episode_length": jnp.sum(demonstration >= 0) / c.batch_size,
-            "num_episodes": jnp.int32(c.batch_size),
-            "env_steps": jnp.int32(demonstration.size),
-        }
+        learner, metrics = gradient_step(loss, tx, c.learning_rate, state.learner, token)
+        metrics["env_steps"] = jnp.int32(demonstration.size)
+        metrics["response_length"] = jnp.sum(demonstration >= 0) / c.batch_size
         if c.num_held_out:
-            metrics["episode_return"] = mean_return(k_held_out, held_out, params, c.num_held_out)
-        return State(Learner(params, opt_state), ()), metrics
-
-    def policy(state, deterministic):
-        return evaluation_policy(network, state.learner.params, deterministic)
+            metrics["held_out_return"] = mean_return(k_held_out, held_out, learner.params, c.num_held_out)
+        return State(learner, ()), metrics
 
     env_steps = c.batch_size * task.response_length
-    return Algorithm(init, step, policy, UpdateSteps(env_steps, env_steps))
+    return Algorithm(init, step, evaluation_policy(network), UpdateSteps(env_steps, env_steps))

@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import optax
 
 from purepg.algorithms.configs import ExplorationConfig, ReplayConfig
-from purepg.algorithms.off_policy import Learner, assemble, require
+from purepg.algorithms.off_policy import ReplayLearner, replay_algorithm, require
 from purepg.config import check
 from purepg.equations.advantages import td_target
 from purepg.equations.distributions import Deterministic
 from purepg.equations.losses import deterministic_policy_gradient, squared_error
 from purepg.experience.exploration import gaussian_noise
-from purepg.optimize import by_half, gradient_step, init_by_half, step_direction
+from purepg.optimize import by_half, gradient_step, init_halves, joined, step_direction
 from purepg.types import Algorithm, Env, QNetwork
 
 
@@ -32,7 +32,7 @@ def ddpg(env: Env, network: QNetwork, config: DDPGConfig) -> Algorithm:
     """DDPG on `env`.
 
     Raises:
-      UsageError: what `check` refuses, a policy that is not deterministic, or what `off_policy.assemble` refuses.
+      UsageError: what `check`, `require` and `replay_algorithm` refuse.
     """
     c = check(config)
     require(env, network, "ddpg", {"deterministic": Deterministic})
@@ -52,27 +52,21 @@ def ddpg(env: Env, network: QNetwork, config: DDPGConfig) -> Algorithm:
 
     def learn(key, learner, batch, number):
         del key, number
-        params, target, opt_state = learner.params, learner.target, learner.opt_state
+        (policy, critic), target = learner.train_state.halves, learner.target
         next_action = network.apply(target, batch.next_obs)[0].mode()
         next_q = network.q(target, batch.next_obs, next_action).mean(0)
         y = td_target(batch.reward, next_q, batch.terminated, c.gamma)
 
-        critic, critic_opt, critic_metrics = gradient_step(
-            critic_loss, tx, c.critic_learning_rate, params["critic"], opt_state["critic"], (batch, y)
+        critic, critic_metrics = gradient_step(critic_loss, tx, c.critic_learning_rate, critic, (batch, y))
+        policy, policy_metrics = gradient_step(
+            policy_loss, tx, c.policy_learning_rate, policy, (batch.obs, critic.params)
         )
-        policy, policy_opt, policy_metrics = gradient_step(
-            policy_loss, tx, c.policy_learning_rate, params["policy"], opt_state["policy"], (batch.obs, critic)
-        )
-        params = {"policy": policy, "critic": critic}
-        learner = learner._replace(
-            params=params,
-            target=optax.incremental_update(params, target, c.tau),
-            opt_state={"policy": policy_opt, "critic": critic_opt},
-        )
+        target = optax.incremental_update(joined(policy, critic).params, target, c.tau)
+        learner = learner._replace(train_state=joined(policy, critic), target=target)
         return learner, by_half(policy=policy_metrics, critic=critic_metrics)
 
     def init_learner(params):
-        return Learner(params, params, init_by_half(tx, params))
+        return ReplayLearner(init_halves(tx, params), params)
 
     exploration = gaussian_noise(network, env, c.exploration_std, c.noise_correlation)
-    return assemble(env, network, c, init_learner, exploration, learn)
+    return replay_algorithm(env, network, c, init_learner, exploration, learn)

@@ -9,13 +9,12 @@ it, the off-policy one (eq. 16 to 18), on data that are never older than an upda
 """
 
 from dataclasses import dataclass
-from functools import partial
 
 import jax.numpy as jnp
 
 from purepg.algorithms.configs import AnnealConfig, PolicyAndCriticRateConfig, RolloutConfig
 from purepg.algorithms.off_policy import require
-from purepg.algorithms.on_policy import assemble, collect
+from purepg.algorithms.on_policy import collect, rollout_algorithm
 from purepg.config import Count, NonNegative, Positive, check, check_schedules
 from purepg.equations.advantages import td_target
 from purepg.equations.diagnostics import explained_variance
@@ -23,7 +22,7 @@ from purepg.equations.distributions import Deterministic
 from purepg.equations.losses import deterministic_policy_gradient, squared_error
 from purepg.experience import normalize
 from purepg.experience.exploration import gaussian_noise
-from purepg.optimize import anneal, by_half, gradient_step, gradient_steps, init_by_half, step_direction
+from purepg.optimize import anneal, by_half, gradient_step, gradient_steps, init_halves, joined, step_direction
 from purepg.types import Actor, Algorithm, Env, QNetwork, State
 
 
@@ -74,28 +73,20 @@ def dpg(env: Env, network: QNetwork, config: DPGConfig) -> Algorithm:
 
     def step(key, state, update):
         learner = state.learner
-        params, opt_state = learner.params, learner.opt_state
+        policy, critic = learner.train_state.halves
 
         def act(noise, obs):
-            return exploration.act(params, noise, normalize.apply(learner.obs_moments, obs)), None
+            return exploration.act(learner.params, noise, normalize.apply(learner.obs_moments, obs)), None
 
         data, after, info = collect(key, env, network, c, state, Actor(exploration.noise, act))
         share = anneal(1.0, update, c.anneal_updates if c.anneal_learning_rate else None)
-        critic, critic_opt, critic_metrics = gradient_steps(
-            critic_loss,
-            tx,
-            share * c.critic_learning_rate,
-            params["critic"],
-            opt_state["critic"],
-            (data, params["policy"]),
-            c.num_critic_steps,
+        critic, critic_metrics = gradient_steps(
+            critic_loss, tx, share * c.critic_learning_rate, critic, (data, policy.params), c.num_critic_steps
         )
-        policy, policy_opt, policy_metrics = gradient_step(
-            policy_loss, tx, share * c.policy_learning_rate, params["policy"], opt_state["policy"], (data.obs, critic)
+        policy, policy_metrics = gradient_step(
+            policy_loss, tx, share * c.policy_learning_rate, policy, (data.obs, critic.params)
         )
-        learner = after.learner._replace(
-            params={"policy": policy, "critic": critic}, opt_state={"policy": policy_opt, "critic": critic_opt}
-        )
+        learner = after.learner._replace(train_state=joined(policy, critic))
         return State(learner, after.world), info | by_half(policy=policy_metrics, critic=critic_metrics)
 
-    return assemble(env, network, c, partial(init_by_half, tx), step)
+    return rollout_algorithm(env, network, c, tx, step, init_params=init_halves)

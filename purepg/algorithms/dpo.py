@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 
 from purepg.algorithms.configs import HeldOutConfig, LearningRateConfig
-from purepg.algorithms.groups import Learner, mean_return, source
+from purepg.algorithms.groups import GroupLearner, mean_return, source
 from purepg.algorithms.preferences import draw_pairs, ranking, sample_preferences
 from purepg.config import Count, Positive, check
 from purepg.experience.acting import evaluation_policy
 from purepg.language.model import LanguageModel
-from purepg.optimize import gradient_step, step_direction
-from purepg.types import Algorithm, Env, Mean, State, UpdateSteps, UsageError
+from purepg.optimize import gradient_step, init_train_state, step_direction
+from purepg.types import Algorithm, Env, State, UpdateSteps, UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,8 @@ class DPOConfig(HeldOutConfig, LearningRateConfig):
 def dpo(env: Env, network: LanguageModel, config: DPOConfig) -> Algorithm:
     """DPO on a token task. An environment step is a column of a response that is read.
 
-    `episode_return` is the share of held-out prompts answered right, sampled, after the update.
+    No episodes are sampled to learn from, so there are no episode metrics. `held_out_return` is the share of held-out
+    prompts that a sampled response answers correctly after the update.
 
     Raises:
       UsageError: what `check` refuses, one candidate alone, or a network that is no language model.
@@ -62,7 +63,8 @@ def dpo(env: Env, network: LanguageModel, config: DPOConfig) -> Algorithm:
         k_params, k_pairs = jax.random.split(key)
         params = source(env, network).init(k_params)
         pairs = sample_preferences(k_pairs, env, network, params, c.num_pairs, c.num_candidates)
-        return State(Learner(params, tx.init(params), jax.tree.map(jnp.copy, params), jnp.float32(c.beta)), pairs)
+        reference = jax.tree.map(jnp.copy, params)
+        return State(GroupLearner(init_train_state(tx, params), reference, jnp.float32(c.beta)), pairs)
 
     def log_prob(params, token):
         """log pi(y | x), `[B]`."""
@@ -78,24 +80,17 @@ def dpo(env: Env, network: LanguageModel, config: DPOConfig) -> Algorithm:
     def step(key, state, update):
         del update
         k_batch, k_held_out = jax.random.split(key)
-        params, opt_state, reference, _ = state.learner
+        train_state, reference, _ = state.learner
         chosen, rejected, weight = draw_pairs(k_batch, state.world, c.batch_size)
         reference_margin = log_prob(reference, chosen) - log_prob(reference, rejected)
         batch = (chosen, rejected, weight, reference_margin)
-        params, opt_state, metrics = gradient_step(loss, tx, c.learning_rate, params, opt_state, batch)
+        train_state, metrics = gradient_step(loss, tx, c.learning_rate, train_state, batch)
         action = jnp.concatenate([chosen, rejected])[:, prompt_length:]
-        metrics |= {
-            "episode_return": Mean(jnp.float32(0), jnp.float32(0)),
-            "episode_length": jnp.sum(action >= 0) / action.shape[0],
-            "num_episodes": jnp.int32(action.shape[0]),
-            "env_steps": jnp.int32(action.size),
-        }
+        metrics["env_steps"] = jnp.int32(action.size)
+        metrics["response_length"] = jnp.sum(action >= 0) / action.shape[0]
         if c.num_held_out:
-            metrics["episode_return"] = mean_return(k_held_out, held_out, params, c.num_held_out)
-        return State(state.learner._replace(params=params, opt_state=opt_state), state.world), metrics
-
-    def policy(state, deterministic):
-        return evaluation_policy(network, state.learner.params, deterministic)
+            metrics["held_out_return"] = mean_return(k_held_out, held_out, train_state.params, c.num_held_out)
+        return State(state.learner._replace(train_state=train_state), state.world), metrics
 
     env_steps = 2 * c.batch_size * network.task.response_length
-    return Algorithm(init, step, policy, UpdateSteps(env_steps, env_steps))
+    return Algorithm(init, step, evaluation_policy(network), UpdateSteps(env_steps, env_steps))

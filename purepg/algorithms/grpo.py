@@ -11,20 +11,31 @@ the methods that differ from GRPO by a choice in `GRPOConfig`.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from purepg.algorithms.configs import GroupConfig, HeldOutConfig, LearningRateConfig, LossConfig
-from purepg.algorithms.groups import advantages, assemble, check_groups, info, mean_return, score_all, source, watch
+from purepg.algorithms.groups import (
+    GroupLearner,
+    Source,
+    advantages,
+    check_groups,
+    group_algorithm,
+    info,
+    mean_return,
+    score_all,
+    source,
+    watch,
+)
 from purepg.config import Count, CountOrZero, Positive, check
 from purepg.equations.advantages import has_signal
 from purepg.equations.losses import aggregate, importance_weighted, squared_error, two_sided_surrogate
 from purepg.equations.ratios import kl_k3, kl_penalty, sequence_log_ratio
 from purepg.language.model import LanguageModel
 from purepg.optimize import minibatch_epochs, step_direction
-from purepg.types import Algorithm, Env, Network, State
+from purepg.types import Algorithm, Array, Env, Metrics, Network, Params, State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,44 +76,18 @@ def grpo(env: Env, network: Network | LanguageModel, config: GRPOConfig) -> Algo
     """GRPO on `env`.
 
     Raises:
-      UsageError: what `check` refuses, an environment without a time limit and no `max_steps`, episodes that the
-        minibatches do not divide, a group of one that is its own baseline, an adaptive coefficient that is 0, or a
-        critic or a stochastic policy that the network has not.
+      UsageError: what `check` and `check_groups` refuse, or an environment without a time limit and no `max_steps`.
     """
     c = check(config)
     check_groups(env, network, c)
     groups = source(env, network, c.max_steps)
     held_out = source(env.held_out, network) if env.held_out is not None and c.num_held_out else None
     tx = step_direction(c.optimizer, c.max_grad_norm, c.adam_eps)
-    clip_high = c.clip_eps if c.clip_eps_high is None else c.clip_eps_high
-
-    def loss(params, batch, kl_coef):
-        obs, action, mask, old_log_prob, reference_log_prob, advantage, target = batch
-        distribution, value = groups.score(params, obs)
-        log_prob = jnp.where(mask, distribution.log_prob(action), 0.0)
-        log_ratio = log_prob - jnp.where(mask, old_log_prob, 0.0)
-        approx_kl = aggregate(kl_k3(log_ratio), mask, "token_mean")
-        if c.ratio == "sequence":
-            log_ratio = sequence_log_ratio(log_ratio, mask)
-        if c.surrogate == "weighted":
-            policy_losses = importance_weighted(log_prob, log_ratio, advantage, c.clip_eps, clip_high)
-        else:
-            policy_losses = two_sided_surrogate(log_ratio, advantage, c.clip_eps, clip_high, c.max_ratio)
-        policy_loss = aggregate(policy_losses, mask, c.aggregation)
-        metrics = {"policy_loss": policy_loss, "approx_kl": approx_kl}
-        total = policy_loss - c.entropy_coef * aggregate(distribution.entropy(), mask, c.aggregation)
-        if c.kl_in == "loss":
-            penalty = kl_penalty(log_prob, reference_log_prob, mask, c.kl_estimator, c.kl_level)
-            total += kl_coef * aggregate(penalty, mask, c.aggregation)
-        if c.baseline == "value":
-            metrics["value_loss"] = aggregate(squared_error(value, target), mask, "token_mean")
-            total += c.value_coef * metrics["value_loss"]
-        return total, metrics
 
     def step(key, state, update):
         del update
         k_sample, k_update, k_held_out = jax.random.split(key, 3)
-        params, opt_state, reference, kl_coef = state.learner
+        (train_state, reference, kl_coef), params = state.learner, state.learner.params
         data = groups.sample(k_sample, params, c.num_prompts, c.group_size)
         reference_policy, _ = score_all(groups, reference, data)
         reference_log_prob = jnp.where(data.mask, reference_policy.log_prob(data.action), 0.0)
@@ -114,25 +99,43 @@ def grpo(env: Env, network: Network | LanguageModel, config: GRPOConfig) -> Algo
         signal = has_signal(jnp.sum(data.reward, axis=-1))
         mask = data.mask & signal[..., None] if c.skip_groups_without_signal else data.mask
 
-        new_params, opt_state, metrics = minibatch_epochs(
-            k_update,
-            partial(loss, kl_coef=kl_coef),
-            tx,
-            c.learning_rate,
-            params,
-            opt_state,
-            (data.obs, data.action, mask, data.log_prob, reference_log_prob, advantage, target),
-            c.num_epochs,
-            c.num_minibatches,
-        )
-        metrics |= watch(groups, data, params, new_params, reference_policy)
+        loss = partial(_loss, groups, c, kl_coef)
+        batch = (data.obs, data.action, mask, data.log_prob, reference_log_prob, advantage, target)
+        epochs = (c.num_epochs, c.num_minibatches)
+        train_state, metrics = minibatch_epochs(k_update, loss, tx, c.learning_rate, train_state, batch, *epochs)
+        metrics |= watch(groups, data, params, train_state.params, reference_policy)
         if c.kl_target is not None:
             factor = 1 + 0.1 * jnp.clip(metrics["kl_reference"] / c.kl_target - 1, -0.2, 0.2)
             kl_coef = (factor * kl_coef).astype(kl_coef.dtype)
         metrics |= {"groups_without_signal": 1 - jnp.mean(signal), "kl_coef": kl_coef}
         if held_out:
-            metrics["held_out_return"] = mean_return(k_held_out, held_out, new_params, c.num_held_out)
-        learner = state.learner._replace(params=new_params, opt_state=opt_state, kl_coef=kl_coef)
-        return State(learner, state.world), info(data) | metrics
+            metrics["held_out_return"] = mean_return(k_held_out, held_out, train_state.params, c.num_held_out)
+        return State(GroupLearner(train_state, reference, kl_coef), state.world), info(data) | metrics
 
-    return assemble(groups, network, c, tx.init, step)
+    return group_algorithm(groups, network, c, tx, step)
+
+
+def _loss(groups: Source, c: GRPOConfig, kl_coef: Array, params: Params, batch: Any) -> tuple[Array, Metrics]:
+    """The loss of a minibatch of episodes, whose leaves are `[B, T, ...]`."""
+    obs, action, mask, old_log_prob, reference_log_prob, advantage, target = batch
+    distribution, value = groups.score(params, obs)
+    log_prob = jnp.where(mask, distribution.log_prob(action), 0.0)
+    log_ratio = log_prob - jnp.where(mask, old_log_prob, 0.0)
+    approx_kl = aggregate(kl_k3(log_ratio), mask, "token_mean")
+    if c.ratio == "sequence":
+        log_ratio = sequence_log_ratio(log_ratio, mask)
+    clip_high = c.clip_eps if c.clip_eps_high is None else c.clip_eps_high
+    if c.surrogate == "weighted":
+        policy_losses = importance_weighted(log_prob, log_ratio, advantage, c.clip_eps, clip_high)
+    else:
+        policy_losses = two_sided_surrogate(log_ratio, advantage, c.clip_eps, clip_high, c.max_ratio)
+    policy_loss = aggregate(policy_losses, mask, c.aggregation)
+    metrics = {"policy_loss": policy_loss, "approx_kl": approx_kl}
+    total = policy_loss - c.entropy_coef * aggregate(distribution.entropy(), mask, c.aggregation)
+    if c.kl_in == "loss":
+        penalty = kl_penalty(log_prob, reference_log_prob, mask, c.kl_estimator, c.kl_level)
+        total += kl_coef * aggregate(penalty, mask, c.aggregation)
+    if c.baseline == "value":
+        metrics["value_loss"] = aggregate(squared_error(value, target), mask, "token_mean")
+        total += c.value_coef * metrics["value_loss"]
+    return total, metrics

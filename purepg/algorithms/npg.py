@@ -12,12 +12,11 @@ from dataclasses import dataclass
 import jax
 
 from purepg.algorithms.configs import TrustRegionConfig
-from purepg.algorithms.on_policy import assemble, collect, finish, fit_critic
-from purepg.config import Positive, check, check_minibatches, check_standardised
+from purepg.algorithms.on_policy import checked, collect, finish, fit_critic, rollout_algorithm
+from purepg.config import Positive
 from purepg.equations.advantages import standardise
 from purepg.equations.losses import surrogate
 from purepg.equations.trust_region import move, natural_gradient, refuse_a_shared_torso
-from purepg.networks.actor_critic import require_policy_gradient
 from purepg.optimize import step_direction
 from purepg.types import Algorithm, Env, Network
 
@@ -39,15 +38,10 @@ def npg(env: Env, network: Network, config: NPGConfig) -> Algorithm:
     """Natural policy gradient on `env`.
 
     Raises:
-      UsageError: what `check` refuses, a batch that the minibatches do not divide, one advantage standardised by
-        itself, a torso that policy and critic share, a network without a stochastic policy or without V, or categories
-        to be normalised.
+      UsageError: what `on_policy.checked` and `on_policy.rollout_algorithm` refuse, or a shared torso.
     """
-    c = check(config)
-    check_minibatches(c.num_envs * c.num_steps, c.num_value_minibatches, "num_value_minibatches")
+    c = checked(env, network, config, "npg")
     refuse_a_shared_torso(network)
-    check_standardised(c.normalize_advantage, c.num_envs * c.num_steps)
-    require_policy_gradient(env, network, "npg")
     tx = step_direction("adam", c.max_grad_norm, c.adam_eps)
 
     def step(key, state, update):
@@ -71,19 +65,9 @@ def npg(env: Env, network: Network, config: NPGConfig) -> Algorithm:
         params = move(state.learner.params, length, natural.direction)
         metrics = {"policy_grad_norm": natural.grad_norm, "cg_residual": natural.residual}
 
-        params, opt_state, value_metrics = fit_critic(
-            k_value,
-            network,
-            tx,
-            c.value_learning_rate,
-            params,
-            state.learner.opt_state,
-            data,
-            target,
-            c.num_value_epochs,
-            c.num_value_minibatches,
-        )
+        train_state = state.learner.train_state._replace(params=params)
+        train_state, value_metrics = fit_critic(k_value, network, tx, c, train_state, data, target)
         metrics |= info | value_metrics
-        return finish(network, state, after, params, opt_state, data, target, metrics, every=1)
+        return finish(network, state, after, train_state, data, target, metrics, every=1)
 
-    return assemble(env, network, c, tx.init, step)
+    return rollout_algorithm(env, network, c, tx, step)

@@ -1,6 +1,5 @@
-"""What the algorithms with a replay buffer share: their state, and the rounds of acting and learning of an update.
-
-An algorithm's own file has its exploration and `learn`, its gradient steps on a batch.
+"""What the algorithms with a replay buffer share: their state, the rounds of acting and learning that make an update,
+and SAC's temperature. An algorithm's own file has its exploration and `learn`, its gradient steps on a batch.
 """
 
 import math
@@ -11,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from purepg.algorithms.configs import ReplayConfig
+from purepg.algorithms.configs import ReplayConfig, TemperatureConfig
 from purepg.envs.contract import check_environment
 from purepg.equations.distributions import Categorical, Distribution
 from purepg.experience import normalize, replay, rollout
@@ -19,7 +18,9 @@ from purepg.experience.acting import evaluation_policy
 from purepg.experience.exploration import Exploration, random_action
 from purepg.experience.normalize import Moments
 from purepg.experience.rollout import RolloutState
+from purepg.lanes import step_if
 from purepg.networks.actor_critic import output
+from purepg.optimize import TrainState, gradient_step, init_halves, init_train_state
 from purepg.types import (
     Algorithm,
     Array,
@@ -31,105 +32,133 @@ from purepg.types import (
     Params,
     QNetwork,
     State,
+    Step,
     Transition,
     UpdateSteps,
     UsageError,
 )
 
 
-class Temperature(NamedTuple):
-    """SAC's entropy coefficient, as it is learned."""
-
-    log: Array
-    opt_state: optax.OptState
-
-
-class Learner(NamedTuple):
-    params: Params  # {"policy", "critic"}
-    target: Params  # what targets are computed from, in the same halves; no policy where it has no target
-    opt_state: dict[str, optax.OptState]  # of each half
-    temperature: Temperature | None = None
+class ReplayLearner(NamedTuple):
+    train_state: TrainState  # in halves, {"policy", "critic"}
+    target: Params  # the target networks, in the same halves; no policy where the policy has no target network
+    log_temperature: TrainState | None = None  # SAC's log alpha; None where the temperature is fixed
     obs_moments: Moments | None = None
 
+    @property
+    def params(self) -> Params:
+        return self.train_state.params
 
-class World(NamedTuple):
+
+class ReplayWorld(NamedTuple):
     envs: RolloutState
     noise: Any  # of the last step's exploration, [N, ...]
     buffer: Transition  # leaves [capacity, ...]
 
 
-Learn = Callable[[Key, Learner, Transition, Array], tuple[Learner, Metrics]]  # (key, learner, batch, gradient step)
+# learn(key, learner, batch, number of the gradient step) -> (learner, metrics)
+Learn = Callable[[Key, ReplayLearner, Transition, Array], tuple[ReplayLearner, Metrics]]
 INT32_MAX = 2**31 - 1
 
 
-def assemble(
+def replay_algorithm(
     env: Env,
     network: QNetwork,
     c: ReplayConfig,
-    init_learner: Callable[[Params], Learner],
+    init_learner: Callable[[Params], ReplayLearner],
     exploration: Exploration,
     learn: Learn,
     period: int = 1,
 ) -> Algorithm:
-    """The algorithm whose update is `num_steps` rounds, each of them one step of every environment and then
-    `num_gradient_steps` times `learn`, each on a batch of its own.
+    """The algorithm whose update is `num_steps` rounds. A round is one step of every environment, followed by
+    `num_gradient_steps` calls of `learn`, each on a batch of its own.
 
-    Until the buffer holds `warmup_steps` transitions, actions are random and nothing learns. Metrics are a `Mean` over
-    the gradient steps.
+    Until the buffer holds `warmup_steps` transitions, actions are random and nothing is learned. Each metric is a
+    `Mean` over the gradient steps.
 
     Args:
-      learn: reads batches `[B, ...]` with normalised observations, and the number of its gradient step, which is right
-        up to a multiple of `period`: it starts again from 0 before int32 overflows.
+      learn: takes batches `[B, ...]` with normalised observations, and the number of its gradient step. The number is
+        exact modulo `period` only, because it starts again from 0 before int32 overflows.
     Raises:
-      UsageError: categories to be normalised, or a capacity that the environments do not divide or the warm-up exceeds.
+      UsageError: `normalize_obs` is on and an observation is a category, or `capacity` is smaller than `warmup_steps`
+        or no multiple of `num_envs`.
     """
     check_environment(env)
     if c.normalize_obs:
         normalize.check_space(env)
-    if c.capacity % c.num_envs or c.capacity < c.warmup_steps:
-        raise UsageError(
-            f"capacity ({c.capacity}) must be a multiple of num_envs ({c.num_envs}), and at least warmup_steps "
-            f"({c.warmup_steps})"
-        )
-    N, T, G = c.num_envs, c.num_steps, c.num_gradient_steps
-    warmup_rounds, ring = -(-c.warmup_steps // N), c.capacity // N
-    # Rounds are counted up to a multiple of what reads them, and, where it matters how many there were, up to a full
-    # ring. Both depend on the update's number alone, so a population shares them and what depends on them is a branch.
-    cycle = math.lcm(T, ring, period) // T  # updates
-    if (cycle + 1) * T * G > INT32_MAX:
-        raise UsageError(
-            f"capacity ({c.capacity}) must be a multiple of num_envs * num_steps ({N * T}), or share more factors with "
-            "it, so that an update's place in the buffer can be counted"
-        )
+    cycle = _cycle(c, period)
 
     def draw_noise(key, obs):
         k_noise, k_random = jax.random.split(key)
-        return exploration.noise(k_noise, obs), random_action(k_random, env, N)
+        return exploration.noise(k_noise, obs), random_action(k_random, env, c.num_envs)
 
     def init(key):
         k_params, k_world, k_noise = jax.random.split(key, 3)
-        envs = rollout.reset_all(k_world, env, N)
+        envs = rollout.reset_all(k_world, env, c.num_envs)
         learner = init_learner(network.init(k_params, envs.obs))
         obs = jax.tree.map(lambda x: x[0], envs.obs)
         learner = learner._replace(obs_moments=normalize.init(obs) if c.normalize_obs else None)
         first_noise, action = draw_noise(k_noise, envs.obs)
         flag, reward = jnp.bool_(False), jnp.float32(0)
         example = Transition(obs, jax.tree.map(lambda x: x[0], action), None, reward, flag, flag, obs)
-        return State(learner, World(envs, first_noise, replay.init(example, c.capacity)))
+        return State(learner, ReplayWorld(envs, first_noise, replay.init(example, c.capacity)))
+
+    env_steps = c.num_envs * c.num_steps
+    step = _rounds(env, c, exploration, draw_noise, _learn_on(c, learn), cycle)
+    return Algorithm(init, step, evaluation_policy(network), UpdateSteps(env_steps, env_steps))
+
+
+def _cycle(c: ReplayConfig, period: int) -> int:
+    """After how many updates the numbers of rounds may start again from 0: all that depends on a round's number depends
+    on it modulo this many updates. Raises UsageError where the capacity does not fit."""
+    if c.capacity % c.num_envs or c.capacity < c.warmup_steps:
+        raise UsageError(
+            f"capacity ({c.capacity}) must be a multiple of num_envs ({c.num_envs}), and at least warmup_steps "
+            f"({c.warmup_steps})"
+        )
+    cycle = math.lcm(c.num_steps, c.capacity // c.num_envs, period) // c.num_steps
+    if (cycle + 1) * c.num_steps * c.num_gradient_steps > INT32_MAX:
+        raise UsageError(
+            f"capacity ({c.capacity}) must be a multiple of num_envs * num_steps ({c.num_envs * c.num_steps}), or "
+            "share more factors with it, so that an update's place in the buffer can be counted"
+        )
+    return cycle
+
+
+def _learn_on(c: ReplayConfig, learn: Learn) -> Callable[..., tuple[ReplayLearner, Metrics]]:
+    """The gradient steps of a round, on a batch each."""
+
+    def gradient_step(learner, inputs):
+        key, batch, number = inputs
+        obs, next_obs = (normalize.apply(learner.obs_moments, x) for x in (batch.obs, batch.next_obs))
+        learner, metrics = learn(key, learner, batch._replace(obs=obs, next_obs=next_obs), number)
+        return learner, {name: x if isinstance(x, Mean) else Mean.of(x) for name, x in metrics.items()}
 
     def learn_on(learner, batches, keys, first):
-        def gradient_step(learner, inputs):
-            key, batch, number = inputs
-            obs, next_obs = (normalize.apply(learner.obs_moments, x) for x in (batch.obs, batch.next_obs))
-            learner, metrics = learn(key, learner, batch._replace(obs=obs, next_obs=next_obs), number)
-            return learner, {name: x if isinstance(x, Mean) else Mean.of(x) for name, x in metrics.items()}
+        numbers = first + jnp.arange(c.num_gradient_steps, dtype=jnp.int32)
+        return jax.lax.scan(gradient_step, learner, (keys, batches, numbers))
 
-        return jax.lax.scan(gradient_step, learner, (keys, batches, first + jnp.arange(G, dtype=jnp.int32)))
+    return learn_on
+
+
+def _rounds(
+    env: Env,
+    c: ReplayConfig,
+    exploration: Exploration,
+    draw_noise: Callable[[Key, Any], Any],
+    learn_on: Callable[..., tuple[ReplayLearner, Metrics]],
+    cycle: int,
+) -> Step:
+    """The step of `replay_algorithm`."""
+    N, T, G = c.num_envs, c.num_steps, c.num_gradient_steps
+    warmup_rounds, ring = -(-c.warmup_steps // N), c.capacity // N
 
     def step(key, state, update):
         k_draw, k_sample, k_learn = jax.random.split(key, 3)
         draws = rollout.draw(k_draw, env, draw_noise, state.world.envs, T)
         k_sample, k_learn = jax.random.split(k_sample, (T, G)), jax.random.split(k_learn, (T, G))
+        # A round's number counts modulo a cycle, and how many came before it counts up to a full ring. Both follow from
+        # the update's number alone, so all members of a population share them, and a branch on them stays a branch.
         first_round, rounds_before = update % cycle * T, jnp.minimum(update, -(-ring // T)) * T
 
         def round(carry, inputs):
@@ -150,35 +179,25 @@ def assemble(
 
             num_filled = replay.num_filled(buffer, num_rounds + 1, N)
             batches = jax.vmap(lambda key: replay.sample(key, buffer, c.batch_size, num_filled))(k_sample)
-            shapes = jax.eval_shape(learn_on, learner, batches, k_learn, number)[1]
-
-            def wait(learner, *_):
-                return learner, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-
-            learner, metrics = jax.lax.cond(
-                num_rounds + 1 >= warmup_rounds, learn_on, wait, learner, batches, k_learn, number * G
-            )
-            carry = (learner, World(envs, noise, buffer), finished + finished_now)
+            warm = num_rounds + 1 >= warmup_rounds
+            learner, metrics = step_if(warm, learn_on, learner, batches, k_learn, number * G)
+            carry = (learner, ReplayWorld(envs, noise, buffer), finished + finished_now)
             return carry, (metrics, transition.obs if c.normalize_obs else jnp.zeros(()))
 
         carry = (state.learner, state.world, jnp.zeros(3))
-        (learner, world, finished), (metrics, obs) = jax.lax.scan(
-            round, carry, (jnp.arange(T, dtype=jnp.int32), draws, k_sample, k_learn)
-        )
+        rounds = (jnp.arange(T, dtype=jnp.int32), draws, k_sample, k_learn)
+        (learner, world, finished), (metrics, obs) = jax.lax.scan(round, carry, rounds)
         if c.normalize_obs:
             learner = learner._replace(obs_moments=normalize.update(learner.obs_moments, obs))
         info = rollout.episode_info(finished, jnp.int32(T * N))
         return State(learner, world), info | jax.tree.map(jnp.sum, metrics)
 
-    def policy(state, deterministic):
-        return evaluation_policy(network, state.learner.params, deterministic, state.learner.obs_moments)
-
-    return Algorithm(init, step, policy, UpdateSteps(N * T, N * T))
+    return step
 
 
 def require(env: Env, network: QNetwork, algorithm: str, kinds: dict[str, type[Distribution]]) -> None:
-    """Raises UsageError where a network's policy is none of `kinds`, given by the names that `ActorQConfig` has, where
-    the environment's actions are not of that kind, or where the network scores no actions."""
+    """Raises UsageError where the network's policy is none of `kinds`, keyed by their names in `ActorQConfig`, where
+    the environment's actions are not of that kind, or where the network has no critic Q(s, a)."""
     policy, _ = output(env, network)
     if not isinstance(policy, tuple(kinds.values())):
         raise UsageError(
@@ -190,3 +209,22 @@ def require(env: Env, network: QNetwork, algorithm: str, kinds: dict[str, type[D
         raise UsageError(f"a {type(policy).__name__} policy does not fit {env.name}, whose actions are a {space}")
     if not hasattr(network, "q"):
         raise UsageError(f"{algorithm} needs a critic Q(s, a), which this network has not; one of actor_q has")
+
+
+def soft_learner(tx: optax.GradientTransformation, c: TemperatureConfig, params: Params) -> ReplayLearner:
+    """SAC's first learner: only the critics have target networks, and the temperature may be learned."""
+    log_alpha = init_train_state(tx, jnp.log(jnp.float32(c.temperature))) if c.learn_temperature else None
+    return ReplayLearner(init_halves(tx, params), {"critic": params["critic"]}, log_alpha)
+
+
+def temperature_step(
+    tx: optax.GradientTransformation, c: TemperatureConfig, log_alpha: TrainState | None, excess_entropy: Array
+) -> TrainState | None:
+    """log alpha <- log alpha - lr * (entropy - target entropy); None where the temperature is fixed."""
+    if log_alpha is None:
+        return None
+
+    def loss(log_alpha, excess_entropy):
+        return log_alpha * excess_entropy, {}
+
+    return gradient_step(loss, tx, c.temperature_learning_rate, log_alpha, excess_entropy)[0]

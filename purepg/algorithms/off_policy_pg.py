@@ -15,12 +15,11 @@ from typing import Literal
 import jax.numpy as jnp
 
 from purepg.algorithms.configs import ActorCriticConfig
-from purepg.algorithms.on_policy import assemble, collect, finish
-from purepg.config import Count, Positive, check, check_schedules, check_standardised
+from purepg.algorithms.on_policy import checked, collect, finish, rollout_algorithm
+from purepg.config import Count, Positive
 from purepg.equations.advantages import standardise
 from purepg.equations.losses import policy_gradient, squared_error
 from purepg.equations.ratios import effective_sample_size, segment_ratio
-from purepg.networks.actor_critic import require_policy_gradient
 from purepg.optimize import anneal, gradient_steps, step_direction
 from purepg.types import Algorithm, Env, Network
 
@@ -47,13 +46,9 @@ def off_policy_pg(env: Env, network: Network, config: OffPolicyPGConfig) -> Algo
     """Off-policy policy gradient on `env`.
 
     Raises:
-      UsageError: what `check` refuses, annealing without a length, one advantage standardised by itself, a network
-        without a stochastic policy or without V, or categories to be normalised.
+      UsageError: what `on_policy.checked` and `on_policy.rollout_algorithm` refuse.
     """
-    c = check(config)
-    check_schedules(c)
-    check_standardised(c.normalize_advantage, c.num_envs * c.num_steps)
-    require_policy_gradient(env, network, "off_policy_pg")
+    c = checked(env, network, config, "off_policy_pg")
     tx = step_direction(c.optimizer, c.max_grad_norm, c.adam_eps)
 
     def loss(params, batch):
@@ -85,9 +80,7 @@ def off_policy_pg(env: Env, network: Network, config: OffPolicyPGConfig) -> Algo
         learning_rate = anneal(c.learning_rate, update, c.anneal_updates if c.anneal_learning_rate else None)
         ended = data.terminated | data.truncated
         batch = (data.obs, data.action, data.log_prob, ended, advantage, target)
-        params, opt_state, metrics = gradient_steps(
-            loss, tx, learning_rate, state.learner.params, state.learner.opt_state, batch, c.num_epochs
-        )
-        return finish(network, state, after, params, opt_state, data, target, info | metrics)
+        train_state, metrics = gradient_steps(loss, tx, learning_rate, state.learner.train_state, batch, c.num_epochs)
+        return finish(network, state, after, train_state, data, target, info | metrics)
 
-    return assemble(env, network, c, tx.init, step)
+    return rollout_algorithm(env, network, c, tx, step)

@@ -1,16 +1,16 @@
-"""What the algorithms on rollouts share: their state, the data of one update, and what is worth watching in it.
-
-An algorithm's own file has its weight of grad log pi, its loss and its step.
+"""What the algorithms on rollouts share: the checks of their settings, their state, the data of an update, and its
+diagnostics. An algorithm's own file has its weight of grad log pi, its loss and its step.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from purepg.algorithms.configs import RolloutConfig
+from purepg.algorithms.configs import RolloutConfig, TrustRegionConfig
+from purepg.config import check, check_minibatches, check_schedules, check_standardised
 from purepg.envs.contract import check_environment
 from purepg.equations import advantages
 from purepg.equations.diagnostics import SPARSE, explained_variance, policy_change
@@ -20,19 +20,39 @@ from purepg.experience import normalize
 from purepg.experience.acting import actor, evaluation_policy
 from purepg.experience.normalize import Moments
 from purepg.experience.rollout import RolloutState, reset_all, rollout, truncation_as_termination
-from purepg.optimize import minibatch_epochs
-from purepg.types import Action, Actor, Algorithm, Array, Env, Key, Metrics, Network, Obs, Params, State, UpdateSteps
+from purepg.networks.actor_critic import require_policy_gradient
+from purepg.optimize import TrainState, init_train_state, minibatch_epochs
+from purepg.types import (
+    Action,
+    Actor,
+    Algorithm,
+    Array,
+    Env,
+    Key,
+    Metrics,
+    Network,
+    Obs,
+    Params,
+    State,
+    Step,
+    UpdateSteps,
+)
+
+Config = TypeVar("Config", bound=RolloutConfig)
 
 
-class Learner(NamedTuple):
-    params: Params
-    opt_state: optax.OptState
+class RolloutLearner(NamedTuple):
+    train_state: TrainState
     obs_moments: Moments | None
     return_moments: Moments | None
     own: Any = None  # what an algorithm adapts beside its parameters, such as the coefficient of a penalty
 
+    @property
+    def params(self) -> Params:
+        return self.train_state.params
 
-class World(NamedTuple):
+
+class RolloutWorld(NamedTuple):
     envs: RolloutState
     running_return: Array | None  # [N], of the running episode, discounted
 
@@ -46,9 +66,9 @@ class Data(NamedTuple):
     reward: Array  # scaled
     terminated: Array
     truncated: Array
-    value: Array  # V(s_t)
-    next_value: Array  # V of the observation before any reset
-    policy: Distribution  # that acted
+    value: Array  # V(s_t); 0 where the network has no V
+    next_value: Array  # V of the observation before any reset; 0 where the network has no V
+    policy: Distribution  # the policy that acted
     next_obs: Obs  # normalised, before any reset
 
     def gae(self, gamma: Array | float, lam: Array | float) -> tuple[Array, Array]:
@@ -64,22 +84,39 @@ class Data(NamedTuple):
         return self.reward, self.value, self.next_value, self.terminated, self.truncated
 
 
-Step = Callable[[Key, State, Array], tuple[State, Metrics]]
+def checked(env: Env, network: Network, config: Config, algorithm: str) -> Config:
+    """The config, checked against its types, itself and the network.
+
+    Raises:
+      UsageError: what `check` refuses, a rollout that the minibatches do not divide, annealing without a length, a
+        single advantage that would be standardised by itself, or a network without a stochastic policy or without V.
+    """
+    c: Any = check(config)
+    check_schedules(c)
+    num_steps, num_minibatches = c.num_envs * c.num_steps, getattr(c, "num_minibatches", 1)
+    check_minibatches(num_steps, num_minibatches)
+    check_minibatches(num_steps, getattr(c, "num_value_minibatches", 1), "num_value_minibatches")
+    check_standardised(c.normalize_advantage, num_steps, num_minibatches)
+    require_policy_gradient(env, network, algorithm)
+    return c
 
 
-def assemble(
+def rollout_algorithm(
     env: Env,
     network: Network,
     c: RolloutConfig,
-    init_opt_state: Callable[[Params], optax.OptState],
+    tx: optax.GradientTransformation,
     step: Step,
     init_own: Callable[[], Any] = lambda: None,
+    init_params: Callable[[optax.GradientTransformation, Params], TrainState] = init_train_state,
 ) -> Algorithm:
     """The algorithm of a step, with the state that `collect` advances.
 
     Args:
-      init_opt_state: the optimiser's first state for the network's parameters.
-      init_own: gives the initial value of `Learner.own`.
+      init_own: gives the initial value of `RolloutLearner.own`.
+      init_params: `init_train_state`, or `init_halves`.
+    Raises:
+      UsageError: the environment is not an `Env`, or `normalize_obs` is on and an observation is a category.
     """
     check_environment(env)
     if c.normalize_obs:
@@ -88,35 +125,30 @@ def assemble(
     def init(key):
         k_params, k_world = jax.random.split(key)
         envs = reset_all(k_world, env, c.num_envs)
-        params = network.init(k_params, envs.obs)
-        learner = Learner(
-            params,
-            init_opt_state(params),
+        learner = RolloutLearner(
+            init_params(tx, network.init(k_params, envs.obs)),
             normalize.init(jax.tree.map(lambda x: x[0], envs.obs)) if c.normalize_obs else None,
             normalize.init(envs.episode_return[0]) if c.scale_reward else None,
             init_own(),
         )
-        return State(learner, World(envs, jnp.zeros(c.num_envs) if c.scale_reward else None))
-
-    def policy(state, deterministic):
-        return evaluation_policy(network, state.learner.params, deterministic, state.learner.obs_moments)
+        return State(learner, RolloutWorld(envs, jnp.zeros(c.num_envs) if c.scale_reward else None))
 
     env_steps = c.num_envs * c.num_steps
-    return Algorithm(init, step, policy, UpdateSteps(env_steps, env_steps))
+    return Algorithm(init, step, evaluation_policy(network), UpdateSteps(env_steps, env_steps))
 
 
 def collect(
     key: Key, env: Env, network: Network, c: RolloutConfig, state: State, explorer: Actor | None = None
 ) -> tuple[Data, State, Metrics]:
-    """A rollout by the policy of `state`, with both critics' passes over it.
+    """A rollout by the policy of `state`, with V of every observation and next observation.
 
     Args:
       explorer: acts in the policy's place.
     Returns:
       (data, state, info): the state has the environments advanced and the rollout's raw data merged into the
-      normalisers, which the data themselves were not normalised with; its parameters are still the old ones.
+      normalisers. The data are normalised by the statistics before that merge, and the parameters are still the old.
     """
-    params, _, obs_moments, return_moments, _ = state.learner
+    params, (_, obs_moments, return_moments, _) = state.learner.params, state.learner
     explorer = explorer or actor(network, params, obs_moments)
     envs, trajectory, info = rollout(key, env, explorer, state.world.envs, c.num_steps)
     if not c.bootstrap_at_truncation:
@@ -127,6 +159,8 @@ def collect(
     next_obs = normalize.apply(obs_moments, trajectory.next_obs)
     policy, value = network.apply(params, obs)
     _, next_value = network.apply(params, next_obs)
+    if value is None:  # a QNetwork has no V
+        value = next_value = jnp.zeros_like(reward)
     scaled_reward = normalize.scale(return_moments, reward)
     data = Data(obs, action, log_prob, scaled_reward, terminated, truncated, value, next_value, policy, next_obs)
 
@@ -136,21 +170,18 @@ def collect(
         obs_moments=normalize.update(obs_moments, trajectory.obs),
         return_moments=normalize.update(return_moments, returns),
     )
-    return data, State(learner, World(envs, running_return)), info
+    return data, State(learner, RolloutWorld(envs, running_return)), info
 
 
 def fit_critic(
     key: Key,
     network: Network,
     tx: optax.GradientTransformation,
-    learning_rate: Array | float,
-    params: Params,
-    opt_state: optax.OptState,
+    c: TrustRegionConfig,
+    train_state: TrainState,
     data: Data,
     target: Array,
-    num_epochs: int,
-    num_minibatches: int,
-) -> tuple[Params, optax.OptState, Metrics]:
+) -> tuple[TrainState, Metrics]:
     """phi <- phi - lr * E[ grad (V(s) - target)^2 / 2 ] in epochs of shuffled minibatches; the metrics are `value_loss`
     and `grad_norm`. Parameters on which V does not depend stay as they are."""
 
@@ -160,10 +191,10 @@ def fit_critic(
         value_loss = squared_error(value, target).mean()
         return value_loss, {"value_loss": value_loss}
 
-    params, opt_state, metrics = minibatch_epochs(
-        key, loss, tx, learning_rate, params, opt_state, (data.obs, target), num_epochs, num_minibatches
-    )
-    return params, opt_state, {name: metrics[name] for name in ("value_loss", "grad_norm")}
+    epochs = c.num_value_epochs, c.num_value_minibatches
+    batch = (data.obs, target)
+    train_state, metrics = minibatch_epochs(key, loss, tx, c.value_learning_rate, train_state, batch, *epochs)
+    return train_state, {name: metrics[name] for name in ("value_loss", "grad_norm")}
 
 
 def diagnostics(network: Network, old_params: Params, params: Params, data: Data, target: Array, every: int) -> Metrics:
@@ -171,8 +202,8 @@ def diagnostics(network: Network, old_params: Params, params: Params, data: Data
     before the update.
 
     Args:
-      every: over every so many time steps. Two more passes of the policy over all of them cost PPO a tenth of its speed
-        and more, which is worth it only where an algorithm's step depends on the result.
+      every: measure the policy's change on every so many time steps. On all of them, the two more passes of the policy
+        cost PPO a tenth of its speed or more; this pays only where an algorithm's step depends on the result.
     """
     obs, action = jax.tree.map(lambda x: x[::every], (data.obs, data.action))
     old = data.policy if every == 1 else network.apply(old_params, obs)[0]
@@ -184,15 +215,13 @@ def finish(
     network: Network,
     before: State,
     after: State,
-    params: Params,
-    opt_state: optax.OptState,
+    train_state: TrainState,
     data: Data,
     target: Array,
     metrics: Metrics,
     every: int = SPARSE,
 ) -> tuple[State, Metrics]:
-    """What a step returns: the state `after` its rollout with the new parameters in it, and the metrics with
+    """What a step returns: the state `after` its rollout with the new `train_state` in it, and the metrics with
     `diagnostics` of the change from `before`."""
-    change = diagnostics(network, before.learner.params, params, data, target, every)
-    learner = after.learner._replace(params=params, opt_state=opt_state)
-    return State(learner, after.world), metrics | change
+    change = diagnostics(network, before.learner.params, train_state.params, data, target, every)
+    return State(after.learner._replace(train_state=train_state), after.world), metrics | change

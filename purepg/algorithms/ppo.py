@@ -13,18 +13,11 @@ from functools import partial
 import jax
 
 from purepg.algorithms.configs import ProximalConfig
-from purepg.algorithms.on_policy import assemble, collect, finish
-from purepg.config import (
-    Positive,
-    check,
-    check_minibatches,
-    check_schedules,
-    check_standardised,
-)
+from purepg.algorithms.on_policy import checked, collect, finish, rollout_algorithm
+from purepg.config import Positive
 from purepg.equations.advantages import standardise
 from purepg.equations.losses import clipped_squared_error, clipped_surrogate, squared_error
 from purepg.equations.ratios import kl_k3
-from purepg.networks.actor_critic import require_policy_gradient
 from purepg.optimize import anneal, minibatch_epochs, step_direction
 from purepg.types import Algorithm, Env, Network
 
@@ -51,15 +44,9 @@ def ppo(env: Env, network: Network, config: PPOConfig) -> Algorithm:
     """PPO-Clip on `env`.
 
     Raises:
-      UsageError: what `check` refuses, a batch that the minibatches do not divide, annealing without a length, one
-        advantage standardised by itself, a network without a stochastic policy or without V, or categories to be
-        normalised.
+      UsageError: what `on_policy.checked` and `on_policy.rollout_algorithm` refuse.
     """
-    c = check(config)
-    check_schedules(c)
-    check_minibatches(c.num_envs * c.num_steps, c.num_minibatches)
-    check_standardised(c.normalize_advantage, c.num_envs * c.num_steps, c.num_minibatches)
-    require_policy_gradient(env, network, "ppo")
+    c = checked(env, network, config, "ppo")
     tx = step_direction(c.optimizer, c.max_grad_norm, c.adam_eps)
 
     def loss(params, batch, clip_eps):
@@ -69,9 +56,8 @@ def ppo(env: Env, network: Network, config: PPOConfig) -> Algorithm:
         if c.normalize_advantage == "minibatch":
             advantage = standardise(advantage)
         policy_loss = clipped_surrogate(log_prob, old_log_prob, advantage, clip_eps).mean()
-        if c.clip_value_eps is None:
-            value_loss = squared_error(value, target).mean()
-        else:
+        value_loss = squared_error(value, target).mean()
+        if c.clip_value_eps is not None:
             value_loss = clipped_squared_error(value, old_value, target, c.clip_value_eps).mean()
         entropy = distribution.entropy().mean()
         total = policy_loss + c.value_coef * value_loss - c.entropy_coef * entropy
@@ -87,18 +73,11 @@ def ppo(env: Env, network: Network, config: PPOConfig) -> Algorithm:
 
         learning_rate = anneal(c.learning_rate, update, c.anneal_updates if c.anneal_learning_rate else None)
         clip_eps = anneal(c.clip_eps, update, c.anneal_updates if c.anneal_clip_eps else None)
-        params, opt_state, metrics = minibatch_epochs(
-            k_update,
-            partial(loss, clip_eps=clip_eps),
-            tx,
-            learning_rate,
-            state.learner.params,
-            state.learner.opt_state,
-            (data.obs, data.action, data.log_prob, data.value, advantage, target),
-            c.num_epochs,
-            c.num_minibatches,
-            c.target_kl,
+        batch = (data.obs, data.action, data.log_prob, data.value, advantage, target)
+        epochs = (c.num_epochs, c.num_minibatches, c.target_kl)
+        train_state, metrics = minibatch_epochs(
+            k_update, partial(loss, clip_eps=clip_eps), tx, learning_rate, state.learner.train_state, batch, *epochs
         )
-        return finish(network, state, after, params, opt_state, data, target, info | metrics)
+        return finish(network, state, after, train_state, data, target, info | metrics)
 
-    return assemble(env, network, c, tx.init, step)
+    return rollout_algorithm(env, network, c, tx, step)

@@ -17,17 +17,10 @@ import jax
 import jax.numpy as jnp
 
 from purepg.algorithms.configs import ProximalConfig
-from purepg.algorithms.on_policy import assemble, collect, finish
-from purepg.config import (
-    Positive,
-    check,
-    check_minibatches,
-    check_schedules,
-    check_standardised,
-)
+from purepg.algorithms.on_policy import checked, collect, finish, rollout_algorithm
+from purepg.config import Positive
 from purepg.equations.advantages import standardise
 from purepg.equations.losses import squared_error, surrogate
-from purepg.networks.actor_critic import require_policy_gradient
 from purepg.optimize import anneal, minibatch_epochs, step_direction
 from purepg.types import Algorithm, Env, Network, State
 
@@ -51,15 +44,9 @@ def ppo_penalty(env: Env, network: Network, config: PPOPenaltyConfig) -> Algorit
     """PPO-Penalty on `env`.
 
     Raises:
-      UsageError: what `check` refuses, a batch that the minibatches do not divide, annealing without a length, one
-        advantage standardised by itself, a network without a stochastic policy or without V, or categories to be
-        normalised.
+      UsageError: what `on_policy.checked` and `on_policy.rollout_algorithm` refuse.
     """
-    c = check(config)
-    check_schedules(c)
-    check_minibatches(c.num_envs * c.num_steps, c.num_minibatches)
-    check_standardised(c.normalize_advantage, c.num_envs * c.num_steps, c.num_minibatches)
-    require_policy_gradient(env, network, "ppo_penalty")
+    c = checked(env, network, config, "ppo_penalty")
     tx = step_direction(c.optimizer, c.max_grad_norm, c.adam_eps)
 
     def loss(params, batch, kl_coef):
@@ -90,20 +77,14 @@ def ppo_penalty(env: Env, network: Network, config: PPOPenaltyConfig) -> Algorit
             advantage = standardise(advantage)
 
         learning_rate = anneal(c.learning_rate, update, c.anneal_updates if c.anneal_learning_rate else None)
-        params, opt_state, metrics = minibatch_epochs(
-            k_update,
-            partial(loss, kl_coef=kl_coef),
-            tx,
-            learning_rate,
-            state.learner.params,
-            state.learner.opt_state,
-            (data.obs, data.action, data.log_prob, data.policy, advantage, target),
-            c.num_epochs,
-            c.num_minibatches,
+        batch = (data.obs, data.action, data.log_prob, data.policy, advantage, target)
+        epochs = (c.num_epochs, c.num_minibatches)
+        train_state, metrics = minibatch_epochs(
+            k_update, partial(loss, kl_coef=kl_coef), tx, learning_rate, state.learner.train_state, batch, *epochs
         )
         metrics |= info | {"kl_coef": kl_coef}
-        after, metrics = finish(network, state, after, params, opt_state, data, target, metrics, every=1)
+        after, metrics = finish(network, state, after, train_state, data, target, metrics, every=1)
         learner = after.learner._replace(own=adapt(kl_coef, metrics[c.penalty]))
         return State(learner, after.world), metrics
 
-    return assemble(env, network, c, tx.init, step, lambda: jnp.asarray(c.kl_coef, jnp.float32))
+    return rollout_algorithm(env, network, c, tx, step, lambda: jnp.asarray(c.kl_coef, jnp.float32))

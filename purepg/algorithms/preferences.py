@@ -11,13 +11,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from purepg.algorithms.groups import source
 from purepg.config import Count, Positive, check
 from purepg.equations.losses import preference
 from purepg.language.model import LanguageModel
-from purepg.optimize import gradient_step, step_direction
+from purepg.optimize import TrainState, gradient_step, init_train_state, step_direction
 from purepg.types import Array, Env, Key, Metrics, Params
 
 
@@ -88,13 +87,13 @@ def fit_reward_model(
         total, accuracy = ranking(margin, weight)
         return total, {"loss": total, "accuracy": accuracy}
 
-    def step(carry: tuple[Params, optax.OptState], key: Key):
+    def step(train_state: TrainState, key: Key):
         batch = draw_pairs(key, pairs, config.batch_size)
-        params, opt_state, metrics = gradient_step(loss, tx, config.learning_rate, carry[0], carry[1], batch)
-        return (params, opt_state), metrics
+        return gradient_step(loss, tx, config.learning_rate, train_state, batch)
 
-    (params, _), metrics = jax.lax.scan(step, (params, tx.init(params)), jax.random.split(key, config.num_steps))
-    return params, metrics
+    keys = jax.random.split(key, config.num_steps)
+    train_state, metrics = jax.lax.scan(step, init_train_state(tx, params), keys)
+    return train_state.params, metrics
 
 
 def learned_reward(model: LanguageModel, params: Params) -> Callable[[Array, Array], Array]:

@@ -5,19 +5,18 @@ theta <- theta + lr * E[ grad log pi(a|s) * Q(s, a) + entropy_coef * grad H(pi(.
 """
 
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import jax.numpy as jnp
 
 from purepg.algorithms.configs import AnnealConfig, LearningRateConfig, RolloutConfig
 from purepg.algorithms.off_policy import require
-from purepg.algorithms.on_policy import assemble, collect, finish
+from purepg.algorithms.on_policy import collect, finish, rollout_algorithm
 from purepg.config import Count, NonNegative, Positive, UnitInterval, check, check_schedules, check_standardised
 from purepg.equations.advantages import standardise
 from purepg.equations.distributions import Categorical, DiagGaussian, TanhGaussian, executed
 from purepg.equations.losses import policy_gradient, squared_error
-from purepg.optimize import anneal, by_half, gradient_step, gradient_steps, init_by_half, step_direction
+from purepg.optimize import anneal, by_half, gradient_step, gradient_steps, init_halves, joined, step_direction
 from purepg.types import Algorithm, Env, QNetwork
 
 
@@ -71,7 +70,7 @@ def q_actor_critic(env: Env, network: QNetwork, config: QActorCriticConfig) -> A
     def step(key, state, update):
         k_rollout, k_next = jax.random.split(key)
         data, after, info = collect(k_rollout, env, network, c, state)
-        params, opt_state = state.learner.params, state.learner.opt_state
+        params, (policy, critic) = state.learner.params, state.learner.train_state.halves
         action, next_action = executed(data.action), executed(network.apply(params, data.next_obs)[0].sample(k_next))
         q = network.q(params, data.obs, action).mean(0)
         next_q = network.q(params, data.next_obs, next_action).mean(0)
@@ -80,25 +79,17 @@ def q_actor_critic(env: Env, network: QNetwork, config: QActorCriticConfig) -> A
         data = data._replace(value=q, next_value=next_q)
         _, target = data.gae(c.gamma, c.sarsa_lambda)
         share = anneal(1.0, update, c.anneal_updates if c.anneal_learning_rate else None)
-        critic, critic_opt, critic_metrics = gradient_steps(
-            critic_loss,
-            tx,
-            share * c.critic_learning_rate,
-            params["critic"],
-            opt_state["critic"],
-            (data.obs, action, target),
-            c.num_critic_steps,
+        batch = (data.obs, action, target)
+        critic, critic_metrics = gradient_steps(
+            critic_loss, tx, share * c.critic_learning_rate, critic, batch, c.num_critic_steps
         )
-        weight = network.q({"critic": critic}, data.obs, action).mean(0)
+        weight = network.q({"critic": critic.params}, data.obs, action).mean(0)
         if c.normalize_weight:
             weight = standardise(weight)
 
         batch = (data.obs, data.action, weight)
-        policy, policy_opt, policy_metrics = gradient_step(
-            policy_loss, tx, share * c.learning_rate, params["policy"], opt_state["policy"], batch
-        )
-        params, opt_state = {"policy": policy, "critic": critic}, {"policy": policy_opt, "critic": critic_opt}
+        policy, policy_metrics = gradient_step(policy_loss, tx, share * c.learning_rate, policy, batch)
         metrics = info | by_half(policy=policy_metrics, critic=critic_metrics)
-        return finish(network, state, after, params, opt_state, data, target, metrics)
+        return finish(network, state, after, joined(policy, critic), data, target, metrics)
 
-    return assemble(env, network, c, partial(init_by_half, tx), step)
+    return rollout_algorithm(env, network, c, tx, step, init_params=init_halves)

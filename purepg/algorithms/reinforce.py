@@ -7,11 +7,10 @@ the episode's return; `mean_over_steps` divides by the number of steps instead, 
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from purepg.algorithms.configs import LearningRateConfig, LossConfig
 from purepg.config import Count, Positive, UnitInterval, check
@@ -30,8 +29,8 @@ from purepg.equations.losses import policy_gradient, squared_error
 from purepg.experience.acting import actor, evaluation_policy
 from purepg.experience.rollout import episodes
 from purepg.networks.actor_critic import require_policy_gradient
-from purepg.optimize import gradient_step, step_direction
-from purepg.types import Algorithm, Env, Network, Params, State, UpdateSteps, UsageError
+from purepg.optimize import gradient_step, init_train_state, step_direction
+from purepg.types import Algorithm, Array, Env, Network, State, Transition, UpdateSteps, UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,65 +60,21 @@ class REINFORCEConfig(LossConfig, LearningRateConfig):
     mean_over_steps: bool = True
 
 
-class Learner(NamedTuple):
-    params: Params
-    opt_state: optax.OptState
-
-
-def _refuse_a_single_episode(c: REINFORCEConfig, max_steps: int) -> None:
-    """Raises UsageError where a baseline is nothing but the episode's own weights."""
-    if c.baseline == "leave_one_out":
-        raise UsageError("num_episodes (1) must be at least 2 with baseline leave_one_out: there is no other episode")
-    # The batch's mean is that of one number, where all steps weigh the same or there is only one.
-    constant = c.baseline in ("batch_mean", "standardised") and (c.weight == "total_return" or max_steps == 1)
-    if c.baseline == "per_time_mean" or constant:
-        raise UsageError(
-            f"num_episodes (1) must be at least 2 with baseline {c.baseline} and weight {c.weight}: they leave nothing "
-            "of a single episode"
-        )
-
-
 def reinforce(env: Env, network: Network, config: REINFORCEConfig) -> Algorithm:
     """REINFORCE on `env`.
 
     Raises:
-      UsageError: what `check` refuses, an environment without a time limit and no `max_steps`, gamma^t asked for with
-        the total return, which is discounted from the start already, a baseline that leaves nothing of a single
-        episode, or a network whose policy has no log-probabilities.
+      UsageError: what `check` refuses, an environment without a time limit and no `max_steps`, `discount_states` with
+        the total return, which is already discounted from the start, a baseline that leaves nothing of a single
+        episode, or a network without a stochastic policy, or without V where the baseline is V.
     """
-    c = check(config)
-    check_environment(env)
-    max_steps = c.max_steps or env.max_episode_steps
-    if max_steps is None:
-        raise UsageError(f"{env.name} has no time limit: max_steps (None) must be set, so that an episode ends")
-    if c.discount_states and c.weight == "total_return":
-        raise UsageError("discount_states (True) needs weight 'return_to_go'; 'total_return' counts from the start")
-    if c.num_episodes == 1:
-        _refuse_a_single_episode(c, max_steps)
-    require_policy_gradient(env, network, "reinforce", value=c.baseline == "value")
+    c, max_steps = _checked(env, network, config)
     tx = step_direction(c.optimizer, c.max_grad_norm, c.adam_eps)
 
     def init(key):
         k_params, k_obs = jax.random.split(key)
         _, obs = env.reset(k_obs)
-        params = network.init(k_params, obs)
-        return State(Learner(params, tx.init(params)), ())
-
-    def weights(trajectory, mask, value, final_value):
-        returns = total_return if c.weight == "total_return" else discounted_return
-        weight = returns(trajectory.reward, mask, c.gamma, final_value)
-        match c.baseline:
-            case "batch_mean":
-                weight -= batch_mean(weight, mask)
-            case "standardised":
-                weight = standardise(weight, mask)
-            case "per_time_mean":
-                weight -= per_time_mean(weight, mask)
-            case "leave_one_out":
-                weight -= leave_one_out_mean(weight, mask)
-            case "value":
-                weight -= value
-        return weight * discount_power(mask, c.gamma) if c.discount_states else weight
+        return State(init_train_state(tx, network.init(k_params, obs)), ())
 
     def loss(params, batch):
         trajectory, mask, weight, target = batch
@@ -136,27 +91,67 @@ def reinforce(env: Env, network: Network, config: REINFORCEConfig) -> Algorithm:
 
     def step(key, state, update):
         del update
-        params, opt_state = state.learner
+        params = state.learner.params
         trajectory, mask, info = episodes(key, env, actor(network, params), c.num_episodes, max_steps)
 
-        _, value = network.apply(params, trajectory.obs)
-        final_value = 0.0
+        value, final_value = jnp.zeros_like(trajectory.reward), 0.0
         if c.baseline == "value":
+            _, value = network.apply(params, trajectory.obs)
             _, next_value = network.apply(params, trajectory.next_obs)
             final_value = jnp.sum(next_value, axis=0, where=mask & trajectory.truncated & ~trajectory.terminated)
-        weight = weights(trajectory, mask, value, final_value)
+        weight = _weight(c, trajectory, mask, value, final_value)
         target = discounted_return(trajectory.reward, mask, c.gamma, final_value)
 
         batch = (trajectory, mask, weight, target)
-        new_params, opt_state, metrics = gradient_step(loss, tx, c.learning_rate, params, opt_state, batch)
+        learner, metrics = gradient_step(loss, tx, c.learning_rate, state.learner, batch)
         obs, action, some = jax.tree.map(lambda x: x[::SPARSE], (trajectory.obs, trajectory.action, mask))
-        old_policy, new_policy = (network.apply(x, obs)[0] for x in (params, new_params))
+        old_policy, new_policy = (network.apply(x, obs)[0] for x in (params, learner.params))
         metrics |= policy_change(old_policy, new_policy, action, where=some)
         if c.baseline == "value":
             metrics["explained_variance"] = explained_variance(value, target, where=mask)
-        return State(Learner(new_params, opt_state), ()), info | metrics
+        return State(learner, ()), info | metrics
 
-    def policy(state, deterministic):
-        return evaluation_policy(network, state.learner.params, deterministic)
+    return Algorithm(init, step, evaluation_policy(network), UpdateSteps(c.num_episodes, c.num_episodes * max_steps))
 
-    return Algorithm(init, step, policy, UpdateSteps(c.num_episodes, c.num_episodes * max_steps))
+
+def _weight(c: REINFORCEConfig, trajectory: Transition, mask: Array, value: Array, final_value: Array | float) -> Array:
+    """The weight of grad log pi at every step: the return minus the baseline."""
+    returns = total_return if c.weight == "total_return" else discounted_return
+    weight = returns(trajectory.reward, mask, c.gamma, final_value)
+    match c.baseline:
+        case "batch_mean":
+            weight -= batch_mean(weight, mask)
+        case "standardised":
+            weight = standardise(weight, mask)
+        case "per_time_mean":
+            weight -= per_time_mean(weight, mask)
+        case "leave_one_out":
+            weight -= leave_one_out_mean(weight, mask)
+        case "value":
+            weight -= value
+    return weight * discount_power(mask, c.gamma) if c.discount_states else weight
+
+
+def _checked(env: Env, network: Network, config: REINFORCEConfig) -> tuple[REINFORCEConfig, int]:
+    """(the checked config, the longest episode). Raises what `reinforce` says."""
+    c = check(config)
+    check_environment(env)
+    max_steps = c.max_steps or env.max_episode_steps
+    if max_steps is None:
+        raise UsageError(f"{env.name} has no time limit: max_steps (None) must be set, so that an episode ends")
+    if c.discount_states and c.weight == "total_return":
+        raise UsageError("discount_states (True) needs weight 'return_to_go'; 'total_return' counts from the start")
+    if c.num_episodes == 1:
+        if c.baseline == "leave_one_out":
+            raise UsageError(
+                "num_episodes (1) must be at least 2 with baseline leave_one_out: there is no other episode"
+            )
+        # Where all steps have the same weight, or there is only one, the batch's mean is that weight.
+        constant = c.baseline in ("batch_mean", "standardised") and (c.weight == "total_return" or max_steps == 1)
+        if c.baseline == "per_time_mean" or constant:
+            raise UsageError(
+                f"num_episodes (1) must be at least 2 with baseline {c.baseline} and weight {c.weight}: they leave "
+                "nothing of a single episode"
+            )
+    require_policy_gradient(env, network, "reinforce", value=c.baseline == "value")
+    return c, max_steps

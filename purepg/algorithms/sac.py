@@ -9,19 +9,20 @@ and the targets Q_k' follow by tau. Actions explore by being sampled.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from purepg.algorithms.configs import ReplayConfig, TemperatureConfig
-from purepg.algorithms.off_policy import Learner, Temperature, assemble, require
+from purepg.algorithms.off_policy import replay_algorithm, require, soft_learner, temperature_step
 from purepg.config import check
 from purepg.equations.advantages import td_target
 from purepg.equations.distributions import DiagGaussian, TanhGaussian, executed
 from purepg.equations.losses import soft_policy_gradient, squared_error
 from purepg.experience.exploration import own_samples
-from purepg.optimize import by_half, gradient_step, init_by_half, step_direction
+from purepg.optimize import by_half, gradient_step, joined, step_direction
 from purepg.types import Algorithm, Env, QNetwork
 
 
@@ -40,7 +41,7 @@ def sac(env: Env, network: QNetwork, config: SACConfig) -> Algorithm:
     """SAC on `env`, with continuous actions.
 
     Raises:
-      UsageError: what `check` refuses, a policy that is not Gaussian, or what `off_policy.assemble` refuses.
+      UsageError: what `check`, `require` and `replay_algorithm` refuse.
     """
     c = check(config)
     require(env, network, "sac", {"tanh_gaussian": TanhGaussian, "gaussian": DiagGaussian})
@@ -61,50 +62,27 @@ def sac(env: Env, network: QNetwork, config: SACConfig) -> Algorithm:
         loss = soft_policy_gradient(log_prob, q, alpha).mean()
         return loss, {"loss": loss, "entropy": -log_prob.mean()}
 
-    def temperature_loss(log_alpha, excess_entropy):
-        return log_alpha * excess_entropy, {}
-
     def learn(key, learner, batch, number):
         del number
-        params, target, opt_state, temperature, _ = learner
+        (policy, critic), target = learner.train_state.halves, learner.target
+        log_alpha = learner.log_temperature
         k_next, k_policy = jax.random.split(key)
-        alpha = jnp.exp(temperature.log) if c.learn_temperature else c.temperature
-        policy_at_next, _ = network.apply(params, batch.next_obs)
+        alpha = jnp.exp(log_alpha.params) if c.learn_temperature else c.temperature
+        policy_at_next, _ = network.apply(learner.params, batch.next_obs)
         next_action, next_log_prob = policy_at_next.scored(policy_at_next.noise(k_next))
         next_q = network.q(target, batch.next_obs, executed(next_action)).min(0)
         y = td_target(batch.reward, next_q - alpha * next_log_prob, batch.terminated, c.gamma)
 
-        critic, critic_opt, critic_metrics = gradient_step(
-            critic_loss, tx, c.critic_learning_rate, params["critic"], opt_state["critic"], (batch, y)
-        )
+        critic, critic_metrics = gradient_step(critic_loss, tx, c.critic_learning_rate, critic, (batch, y))
         noise = policy_at_next.noise(k_policy)
-        policy, policy_opt, policy_metrics = gradient_step(
-            policy_loss,
-            tx,
-            c.policy_learning_rate,
-            params["policy"],
-            opt_state["policy"],
-            (batch.obs, critic, noise, alpha),
+        policy, policy_metrics = gradient_step(
+            policy_loss, tx, c.policy_learning_rate, policy, (batch.obs, critic.params, noise, alpha)
         )
-        if c.learn_temperature:
-            target_entropy = -batch.action.shape[-1] if c.target_entropy is None else c.target_entropy
-            excess = policy_metrics["entropy"] - target_entropy
-            log_alpha, alpha_opt, _ = gradient_step(
-                temperature_loss, tx, c.temperature_learning_rate, temperature.log, temperature.opt_state, excess
-            )
-            temperature = Temperature(log_alpha, alpha_opt)
-        learner = learner._replace(
-            params={"policy": policy, "critic": critic},
-            target={"critic": optax.incremental_update(critic, target["critic"], c.tau)},
-            opt_state={"policy": policy_opt, "critic": critic_opt},
-            temperature=temperature,
-        )
-        metrics = by_half(policy=policy_metrics, critic=critic_metrics)
-        return learner, metrics | {"temperature": jnp.asarray(alpha, jnp.float32)}
+        target_entropy = -batch.action.shape[-1] if c.target_entropy is None else c.target_entropy
+        log_alpha = temperature_step(tx, c, log_alpha, policy_metrics["entropy"] - target_entropy)
+        target = optax.incremental_update({"critic": critic.params}, target, c.tau)
+        learner = learner._replace(train_state=joined(policy, critic), target=target, log_temperature=log_alpha)
+        temperature = {"temperature": jnp.asarray(alpha, jnp.float32)}
+        return learner, by_half(policy=policy_metrics, critic=critic_metrics) | temperature
 
-    def init_learner(params):
-        log_alpha = jnp.log(jnp.float32(c.temperature))
-        temperature = Temperature(log_alpha, tx.init(log_alpha)) if c.learn_temperature else None
-        return Learner(params, {"critic": params["critic"]}, init_by_half(tx, params), temperature)
-
-    return assemble(env, network, c, init_learner, own_samples(network), learn)
+    return replay_algorithm(env, network, c, partial(soft_learner, tx, c), own_samples(network), learn)

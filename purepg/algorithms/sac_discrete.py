@@ -10,18 +10,19 @@ and the targets Q_k' follow by tau. Actions explore by being sampled.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import jax.numpy as jnp
 import optax
 
 from purepg.algorithms.configs import ReplayConfig, TemperatureConfig
-from purepg.algorithms.off_policy import Learner, Temperature, assemble, require
+from purepg.algorithms.off_policy import replay_algorithm, require, soft_learner, temperature_step
 from purepg.config import UnitInterval, check
 from purepg.equations.advantages import td_target
 from purepg.equations.distributions import Categorical
 from purepg.equations.losses import expected_soft_policy_gradient, squared_error
 from purepg.experience.exploration import own_samples
-from purepg.optimize import by_half, gradient_step, init_by_half, step_direction
+from purepg.optimize import by_half, gradient_step, joined, step_direction
 from purepg.types import Algorithm, Env, QNetwork
 
 
@@ -40,7 +41,7 @@ def sac_discrete(env: Env, network: QNetwork, config: DiscreteSACConfig) -> Algo
     """SAC on `env`, with discrete actions.
 
     Raises:
-      UsageError: what `check` refuses, a policy that is not categorical, or what `off_policy.assemble` refuses.
+      UsageError: what `check`, `require` and `replay_algorithm` refuse.
     """
     c = check(config)
     require(env, network, "sac_discrete", {"categorical": Categorical})
@@ -59,42 +60,25 @@ def sac_discrete(env: Env, network: QNetwork, config: DiscreteSACConfig) -> Algo
         loss = expected_soft_policy_gradient(distribution.log_prob_of_all(), q, alpha).mean()
         return loss, {"loss": loss, "entropy": distribution.entropy().mean()}
 
-    def temperature_loss(log_alpha, excess_entropy):
-        return log_alpha * excess_entropy, {}
-
     def learn(key, learner, batch, number):
         del key, number
-        params, target, opt_state, temperature, _ = learner
-        alpha = jnp.exp(temperature.log) if c.learn_temperature else c.temperature
-        next_log_prob = network.apply(params, batch.next_obs)[0].log_prob_of_all()
+        (policy, critic), target = learner.train_state.halves, learner.target
+        log_alpha = learner.log_temperature
+        alpha = jnp.exp(log_alpha.params) if c.learn_temperature else c.temperature
+        next_log_prob = network.apply(learner.params, batch.next_obs)[0].log_prob_of_all()
         next_q = network.q_of_all(target, batch.next_obs).min(0)
         next_value = -expected_soft_policy_gradient(next_log_prob, next_q, alpha)
         y = td_target(batch.reward, next_value, batch.terminated, c.gamma)
 
-        critic, critic_opt, critic_metrics = gradient_step(
-            critic_loss, tx, c.critic_learning_rate, params["critic"], opt_state["critic"], (batch, y)
+        critic, critic_metrics = gradient_step(critic_loss, tx, c.critic_learning_rate, critic, (batch, y))
+        policy, policy_metrics = gradient_step(
+            policy_loss, tx, c.policy_learning_rate, policy, (batch.obs, critic.params, alpha)
         )
-        policy, policy_opt, policy_metrics = gradient_step(
-            policy_loss, tx, c.policy_learning_rate, params["policy"], opt_state["policy"], (batch.obs, critic, alpha)
-        )
-        if c.learn_temperature:
-            excess = policy_metrics["entropy"] - c.target_entropy * jnp.log(next_log_prob.shape[-1])
-            log_alpha, alpha_opt, _ = gradient_step(
-                temperature_loss, tx, c.temperature_learning_rate, temperature.log, temperature.opt_state, excess
-            )
-            temperature = Temperature(log_alpha, alpha_opt)
-        learner = learner._replace(
-            params={"policy": policy, "critic": critic},
-            target={"critic": optax.incremental_update(critic, target["critic"], c.tau)},
-            opt_state={"policy": policy_opt, "critic": critic_opt},
-            temperature=temperature,
-        )
-        metrics = by_half(policy=policy_metrics, critic=critic_metrics)
-        return learner, metrics | {"temperature": jnp.asarray(alpha, jnp.float32)}
+        target_entropy = c.target_entropy * jnp.log(next_log_prob.shape[-1])
+        log_alpha = temperature_step(tx, c, log_alpha, policy_metrics["entropy"] - target_entropy)
+        target = optax.incremental_update({"critic": critic.params}, target, c.tau)
+        learner = learner._replace(train_state=joined(policy, critic), target=target, log_temperature=log_alpha)
+        temperature = {"temperature": jnp.asarray(alpha, jnp.float32)}
+        return learner, by_half(policy=policy_metrics, critic=critic_metrics) | temperature
 
-    def init_learner(params):
-        log_alpha = jnp.log(jnp.float32(c.temperature))
-        temperature = Temperature(log_alpha, tx.init(log_alpha)) if c.learn_temperature else None
-        return Learner(params, {"critic": params["critic"]}, init_by_half(tx, params), temperature)
-
-    return assemble(env, network, c, init_learner, own_samples(network), learn)
+    return replay_algorithm(env, network, c, partial(soft_learner, tx, c), own_samples(network), learn)

@@ -14,13 +14,14 @@ import jax.numpy as jnp
 import optax
 
 from purepg.algorithms.configs import ExplorationConfig, ReplayConfig
-from purepg.algorithms.off_policy import Learner, assemble, require
+from purepg.algorithms.off_policy import ReplayLearner, replay_algorithm, require
 from purepg.config import Count, NonNegative, check
 from purepg.equations.advantages import td_target
 from purepg.equations.distributions import Deterministic
 from purepg.equations.losses import deterministic_policy_gradient, squared_error
 from purepg.experience.exploration import gaussian_noise, within_bounds
-from purepg.optimize import by_half, gradient_step, init_by_half, step_direction
+from purepg.lanes import step_if
+from purepg.optimize import by_half, gradient_step, init_halves, joined, step_direction
 from purepg.types import Algorithm, Env, Mean, QNetwork
 
 
@@ -43,7 +44,7 @@ def td3(env: Env, network: QNetwork, config: TD3Config) -> Algorithm:
     """TD3 on `env`.
 
     Raises:
-      UsageError: what `check` refuses, a policy that is not deterministic, or what `off_policy.assemble` refuses.
+      UsageError: what `check`, `require` and `replay_algorithm` refuse.
     """
     c = check(config)
     require(env, network, "td3", {"deterministic": Deterministic})
@@ -62,40 +63,28 @@ def td3(env: Env, network: QNetwork, config: TD3Config) -> Algorithm:
         return loss, {"loss": loss}
 
     def learn(key, learner, batch, number):
-        params, target, opt_state = learner.params, learner.target, learner.opt_state
+        (policy, critic), target = learner.train_state.halves, learner.target
         next_action = network.apply(target, batch.next_obs)[0].mode()
         noise = c.target_noise_std * jax.random.normal(key, next_action.shape)
         next_action = within_bounds(env, next_action + jnp.clip(noise, -c.target_noise_clip, c.target_noise_clip))
         next_q = network.q(target, batch.next_obs, next_action).min(0)
         y = td_target(batch.reward, next_q, batch.terminated, c.gamma)
 
-        critic, critic_opt, critic_metrics = gradient_step(
-            critic_loss, tx, c.critic_learning_rate, params["critic"], opt_state["critic"], (batch, y)
-        )
+        critic, critic_metrics = gradient_step(critic_loss, tx, c.critic_learning_rate, critic, (batch, y))
 
-        def improve(policy, policy_opt, target):
-            policy, policy_opt, metrics = gradient_step(
-                policy_loss, tx, c.policy_learning_rate, policy, policy_opt, (batch.obs, critic)
-            )
-            target = optax.incremental_update({"policy": policy, "critic": critic}, target, c.tau)
-            return policy, policy_opt, target, {name: Mean.of(x) for name, x in metrics.items()}
+        def improve(carry):
+            policy, target = carry
+            policy, metrics = gradient_step(policy_loss, tx, c.policy_learning_rate, policy, (batch.obs, critic.params))
+            target = optax.incremental_update(joined(policy, critic).params, target, c.tau)
+            return (policy, target), {name: Mean.of(x) for name, x in metrics.items()}
 
-        def keep(*state):
-            shapes = jax.eval_shape(improve, *state)[-1]
-            return *state, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-
-        policy, policy_opt, target, policy_metrics = jax.lax.cond(
-            (number + 1) % c.policy_delay == 0, improve, keep, params["policy"], opt_state["policy"], target
-        )
-        learner = learner._replace(
-            params={"policy": policy, "critic": critic},
-            target=target,
-            opt_state={"policy": policy_opt, "critic": critic_opt},
-        )
+        now = (number + 1) % c.policy_delay == 0
+        (policy, target), policy_metrics = step_if(now, improve, (policy, target))
+        learner = learner._replace(train_state=joined(policy, critic), target=target)
         return learner, by_half(policy=policy_metrics, critic=critic_metrics)
 
     def init_learner(params):
-        return Learner(params, params, init_by_half(tx, params))
+        return ReplayLearner(init_halves(tx, params), params)
 
     exploration = gaussian_noise(network, env, c.exploration_std, c.noise_correlation)
-    return assemble(env, network, c, init_learner, exploration, learn, period=c.policy_delay)
+    return replay_algorithm(env, network, c, init_learner, exploration, learn, period=c.policy_delay)

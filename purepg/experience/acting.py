@@ -1,11 +1,13 @@
 """How a policy acts in environments: from raw observations to actions."""
 
+from collections.abc import Callable
+
 import jax
 
 from purepg.equations.distributions import executed
 from purepg.experience import normalize
 from purepg.experience.normalize import Moments
-from purepg.types import Act, Actor, Network, Params
+from purepg.types import Act, Actor, Network, Params, QNetwork, State
 
 
 def actor(network: Network, params: Params, moments: Moments | None = None) -> Actor:
@@ -23,11 +25,16 @@ def actor(network: Network, params: Params, moments: Moments | None = None) -> A
     return Actor(noise, act)
 
 
-def evaluation_policy(network: Network, params: Params, deterministic: bool, moments: Moments | None = None) -> Act:
-    """Maps raw observations to executed actions, either sampled or the distribution's mode."""
+def evaluation_policy(network: Network | QNetwork) -> Callable[[State, bool], Act]:
+    """`Algorithm.policy` of a network: raw observations to executed actions, sampled or the distribution's mode."""
 
-    def act(key, obs):
-        distribution, _ = network.apply(params, normalize.apply(moments, obs))
-        return executed(distribution.mode() if deterministic else distribution.sample(key))
+    def policy(state, deterministic):
+        params, moments = state.learner.params, getattr(state.learner, "obs_moments", None)
 
-    return act
+        def act(key, obs):
+            distribution, _ = network.apply(params, normalize.apply(moments, obs))
+            return executed(distribution.mode() if deterministic else distribution.sample(key))
+
+        return act
+
+    return policy

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from purepg.envs.contract import in_units
 from purepg.equations.distributions import executed
 from purepg.lanes import any_lane
-from purepg.types import Action, Actor, Array, Env, Key, Mean, Metrics, Obs, Transition
+from purepg.types import Action, Actor, Array, Env, EpisodeMetrics, Key, Mean, Metrics, Obs, Transition
 
 SMALL_RESET_BYTES = 256
 
@@ -121,12 +121,13 @@ def _resets_are_small(env: Env) -> bool:
 def episode_info(finished: Array, env_steps: Array) -> Metrics:
     """Returns a rollout's metrics from `finished` `[3]`: total return, total length and number of finished episodes."""
     return_sum, length_sum, num_episodes = finished
-    return {
-        "episode_return": Mean(return_sum, num_episodes),
-        "episode_length": Mean(length_sum, num_episodes),
-        "num_episodes": num_episodes.astype(jnp.int32),
-        "env_steps": env_steps,
-    }
+    info = EpisodeMetrics(
+        episode_return=Mean(return_sum, num_episodes),
+        episode_length=Mean(length_sum, num_episodes),
+        num_episodes=num_episodes.astype(jnp.int32),
+        env_steps=env_steps,
+    )
+    return dict(info)
 
 
 def truncation_as_termination(trajectory: Transition) -> Transition:

@@ -14,6 +14,7 @@ from purepg.equations.distributions import Categorical, DiagGaussian
 from purepg.equations.losses import policy_gradient
 from purepg.experience.acting import actor
 from purepg.experience.rollout import episodes, reset_all, rollout
+from purepg.optimize import with_params
 from purepg.types import Algorithm, Array, Env, Key, Network, Obs, Params, State, Transition
 
 
@@ -81,7 +82,7 @@ def update_of(algorithm: Algorithm, params: Params, learning_rate: float) -> Cal
     def estimate(key: Key) -> Params:
         k_init, k_step = jax.random.split(key)
         learner, world, _ = algorithm.init(k_init)
-        state, _ = algorithm.step(k_step, State(learner._replace(params=params), world), jnp.int32(0))
+        state, _ = algorithm.step(k_step, State(with_params(learner, params), world), jnp.int32(0))
         return jax.tree.map(lambda new, old: (new - old) / learning_rate, state.learner.params, params)
 
     return estimate

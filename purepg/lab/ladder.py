@@ -33,7 +33,7 @@ from purepg.lab.exact import bellman_gradient, in_float64, log_policy, values, v
 from purepg.lab.theory import gae_bias, n_step_bias, optimal_baseline
 from purepg.lab.trajectories import state_distributions
 from purepg.networks.tabular import TabularValue, tabular_policy
-from purepg.optimize import gradient_step, step_direction
+from purepg.optimize import gradient_steps, init_train_state, step_direction
 from purepg.types import Array, Key, Network, Params, Transition
 
 Weights = dict[str, Array]  # weights of grad log pi, [T, N], by estimator
@@ -263,12 +263,7 @@ def learn(mdp: FiniteMDP, params: Params, key: Key, num_episodes: int = 64) -> t
         batch = (x.obs, x.action, discounted_return(x.reward, mask, mdp.gamma), mask)
         tables = {name: critic.init(key, x.obs) for name, critic in critics.items()}
 
-        def step(carry, _):
-            tables, opt_state = carry
-            tables, opt_state, _ = gradient_step(loss, tx, 0.05, tables, opt_state, batch)
-            return (tables, opt_state), None
-
-        (tables, _), _ = jax.lax.scan(step, (tables, tx.init(tables)), length=500)
+        (tables, _), _ = gradient_steps(loss, tx, 0.05, init_train_state(tx, tables), batch, 500)
         return tuple(tables[name]["params"]["value"] for name in critics)
 
     V, Q = (np.asarray(x, np.float64) for x in fit(key))
