@@ -186,7 +186,7 @@ def test_what_cannot_be_compared_is_refused_in_one_line(refuse, tmp_path):
     scale = ("--range", "CartPole-v1=0,500")
     assert "name the folder" in refuse()
     assert "nowhere has no config.json" in refuse("nowhere")
-    assert "must be a name for each run (2)" in refuse(a, b, "--labels", "x")
+    assert "must have a name for each run (2)" in refuse(a, b, "--labels", "x")
     assert "both 'a' on CartPole-v1" in refuse(a, a)
     assert "add --range CartPole-v1=LOW,HIGH --range Pendulum-v1=LOW,HIGH" in refuse(a, b)
     assert "add --range Pendulum-v1=LOW,HIGH" in refuse(a, b, *scale)
@@ -205,7 +205,7 @@ def test_a_run_that_is_not_whole_is_refused(refuse, tmp_path):
     for text, said in (
         (json.dumps(whole | {"interrupted": True}), "was interrupted"),
         ("{", "cannot read"),
-        ("[]", "not that of a run"),
+        ("[]", "not a run's folder of this version"),
         (json.dumps({"interrupted": False}), "not a run's folder of this version"),
     ):
         summary.write_text(text)
