@@ -42,9 +42,10 @@ def play(key: Key, env: Env, act: Act, num_episodes: int, max_steps: int) -> Epi
 
 def split(played: Episode) -> list[Episode]:
     """The single episodes in numpy, each cut at its end."""
-    state, obs, reward, terminated, truncated = jax.device_get(played)
+    states, all_obs, reward, terminated, truncated = jax.device_get(played)
     found = []
     for n, last in enumerate(np.argmax(terminated | truncated, axis=0)):
-        own = jax.tree.map(lambda x, n=n, last=last: x[: last + 2, n], (state, obs))
-        found.append(Episode(*own, reward[: last + 1, n], bool(terminated[last, n]), bool(truncated[last, n])))
+        state, obs = jax.tree.map(lambda x, n=n, last=last: x[: last + 2, n], (states, all_obs))
+        ending = bool(terminated[last, n]), bool(truncated[last, n])
+        found.append(Episode(state, obs, reward[: last + 1, n], *ending))
     return found
