@@ -302,7 +302,7 @@ def study(config: Config) -> Study:
     return Study("\n\n".join(report), numbers, draw(c, kl, proxy, true, turns), page_table(c, turns))
 
 
-def over_seeds(x: np.ndarray, digits: int = 2) -> str:
+def iqm_text(x: np.ndarray, digits: int = 2) -> str:
     lower, upper = bootstrap_interval(x)
     return f"{iqm(x):.{digits}f} ({lower:.{digits}f} to {upper:.{digits}f})"
 
@@ -312,11 +312,11 @@ def say_reward_models(c: Config, task: Task, found: RewardModel, at_start: np.nd
         f"{task.name}, up to {c.length} digits; true reward: the share of right columns. The clone's, on held-out "
         f"prompts: {np.mean(at_start):.3f}\n"
         f"{c.num_seeds} seeds; IQM and its 95 % interval over them, here and below\n"
-        f"pairs, of {c.num_pairs} prompts with {c.num_candidates} answers each: {over_seeds(found.pairs, 0)}\n"
-        f"ranked right by the reward model: {over_seeds(found.accuracy)} of the pairs it was fitted to, "
-        f"{over_seeds(found.held_out_accuracy)} of {NUM_MEASURED} held-out prompts' pairs, two answers to each, where "
+        f"pairs, of {c.num_pairs} prompts with {c.num_candidates} answers each: {iqm_text(found.pairs, 0)}\n"
+        f"ranked right by the reward model: {iqm_text(found.accuracy)} of the pairs it was fitted to, "
+        f"{iqm_text(found.held_out_accuracy)} of {NUM_MEASURED} held-out prompts' pairs, two answers to each, where "
         "they differ\n"
-        f"its correlation with the true reward among the clone's answers to a prompt: {over_seeds(found.correlation)}"
+        f"its correlation with the true reward among the clone's answers to a prompt: {iqm_text(found.correlation)}"
     )
 
 
@@ -327,14 +327,14 @@ def say_turns(c: Config, turns: list[Turn]) -> str:
     for kl_coef, t in zip(c.kl_coefs, turns, strict=True):
         rows.append([
             f"{kl_coef:g}",
-            over_seeds(t.proxy[:, 1]),
-            over_seeds(t.kl[:, 1]),
+            iqm_text(t.proxy[:, 1]),
+            iqm_text(t.kl[:, 1]),
             f"{t.update}",
             f"{iqm(t.kl[:, 0]):.2f}",
             f"{iqm(t.proxy[:, 0]):.2f}",
-            over_seeds(t.true[:, 0], 3),
-            over_seeds(t.true[:, 1], 3),
-            over_seeds(t.fall, 3),
+            iqm_text(t.true[:, 0], 3),
+            iqm_text(t.true[:, 1], 3),
+            iqm_text(t.fall, 3),
             ("from the start" if t.update == 0 else "yes") if t.has_turned else "no",
         ])  # fmt: skip
     return (

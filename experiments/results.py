@@ -12,7 +12,7 @@ from typing import Any
 import tyro
 
 from purepg.run.cli import leave, parse_flags
-from purepg.run.compare import read
+from purepg.run.compare import finished
 from purepg.run.console import reason
 from purepg.run.pages import read_block, write_block
 from purepg.types import UsageError
@@ -42,7 +42,7 @@ def row(run: Path, algorithm: str | None) -> list[str]:
     Raises:
       UsageError: the folder holds no finished run of one setting.
     """
-    config, summary = read(run)
+    config, summary = finished(run)
     if len(summary["settings"]) != 1:
         raise UsageError(f"{run} swept {len(summary['settings'])} settings; a row is a finished run of one setting")
     setting = summary["settings"][0]

@@ -189,7 +189,7 @@ def test_what_cannot_be_compared_is_refused_in_one_line(refuse, tmp_path):
     scale = ("--range", "CartPole-v1=0,500")
     assert "name the folder" in refuse()
     assert "nowhere has no config.json" in refuse("nowhere")
-    assert "must be a name for each run (2)" in refuse(a, b, "--labels", "x")
+    assert "must have a name for each run (2)" in refuse(a, b, "--labels", "x")
     assert "both 'a' on CartPole-v1" in refuse(a, a)
     assert "add --range CartPole-v1=LOW,HIGH --range Pendulum-v1=LOW,HIGH" in refuse(a, b)
     assert "add --range Pendulum-v1=LOW,HIGH" in refuse(a, b, *scale)

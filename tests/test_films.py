@@ -17,9 +17,8 @@ from purepg.envs import make
 from purepg.run.films import command
 from purepg.run.films import film as film_module
 from purepg.run.films.classic_control import CLASSIC_CONTROL
-from purepg.run.films.drawing import drawing_of
 from purepg.run.films.episodes import Episode, play, split
-from purepg.run.films.film import MAX_FRAMES, film, frames, shown_steps
+from purepg.run.films.film import MAX_FRAMES, drawing_of, film, frames, shown_steps
 from purepg.run.films.grids import GRIDS
 from purepg.run.films.minatar import BLACK, MINATAR
 from purepg.run.films.picture import fit, picture, to_pixels

@@ -1,13 +1,18 @@
 """Learning curves: the numbers that are drawn, and that a picture comes of any of them."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from purepg.run.reliability import iqm
-from purepg.run.watch.curves import MAX_POINTS, NUM_BEST, curves_figure, on_common_grid, short_labels
-from purepg.run.watch.heatmap import heatmap_figure
+from purepg.run.watch import curves, heatmap
+from purepg.run.watch.curves import MAX_POINTS, NUM_BEST, on_common_grid, short_labels
 from purepg.run.watch.style import COLOURS, LIGHT_GREY
 from purepg.types import UsageError
+
+curves_figure: Any = curves.curves_figure  # matplotlib's types are too wide for what the tests look into
+heatmap_figure: Any = heatmap.heatmap_figure
 
 
 def population(num_settings: int, num_seeds: int, num_updates: int) -> dict[str, np.ndarray]:

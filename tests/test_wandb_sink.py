@@ -14,6 +14,7 @@ import wandb
 from fake_wandb import FakeRun, FakeWandb
 from PIL import Image
 from scipy import stats
+from wandb.errors import CommError, UsageError
 
 from purepg.run.watch import sink as sink_module
 from purepg.run.watch.rows import thinned
@@ -265,7 +266,7 @@ def test_a_crash_of_the_thread_is_said_once_and_stops_nothing(tmp_path, fake, ca
     assert "KeyError: 'env_steps'" in line
 
 
-@pytest.mark.parametrize("failure", [wandb.errors.UsageError("No API key"), wandb.errors.CommError("timed out")])
+@pytest.mark.parametrize("failure", [UsageError("No API key"), CommError("timed out")])
 def test_what_cannot_go_online_is_recorded_offline_after_one_try(tmp_path, fake, capsys, failure):
     fake.online_error = failure
     sink = make_sink(tmp_path, mode="online")

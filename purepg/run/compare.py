@@ -1,4 +1,4 @@
-"""Saved runs, read back to be compared: the scores of every setting's seeds, by label and environment."""
+"""Reads saved runs to compare them: the scores of every setting's seeds, by label and environment."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from purepg.run.reliability import iqm
 from purepg.run.sweep import label_of
 from purepg.types import UsageError
 
-PROTOCOL = "total_steps", "eval_episodes", "eval_max_steps"  # what should be equal, and is said where it is not
+PROTOCOL = "total_steps", "eval_episodes", "eval_max_steps"  # a note says where runs differ in these
 Strata = list[np.ndarray]  # one label's scores, `[S_k]` for each environment
 
 
@@ -29,55 +29,45 @@ class Row(NamedTuple):
     protocol: tuple[Any, ...]
 
 
-def read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The config and the summary of a finished run.
-
-    Raises:
-      UsageError: there is none.
-    """
+def finished(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The config and the summary of a run. Raises UsageError where it is not a finished run."""
     config, summary = read_config(folder), read_summary(folder)
     if summary["interrupted"]:
         raise UsageError(f"{folder} was interrupted: finish it (--resume) or leave it out")
     return config, summary
 
 
-def settings_of(folder: Path, label: str, scores: str) -> list[Row]:
-    """A row for each setting of a run.
+def rows_of(folder: Path, label: str, scores: str) -> list[Row]:
+    """A row for each setting of a finished run.
 
     Raises:
-      UsageError: it is not a finished run.
+      UsageError: the folder does not hold a finished run.
     """
-    config, summary = read(folder)
+    config, summary = finished(folder)
     rows = []
     try:
-        protocol = tuple(config["run"][field] for field in PROTOCOL)
-        for found in summary["settings"]:
-            finals = (found if scores == "sampled" else found[scores])["finals"]
-            row = Row(
-                folder=folder,
-                label=label,
-                setting=label_of(found["hyperparameters"]),
-                env=config["run"]["env"],
-                score=np.array(finals, np.float64),  # JSON's null becomes NaN
-                num_diverged=len(found["diverged"]),
-                protocol=protocol,
-            )
-            rows.append(row)
+        run = config["run"]
+        for entry in summary["settings"]:
+            finals = (entry if scores == "sampled" else entry[scores])["finals"]
+            score = np.array(finals, np.float64)  # JSON's null becomes NaN
+            protocol = tuple(run[field] for field in PROTOCOL)
+            setting = label_of(entry["hyperparameters"])
+            rows.append(Row(folder, label, setting, run["env"], score, len(entry["diverged"]), protocol))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UsageError(f"{folder} is not a run's folder of this version: {reason(error)}") from error
     return rows
 
 
 def gather(folders: Sequence[Path], labels: str | None, scores: str, best: bool) -> tuple[list[Row], list[str]]:
-    """The rows of all runs, and what is to be said of them.
+    """The rows of all runs, and notes on what the reader must know about them.
 
     Args:
-      labels: a name for each run, with commas between; None: the folder's. Where a run has several settings, they are
-        named after it.
+      labels: comma-separated names of the runs; None: the folders' names. The settings of a sweep are named after the
+        run.
       scores: "sampled", "mode" or "training".
-      best: of each run, only the setting with the highest IQM.
+      best: keep only the setting with the highest IQM of each run.
     Raises:
-      UsageError: nothing to compare, or a run that cannot be.
+      UsageError: there is nothing to compare, or a run cannot be compared.
     """
     if not folders:
         raise UsageError("name the folder of at least one run")
@@ -85,12 +75,12 @@ def gather(folders: Sequence[Path], labels: str | None, scores: str, best: bool)
     if labels is not None:
         names = [name.strip() for name in labels.split(",")]
         if len(names) != len(folders) or not all(names):
-            raise UsageError(f"--labels ({labels}) must be a name for each run ({len(folders)}), by commas")
-    alone = len(folders) == 1 and labels is None  # its settings need not say whose they are
+            raise UsageError(f"--labels ({labels}) must have a name for each run ({len(folders)}), separated by commas")
+    alone = len(folders) == 1 and labels is None  # its settings need no name of the run
     kept, notes = [], []
     for folder, name in zip(folders, names, strict=True):
         rows = []
-        for row in settings_of(folder, name, scores):
+        for row in rows_of(folder, name, scores):
             label = row.setting if row.setting and alone else f"{name} {row.setting}".strip()
             if np.isfinite(row.score).all() and len(row.score):
                 rows.append(row if best else row._replace(label=label))
@@ -105,11 +95,10 @@ def gather(folders: Sequence[Path], labels: str | None, scores: str, best: bool)
         kept += rows
     if not kept:
         raise UsageError(f"nothing to compare. {' '.join(notes)}".strip())
-    notes += [
-        f"{row.label} on {row.env}: {row.num_diverged} of {len(row.score)} seeds diverged, and count as they scored."
-        for row in kept
-        if row.num_diverged
-    ]
+    for row in kept:
+        if row.num_diverged:
+            diverged = f"{row.num_diverged} of {len(row.score)} seeds diverged, and count as they scored."
+            notes.append(f"{row.label} on {row.env}: {diverged}")
     for env in dict.fromkeys(row.env for row in kept):
         for field, *values in zip(PROTOCOL, *(row.protocol for row in kept if row.env == env), strict=True):
             if len(different := dict.fromkeys(map(str, values))) > 1:
@@ -118,10 +107,10 @@ def gather(folders: Sequence[Path], labels: str | None, scores: str, best: bool)
 
 
 def ranges(texts: Sequence[str], envs: Sequence[str]) -> dict[str, tuple[float, float]]:
-    """`["CartPole-v1=0,500"]` by environment; empty where returns are compared as they are.
+    """Parses `["CartPole-v1=0,500"]` into a range for each environment; empty where returns are not normalised.
 
     Raises:
-      UsageError: one that cannot be used, or one is missing.
+      UsageError: a range cannot be used, or an environment has none.
     """
     parsed = {}
     for text in texts:
@@ -139,32 +128,29 @@ def ranges(texts: Sequence[str], envs: Sequence[str]) -> dict[str, tuple[float, 
     missing = [env for env in envs if env not in parsed]
     if missing and (len(envs) > 1 or parsed):
         needed = " ".join(f"--range {env}=LOW,HIGH" for env in missing)
-        raise UsageError(f"{len(envs)} environments are comparable by normalised scores only: add {needed}")
+        raise UsageError(f"{len(envs)} environments can only be compared by normalised scores: add {needed}")
     return parsed
 
 
 def stratify(rows: Sequence[Row], scale: Mapping[str, tuple[float, float]]) -> dict[str, Strata]:
-    """Each label's scores, one array for each environment, normalised where there is a scale.
+    """Each label's scores, an array for each environment, normalised to its range in `scale` if it has one.
 
     Raises:
-      UsageError: a label has no run in an environment, or two.
+      UsageError: a label has no run on an environment, or two.
     """
     envs, labels = (list(dict.fromkeys(names)) for names in ([r.env for r in rows], [r.label for r in rows]))
-    by_place: dict[tuple[str, str], Row] = {}
+    found: dict[tuple[str, str], Row] = {}
     for row in rows:
-        other = by_place.setdefault((row.label, row.env), row)
+        other = found.setdefault((row.label, row.env), row)
         if other is not row:
-            raise UsageError(
-                f"{other.folder} and {row.folder} are both {row.label!r} on {row.env}: give them --labels that differ"
-            )
-    for label in labels:
-        for env in envs:
-            if (label, env) not in by_place:
-                remedy = "all labels need the same environments (--labels says which runs belong together)"
-                raise UsageError(f"{label!r} has no run on {env}: {remedy}")
+            both = f"{other.folder} and {row.folder} are both {row.label!r} on {row.env}"
+            raise UsageError(f"{both}: give them --labels that differ")
 
     def score(label, env):
+        if (label, env) not in found:
+            remedy = "all labels need the same environments (--labels says which runs belong together)"
+            raise UsageError(f"{label!r} has no run on {env}: {remedy}")
         low, high = scale.get(env, (0.0, 1.0))
-        return (by_place[label, env].score - low) / (high - low)
+        return (found[label, env].score - low) / (high - low)
 
     return {label: [score(label, env) for env in envs] for label in labels}

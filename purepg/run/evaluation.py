@@ -1,4 +1,4 @@
-"""The command line that evaluates one agent of a saved run."""
+"""The command line that evaluates an agent of a saved run."""
 
 import sys
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ class Choice:
     """Which agent, and how it is evaluated.
 
     Attributes:
-      run: the run's folder; its flag may be left out.
-      best: the agent with the highest final evaluation.
-      setting: place of its setting in the sweep.
-      seed: its seed.
-      episodes: whole episodes.
-      sampled: actions are sampled, not the distribution's mode.
+      run: the run's folder. The flag itself may be left out.
+      best: choose the agent with the highest final evaluation.
+      setting: position of the agent's setting in the sweep.
+      seed: the agent's seed.
+      episodes: number of whole episodes.
+      sampled: sample the actions instead of taking the policy's mode.
       eval_seed: seed of the evaluation.
-      max_steps: an episode is cut after this many steps; None: at the environment's time limit.
+      max_steps: truncate episodes after this many steps. None: at the environment's time limit.
     """
 
     run: Path
@@ -40,22 +40,20 @@ class Choice:
 
 
 def main(description: str | None = None) -> None:
-    """Evaluates, prints a few lines, and exits: 0 done, 2 a bad argument."""
-    script = Path(sys.argv[0]).stem
+    """Evaluates an agent, prints its report, and exits with 2 if an argument is bad."""
     try:
-        choice = check(parse_flags(Choice, run_first(sys.argv[1:]), description))
-        print(report(choice))
+        print(report(check(parse_flags(Choice, run_first(sys.argv[1:]), description))))
     except UsageError as error:
-        leave(script, error, 2)
+        leave(Path(sys.argv[0]).stem, error, 2)
 
 
 def run_first(arguments: list[str]) -> list[str]:
-    """A first argument without a flag is the run's folder."""
+    """Allows the run's folder as a first argument without its flag."""
     return ["--run", *arguments] if arguments and not arguments[0].startswith("-") else arguments
 
 
 def report(choice: Choice) -> str:
-    """Evaluates an agent, and says what came of it."""
+    """Evaluates an agent and describes its returns in three lines."""
     agent = load(choice.run, choice.setting, choice.seed, choice.best)
     max_steps = agent.max_steps(choice.max_steps)
 
@@ -67,12 +65,10 @@ def report(choice: Choice) -> str:
     stats = jax.device_get(run(jax.random.key(choice.eval_seed), agent.state))
     returns = stats.episode_return.astype(np.float64)
     error = returns.std(ddof=1) / np.sqrt(len(returns)) if len(returns) > 1 else np.nan
-    return "\n".join(
-        [
-            f"{choice.run}: {agent.name}, after {agent.update:,} updates, on {agent.env.name}",
-            f"return {returns.mean():.2f} +- {error:.2f} (standard error), deviation {returns.std():.2f}, "
-            f"from {returns.min():.1f} to {returns.max():.1f}, {len(returns):,} episodes",
-            f"length {stats.episode_length.mean():.1f}; {stats.terminated.mean():.1%} terminated, "
-            f"{stats.truncated.mean():.1%} truncated",
-        ]
+    return (
+        f"{choice.run}: {agent.name}, after {agent.update:,} updates, on {agent.env.name}\n"
+        f"return {returns.mean():.2f} +- {error:.2f} (standard error), deviation {returns.std():.2f}, "
+        f"from {returns.min():.1f} to {returns.max():.1f}, {len(returns):,} episodes\n"
+        f"length {stats.episode_length.mean():.1f}; {stats.terminated.mean():.1%} terminated, "
+        f"{stats.truncated.mean():.1%} truncated"
     )

@@ -12,11 +12,10 @@ from purepg.config import Count, check
 from purepg.run.cli import leave, parse_flags
 from purepg.run.console import reason, say
 from purepg.run.evaluation import Choice, run_first
-from purepg.run.films.drawing import drawing_of
-from purepg.run.films.episodes import Episode, play, split
-from purepg.run.films.film import film
+from purepg.run.films.episodes import play, split
+from purepg.run.films.film import drawing_of, film
 from purepg.run.folder.config import read_config
-from purepg.run.load import Agent, load
+from purepg.run.load import load
 from purepg.run.watch.opening import Mode, open_run, set_up
 from purepg.types import UsageError
 
@@ -44,9 +43,16 @@ def main(description: str | None = None, arguments: Sequence[str] | None = None)
         choice = check(parse_flags(FilmChoice, run_first(arguments), description))
         agent = load(choice.run, choice.setting, choice.seed, choice.best)
         drawing_of(agent.env)  # refuses an environment that cannot be drawn before anything compiles
-        episodes = episodes_of(agent, choice)
+        max_steps = agent.max_steps(choice.max_steps)
     except UsageError as error:
         leave(script, error, 2)
+
+    @jax.jit
+    def run(key, state):
+        act = agent.algorithm.policy(state, not choice.sampled)
+        return play(key, agent.env, act, choice.episodes, max_steps)
+
+    episodes = split(run(jax.random.key(choice.eval_seed), agent.state))
     made = film(agent.env, episodes, f"{agent.env.name}: {agent.name}")
     out = choice.out or choice.run / f"setting-{agent.setting}-seed-{agent.seed}.gif"
     try:
@@ -60,22 +66,6 @@ def main(description: str | None = None, arguments: Sequence[str] | None = None)
     print(f"wrote {out}: {made.num_frames} frames{every}, {len(made.data) / 1e6:.2f} MB")
     if choice.wandb != "disabled":
         log(choice.run, out, agent.name, returns, choice.wandb)
-
-
-def episodes_of(agent: Agent, choice: FilmChoice) -> list[Episode]:
-    """Plays the agent's episodes.
-
-    Raises:
-      UsageError: neither the environment nor `max_steps` limits their length.
-    """
-    max_steps = agent.max_steps(choice.max_steps)
-
-    @jax.jit
-    def run(key, state):
-        act = agent.algorithm.policy(state, not choice.sampled)
-        return play(key, agent.env, act, choice.episodes, max_steps)
-
-    return split(run(jax.random.key(choice.eval_seed), agent.state))
 
 
 def log(run: Path, out: Path, name: str, returns: Sequence[float], mode: Mode) -> None:

@@ -8,30 +8,20 @@ import numpy as np
 
 from purepg.envs.contract import in_units
 from purepg.experience.rollout import reset_all
-from purepg.types import Act, Array, Env, Key
-
-
-class Played(NamedTuple):
-    """N episodes side by side. The entries after an episode's end are meaningless."""
-
-    state: Any  # leaves [T + 1, N, ...]: before the first step, and after each
-    obs: Array  # [T + 1, N, ...]
-    reward: Array  # [T, N], and the flags too
-    terminated: Array
-    truncated: Array
+from purepg.types import Act, Env, Key
 
 
 class Episode(NamedTuple):
-    """One whole episode of T steps, in numpy."""
+    """One whole episode of T steps; or N side by side, whose entries after an episode's end are meaningless."""
 
-    state: Any  # leaves [T + 1, ...]
-    obs: np.ndarray  # [T + 1, ...]
-    reward: np.ndarray  # [T]
-    terminated: bool
-    truncated: bool
+    state: Any  # leaves [T + 1, ...] or [T + 1, N, ...]: before the first step, and after each
+    obs: Any  # [T + 1, ...] or [T + 1, N, ...]
+    reward: Any  # [T] or [T, N]
+    terminated: Any  # of one episode: whether it ended so; of N: [T, N]
+    truncated: Any
 
 
-def play(key: Key, env: Env, act: Act, num_episodes: int, max_steps: int) -> Played:
+def play(key: Key, env: Env, act: Act, num_episodes: int, max_steps: int) -> Episode:
     """The episodes over which `purepg.train.evaluate` averages when it is given the same arguments. Pure."""
     k_start, k_run = jax.random.split(key)
     world = reset_all(k_start, env, num_episodes)
@@ -47,16 +37,15 @@ def play(key: Key, env: Env, act: Act, num_episodes: int, max_steps: int) -> Pla
     _, (states, steps) = jax.lax.scan(body, first, jnp.arange(max_steps))
     state, obs = jax.tree.map(lambda x0, x: jnp.concatenate([x0[None], x]), first, (states, steps.obs))
     truncated = steps.truncated | ((jnp.arange(max_steps) == max_steps - 1)[:, None] & ~steps.terminated)
-    return Played(state, obs, steps.reward, steps.terminated, truncated)
+    return Episode(state, obs, steps.reward, steps.terminated, truncated)
 
 
-def split(played: Played) -> list[Episode]:
-    """The single episodes, each cut at its end."""
-    played = jax.device_get(played)
+def split(played: Episode) -> list[Episode]:
+    """The single episodes in numpy, each cut at its end."""
+    states, all_obs, reward, terminated, truncated = jax.device_get(played)
     found = []
-    for n in range(played.reward.shape[1]):
-        T = int(np.argmax(played.terminated[:, n] | played.truncated[:, n])) + 1
-        state, obs = jax.tree.map(lambda x, n=n, T=T: x[: T + 1, n], (played.state, played.obs))
-        ending = bool(played.terminated[T - 1, n]), bool(played.truncated[T - 1, n])
-        found.append(Episode(state, obs, np.asarray(played.reward[:T, n]), *ending))
+    for n, last in enumerate(np.argmax(terminated | truncated, axis=0)):
+        state, obs = jax.tree.map(lambda x, n=n, last=last: x[: last + 2, n], (states, all_obs))
+        ending = bool(terminated[last, n]), bool(truncated[last, n])
+        found.append(Episode(state, obs, reward[: last + 1, n], *ending))
     return found

@@ -5,16 +5,19 @@ third, ... step of a long episode is shown.
 """
 
 import io
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
 
-from purepg.run.films.drawing import Drawing, drawing_of
+from purepg.run.films.classic_control import CLASSIC_CONTROL
 from purepg.run.films.episodes import Episode
+from purepg.run.films.grids import CLIFF_SHAPE, GRIDS, cliff
+from purepg.run.films.minatar import MINATAR, PALETTE, channels_scene
 from purepg.run.films.picture import picture
-from purepg.types import Env
+from purepg.run.films.scene import Scene
+from purepg.types import Box, Discrete, Env, UsageError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -22,6 +25,34 @@ if TYPE_CHECKING:
 MAX_FRAMES = 250  # of an episode
 MAX_BYTES = 2_000_000  # of an episode
 MILLISECONDS_AT_END = 1500
+
+
+class Drawing(NamedTuple):
+    """How an environment is drawn: its scene, given a state and an observation in numpy, and how long a step lasts."""
+
+    scene: Callable[[Any, np.ndarray], Scene]
+    milliseconds: int
+
+
+def drawing_of(env: Env) -> Drawing:
+    """How to draw an environment. A boolean image of any name is drawn as MinAtar's are.
+
+    Raises:
+      UsageError: the environment cannot be drawn.
+    """
+    space = env.observation_space
+    if env.name in CLASSIC_CONTROL:
+        return Drawing(CLASSIC_CONTROL[env.name], 30)
+    if env.name in GRIDS:
+        return Drawing(GRIDS[env.name], 200)
+    if env.name == "cliff" and isinstance(space, Discrete) and space.n == CLIFF_SHAPE[0] * CLIFF_SHAPE[1]:
+        return Drawing(cliff, 200)
+    if isinstance(space, Box) and len(space.shape) == 3 and space.dtype is bool:
+        unnamed = [(i, f"channel {i}", PALETTE[i % len(PALETTE)]) for i in range(space.shape[2])]
+        channels = MINATAR.get(env.name, unnamed)
+        return Drawing(lambda state, obs: channels_scene(obs, channels), 100)
+    known = ", ".join((*CLASSIC_CONTROL, *GRIDS, "cliff"))
+    raise UsageError(f"{env.name} cannot be drawn; choose a run on MinAtar or on one of {known}")
 
 
 class Film(NamedTuple):

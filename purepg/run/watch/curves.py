@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,7 @@ MAX_COLOURED = 6  # of more settings, only the best are drawn in colour,
 NUM_BEST = 5  # so many of them
 LAST_PART = 0.1  # a setting is as good as the mean over this last part of its curve
 MAX_LABEL = 40  # characters
+Curve = tuple[np.ndarray, ...]  # environment steps, IQM, lower and upper quartile, each `[G]`
 
 
 def curves_figure(
@@ -28,7 +29,7 @@ def curves_figure(
 ) -> "Figure":
     """Draws a metric over environment steps. Of many settings, only those that end highest are coloured and named.
 
-    The figure is independent of pyplot. `figure.savefig(file, format="png")` writes it.
+    The figure does not belong to pyplot. `figure.savefig(file, format="png")` writes it.
 
     Args:
       metrics: each `[H, S, U]`; `metric` (NaN where an update has none) and the `env_steps` of every update (0 or NaN
@@ -38,13 +39,15 @@ def curves_figure(
     Raises:
       UsageError: the metrics do not have `metric`.
     """
+    from matplotlib.ticker import EngFormatter
+
     from purepg.run.watch.figure import Figure
 
     if metric not in metrics:
         raise UsageError(f"there is no metric {metric!r}; the run has {', '.join(sorted(metrics))}")
     num_settings, num_seeds, num_updates = metrics[metric].shape
     window = -(-num_updates // MAX_POINTS)
-    curves: list[tuple[np.ndarray, ...]] = []  # per setting: env_steps, IQM, lower and upper quartile
+    curves: list[Curve] = []
     for env_steps, value in zip(metrics["env_steps"], metrics[metric], strict=True):
         grid, on_grid = on_common_grid(env_steps, value, window)
         curves.append((grid, *iqm_and_quartiles(on_grid)))
@@ -55,22 +58,24 @@ def curves_figure(
     axes = figure.add_subplot()
     names, short = short_labels(labels)
     lines = _draw(axes, curves, short, shown)
-    _label_axes(axes, metric, window, max(1.0, *(curve[0].max(initial=0) for curve in curves)))
+    name = metric.replace("_", " ")
+    axes.set_ylabel(name if window == 1 else f"{name} (mean of {window} updates)")
+    axes.set_xlabel("environment steps per seed")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.set_xlim(0, 1.01 * max(1.0, *(curve[0].max(initial=0) for curve in curves)))
     note = over_num_seeds(num_seeds) + ("; band: lower to upper quartile" if num_seeds > 1 else "")
     if len(shown) < num_settings:
         note += f"; in colour: the {len(shown)} of {num_settings} highest at the end"
     dress(axes, title, note)
+    legend: Any = {"handles": lines, "title": names, "alignment": "left", "frameon": False}
     if num_settings > MAX_INSIDE:
-        place = {"loc": "outside right center", "fontsize": 8, "title_fontsize": 8}
-        figure.legend(handles=lines, title=names, alignment="left", frameon=False, **place)
+        figure.legend(loc="outside right center", fontsize=8, title_fontsize=8, **legend)
     elif num_settings > 1:
-        axes.legend(handles=lines, title=names, alignment="left", frameon=False, fontsize=9)
+        axes.legend(fontsize=9, **legend)
     return figure
 
 
-def _draw(
-    axes: "Axes", curves: Sequence[tuple[np.ndarray, ...]], labels: Sequence[str], shown: Sequence[int]
-) -> "list[Line2D]":
+def _draw(axes: "Axes", curves: Sequence[Curve], labels: Sequence[str], shown: Sequence[int]) -> "list[Line2D]":
     """Draws the curves, those in `shown` in colour and above the others. Returns a line per entry of the legend."""
     in_colour: dict[int, Line2D] = {}
     grey: list[Line2D] = []
@@ -78,8 +83,7 @@ def _draw(
         has_value = np.isfinite(middle)
         marker = "o" if has_value.sum() == 1 else None  # a line through one point is invisible
         if h not in shown:
-            style = {"color": LIGHT_GREY, "marker": marker, "markersize": 3, "linewidth": 0.8, "zorder": 1}
-            grey += axes.plot(grid, middle, **style)
+            grey += axes.plot(grid, middle, color=LIGHT_GREY, marker=marker, markersize=3, linewidth=0.8, zorder=1)
             continue
         colour, style = look(shown.index(h))
         label = labels[h] if has_value.any() else f"{labels[h]} (no value)"
@@ -93,16 +97,6 @@ def _draw(
     if grey:
         grey[0].set_label(f"the other {len(grey)}")
     return [in_colour[h] for h in shown] + grey[:1]
-
-
-def _label_axes(axes: "Axes", metric: str, window: int, num_steps: float) -> None:
-    from matplotlib.ticker import EngFormatter
-
-    name = metric.replace("_", " ")
-    axes.set_ylabel(name if window == 1 else f"{name} (mean of {window} updates)")
-    axes.set_xlabel("environment steps per seed")
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.set_xlim(0, 1.01 * num_steps)
 
 
 def best(curves: Sequence[np.ndarray], number: int = NUM_BEST) -> list[int]:

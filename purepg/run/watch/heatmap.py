@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def heatmap_figure(settings: Sequence[Mapping[str, Any]], title: str) -> "Figure":
     """Draws the IQM of every setting's final evaluation and frames the highest.
 
-    The figure is independent of pyplot. `figure.savefig(file, format="png")` writes it.
+    The figure does not belong to pyplot. `figure.savefig(file, format="png")` writes it.
 
     Args:
       settings: those of summary.json, with two `hyperparameters`, `iqm` (NaN or None where there is none) and `finals`.
@@ -29,7 +29,7 @@ def heatmap_figure(settings: Sequence[Mapping[str, Any]], title: str) -> "Figure
     names = list(settings[0]["hyperparameters"])
     if len(names) != 2:
         raise UsageError(f"a heat map needs a sweep over two fields, and this one is over {len(names)}")
-    points = [tuple(_hashable(setting["hyperparameters"][name]) for name in names) for setting in settings]
+    points = [tuple(str(setting["hyperparameters"][name]) for name in names) for setting in settings]
     values = [list(dict.fromkeys(column)) for column in zip(*points, strict=True)]
     across, up = (0, 1) if len(values[0]) >= len(values[1]) else (1, 0)  # wide rather than high
     cells = np.full((len(values[up]), len(values[across])), np.nan)
@@ -43,7 +43,7 @@ def heatmap_figure(settings: Sequence[Mapping[str, Any]], title: str) -> "Figure
     figure = Figure(figsize=figsize, dpi=150, layout="constrained")
     axes = figure.add_subplot()
     _draw_cells(axes, cells, fontsize=min(10, 72 * size / 6))
-    labels = {i: [short_value(value) for value in values[i]] for i in (across, up)}
+    labels = [list(map(short_value, column)) for column in values]
     axes.set_xticks(range(num_columns), labels[across])
     axes.set_yticks(range(num_rows), labels[up])
     if max(map(len, labels[across])) > 10 * size:
@@ -74,12 +74,8 @@ def _draw_cells(axes: "Axes", cells: np.ndarray, fontsize: float) -> None:
         dark = np.isfinite(value) and np.dot(colours(scale(value))[:3], (0.299, 0.587, 0.114)) < 0.5
         text = f"{value:.{decimals}f}" if np.isfinite(value) else "none"
         is_best = value == high > low
-        style = {"color": "white" if dark else "black", "fontweight": "bold" if is_best else None}
+        style: Any = {"color": "white" if dark else "black", "fontweight": "bold" if is_best else None}
         axes.text(column, row, text, ha="center", va="center", fontsize=fontsize, **style)
         if is_best:
             corner = column - 0.46, row - 0.46
             axes.add_patch(Rectangle(corner, 0.92, 0.92, fill=False, edgecolor=COLOURS[1], linewidth=2))
-
-
-def _hashable(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value

@@ -42,15 +42,15 @@ def member_summary(member: Member, summary: Mapping[str, Any]) -> dict[str, Any]
     """The entry of the member's setting, and what all settings share. Of a list over seeds (`finals`, `responses`) a
     seed has its own element (`final`, `responses`)."""
 
-    def of_seed(entry: Mapping[str, Any], seed: int) -> dict[str, Any]:
-        own: dict[str, Any] = dict(entry)
-        for all_seeds, name in (("finals", "final"), ("responses", "responses")):
-            if all_seeds in own:
-                own[name] = own.pop(all_seeds)[seed]
-        return {name: of_seed(value, seed) if isinstance(value, Mapping) else value for name, value in own.items()}
+    def of_member(entry: Mapping[str, Any]) -> dict[str, Any]:
+        own: dict[str, Any] = {}
+        for name, value in entry.items():
+            if member.seed is not None and name in ("finals", "responses"):
+                own["final" if name == "finals" else name] = value[member.seed]
+            elif name != "hyperparameters":
+                own[name] = of_member(value) if isinstance(value, Mapping) else value
+        return own
 
+    settings = summary.get("settings")
     own = {name: value for name, value in summary.items() if name != "settings"}
-    if "settings" in summary:
-        entry = {k: v for k, v in summary["settings"][member.setting].items() if k != "hyperparameters"}
-        own |= entry if member.seed is None else of_seed(entry, member.seed)
-    return own
+    return own | of_member(settings[member.setting]) if settings else own

@@ -1,4 +1,4 @@
-"""Opening a W&B run, which never prompts, prints or logs in."""
+"""Opening a W&B run in silence: no prompt, no login, nothing printed."""
 
 import secrets
 from collections.abc import Callable
@@ -22,15 +22,12 @@ def set_up(mode: Mode) -> None:
     wandb.setup(wandb.Settings(silent=True, mode=mode))
 
 
-def open_run(mode: Mode, out: Path, name: str, say: Callable[[str], None], **kwargs: Any) -> tuple[Any, Mode]:
-    """Opens a run whose files lie in `out/wandb`. One that cannot go online is recorded offline, which `say` is told.
+def open_run(mode: Mode, out: Path, name: str, say: Callable[[str], None], **options: Any) -> tuple[Any, Mode]:
+    """Opens a run with files in `out/wandb` and further options of `wandb.init`. If it cannot go online it is recorded
+    offline, and `say` is told. An exception means that not even this worked.
 
-    Args:
-      kwargs: further arguments of `wandb.init`.
     Returns:
       (run, mode): the run and whether it is "online" or "offline".
-    Raises:
-      Exception: W&B cannot open a run, not even offline.
     """
     import wandb
 
@@ -49,7 +46,7 @@ def open_run(mode: Mode, out: Path, name: str, say: Callable[[str], None], **kwa
             reinit="create_new",
         )
         run_id = secrets.token_hex(4)  # else a WANDB_RUN_ID in the environment would make all runs one
-        return wandb.init(id=run_id, name=name[:MAX_NAME_LENGTH], dir=out, mode=mode, settings=settings, **kwargs)
+        return wandb.init(id=run_id, name=name[:MAX_NAME_LENGTH], dir=out, mode=mode, settings=settings, **options)
 
     if mode == "online":
         try:
@@ -60,5 +57,5 @@ def open_run(mode: Mode, out: Path, name: str, say: Callable[[str], None], **kwa
 
 
 def sync(out: Path, runs: str) -> str:
-    """The command that uploads runs from `out`."""
+    """The command that uploads the runs of a folder."""
     return f"`wandb sync {out}/{WANDB}/{runs}`"

@@ -16,9 +16,9 @@ Row = dict[str, Any]
 class Rows:
     """Makes a population's rows as its blocks arrive.
 
-    A row is the mean over the last `every` updates of a block, at the `env_steps` that the member has consumed so far
-    (or, for a setting, their mean over seeds). Metrics that are not finite are left out. A member that has stopped has
-    no more rows: its `env_steps` are 0 or NaN.
+    A row is the mean over `every` updates of a block, at the `env_steps` that the member has consumed so far (or, for a
+    setting, their mean over seeds). Metrics that are not finite are left out. A member that has stopped, with 0 or NaN
+    `env_steps`, has no more rows.
     """
 
     def __init__(self, per: Per, num_settings: int, num_seeds: int, every: int):
@@ -32,11 +32,8 @@ class Rows:
     def of_block(
         self, settings: Sequence[int], seeds: Sequence[int], start: int, metrics: Columns
     ) -> Iterator[tuple[Member, Row]]:
-        """The rows of a block of metrics `[H', S', U']`, whose first update is `start`.
-
-        Seeds of one setting may be trained in turns, and after a resume in blocks of other lengths. A setting's row is
-        made once all its seeds have reached it.
-        """
+        """The rows of a block of metrics `[H', S', U']`, whose first update is `start`. As seeds may be trained in
+        turns, and after a resume in blocks of other lengths, a setting has a row once all its seeds have reached it."""
         for i, setting in enumerate(settings):
             own = {name: value[i] for name, value in metrics.items()}
             if self._per == "setting":
@@ -48,7 +45,7 @@ class Rows:
             active, totals = self._advance(setting, seeds, own["env_steps"])
             for j, seed in enumerate(seeds):
                 columns = {name: value[j] for name, value in own.items()} | {"env_steps": totals[j]}
-                yield from self._thinned(Member(setting, seed), start, columns, active[j])
+                yield from self._made(Member(setting, seed), start, columns, active[j])
 
     def rest(self) -> Iterator[tuple[Member, Row]]:
         """The rows that waited for seeds which never reached them, over the seeds that did."""
@@ -72,7 +69,7 @@ class Rows:
                 waiting[seed] = [left] if len(left["env_steps"]) else []
         active, totals = self._advance(setting, range(self._num_seeds), metrics["env_steps"])
         columns = columns_over_seeds(metrics, active, totals)
-        yield from self._thinned(Member(setting, None), self._num_updates[setting], columns, np.max(active, axis=0))
+        yield from self._made(Member(setting, None), self._num_updates[setting], columns, np.max(active, axis=0))
         self._num_updates[setting] += num_updates
 
     def _advance(self, setting: int, seeds: Sequence[int], env_steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -86,9 +83,7 @@ class Rows:
         self._env_steps[setting, list(seeds)] = totals[:, -1]
         return active, totals.astype(np.int64)
 
-    def _thinned(
-        self, member: Member, start: int, columns: Columns, active: np.ndarray
-    ) -> Iterator[tuple[Member, Row]]:
+    def _made(self, member: Member, start: int, columns: Columns, active: np.ndarray) -> Iterator[tuple[Member, Row]]:
         last, means = thinned(columns, active, self._every)
         lists = {name: nested_lists(value) for name, value in means.items()}
         for i, u in enumerate(last):

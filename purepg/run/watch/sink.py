@@ -27,18 +27,16 @@ NUM_FINISHERS = 16  # runs that end at the same time
 
 @dataclass(eq=False)
 class WandbSink:
-    """Logs a population to W&B, in a run for each setting and seed, or for each setting with a mean and a 95 % interval
-    over seeds. `Rows` says what a row holds.
+    """Logs a population to W&B: a run per setting and seed, or per setting with mean and 95 % interval over seeds.
 
     Args:
       mode: "online" falls back to offline where there is no key or no network; `wandb sync` uploads such runs later.
       per: one W&B run per "seed" (of each setting) or per "setting".
-      out: an existing folder. W&B's files are in `out/wandb`.
+      out: an existing folder. W&B's files are in its `wandb`.
       config: the experiment's config, in which each run replaces the values of its own hyperparameters.
       hyperparameters: per setting, name to value.
       seeds: `[S]` the numbers by which the seeds are named.
-      every: updates per row. W&B takes a third of a millisecond per row, and a small agent makes several updates in
-        that time.
+      every: updates per row. W&B takes a third of a millisecond per row, in which a small agent makes several updates.
     """
 
     mode: Mode
@@ -64,19 +62,15 @@ class WandbSink:
             self._thread.start()
 
     def log_block(
-        self,
-        settings: Sequence[int],
-        start: int,
-        metrics: Mapping[str, np.ndarray],
-        seeds: Sequence[int] | None = None,
+        self, settings: Sequence[int], start: int, metrics: Mapping[str, np.ndarray], seeds: Sequence[int] | None = None
     ) -> None:
-        """Queues a block's rows and returns at once. The arrays are read later, so they must not be written to.
+        """Queues a block of `metrics [H', S', U']`, with the `env_steps` of every update, and returns at once.
+
+        The arrays are read later, so they must not be written to.
 
         Args:
-          settings: the `H'` settings in the block.
+          settings, seeds: the positions of the block's members in the population; None: all seeds.
           start: the block's first update.
-          metrics: each `[H', S', U']`; `env_steps`, those of each update, is one of them.
-          seeds: the positions on the seed axis of the block's `S'` seeds; None: all seeds.
         """
         if self._thread.is_alive():
             self._blocks.put((settings, range(len(self.seeds)) if seeds is None else seeds, start, metrics))
@@ -173,9 +167,8 @@ def _show(run: Any, member: Member, summary: Mapping[str, Any], pictures: Sequen
     responses = own.pop("responses", None)
     run.summary.update(plain(own))
     if responses and member.seed is not None:
-        columns = list(responses[0])
-        rows: list[Any] = [[response[name] for name in columns] for response in responses]
-        run.log({"responses": wandb.Table(columns=columns, data=rows)})
+        rows: list[Any] = [list(response.values()) for response in responses]
+        run.log({"responses": wandb.Table(columns=list(responses[0]), data=rows)})
     images = {path.stem: wandb.Image(str(path)) for path in pictures if path.exists()}
     if images:
         run.log(images)

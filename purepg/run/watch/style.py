@@ -1,7 +1,7 @@
 """The look that all figures share."""
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,12 +34,9 @@ def over_num_seeds(num_seeds: int) -> str:
     return f"IQM over {num_seeds} seeds" if num_seeds > 1 else "one seed"
 
 
-def short_value(value: Any) -> str:
+def short_value(text: str) -> str:
     """A swept value for an axis or a legend: floats with three significant digits, layer widths as 64x64."""
-    if isinstance(value, list | tuple):
-        return "x".join(map(str, value))
-    text = str(value)
-    if re.fullmatch(r"\([\d, ]+\)", text):
+    if re.fullmatch(r"[(\[][\d, ]+[)\]]", text):
         return "x".join(re.findall(r"\d+", text))
     try:
         return text if re.fullmatch(r"-?\d+", text) else f"{float(text):.3g}"
