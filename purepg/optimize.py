@@ -20,11 +20,8 @@ Loss = Callable[[Params, Any], tuple[Array, Metrics]]  # (params, batch) -> (sca
 def step_direction(
     optimizer: Optimizer, max_grad_norm: Array | float | None, adam_eps: Array | float = 1e-5
 ) -> optax.GradientTransformation:
-    """Adam's direction, or the gradient itself, of a gradient clipped to a global norm (None: not clipped). The caller
-    multiplies by the learning rate, so that no schedule's counter hides in the optimiser's state.
-
-    Raises:
-      UsageError: `optimizer` is neither adam nor sgd.
+    """Adam's direction, or the gradient itself (sgd), after clipping to a global norm, unless that is None. The caller
+    multiplies by the learning rate, so the optimiser's state holds no schedule. Raises UsageError for other optimisers.
     """
     check_choice("optimizer", optimizer, Optimizer)
     clip = optax.identity() if max_grad_norm is None else optax.clip_by_global_norm(max_grad_norm)
@@ -73,14 +70,14 @@ class Widened(NamedTuple):
     """An optimiser's state for parameters of which some are narrower than float32."""
 
     inner: optax.OptState  # in float32
-    remainder: Params  # float32: what the parameters would have on top, were they not rounded to their dtype
+    remainder: Params  # float32: what rounding cut off the parameters
 
 
 def in_float32(tx: optax.GradientTransformation) -> optax.GradientTransformation:
     """`tx` with its state and arithmetic in float32 where parameters are narrower; elsewhere `tx` itself.
 
-    In bfloat16, 1 + 0.003 is 1: steps that small would never add up. So `gradient_step` keeps what rounding takes from
-    the parameters in the state, as float32 copies of them would.
+    In bfloat16, 1 + 0.003 is 1, so small steps would be lost. `gradient_step` therefore keeps in the state what
+    rounding cut off, which gives the precision of float32 copies of the parameters.
     """
 
     def init(params):
@@ -107,14 +104,10 @@ def anneal(value: Array | float, update: Array, anneal_updates: int | None) -> A
 
 
 def gradient_step(
-    loss: Loss,
-    tx: optax.GradientTransformation,
-    learning_rate: Array | float,
-    train_state: TrainState,
-    batch: Any,
+    loss: Loss, tx: optax.GradientTransformation, learning_rate: Array | float, train_state: TrainState, batch: Any
 ) -> tuple[TrainState, Metrics]:
-    """params <- params - learning_rate * direction(grad loss), in float32 at least, and then of the parameters' dtype.
-    The metrics gain `grad_norm`, before any clipping."""
+    """params <- params - learning_rate * direction(grad loss), computed in float32 or wider and rounded to the dtype of
+    the parameters. The metrics gain `grad_norm`, the norm before clipping."""
     params, opt_state = train_state
     grads, metrics = jax.grad(loss, has_aux=True)(params, batch)
     direction, opt_state = tx.update(grads, opt_state, params)
@@ -146,7 +139,7 @@ def gradient_steps(
 
 
 def by_half(**metrics: Metrics) -> Metrics:
-    """Each half's metrics of its gradient step, under one name each: `policy_loss`, `critic_grad_norm`."""
+    """The metrics of both halves' gradient steps, with the half in the name: `policy_loss`, `critic_grad_norm`."""
     return {
         f"{half}_{name}" if name in ("loss", "grad_norm") else name: x
         for half, values in metrics.items()
@@ -158,10 +151,9 @@ def shuffle(key: Key, n: int) -> Array:
     """A random permutation of 0, ..., n - 1, `[n]` int32, without a sort: O(n), and vectorised.
 
     A Feistel network permutes the 2^w >= n numbers of w bits: each round adds to one half of the bits a hash of the
-    other half and of a random round key. Where n is no power of two, numbers that fall outside are sent through again
-    until they fall inside ("cycle walking"; Black & Rogaway 2002). Eight rounds: with six, minibatch means of some
-    data spread a few per cent too wide. Halves of a few bits mix too little whatever the rounds, so up to 64 numbers
-    are ranked by random bits instead.
+    other half and a random round key. Where n is no power of two, results of n or more are permuted again until they
+    are below n ("cycle walking"; Black & Rogaway 2002). There are eight rounds, because with six the means of
+    minibatches spread a few per cent too widely. Few bits mix badly, so up to 64 numbers are ranked by random bits.
     """
     if n <= 64:
         order = (jax.random.bits(key, (n,), jnp.uint32) & ~jnp.uint32(63)) | jnp.arange(n, dtype=jnp.uint32)
@@ -204,11 +196,11 @@ def minibatch_epochs(
 
     Args:
       batch: a tree of arrays `[T, N, ...]`; T * N is divisible by `num_minibatches`.
-      target_kl: if not None, the first minibatch whose `approx_kl` (a metric of the loss, at the parameters before its
-        step) exceeds 1.5 * target_kl, and all after it, change nothing.
+      target_kl: if not None, the first minibatch whose `approx_kl` (a metric of the loss, before the step) exceeds
+        1.5 * target_kl stops the update: it takes no step, and neither does any later minibatch.
     Returns:
-      (train_state, metrics): means of the loss's metrics over the minibatches that counted, and `epochs_used`,
-      the share of gradient steps that were taken, in epochs.
+      (train_state, metrics): means of the loss's metrics over the minibatches up to the one that stopped the update,
+      and `epochs_used`, the number of gradient steps taken divided by `num_minibatches`.
     """
     batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
     batch_size = jax.tree.leaves(batch)[0].shape[0]
@@ -235,7 +227,7 @@ def minibatch_epochs(
     carry = (train_state, jnp.bool_(False))
     (train_state, _), metrics = jax.lax.scan(epoch, carry, jax.random.split(key, num_epochs))
     took = ~metrics.pop("stopped")
-    # The minibatch that stopped the update was still measured: where it was the first, its metrics are all there is.
+    # The minibatch that stopped the update counts in the means: if it was the first, there are no others.
     measured = jnp.roll(took.ravel(), 1).at[0].set(True).reshape(took.shape)
     means = {name: jnp.mean(x, where=measured) for name, x in metrics.items()}
     return train_state, means | {"epochs_used": jnp.sum(took) / num_minibatches}

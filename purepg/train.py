@@ -1,4 +1,4 @@
-"""The generic loops, still pure: train an algorithm, guard it, evaluate a policy."""
+"""The generic loops, as pure functions: training an algorithm, guarding it, evaluating a policy."""
 
 from typing import Any, NamedTuple
 
@@ -13,8 +13,8 @@ from purepg.types import Act, Algorithm, Array, Env, Key, Mean, Metrics, Obs, St
 
 
 def train(key: Key, algorithm: Algorithm, state: State, start: Array | int, num_updates: int) -> tuple[State, Metrics]:
-    """`num_updates` updates from update number `start` on, as one scan. Metrics' leaves are `[num_updates]`; `averaged`
-    makes plain arrays of them.
+    """`num_updates` updates from update number `start` on, as one scan. Leaves of the metrics are `[num_updates]`;
+    `averaged` turns them into plain arrays.
 
     Update u uses `fold_in(key, u)`, so that blocks of any length give what one long block gives, bit for bit.
     """
@@ -26,10 +26,10 @@ def train(key: Key, algorithm: Algorithm, state: State, start: Array | int, num_
 
 
 def averaged(metrics: Metrics) -> dict[str, np.ndarray]:
-    """Metrics as the host reads them: NumPy arrays, each `Mean` divided.
+    """Metrics as NumPy arrays, each `Mean` divided.
 
-    A mean over nothing is NaN (an `episode_return` where no episode ended), and so is every float of an update that
-    took no environment steps, since its member had stopped.
+    The mean of no values is NaN, such as `episode_return` where no episode ended. So is every float of an update with
+    no environment steps, whose member had stopped.
     """
     values = jax.device_get(metrics)
     made = np.asarray(values["env_steps"]) > 0
@@ -47,20 +47,20 @@ def _averaged(value: Any, made: np.ndarray) -> np.ndarray:
 class Guard(NamedTuple):
     """What `guard` knows of a member."""
 
-    finite: Array  # bool: false from the first update that brought a non-finite number on
+    finite: Array  # bool: False from the first update that gave a non-finite number
     env_steps_left: Array  # int32: how many more environment steps the learner may consume
-    num_updates: Array | None  # int32: how many it has made; None where all have one length
+    num_updates: Array | None  # int32: updates so far; None where all updates take as many environment steps
 
 
 def guard(algorithm: Algorithm, max_env_steps: int) -> Algorithm:
-    """The same algorithm, made safe to run for long and beside others in a population.
+    """The same algorithm, made safe for long runs and for populations.
 
-    - An update that makes the learner non-finite is undone, and the learner stays as it was before it from then on;
-      the metric `finite` is false from that update. Other members of a population are untouched.
-    - Where updates vary in length, a member stops before the update that could pass `max_env_steps`: it changes no
-      more, its metrics and its `env_steps` are 0. Once every member has stopped, updates cost nothing. It also counts
-      its updates, since it may have stopped before others: with more steps to consume it goes on from there. Where
-      updates have one length, the caller knows their number, and nothing is counted.
+    - An update that makes the learner non-finite is undone, and the learner is frozen from then on. The metric `finite`
+      is False from that update. Other members of a population are not affected.
+    - Where updates vary in length, a member stops before the update that could exceed `max_env_steps`: its learner
+      stays as it is, and its metrics are 0. Once every member has stopped, updates cost nothing. Each member counts its
+      updates, so that it can go on from there with a larger budget. Where all updates have one length, the caller knows
+      their number, and nothing is counted.
     """
     counts = algorithm.update_steps.vary
 
@@ -97,13 +97,13 @@ class EpisodeStats(NamedTuple):
     episode_length: Array
     terminated: Array
     truncated: Array
-    last_obs: Obs  # when all had ended; what came after an episode's own end is in it too
+    last_obs: Obs  # when the last episode had ended; environments are stepped on after their own episode's end
 
 
 def evaluate(key: Key, env: Env, act: Act, num_episodes: int, max_steps: int) -> EpisodeStats:
-    """Whole episodes in the raw environment, all from their resets; one still running after `max_steps` is truncated.
+    """Whole episodes in the raw environment; one still running after `max_steps` is truncated.
 
-    Every episode counts once, so short episodes are not over-represented as they are in a stream of fixed length.
+    Every episode counts once. In a rollout of fixed length, short episodes would be over-represented.
     """
     check_environment(env)
     k_start, k_run = jax.random.split(key)

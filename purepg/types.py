@@ -1,6 +1,8 @@
-"""The nouns of purepg. Every other module speaks in these; this one imports nothing of purepg.
+"""The types that every module of purepg shares. This one imports nothing of purepg.
 
-Axes, everywhere: `T` time first, `N` environments, `B` flattened batch, `S` seeds, `H` hyperparameter settings.
+Axes: `T` time, `N` environments, `B` flattened batch, `S` seeds, `H` hyperparameter settings, `P` prompts or initial
+states, `G` episodes of a group. Rollouts have time first, `[T, N, ...]`. Groups of episodes have it last, `[P, G, T]`,
+since their losses and advantages are per episode. Metrics of a population are `[H, S, updates]`.
 """
 
 from collections.abc import Callable
@@ -19,8 +21,8 @@ EnvState = Any
 
 
 class Mean(NamedTuple):
-    """A mean over however many values there were, perhaps none. The host divides (`train.averaged`), so that a healthy
-    compiled program makes no NaN and `jax_debug_nans` can be on."""
+    """A mean of any number of values, perhaps of none. The host divides (`train.averaged`), so that a compiled program
+    without errors makes no NaN, and `jax_debug_nans` can be on."""
 
     total: Array
     num: Array
@@ -56,7 +58,7 @@ class GuardedMetrics(UpdateMetrics):
 
 
 class UsageError(ValueError):
-    """The caller asked for something that cannot be: one line that says the contract, the value and the remedy."""
+    """The caller asked for something impossible; one line says what is wrong, the value, and what to do."""
 
 
 class Discrete(NamedTuple):
@@ -91,20 +93,20 @@ def space_leaves(space: ObservationSpace) -> list[Space]:
 
 
 class TimeStep(NamedTuple):
-    """What one environment step brings. `obs` is the observation reached, never that of a reset."""
+    """The result of one environment step. `obs` is the observation reached, never that of a reset."""
 
     obs: Obs
     reward: Array  # float32 scalar
-    terminated: Array  # bool: the process ended here; nothing of value follows
-    truncated: Array  # bool: the clock ended the episode; the state's value still counts
+    terminated: Array  # bool: the episode ended in a terminal state, whose value is 0
+    truncated: Array  # bool: a time limit ended the episode; the value of the last state still counts
 
 
 class Env(NamedTuple):
     """One environment as pure functions, without a batch axis: the caller vmaps.
 
-    `step` never resets; `rollout` does, in one place. It takes an action of `action_space`, in that space's own units:
-    whoever steps an environment puts a policy's action, which is canonical in [-1, 1] where a Box is bounded, through
-    `contract.in_units`. States and observations keep one structure, with one shape and dtype of every leaf.
+    `step` never resets; `rollout` does. It takes an action in the units of `action_space`: the caller converts a
+    policy's action, which is in [-1, 1] where a Box is bounded, by `contract.in_units`. States and observations keep
+    their structure, shapes and dtypes.
     """
 
     reset: Callable[[Key], tuple[EnvState, Obs]]
@@ -113,17 +115,17 @@ class Env(NamedTuple):
     action_space: Space
     max_episode_steps: int | None  # None: episodes have no time limit
     name: str = "custom"
-    held_out: "Env | None" = None  # where policies are evaluated, if not here: resets that training never sees
-    task: Any = None  # of an environment of tokens: its `envs.tasks.Task`
-    describe: Callable[[Obs], dict[str, str]] | None = None  # a final observation in words, for people to read
+    held_out: "Env | None" = None  # evaluates policies in place of this one, on resets that training never sees
+    task: Any = None  # the `envs.tasks.Task` of an environment of tokens
+    describe: Callable[[Obs], dict[str, str]] | None = None  # puts a final observation into words, for people to read
 
 
 class Transition(NamedTuple):
-    """Experience; every leaf is `[T, N, ...]`. The same type feeds advantage estimators and replay."""
+    """Experience; every leaf is `[T, N, ...]`. Advantage estimators and replay both use it."""
 
     obs: Obs
     action: Any  # as the policy's `log_prob` takes it (`distributions.Squashed`); in replay, as it was executed
-    log_prob: Any  # [...] log pi(action | obs) under the policy that acted; None in replay, which does not ask for it
+    log_prob: Any  # [...] log pi(action | obs) under the policy that acted; None in replay
     reward: Array
     terminated: Array
     truncated: Array
@@ -131,9 +133,9 @@ class Transition(NamedTuple):
 
 
 class Network(Protocol):
-    """Parameters and a function of them; any flax.linen module whose call returns (distribution, value) is one.
+    """A policy and V. Any flax.linen module whose call returns (distribution, value) is one.
 
-    `obs` may have any leading batch axes; `value` and the distribution's log-probabilities have exactly those.
+    `obs` may have any leading batch axes; `value` and the log-probabilities have exactly those.
     """
 
     def init(self, key: Key, obs: Obs, /) -> Params: ...
@@ -141,7 +143,8 @@ class Network(Protocol):
 
 
 class QNetwork(Protocol):
-    """A policy and K critics; `params` is `{"policy": ..., "critic": ...}`, and each method reads its half alone."""
+    """A policy and K critics Q, without a V. `params` is `{"policy": ..., "critic": ...}`; each method reads only its
+    own half."""
 
     def init(self, key: Key, obs: Obs, /) -> Params: ...
     def apply(self, params: Params, obs: Obs, /) -> tuple[Any, None]: ...
@@ -152,9 +155,10 @@ class QNetwork(Protocol):
 class State(NamedTuple):
     """An algorithm's whole state.
 
-    learner: parameters, targets, optimiser state, normalisers, coefficients: what a diverged member is frozen at.
-    world: environments and replay, which never pass through a select or a cond.
-    guard: what `train.guard` knows of the member beside it; None for an algorithm without a guard.
+    learner: parameters, targets, optimiser state, normalisers, coefficients; a member that diverged keeps its last
+      finite learner.
+    world: environments and replay, which are never selected or branched on, because copying them is slow.
+    guard: the state of `train.guard`; None for an algorithm without it.
     """
 
     learner: Any
@@ -166,10 +170,10 @@ Act = Callable[[Key, Obs], Action]  # raw observations [N, ...] to actions [N, .
 
 
 class Actor(NamedTuple):
-    """A policy as rollouts drive it.
+    """A policy, split so that a rollout can draw all random numbers before it begins.
 
     noise: the random numbers of one step, `noise(key, obs)`; of `obs` only shapes are read.
-    act: `act(noise, obs) -> (action [N, ...], log_prob [N])`; log_prob may be None where nothing asks for it.
+    act: `act(noise, obs) -> (action [N, ...], log_prob [N])`; log_prob may be None where nothing reads it.
     """
 
     noise: Callable[[Key, Obs], Any]
@@ -177,7 +181,7 @@ class Actor(NamedTuple):
 
 
 class UpdateSteps(NamedTuple):
-    """How many environment steps one update takes, at least and at most; equal where all updates have one length."""
+    """The least and the most environment steps that one update takes; equal where all updates have one length."""
 
     least: int
     most: int

@@ -1,7 +1,7 @@
-"""One file per algorithm: its config, its loss and its update, to be read like its equation.
+"""One file for each algorithm: its config, its loss and its update, next to the equations that they implement.
 
-Imports `equations`, `networks`, `experience` and `language`, and never another algorithm. What several algorithms share
-is in `configs`, `on_policy`, `off_policy`, `groups` and `preferences`. Copy a file to start an algorithm of your own.
+Algorithms do not import each other. What several share is in `configs`, `on_policy`, `off_policy`, `groups` and
+`preferences`. To write an algorithm of your own, copy the nearest file.
 """
 
 import importlib
@@ -9,6 +9,6 @@ import pkgutil
 
 
 def names() -> tuple[str, ...]:
-    """The algorithms' names: those modules here that have a function of their own name."""
+    """The names of the algorithms: the modules of this package that define a function of the same name."""
     modules = [module.name for module in pkgutil.iter_modules(__path__)]
     return tuple(name for name in modules if hasattr(importlib.import_module(f"{__name__}.{name}"), name))

@@ -29,11 +29,7 @@ class A2CConfig(ActorCriticConfig):
 
 
 def a2c(env: Env, network: Network, config: A2CConfig) -> Algorithm:
-    """A2C on `env`.
-
-    Raises:
-      UsageError: what `on_policy.checked` and `on_policy.rollout_algorithm` refuse.
-    """
+    """A2C on `env`. Raises UsageError as `checked` and `rollout_algorithm` do."""
     c = checked(env, network, config, "a2c")
     tx = step_direction(c.optimizer, c.max_grad_norm, c.adam_eps)
 

@@ -2,8 +2,8 @@
 
     theta <- theta + lr * E[ sum_t grad log pi(y_t | x, y_<t) * 1 ]
 
-the policy gradient's sum with every weight 1, over somebody else's tokens. Over one's own, with weight 1 for a right
-response and 0 for a wrong one, it is REINFORCE.
+which is the policy gradient with weight 1 on every demonstrated token. On sampled tokens, with weight 1 for a correct
+response and 0 for a wrong one, it would be REINFORCE.
 """
 
 from dataclasses import dataclass
@@ -41,11 +41,8 @@ class CloneConfig(HeldOutConfig, LearningRateConfig):
 def clone(env: Env, network: LanguageModel, config: CloneConfig) -> Algorithm:
     """Behaviour cloning of a token task's demonstrations. An environment step is a column of a response.
 
-    No episodes are sampled to learn from, so there are no episode metrics. `held_out_return` is the share of held-out
-    prompts that a sampled response answers correctly after the update.
-
-    Raises:
-      UsageError: what `check` refuses, or a network that is no language model.
+    Learning samples nothing, so there are no `EpisodeMetrics`. `held_out_return` is the share of held-out prompts that
+    a sampled response answers correctly after the update. Raises UsageError for a network that is no language model.
     """
     c = check(config)
     if not isinstance(network, LanguageModel):

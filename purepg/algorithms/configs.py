@@ -1,7 +1,5 @@
-"""Hyperparameters that several algorithms share, documented once.
-
-An algorithm's config inherits what it uses, adds its own fields, and writes a field again where its default differs.
-All fields are keyword-only.
+"""Hyperparameters that several algorithms share. An algorithm's config inherits those that it uses, adds its own, and
+repeats a field where its default differs. All fields are keyword-only.
 """
 
 from dataclasses import dataclass
@@ -25,7 +23,7 @@ class AdamConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(AdamConfig):
-    """The optimiser, where there is a choice.
+    """An optimiser to choose.
 
     Attributes:
       optimizer: adam, or sgd (the plain gradient).
@@ -105,10 +103,10 @@ class RolloutConfig(ExperienceConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Terms of an actor-critic's loss beside the policy's.
+    """Weights of the terms of an actor-critic's loss.
 
     Attributes:
-      value_coef: weight of the critic's loss, where there is a critic.
+      value_coef: weight of the critic's loss, if there is a critic.
       entropy_coef: weight of the entropy bonus.
     """
 
@@ -148,12 +146,12 @@ class ProximalConfig(ActorCriticConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class TrustRegionConfig(AdamConfig, RolloutConfig):
-    """Natural gradients of the policy, and a critic that is fitted by itself.
+    """Natural gradients of the policy, and a critic that is fitted separately.
 
     Attributes:
       damping: added to the diagonal of the Fisher matrix.
       num_cg_steps: conjugate gradient steps.
-      num_value_epochs: passes over the N * T steps in which the critic is fitted.
+      num_value_epochs: passes over the N * T steps to fit the critic.
       num_value_minibatches: gradient steps of the critic in one pass.
       value_learning_rate: step size of the critic's Adam.
       gae_lambda: lambda of generalised advantage estimation.
@@ -235,9 +233,8 @@ class GroupConfig:
       divide_by_std: divide the advantage by the standard deviation of the group's returns.
       gae_lambda: lambda of GAE, for the learned value; there is no discount.
       skip_groups_without_signal: leave out groups whose returns are all equal. DAPO samples others in their place; here
-        an update has one size, and the means are over the groups that are left.
-      kl_coef: weight of the KL divergence from the reference policy, which is the policy at the start; 0 still measures
-        it.
+        the size of an update is fixed, and means are over the remaining groups.
+      kl_coef: weight of the KL divergence from the reference policy, which is the initial policy; 0 still measures it.
       kl_target: adapt `kl_coef`, by at most 2 % an update, so that the KL divergence of a whole response approaches
         this (Ziegler et al. 2019, sec. 2.2); None keeps it fixed.
     """

@@ -4,20 +4,19 @@
     phi   <- phi   - lr * E[ grad (Q(s, a) - y)^2 / 2 ]
     theta <- theta + lr * E[ grad mu(s) grad_a Q(s, a) at a = mu(s) ]
 
-and the targets mu', Q' follow by tau. Actions explore by Gaussian noise, which may be correlated in time.
+and the targets mu', Q' move towards them by tau. Gaussian noise on actions, perhaps correlated in time, explores.
 """
 
 from dataclasses import dataclass
 
-import jax.numpy as jnp
 import optax
 
 from purepg.algorithms.configs import ExplorationConfig, ReplayConfig
-from purepg.algorithms.off_policy import ReplayLearner, replay_algorithm, require
+from purepg.algorithms.off_policy import ReplayLearner, critic_step, replay_algorithm, require
 from purepg.config import check
 from purepg.equations.advantages import td_target
 from purepg.equations.distributions import Deterministic
-from purepg.equations.losses import deterministic_policy_gradient, squared_error
+from purepg.equations.losses import deterministic_policy_gradient
 from purepg.experience.exploration import gaussian_noise
 from purepg.optimize import by_half, gradient_step, init_halves, joined, step_direction
 from purepg.types import Algorithm, Env, QNetwork
@@ -29,20 +28,10 @@ class DDPGConfig(ExplorationConfig, ReplayConfig):
 
 
 def ddpg(env: Env, network: QNetwork, config: DDPGConfig) -> Algorithm:
-    """DDPG on `env`.
-
-    Raises:
-      UsageError: what `check`, `require` and `replay_algorithm` refuse.
-    """
+    """DDPG on `env`. Raises UsageError as `check`, `require` and `replay_algorithm` do."""
     c = check(config)
     require(env, network, "ddpg", {"deterministic": Deterministic})
     tx = step_direction(c.optimizer, c.max_grad_norm, c.adam_eps)
-
-    def critic_loss(critic, batch):
-        transition, target = batch
-        q = network.q({"critic": critic}, transition.obs, transition.action)
-        loss = squared_error(q, jnp.broadcast_to(target, q.shape)).mean()
-        return loss, {"loss": loss, "q": q.mean()}
 
     def policy_loss(policy, batch):
         obs, critic = batch
@@ -57,13 +46,11 @@ def ddpg(env: Env, network: QNetwork, config: DDPGConfig) -> Algorithm:
         next_q = network.q(target, batch.next_obs, next_action).mean(0)
         y = td_target(batch.reward, next_q, batch.terminated, c.gamma)
 
-        critic, critic_metrics = gradient_step(critic_loss, tx, c.critic_learning_rate, critic, (batch, y))
-        policy, policy_metrics = gradient_step(
-            policy_loss, tx, c.policy_learning_rate, policy, (batch.obs, critic.params)
-        )
+        critic, critic_info = critic_step(network, tx, c, critic, batch, y)
+        policy, policy_info = gradient_step(policy_loss, tx, c.policy_learning_rate, policy, (batch.obs, critic.params))
         target = optax.incremental_update(joined(policy, critic).params, target, c.tau)
         learner = learner._replace(train_state=joined(policy, critic), target=target)
-        return learner, by_half(policy=policy_metrics, critic=critic_metrics)
+        return learner, by_half(policy=policy_info, critic=critic_info)
 
     def init_learner(params):
         return ReplayLearner(init_halves(tx, params), params)

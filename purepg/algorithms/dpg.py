@@ -4,8 +4,8 @@
     phi   <- phi   - lr * E[ grad (Q(s, a) - y)^2 / 2 ]                                                several times
     theta <- theta + lr * E[ grad mu(s) grad_a Q(s, a) at a = mu(s) ]
 
-Without noise this is their on-policy actor-critic (eq. 11 to 13), which explores only where the environment does; with
-it, the off-policy one (eq. 16 to 18), on data that are never older than an update.
+Without noise this is the paper's on-policy actor-critic (eq. 11 to 13), which explores only where the environment is
+random. With noise it is the off-policy one (eq. 16 to 18), on data that are at most one update old.
 """
 
 from dataclasses import dataclass
@@ -43,12 +43,7 @@ class DPGConfig(AnnealConfig, PolicyAndCriticRateConfig, RolloutConfig):
 
 
 def dpg(env: Env, network: QNetwork, config: DPGConfig) -> Algorithm:
-    """DPG on `env`.
-
-    Raises:
-      UsageError: what `check` refuses, a policy that is not deterministic, annealing without a length, or
-        categories to be normalised.
-    """
+    """DPG on `env`. Raises UsageError as `check`, `check_schedules`, `require` and `rollout_algorithm` do."""
     c = check(config)
     check_schedules(c)
     require(env, network, "dpg", {"deterministic": Deterministic})
@@ -80,13 +75,13 @@ def dpg(env: Env, network: QNetwork, config: DPGConfig) -> Algorithm:
 
         data, after, info = collect(key, env, network, c, state, Actor(exploration.noise, act))
         share = anneal(1.0, update, c.anneal_updates if c.anneal_learning_rate else None)
-        critic, critic_metrics = gradient_steps(
+        critic, critic_info = gradient_steps(
             critic_loss, tx, share * c.critic_learning_rate, critic, (data, policy.params), c.num_critic_steps
         )
-        policy, policy_metrics = gradient_step(
+        policy, policy_info = gradient_step(
             policy_loss, tx, share * c.policy_learning_rate, policy, (data.obs, critic.params)
         )
         learner = after.learner._replace(train_state=joined(policy, critic))
-        return State(learner, after.world), info | by_half(policy=policy_metrics, critic=critic_metrics)
+        return State(learner, after.world), info | by_half(policy=policy_info, critic=critic_info)
 
     return rollout_algorithm(env, network, c, tx, step, init_params=init_halves)

@@ -1,9 +1,9 @@
-"""Direct preference optimisation (Rafailov et al. 2023, eq. 7): the offline reference point. Per gradient step, over
-pairs of responses that the start's policy pi_ref gave, of which y_w was right and y_l was not:
+"""Direct preference optimisation (Rafailov et al. 2023, eq. 7), an offline method. Per gradient step, over pairs of
+responses that the initial policy pi_ref gave, of which y_w earned more than y_l:
 
     theta <- theta + lr * E[ grad log sigmoid(beta * log pi/pi_ref (y_w | x) - beta * log pi/pi_ref (y_l | x)) ]
 
-Nothing is ever sampled from pi.
+No response is sampled from pi.
 """
 
 from dataclasses import dataclass
@@ -26,8 +26,8 @@ class DPOConfig(HeldOutConfig, LearningRateConfig):
     """Hyperparameters of DPO.
 
     Attributes:
-      num_pairs: prompts in the data set, which is drawn once; a prompt whose answers all earned the same gives no pair.
-      num_candidates: answers to each prompt, of which a best and a worst one make the pair.
+      num_pairs: prompts in the data set, which is sampled once; one whose responses all earned the same gives no pair.
+      num_candidates: responses to each prompt, of which the best and the worst make the pair.
       batch_size: pairs in the minibatch of a gradient step.
       beta: strength of the implicit KL penalty towards pi_ref.
     """
@@ -42,13 +42,11 @@ class DPOConfig(HeldOutConfig, LearningRateConfig):
 
 
 def dpo(env: Env, network: LanguageModel, config: DPOConfig) -> Algorithm:
-    """DPO on a token task. An environment step is a column of a response that is read.
+    """DPO on a token task. An environment step is a column of a response in a pair.
 
-    No episodes are sampled to learn from, so there are no episode metrics. `held_out_return` is the share of held-out
-    prompts that a sampled response answers correctly after the update.
-
-    Raises:
-      UsageError: what `check` refuses, one candidate alone, or a network that is no language model.
+    Learning samples nothing, so there are no `EpisodeMetrics`. `held_out_return` is the share of held-out prompts that
+    a sampled response answers correctly after the update. Raises UsageError for a single candidate, which cannot make a
+    pair, and for a network that is no language model.
     """
     c = check(config)
     if not isinstance(network, LanguageModel):

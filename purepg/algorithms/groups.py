@@ -191,11 +191,7 @@ def check_groups(env: Env, network: Network | LanguageModel, c: GroupConfig) -> 
 
 
 def group_algorithm(
-    groups: Source,
-    network: Network | LanguageModel,
-    c: GroupConfig,
-    tx: optax.GradientTransformation,
-    step: Step,
+    groups: Source, network: Network | LanguageModel, c: GroupConfig, tx: optax.GradientTransformation, step: Step
 ) -> Algorithm:
     """The algorithm of a step, whose learner keeps the policy that training started from."""
 

@@ -1,12 +1,12 @@
 """Group-relative policy optimisation (Shao et al. 2024). Per update, over P starts and G episodes of each:
 
-    A_i    = R_i - mean(R_1..G)                              over their standard deviation, or not
+    A_i    = R_i - mean(R_1..G)                              perhaps divided by their standard deviation
     ratio  = pi_theta(y_it | x, y_i,<t) / pi_old(...)        of the token, or of the whole response
     theta <- theta + lr * E[ grad min(ratio * A, clip(ratio, 1 - eps, 1 + eps) * A) - kl_coef * grad KL(pi || pi_ref) ]
 
-over epochs of shuffled minibatches of the same data; pi_ref is the policy at the start. Episodes start from a prompt
-where the network is a language model, and from an initial state of the environment otherwise. `algorithms.family` has
-the methods that differ from GRPO by a choice in `GRPOConfig`.
+over epochs of shuffled minibatches of the same data; pi_ref is the initial policy. Episodes start from a prompt where
+the network is a language model, and from an initial state of the environment otherwise. `algorithms.family` has the
+methods that differ from GRPO only by choices in `GRPOConfig`.
 """
 
 from dataclasses import dataclass
@@ -43,17 +43,17 @@ class GRPOConfig(HeldOutConfig, LossConfig, LearningRateConfig, GroupConfig):
     """Hyperparameters of GRPO.
 
     Attributes:
-      max_steps: an environment's episode still running then is truncated; None uses the environment's time limit.
+      max_steps: truncates an environment's episode that still runs then; None uses the environment's time limit.
       num_epochs: passes over the P * G episodes.
       ratio: the importance ratio of each token, or of the whole response, normalised by its length (GSPO).
       surrogate: clipped; or weighted, where the clipped ratio is a constant weight (CISPO).
       clip_eps: the ratio is clipped below at 1 - clip_eps, and above at 1 + clip_eps.
-      clip_eps_high: clip above at 1 + clip_eps_high instead (DAPO's clip-higher); None: as below.
+      clip_eps_high: clip above at 1 + clip_eps_high instead (DAPO's clip-higher); None uses clip_eps.
       max_ratio: upper bound on the ratio where the advantage is negative (dual clip); None disables it.
       aggregation: how the tokens' losses become one loss (`losses.aggregate`).
       kl_estimator: estimator of KL(pi || pi_ref), `kl_k1` to `kl_k3` of `losses`.
-      kl_level: estimate the KL of each token, and sum as the loss does; or of whole responses. In the loss, only the
-        latter has the gradient of the KL.
+      kl_level: estimate the KL of each token and aggregate it as the loss does, or estimate that of whole responses. In
+        the loss, only the latter has the gradient of the KL.
       kl_in: subtract the KL in the loss, or in the reward.
     """
 
@@ -73,11 +73,7 @@ class GRPOConfig(HeldOutConfig, LossConfig, LearningRateConfig, GroupConfig):
 
 
 def grpo(env: Env, network: Network | LanguageModel, config: GRPOConfig) -> Algorithm:
-    """GRPO on `env`.
-
-    Raises:
-      UsageError: what `check` and `check_groups` refuse, or an environment without a time limit and no `max_steps`.
-    """
+    """GRPO on `env`. Raises UsageError as `check`, `check_groups` and `source` do."""
     c = check(config)
     check_groups(env, network, c)
     groups = source(env, network, c.max_steps)

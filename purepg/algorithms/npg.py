@@ -4,7 +4,7 @@
     theta <- theta + length * (F + damping I)^-1 g
     phi   <- phi - value_lr * E[ grad (V(s) - target)^2 / 2 ], epochs of shuffled minibatches
 
-with the length a learning rate, or such that the mean KL(pi_old || pi_theta), to second order, is `max_kl`.
+The length is a learning rate, or the one at which the mean KL(pi_old || pi_theta), to second order, is `max_kl`.
 """
 
 from dataclasses import dataclass
@@ -26,8 +26,8 @@ class NPGConfig(TrustRegionConfig):
     """Hyperparameters of the natural policy gradient.
 
     Attributes:
-      max_kl: KL divergence that a step may have to second order; None: `learning_rate` sets the step's length.
-      learning_rate: length of the step in natural gradients, where `max_kl` is None.
+      max_kl: KL divergence of a step to second order, in nats; None uses `learning_rate`.
+      learning_rate: multiplies the natural gradient where `max_kl` is None.
     """
 
     max_kl: Positive | None = 0.01
@@ -35,11 +35,7 @@ class NPGConfig(TrustRegionConfig):
 
 
 def npg(env: Env, network: Network, config: NPGConfig) -> Algorithm:
-    """Natural policy gradient on `env`.
-
-    Raises:
-      UsageError: what `on_policy.checked` and `on_policy.rollout_algorithm` refuse, or a shared torso.
-    """
+    """NPG on `env`. Raises UsageError as `checked` and `rollout_algorithm` do, and for a shared torso."""
     c = checked(env, network, config, "npg")
     refuse_a_shared_torso(network)
     tx = step_direction("adam", c.max_grad_norm, c.adam_eps)

@@ -13,6 +13,7 @@ import optax
 from purepg.algorithms.configs import ReplayConfig, TemperatureConfig
 from purepg.envs.contract import check_environment
 from purepg.equations.distributions import Categorical, Distribution
+from purepg.equations.losses import squared_error
 from purepg.experience import normalize, replay, rollout
 from purepg.experience.acting import evaluation_policy
 from purepg.experience.exploration import Exploration, random_action
@@ -209,6 +210,25 @@ def require(env: Env, network: QNetwork, algorithm: str, kinds: dict[str, type[D
         raise UsageError(f"a {type(policy).__name__} policy does not fit {env.name}, whose actions are a {space}")
     if not hasattr(network, "q"):
         raise UsageError(f"{algorithm} needs a critic Q(s, a), which this network has not; one of actor_q has")
+
+
+def critic_step(
+    network: QNetwork,
+    tx: optax.GradientTransformation,
+    c: ReplayConfig,
+    critic: TrainState,
+    batch: Transition,
+    target: Array,
+) -> tuple[TrainState, Metrics]:
+    """phi_k <- phi_k - lr * E[ grad (Q_k(s, a) - target)^2 / 2 ] for each critic, one gradient step."""
+
+    def loss(critic, batch):
+        transition, target = batch
+        q = network.q({"critic": critic}, transition.obs, transition.action)
+        loss = squared_error(q, jnp.broadcast_to(target, q.shape)).mean()
+        return loss, {"loss": loss, "q": q.mean()}
+
+    return gradient_step(loss, tx, c.critic_learning_rate, critic, (batch, target))
 
 
 def soft_learner(tx: optax.GradientTransformation, c: TemperatureConfig, params: Params) -> ReplayLearner:

@@ -1,12 +1,12 @@
-"""Off-policy policy gradient: several gradient steps on the data of one rollout, the later ones on those of an older
-policy, whose actions an importance ratio makes speak for the new one. Per step, with A and its target from V:
+"""Off-policy policy gradient: several gradient steps on the data of one rollout. After the first step the data come
+from an older policy, which an importance ratio corrects for. Per step, with A and its target from V:
 
     ratio  = pi_theta(a|s) / pi_old(a|s)
     theta <- theta + lr * E[ ratio * A(s, a) * grad log pi(a|s) + entropy_coef * grad H(pi(.|s)) ]
     phi   <- phi   - lr * value_coef * E[ grad (V(s) - target)^2 / 2 ]
 
-The ratio of a step leaves the states as the older policy visits them (Degris et al. 2012). The contrast is the product
-over the whole trajectory, which corrects for those too, at a variance that grows exponentially with its length.
+The ratio of a single step does not correct the distribution of states, which stays that of the older policy (Degris et
+al. 2012). The product of ratios over the trajectory does, but its variance grows exponentially with the length.
 """
 
 from dataclasses import dataclass
@@ -43,11 +43,7 @@ class OffPolicyPGConfig(ActorCriticConfig):
 
 
 def off_policy_pg(env: Env, network: Network, config: OffPolicyPGConfig) -> Algorithm:
-    """Off-policy policy gradient on `env`.
-
-    Raises:
-      UsageError: what `on_policy.checked` and `on_policy.rollout_algorithm` refuse.
-    """
+    """Off-policy policy gradient on `env`. Raises UsageError as `checked` and `rollout_algorithm` do."""
     c = checked(env, network, config, "off_policy_pg")
     tx = step_direction(c.optimizer, c.max_grad_norm, c.adam_eps)
 

@@ -41,11 +41,7 @@ class PPOConfig(ProximalConfig):
 
 
 def ppo(env: Env, network: Network, config: PPOConfig) -> Algorithm:
-    """PPO-Clip on `env`.
-
-    Raises:
-      UsageError: what `on_policy.checked` and `on_policy.rollout_algorithm` refuse.
-    """
+    """PPO-Clip on `env`. Raises UsageError as `checked` and `rollout_algorithm` do."""
     c = checked(env, network, config, "ppo")
     tx = step_direction(c.optimizer, c.max_grad_norm, c.adam_eps)
 

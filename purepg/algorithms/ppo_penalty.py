@@ -4,7 +4,7 @@
     theta <- theta + lr * E[ grad (ratio * A - beta * KL(pi_old || pi_theta)(s)) + entropy_coef * grad H(pi(.|s)) ]
     phi   <- phi   - lr * value_coef * E[ grad (V(s) - target)^2 / 2 ]
 
-over several epochs of shuffled minibatches of the same data. Then, with d the mean KL that came of it,
+over several epochs of shuffled minibatches of the same data. Afterwards, with d the mean KL of the update,
 
     beta <- beta / 2 if d < target_kl / 1.5,  2 beta if d > 1.5 target_kl
 """
@@ -31,7 +31,7 @@ class PPOPenaltyConfig(ProximalConfig):
 
     Attributes:
       kl_coef: initial weight of the KL penalty, beta.
-      target_kl: KL divergence of an update that beta is adapted to, in nats; None keeps beta fixed.
+      target_kl: beta is adapted so that the KL divergence of an update approaches this, in nats; None keeps beta fixed.
       penalty: kl is KL(pi_old || pi_theta), reverse_kl is KL(pi_theta || pi_old).
     """
 
@@ -41,11 +41,7 @@ class PPOPenaltyConfig(ProximalConfig):
 
 
 def ppo_penalty(env: Env, network: Network, config: PPOPenaltyConfig) -> Algorithm:
-    """PPO-Penalty on `env`.
-
-    Raises:
-      UsageError: what `on_policy.checked` and `on_policy.rollout_algorithm` refuse.
-    """
+    """PPO-Penalty on `env`. Raises UsageError as `checked` and `rollout_algorithm` do."""
     c = checked(env, network, config, "ppo_penalty")
     tx = step_direction(c.optimizer, c.max_grad_norm, c.adam_eps)
 
@@ -66,7 +62,7 @@ def ppo_penalty(env: Env, network: Network, config: PPOPenaltyConfig) -> Algorit
         if c.target_kl is None:
             return kl_coef
         factor = jnp.where(kl < c.target_kl / 1.5, 0.5, jnp.where(kl > 1.5 * c.target_kl, 2.0, 1.0))
-        return jnp.clip(kl_coef * factor, 1e-6, 1e6)  # bounds that a run which learns never meets
+        return jnp.clip(kl_coef * factor, 1e-6, 1e6)  # far beyond what a run that learns reaches
 
     def step(key, state, update):
         kl_coef = state.learner.own

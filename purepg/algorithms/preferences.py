@@ -1,8 +1,8 @@
-"""Pairs of responses of which one is preferred, and a reward that is learned from them.
+"""Pairs of responses of which one is preferred, and a reward model that is fitted to them.
 
     P(y_w preferred to y_l | x) = sigmoid(r(x, y_w) - r(x, y_l))                  Bradley & Terry 1952
 
-Rows are `[L + R]` tokens, a prompt's columns and a response's, as `tokens` has them.
+A row is `[L + R]` tokens: the columns of a prompt, then those of a response.
 """
 
 from collections.abc import Callable
@@ -25,15 +25,15 @@ class Preferences(NamedTuple):
 
     chosen: Array  # [N, L + R]
     rejected: Array  # [N, L + R]
-    weight: Array  # [N] 1 where one was better than the other, 0 where nobody could tell
-    num_tokens: Array  # generated for all of them, those of responses that are in no pair too
+    weight: Array  # [N] 1 where the chosen response earned more, 0 where both earned the same
+    num_tokens: Array  # generated for all candidates, also for those in no pair
 
 
 def sample_preferences(
     key: Key, env: Env, model: LanguageModel, params: Params, num_pairs: int, num_candidates: int = 2
 ) -> Preferences:
-    """Answers each of `num_pairs` prompts `num_candidates` times, and pairs a best with a worst answer by the task's
-    reward."""
+    """Samples `num_candidates` responses to each of `num_pairs` prompts, and pairs the one with the highest reward with
+    the one with the lowest."""
     groups = source(env, model).sample(key, params, num_pairs, num_candidates)
     reward = jnp.sum(groups.reward, axis=-1)
     pair = jnp.arange(num_pairs)
@@ -43,16 +43,16 @@ def sample_preferences(
 
 
 def draw_pairs(key: Key, pairs: Preferences, batch_size: int) -> tuple[Array, Array, Array]:
-    """(chosen, rejected, weight) of `batch_size` pairs drawn with replacement from those that tell something."""
+    """(chosen, rejected, weight) of `batch_size` pairs, drawn with replacement from those of weight 1."""
     index = jax.random.categorical(key, jnp.log(pairs.weight), shape=(batch_size,))
     return pairs.chosen[index], pairs.rejected[index], pairs.weight[index]
 
 
 def ranking(margin: Array, weight: Array) -> tuple[Array, Array]:
-    """(loss, share ranked right) over the pairs that tell something; 0 where none does.
+    """(loss, share ranked correctly) over the pairs of weight 1; 0 where there is none.
 
     Args:
-      margin: `[B]`, by how much the chosen response scores higher. weight: `[B]`, as in `Preferences`.
+      margin: `[B]`, the score of the chosen response minus that of the rejected. weight: `[B]`, as in `Preferences`.
     """
     num_pairs = jnp.maximum(jnp.sum(weight), 1.0)
     return jnp.sum(weight * preference(margin)) / num_pairs, jnp.sum(weight * (margin > 0)) / num_pairs
@@ -60,7 +60,7 @@ def ranking(margin: Array, weight: Array) -> tuple[Array, Array]:
 
 @dataclass(frozen=True)
 class RewardModelConfig:
-    """How a reward is learned: gradient steps of Adam on batches of pairs."""
+    """How a reward model is fitted: gradient steps of Adam on batches of pairs."""
 
     num_steps: Count = 300
     batch_size: Count = 64
@@ -70,13 +70,13 @@ class RewardModelConfig:
 def fit_reward_model(
     key: Key, model: LanguageModel, params: Params, pairs: Preferences, config: RewardModelConfig
 ) -> tuple[Params, Metrics]:
-    """Maximises the pairs' likelihood under Bradley & Terry.
+    """Maximises the likelihood of the pairs under Bradley & Terry.
 
     Args:
-      model: with a value head, whose V after a response's last token is the reward.
-      params: where it starts.
+      model: has a value head; V after the last token of a response is its reward.
+      params: initial parameters.
     Returns:
-      (params, metrics): `loss` and `accuracy`, the share of pairs ranked right, each `[num_steps]`.
+      (params, metrics): `loss` and `accuracy`, the share of pairs ranked correctly, each `[num_steps]`.
     """
     config = check(config)
     tx = step_direction("adam", 1.0)

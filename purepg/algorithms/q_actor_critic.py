@@ -27,9 +27,9 @@ class QActorCriticConfig(AnnealConfig, LearningRateConfig, RolloutConfig):
     Attributes:
       critic_learning_rate: step size of the critics' optimiser.
       num_critic_steps: gradient steps of the critics on each rollout.
-      sarsa_lambda: lambda of the critics' target; 0 is r + gamma Q(s', a'), 1 the return over the rest of the rollout.
+      sarsa_lambda: lambda of the critics' target; 0 gives r + gamma Q(s', a'), 1 the return over the rollout's rest.
       entropy_coef: weight of the entropy bonus.
-      normalize_weight: standardise Q over the batch before it weights the policy gradient; its mean is then a baseline.
+      normalize_weight: standardise Q over the batch before it weights the policy gradient; its mean is a baseline then.
     """
 
     learning_rate: Positive = 5e-4
@@ -42,12 +42,7 @@ class QActorCriticConfig(AnnealConfig, LearningRateConfig, RolloutConfig):
 
 
 def q_actor_critic(env: Env, network: QNetwork, config: QActorCriticConfig) -> Algorithm:
-    """Actor-critic with Q on `env`.
-
-    Raises:
-      UsageError: what `check` refuses, annealing without a length, one weight standardised by itself, a network without
-        a stochastic policy or without Q, or categories to be normalised.
-    """
+    """Actor-critic with Q on `env`. Raises UsageError as the checks here and `rollout_algorithm` do."""
     c = check(config)
     check_schedules(c)
     check_standardised(c.normalize_weight, c.num_envs * c.num_steps, name="normalize_weight")
@@ -80,7 +75,7 @@ def q_actor_critic(env: Env, network: QNetwork, config: QActorCriticConfig) -> A
         _, target = data.gae(c.gamma, c.sarsa_lambda)
         share = anneal(1.0, update, c.anneal_updates if c.anneal_learning_rate else None)
         batch = (data.obs, action, target)
-        critic, critic_metrics = gradient_steps(
+        critic, critic_info = gradient_steps(
             critic_loss, tx, share * c.critic_learning_rate, critic, batch, c.num_critic_steps
         )
         weight = network.q({"critic": critic.params}, data.obs, action).mean(0)
@@ -88,8 +83,8 @@ def q_actor_critic(env: Env, network: QNetwork, config: QActorCriticConfig) -> A
             weight = standardise(weight)
 
         batch = (data.obs, data.action, weight)
-        policy, policy_metrics = gradient_step(policy_loss, tx, share * c.learning_rate, policy, batch)
-        metrics = info | by_half(policy=policy_metrics, critic=critic_metrics)
+        policy, policy_info = gradient_step(policy_loss, tx, share * c.learning_rate, policy, batch)
+        metrics = info | by_half(policy=policy_info, critic=critic_info)
         return finish(network, state, after, joined(policy, critic), data, target, metrics)
 
     return rollout_algorithm(env, network, c, tx, step, init_params=init_halves)

@@ -2,8 +2,8 @@
 
     theta <- theta + lr * 1/N * sum_i sum_t grad log pi(a_it|s_it) * weight_it
 
-with weight the total return, or the return to go, minus a baseline. The sum over an episode's steps is the gradient of
-the episode's return; `mean_over_steps` divides by the number of steps instead, as most code does.
+The weight is the total return or the return to go, minus a baseline. The sum over an episode's steps is the gradient of
+its return; `mean_over_steps` averages over all steps of the batch instead, as most implementations do.
 """
 
 from dataclasses import dataclass
@@ -15,15 +15,7 @@ import jax.numpy as jnp
 from purepg.algorithms.configs import LearningRateConfig, LossConfig
 from purepg.config import Count, Positive, UnitInterval, check
 from purepg.envs.contract import check_environment
-from purepg.equations.advantages import (
-    batch_mean,
-    discount_power,
-    discounted_return,
-    leave_one_out_mean,
-    per_time_mean,
-    standardise,
-    total_return,
-)
+from purepg.equations import advantages
 from purepg.equations.diagnostics import SPARSE, explained_variance, policy_change
 from purepg.equations.losses import policy_gradient, squared_error
 from purepg.experience.acting import actor, evaluation_policy
@@ -42,10 +34,10 @@ class REINFORCEConfig(LossConfig, LearningRateConfig):
       max_steps: an episode still running after this many steps is truncated; None uses the environment's time limit.
       gamma: discount per environment step.
       weight: what multiplies grad log pi: the episode's total return at every step, or the return to go.
-      baseline: what is subtracted from the weight: nothing; the mean of the batch; the same, then divided by the
-        standard deviation; the mean at each time step; the mean of the other episodes at each time step; or a learned
-        V(s), which then also bootstraps episodes that a time limit truncated.
-      discount_states: multiply the weight at step t by gamma^t, as the gradient of the discounted objective has it.
+      baseline: what is subtracted from the weight: nothing; the mean of the batch; that mean, after which the weight is
+        divided by its standard deviation; the mean at each time step; the mean of the other episodes at each time step;
+        or a learned V(s), which then also bootstraps truncated episodes.
+      discount_states: multiply the weight at step t by gamma^t, as in the gradient of the discounted objective.
       mean_over_steps: average over all steps of the batch. False sums over an episode's steps and averages over
         episodes, which is the gradient of the return.
     """
@@ -61,13 +53,7 @@ class REINFORCEConfig(LossConfig, LearningRateConfig):
 
 
 def reinforce(env: Env, network: Network, config: REINFORCEConfig) -> Algorithm:
-    """REINFORCE on `env`.
-
-    Raises:
-      UsageError: what `check` refuses, an environment without a time limit and no `max_steps`, `discount_states` with
-        the total return, which is already discounted from the start, a baseline that leaves nothing of a single
-        episode, or a network without a stochastic policy, or without V where the baseline is V.
-    """
+    """REINFORCE on `env`. Raises UsageError as `_checked` does."""
     c, max_steps = _checked(env, network, config)
     tx = step_direction(c.optimizer, c.max_grad_norm, c.adam_eps)
 
@@ -100,7 +86,7 @@ def reinforce(env: Env, network: Network, config: REINFORCEConfig) -> Algorithm:
             _, next_value = network.apply(params, trajectory.next_obs)
             final_value = jnp.sum(next_value, axis=0, where=mask & trajectory.truncated & ~trajectory.terminated)
         weight = _weight(c, trajectory, mask, value, final_value)
-        target = discounted_return(trajectory.reward, mask, c.gamma, final_value)
+        target = advantages.discounted_return(trajectory.reward, mask, c.gamma, final_value)
 
         batch = (trajectory, mask, weight, target)
         learner, metrics = gradient_step(loss, tx, c.learning_rate, state.learner, batch)
@@ -116,24 +102,30 @@ def reinforce(env: Env, network: Network, config: REINFORCEConfig) -> Algorithm:
 
 def _weight(c: REINFORCEConfig, trajectory: Transition, mask: Array, value: Array, final_value: Array | float) -> Array:
     """The weight of grad log pi at every step: the return minus the baseline."""
-    returns = total_return if c.weight == "total_return" else discounted_return
+    returns = advantages.total_return if c.weight == "total_return" else advantages.discounted_return
     weight = returns(trajectory.reward, mask, c.gamma, final_value)
     match c.baseline:
         case "batch_mean":
-            weight -= batch_mean(weight, mask)
+            weight -= advantages.batch_mean(weight, mask)
         case "standardised":
-            weight = standardise(weight, mask)
+            weight = advantages.standardise(weight, mask)
         case "per_time_mean":
-            weight -= per_time_mean(weight, mask)
+            weight -= advantages.per_time_mean(weight, mask)
         case "leave_one_out":
-            weight -= leave_one_out_mean(weight, mask)
+            weight -= advantages.leave_one_out_mean(weight, mask)
         case "value":
             weight -= value
-    return weight * discount_power(mask, c.gamma) if c.discount_states else weight
+    return weight * advantages.discount_power(mask, c.gamma) if c.discount_states else weight
 
 
 def _checked(env: Env, network: Network, config: REINFORCEConfig) -> tuple[REINFORCEConfig, int]:
-    """(the checked config, the longest episode). Raises what `reinforce` says."""
+    """(config, largest number of steps of an episode).
+
+    Raises:
+      UsageError: what `check` refuses, an environment without a time limit and no `max_steps`, `discount_states` with
+        the total return, which is already discounted from the start, a baseline that leaves nothing of a single
+        episode, or a network without a stochastic policy, or without V where the baseline is V.
+    """
     c = check(config)
     check_environment(env)
     max_steps = c.max_steps or env.max_episode_steps

@@ -5,7 +5,7 @@
     theta     <- theta - lr * E[ grad (alpha * log pi(a|s) - min_k Q_k(s, a)) ]       through the sample a = f(noise; s)
     log alpha <- log alpha - lr * E[ -log pi(a|s) - target entropy ]
 
-and the targets Q_k' follow by tau. Actions explore by being sampled.
+and the targets Q_k' move towards them by tau. Exploration comes from sampling the policy's actions.
 """
 
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import optax
 
 from purepg.algorithms.configs import ReplayConfig, TemperatureConfig
-from purepg.algorithms.off_policy import replay_algorithm, require, soft_learner, temperature_step
+from purepg.algorithms.off_policy import critic_step, replay_algorithm, require, soft_learner, temperature_step
 from purepg.config import check
 from purepg.equations.advantages import td_target
 from purepg.equations.distributions import DiagGaussian, TanhGaussian, executed
-from purepg.equations.losses import soft_policy_gradient, squared_error
+from purepg.equations.losses import soft_policy_gradient
 from purepg.experience.exploration import own_samples
 from purepg.optimize import by_half, gradient_step, joined, step_direction
 from purepg.types import Algorithm, Env, QNetwork
@@ -38,20 +38,10 @@ class SACConfig(TemperatureConfig, ReplayConfig):
 
 
 def sac(env: Env, network: QNetwork, config: SACConfig) -> Algorithm:
-    """SAC on `env`, with continuous actions.
-
-    Raises:
-      UsageError: what `check`, `require` and `replay_algorithm` refuse.
-    """
+    """SAC on `env`, with continuous actions. Raises UsageError as `check`, `require` and `replay_algorithm` do."""
     c = check(config)
     require(env, network, "sac", {"tanh_gaussian": TanhGaussian, "gaussian": DiagGaussian})
     tx = step_direction(c.optimizer, c.max_grad_norm, c.adam_eps)
-
-    def critic_loss(critic, batch):
-        transition, target = batch
-        q = network.q({"critic": critic}, transition.obs, transition.action)
-        loss = squared_error(q, jnp.broadcast_to(target, q.shape)).mean()
-        return loss, {"loss": loss, "q": q.mean()}
 
     def policy_loss(policy, batch):
         obs, critic, noise, alpha = batch
@@ -73,16 +63,16 @@ def sac(env: Env, network: QNetwork, config: SACConfig) -> Algorithm:
         next_q = network.q(target, batch.next_obs, executed(next_action)).min(0)
         y = td_target(batch.reward, next_q - alpha * next_log_prob, batch.terminated, c.gamma)
 
-        critic, critic_metrics = gradient_step(critic_loss, tx, c.critic_learning_rate, critic, (batch, y))
+        critic, critic_info = critic_step(network, tx, c, critic, batch, y)
         noise = policy_at_next.noise(k_policy)
-        policy, policy_metrics = gradient_step(
+        policy, policy_info = gradient_step(
             policy_loss, tx, c.policy_learning_rate, policy, (batch.obs, critic.params, noise, alpha)
         )
         target_entropy = -batch.action.shape[-1] if c.target_entropy is None else c.target_entropy
-        log_alpha = temperature_step(tx, c, log_alpha, policy_metrics["entropy"] - target_entropy)
+        log_alpha = temperature_step(tx, c, log_alpha, policy_info["entropy"] - target_entropy)
         target = optax.incremental_update({"critic": critic.params}, target, c.tau)
         learner = learner._replace(train_state=joined(policy, critic), target=target, log_temperature=log_alpha)
         temperature = {"temperature": jnp.asarray(alpha, jnp.float32)}
-        return learner, by_half(policy=policy_metrics, critic=critic_metrics) | temperature
+        return learner, by_half(policy=policy_info, critic=critic_info) | temperature
 
     return replay_algorithm(env, network, c, partial(soft_learner, tx, c), own_samples(network), learn)

@@ -4,7 +4,7 @@
     phi_k <- phi_k - lr * E[ grad (Q_k(s, a) - y)^2 / 2 ]                                       for each critic
     theta <- theta + lr * E[ grad mu(s) grad_a Q_1(s, a) at a = mu(s) ]                       every d-th step
 
-and the targets mu', Q' follow by tau, every d-th step too. Actions explore by Gaussian noise.
+and the targets mu', Q' move towards them by tau, also every d-th step. Gaussian noise on actions explores.
 """
 
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import optax
 
 from purepg.algorithms.configs import ExplorationConfig, ReplayConfig
-from purepg.algorithms.off_policy import ReplayLearner, replay_algorithm, require
+from purepg.algorithms.off_policy import ReplayLearner, critic_step, replay_algorithm, require
 from purepg.config import Count, NonNegative, check
 from purepg.equations.advantages import td_target
 from purepg.equations.distributions import Deterministic
-from purepg.equations.losses import deterministic_policy_gradient, squared_error
+from purepg.equations.losses import deterministic_policy_gradient
 from purepg.experience.exploration import gaussian_noise, within_bounds
 from purepg.lanes import step_if
 from purepg.optimize import by_half, gradient_step, init_halves, joined, step_direction
@@ -41,20 +41,10 @@ class TD3Config(ExplorationConfig, ReplayConfig):
 
 
 def td3(env: Env, network: QNetwork, config: TD3Config) -> Algorithm:
-    """TD3 on `env`.
-
-    Raises:
-      UsageError: what `check`, `require` and `replay_algorithm` refuse.
-    """
+    """TD3 on `env`. Raises UsageError as `check`, `require` and `replay_algorithm` do."""
     c = check(config)
     require(env, network, "td3", {"deterministic": Deterministic})
     tx = step_direction(c.optimizer, c.max_grad_norm, c.adam_eps)
-
-    def critic_loss(critic, batch):
-        transition, target = batch
-        q = network.q({"critic": critic}, transition.obs, transition.action)
-        loss = squared_error(q, jnp.broadcast_to(target, q.shape)).mean()
-        return loss, {"loss": loss, "q": q.mean()}
 
     def policy_loss(policy, batch):
         obs, critic = batch
@@ -70,7 +60,7 @@ def td3(env: Env, network: QNetwork, config: TD3Config) -> Algorithm:
         next_q = network.q(target, batch.next_obs, next_action).min(0)
         y = td_target(batch.reward, next_q, batch.terminated, c.gamma)
 
-        critic, critic_metrics = gradient_step(critic_loss, tx, c.critic_learning_rate, critic, (batch, y))
+        critic, critic_info = critic_step(network, tx, c, critic, batch, y)
 
         def improve(carry):
             policy, target = carry
@@ -79,9 +69,9 @@ def td3(env: Env, network: QNetwork, config: TD3Config) -> Algorithm:
             return (policy, target), {name: Mean.of(x) for name, x in metrics.items()}
 
         now = (number + 1) % c.policy_delay == 0
-        (policy, target), policy_metrics = step_if(now, improve, (policy, target))
+        (policy, target), policy_info = step_if(now, improve, (policy, target))
         learner = learner._replace(train_state=joined(policy, critic), target=target)
-        return learner, by_half(policy=policy_metrics, critic=critic_metrics)
+        return learner, by_half(policy=policy_info, critic=critic_info)
 
     def init_learner(params):
         return ReplayLearner(init_halves(tx, params), params)

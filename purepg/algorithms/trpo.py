@@ -2,9 +2,9 @@
 
     maximise  E[ pi_theta(a|s) / pi_old(a|s) * A ]  under  E[ KL(pi_old(.|s) || pi_theta(.|s)) ] <= max_kl
 
-by a natural gradient step of the length at which KL's quadratic model reaches the bound, then shortened until the
-surrogate improves and the KL itself is under it; else there is no step. The critic is fitted in epochs of shuffled
-minibatches:
+by a natural gradient step. Its length is the one at which the quadratic model of the KL reaches the bound, shortened
+until the surrogate improves and the KL itself is within the bound; if no try succeeds, the step is rejected. The critic
+is fitted in epochs of shuffled minibatches:
 
     phi <- phi - value_lr * E[ grad (V(s) - target)^2 / 2 ]
 """
@@ -39,11 +39,7 @@ class TRPOConfig(TrustRegionConfig):
 
 
 def trpo(env: Env, network: Network, config: TRPOConfig) -> Algorithm:
-    """TRPO on `env`.
-
-    Raises:
-      UsageError: what `on_policy.checked` and `on_policy.rollout_algorithm` refuse, or a shared torso.
-    """
+    """TRPO on `env`. Raises UsageError as `checked` and `rollout_algorithm` do, and for a shared torso."""
     c = checked(env, network, config, "trpo")
     refuse_a_shared_torso(network)
     tx = step_direction("adam", c.max_grad_norm, c.adam_eps)
