@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import purepg.algorithms
-from purepg.run.study import Study, main, table
+from purepg.run.pages import table
+from purepg.run.study import Study, main
 
 PAIRS = {
     ("reinforce", "a2c"): "rollouts for whole episodes",

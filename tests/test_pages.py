@@ -66,13 +66,15 @@ def test_every_command_has_a_script_and_flags_that_it_knows(name, monkeypatch):
 
 
 def test_the_readmes_library_use_gives_a_curve_for_every_agent(capsys):
-    code = BLOCK.findall(README)[0]
-    small = code.replace("num_updates=100", "num_updates=2").replace("key(0), 16)", "key(0), 3)")
-    small = small.replace("@jax.jit", "@quick_jit").replace(
-        "PPOConfig()", "PPOConfig(num_envs=4, num_steps=8, num_minibatches=1)"
-    )
+    """The README's first two Python blocks, made smaller."""
+    verb, pure = BLOCK.findall(README)[:2]
+    verb = verb.replace("num_steps=32", "num_steps=8").replace("25_600, num_seeds=16", "64, num_seeds=2")
+    pure = pure.replace("num_updates=100", "num_updates=2").replace("key(0), 16)", "key(0), 3)")
     names: dict[str, Any] = {"quick_jit": quick_jit}
-    exec(small, names)
+    exec(verb, names)
+    assert names["results"].metrics["entropy"].shape == (2, 2, 2)
+    assert "| learning_rate=0.0003 |" in capsys.readouterr().out
+    exec(pure.replace("@jax.jit", "@quick_jit"), names)
     assert names["averaged"](names["metrics"])["episode_return"].shape == (3, 2)
     assert capsys.readouterr().out
 
@@ -80,7 +82,7 @@ def test_the_readmes_library_use_gives_a_curve_for_every_agent(capsys):
 def test_the_readmes_own_networks_train_under_ppo_and_sac():
     """As far as tracing shows: every shape and every type of an update fits."""
     names: dict[str, Any] = {"__name__": "readme"}
-    for code in BLOCK.findall(README)[1:]:
+    for code in BLOCK.findall(README)[2:]:
         exec(code, names)
     config = names["ResidualConfig"](4)
     for algorithm, network, own, env in (

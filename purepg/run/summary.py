@@ -171,8 +171,8 @@ def report(summary: dict[str, Any]) -> str:
 
 
 def _number(x: float) -> str:
-    """A return, or a share: three decimals where it is small."""
-    return f"{x:.3f}" if abs(x) < 2 else f"{x:.1f}"
+    """A return, or a share with three decimals where it is small; nothing where there is none."""
+    return "" if np.isnan(x) else f"{x:.3f}" if abs(x) < 2 else f"{x:.1f}"
 
 
 def _best_responses(summary: dict[str, Any]) -> list[str]:
