@@ -198,7 +198,7 @@ def watched(env: Env, network: Network, config: REINFORCEConfig) -> Algorithm:
 def trained(config: Config) -> dict[bool, np.ndarray]:
     """p before the first update and after each, `[S, U + 1]`, by `discount_states`."""
     steps = config.num_updates * config.num_episodes * MAX_STEPS
-    sizes = {"num_seeds": config.num_seeds, "seed": config.seed, "eval_episodes": 1, "eval_max_steps": MAX_STEPS}
+    sizes: Any = {"num_seeds": config.num_seeds, "seed": config.seed, "eval_episodes": 1, "eval_max_steps": MAX_STEPS}
     found = train_population(
         watched,
         settings(config),

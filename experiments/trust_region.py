@@ -115,7 +115,7 @@ SWEEPS = (
 
 def trained(config: Config, sweep: Sweep) -> Results:
     """All step sizes and seeds of a sweep as one program."""
-    sizes = {"num_seeds": config.num_seeds, "seed": config.seed, "eval_episodes": config.eval_episodes}
+    sizes: Any = {"num_seeds": config.num_seeds, "seed": config.seed, "eval_episodes": config.eval_episodes}
     run = RunConfig(ENV, config.total_steps, log_every=0, **sizes)
     return train_population(
         sweep.algorithm, sweep.config, run=run, sweep={sweep.field: sweep.grid(config.per_decade)}, name=sweep.name

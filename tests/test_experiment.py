@@ -28,8 +28,8 @@ RUN = RunConfig(total_steps=64, num_seeds=3, log_every=2, eval_episodes=4, devic
 SWEEP: dict[str, Any] = {"gamma": [0.9, 0.99], "hidden": [(4,), (8,)]}
 
 
-def train(run: RunConfig = RUN, **options: Any) -> Results:
-    return train_population(ppo, CONFIG, actor_critic, NETWORK, run, **{"env": SHORT} | options)
+def train(run: RunConfig = RUN, env: Any = SHORT, sweep: Any = None) -> Results:
+    return train_population(ppo, CONFIG, actor_critic, NETWORK, run, env=env, sweep=sweep)
 
 
 @pytest.fixture(scope="module")

@@ -128,12 +128,11 @@ def _rebuild(config: Mapping[str, Any], setting: int, env: Env | None) -> tuple[
     name, address = config["run"]["env"], code.get("env")
     if env is None and address == "unknown":
         raise UsageError(f"{name} was an Env object that cannot be made again: pass it, as in load(folder, env=env)")
-    if env is None:
-        found = at_address(address) if address else envs.make(name)
-        env = found if isinstance(found, Env) else found()
-    network = at_address(code["network"])(env, configs["network"])
-    algorithm = at_address(code["algorithm"])(env, network, configs[code["name"]])
-    return env, guard(algorithm, config["run"]["total_steps"])
+    found = env or (at_address(address) if address else envs.make(name))
+    made: Env = found if isinstance(found, Env) else found()
+    network = at_address(code["network"])(made, configs["network"])
+    algorithm = at_address(code["algorithm"])(made, network, configs[code["name"]])
+    return made, guard(algorithm, config["run"]["total_steps"])
 
 
 def _configs(config: Mapping[str, Any], setting: int) -> Configs:

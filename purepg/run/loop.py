@@ -134,8 +134,13 @@ class _Training:
             except RecordError as error:
                 saving.failed(error)
         metrics = {name: np.concatenate([b[name] for b in self._blocks], axis=-1) for name in self._blocks[0]}
-        times = {"compile_seconds": population.new_compile_seconds(), "run_seconds": seconds}
-        return Outcome(metrics, **found, **times, state=None if saving else state)
+        return Outcome(
+            metrics,
+            **found,
+            compile_seconds=population.new_compile_seconds(),
+            run_seconds=seconds,
+            state=None if saving else state,
+        )
 
     def _first_state(self) -> State:
         job, population, saving = self._job, self._job.population, self._saving
@@ -197,12 +202,13 @@ class _Training:
 
 def described(env: Env, evaluation: Evaluation) -> list | None:
     """What `Env.describe` says of the final observations of an evaluation, with each episode's reward."""
-    if env.describe is None:
+    describe, returns = env.describe, evaluation.returns
+    if describe is None or returns is None:
         return None
 
     def of_episode(index: tuple[int, ...]) -> dict[str, Any]:
         last_obs = jax.tree.map(lambda x: x[index], evaluation.last_obs)
-        return {**env.describe(last_obs), "reward": float(evaluation.returns[index])}
+        return {**describe(last_obs), "reward": float(returns[index])}
 
-    H, S, n = evaluation.returns.shape
+    H, S, n = returns.shape
     return [[[of_episode((h, s, i)) for i in range(n)] for s in range(S)] for h in range(H)]
