@@ -125,7 +125,11 @@ class _Training:
         if saving and lengths:
             self._save(update, state)
         evaluation = jax.device_get(population.final(members, state))
-        found = {"sampled": evaluation.sampled, "mode": evaluation.mode, "responses": described(env, evaluation)}
+        found: dict[str, Any] = {
+            "sampled": evaluation.sampled,
+            "mode": evaluation.mode,
+            "responses": described(env, evaluation),
+        }
         if saving:
             try:
                 saving.checkpoints.wait()
