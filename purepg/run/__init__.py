@@ -1,5 +1,5 @@
-"""The host's side of an experiment: the command line, populations, files, Weights & Biases, pictures.
+"""The host's side of an experiment: `train_population`, the command line, files, Weights & Biases, pictures.
 
-Imports everything else, and only experiments import it: nothing else knows of time, disk, network or a command line.
-Change it to record or show a run in another way.
+Imports everything else; only experiments, and purepg's own list of names, import it. Nothing else in purepg knows of
+time, disk, network or a command line. Change it to record or show a run in another way.
 """
