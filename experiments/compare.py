@@ -1,5 +1,5 @@
-"""Saved runs beside each other, as Agarwal et al. (2021) ask: interquartile mean, median, mean and optimality gap with
-bootstrap intervals, performance profiles, and the probability that one improves on another.
+"""Compares saved runs as Agarwal et al. (2021) recommend: interquartile mean, median, mean and optimality gap with
+bootstrap intervals, performance profiles, and the probability that one run improves on another.
 """
 
 import dataclasses
@@ -26,15 +26,15 @@ from purepg.run.reliability import (
     probability_of_improvement,
 )
 from purepg.run.study import Study, main
-from purepg.run.watch.style import COLOURS, GREY, LINE_STYLES, MAX_INSIDE, dress
+from purepg.run.watch.style import GREY, MAX_INSIDE, dress, look
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MAX_ALL_PAIRS = 8  # labels of which the report has every pair; of more, those with the first
+MAX_ALL_PAIRS = 8  # of more labels, the report has only the pairs with the first
 NUM_THRESHOLDS = 201  # of a profile
-BAND_RESAMPLES = 2000  # enough for a band
+BAND_RESAMPLES = 2000  # bootstrap resamples for a profile's band
 SCORES = {
     "sampled": "final evaluation, actions sampled",
     "mode": "final evaluation with the policy's mode",
@@ -47,14 +47,15 @@ class Config:
     """What is compared, and by which scores.
 
     Attributes:
-      runs: out folders, before any flag. Every setting of every run is a row.
-      labels: a name for each run, with commas between; None: the folder's. What shares a label is one algorithm on
-        several environments.
-      best: of each run, only the setting with the highest IQM.
-      scores: the final evaluation with sampled actions or with the mode, or the last 100 training episodes.
-      range: the returns that become 0 and 1; repeated, one for each environment. Several environments need it.
-      target: what the optimality gap is measured from; None: 1 for normalised scores, else there is no gap.
-      seed: of the bootstrap.
+      runs: folders of runs, before any flag. Every setting of every run is a row.
+      labels: comma-separated names of the runs. Runs that share a label are one algorithm on several environments.
+        None: the folders' names.
+      best: keep only the setting with the highest IQM of each run.
+      scores: the final evaluation with sampled actions or with the policy's mode, or the last 100 training episodes.
+      range: the returns that are normalised to 0 and 1. Repeat the flag for each environment; it is required to compare
+        runs on several environments.
+      target: the score below which the optimality gap counts. None: 1 for normalised scores, and no gap for returns.
+      seed: seed of the bootstrap.
     """
 
     runs: tyro.conf.Positional[tuple[Path, ...]] = ()
@@ -92,7 +93,7 @@ def estimate(statistic: Callable[..., Any], strata: Strata, seed: int) -> Estima
 
 
 def aggregates(strata: Strata, target: float | None, seed: int) -> dict[str, Estimate]:
-    """One algorithm's scores as single numbers."""
+    """IQM, median, mean and, given a target, optimality gap of one algorithm's scores."""
     statistics = {"IQM": iqm, "median": np.median, "mean": np.mean}
     if target is not None:
         statistics["optimality gap"] = partial(optimality_gap, target=target)
@@ -100,14 +101,14 @@ def aggregates(strata: Strata, target: float | None, seed: int) -> dict[str, Est
 
 
 def profile(strata: Strata, threshold: np.ndarray, seed: int) -> np.ndarray:
-    """The performance profile and the ends of its pointwise 95 % band, `[3, K]`."""
+    """The performance profile and the lower and upper end of its pointwise 95 % band, `[3, K]`."""
     statistic = pooled(partial(performance_profile, threshold=threshold))
     band = bootstrap_interval(*strata, statistic=statistic, num_resamples=BAND_RESAMPLES, seed=seed)
     value = statistic(*strata)
     return np.stack([value, *(np.broadcast_to(end, value.shape) for end in band)])
 
 
-def compare(algorithms: Mapping[str, Strata], x: str, y: str, seed: int) -> Pair:
+def improvement_of(algorithms: Mapping[str, Strata], x: str, y: str, seed: int) -> Pair:
     """The probability that x improves on y."""
     from scipy import stats
 
@@ -124,7 +125,7 @@ def compare(algorithms: Mapping[str, Strata], x: str, y: str, seed: int) -> Pair
 
 
 def study(config: Config) -> Study:
-    """Reads the runs, and compares them."""
+    """Reads the runs and compares them."""
     rows, notes = gather(config.runs, config.labels, config.scores, config.best)
     envs = list(dict.fromkeys(row.env for row in rows))
     scale = ranges(config.range, envs)
@@ -133,7 +134,7 @@ def study(config: Config) -> Study:
 
     single = {label: aggregates(strata, target, config.seed) for label, strata in algorithms.items()}
     labels = list(algorithms)
-    pairs = [compare(algorithms, x, y, config.seed) for i, x in enumerate(labels) for y in labels[i + 1 :]]
+    pairs = [improvement_of(algorithms, x, y, config.seed) for i, x in enumerate(labels) for y in labels[i + 1 :]]
     scores = np.concatenate([score for strata in algorithms.values() for score in strata])
     margin = 0.02 * float(np.ptp(scores)) or 1.0
     threshold = np.linspace(scores.min() - margin, scores.max() + margin, NUM_THRESHOLDS)
@@ -141,7 +142,7 @@ def study(config: Config) -> Study:
 
     where = envs[0] if len(envs) == 1 else f"{len(envs)} environments"
     measure = f"{'normalised score' if scale else 'return'}, {where}"
-    report, first_table = say(config, envs, scale, algorithms, single, pairs, notes)
+    report, first_table = written(config, envs, scale, algorithms, single, pairs, notes)
     numbers = {
         "config": dataclasses.asdict(config),
         "environments": envs,
@@ -158,7 +159,7 @@ def study(config: Config) -> Study:
     return Study(report, numbers, draw(measure, single, threshold, profiles, pairs[: len(labels) - 1]), first_table)
 
 
-def say(
+def written(
     config: Config,
     envs: Sequence[str],
     scale: Mapping[str, tuple[float, float]],
@@ -167,7 +168,7 @@ def say(
     pairs: Sequence[Pair],
     notes: Sequence[str],
 ) -> tuple[str, str]:
-    """Two tables and what the reader must know of them; and the first table alone."""
+    """The report: two tables and remarks that help to read them. Also returns the first table alone."""
     few = len(single) <= MAX_ALL_PAIRS
     pairs = pairs if few else pairs[: len(single) - 1]
     largest = max(abs(number.value) for found in single.values() for number in found.values())
@@ -204,15 +205,13 @@ def say(
             "Ties count half in P(X > Y)." + ("" if few else " The pairs without the first are in numbers.json.")
         )
     if any(x.probability.value in (0.0, 1.0) and not math.isnan(x.probability.low) for x in pairs):
-        remarks.append("Where no two scores overlap, its interval has no width, however few the seeds are.")
+        remarks.append("Where no two scores overlap, the interval of P(X > Y) has no width, however few the seeds are.")
     if any(len(score) < 2 for strata in algorithms.values() for score in strata):
-        remarks.append("Where there is one seed only, there is no interval.")
+        remarks.append("A single seed has no interval.")
     if "optimality gap" not in names:
-        remarks.append("No optimality gap: returns have no target of their own (--target gives one).")
+        remarks.append("No optimality gap: returns need a target (--target).")
     if len(pairs) > 1 and len(envs) == 1:
-        remarks.append(
-            f"Each p-value is that of one test (Mann-Whitney, two-sided), not corrected for {len(pairs)} of them."
-        )
+        remarks.append(f"The p-values are those of {len(pairs)} two-sided Mann-Whitney tests, and are not corrected.")
     return "\n\n".join(parts + (["\n".join(remarks)] if remarks else [])), first_table
 
 
@@ -226,11 +225,11 @@ def draw(
     profiles: Mapping[str, np.ndarray],
     pairs: Sequence[Pair],
 ) -> "Figure":
-    """A panel each: aggregates, profiles, and the probability that the first label improves on each of the others."""
+    """Three panels: aggregates, profiles, and the probability that the first label improves on each of the others."""
     from matplotlib.figure import Figure
 
     labels = [textwrap.fill(label.replace(",", ", "), 24) for label in single]
-    looks = [(COLOURS[i % len(COLOURS)], LINE_STYLES[i // len(COLOURS) % len(LINE_STYLES)]) for i in range(len(labels))]
+    looks = [look(i) for i in range(len(labels))]
     row = max(0.48, *(0.16 * (1 + label.count("\n")) for label in labels))  # inches
     figure = Figure(figsize=(13, max(3.8, 1.6 + row * len(labels))), dpi=100, layout="constrained")
     left, middle, right = figure.subplots(1, 3)
@@ -260,16 +259,8 @@ def draw(
     for i, pair in enumerate(pairs, start=1):
         interval(right, i, pair.probability)
     right.axvline(0.5, color=GREY, linewidth=0.9, linestyle=":")
-    right.text(
-        0.5,
-        0,
-        "first row" if pairs else "no other row",
-        ha="center",
-        va="center",
-        fontsize=9,
-        color=GREY,
-        backgroundcolor="white",
-    )
+    first = "first row" if pairs else "no other row"
+    right.text(0.5, 0, first, ha="center", va="center", fontsize=9, color=GREY, backgroundcolor="white")
     dress(right, "Probability of improvement", "P(first row > this row), ties half; 95 % intervals")
     right.set_xlim(-0.02, 1.02)
     right.set_xlabel("probability")

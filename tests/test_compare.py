@@ -162,7 +162,7 @@ def test_of_many_labels_the_report_has_the_pairs_with_the_first_and_the_numbers_
 
 def test_one_seed_has_no_interval_and_that_is_said(run, tmp_path):
     text, numbers = run(save(tmp_path / "a", [5.0]), save(tmp_path / "b", [4.0]))
-    assert "no interval" in text and "5.000 |" in text and "1.000 |" in text
+    assert "A single seed has no interval." in text and "5.000 |" in text and "1.000 |" in text
     assert numbers["aggregates"]["a"]["IQM"] == {"value": 5.0, "low": None, "high": None}
 
 

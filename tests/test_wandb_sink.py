@@ -52,6 +52,7 @@ def test_a_run_without_a_key_is_recorded_offline_and_wandb_reads_it_back(tmp_pat
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "data"))
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
     monkeypatch.setenv("WANDB_RUN_ID", "abcd1234")  # would make all runs one
     Image.new("RGB", (2, 2)).save(tmp_path / "curves.png")

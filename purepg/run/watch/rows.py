@@ -53,7 +53,8 @@ class Rows:
             yield from self._of_setting(setting, max)
 
     def _of_setting(self, setting: int, until: Callable[[list[int]], int]) -> Iterator[tuple[Member, Row]]:
-        """A setting's rows, up to the `min` or `max` of the numbers of updates that its seeds have reached."""
+        """A setting's rows, up to the `min` or `max` of the numbers of updates that its seeds have reached: the mean
+        over active seeds, and the ends of its 95 % interval under `lo/` and `hi/`."""
         waiting = self._waiting[setting]
         num_updates = until([sum(len(block["env_steps"]) for block in blocks) for blocks in waiting])
         if num_updates == 0:
@@ -68,7 +69,13 @@ class Rows:
                 left = {name: value[num_updates:] for name, value in whole.items()}
                 waiting[seed] = [left] if len(left["env_steps"]) else []
         active, totals = self._advance(setting, range(self._num_seeds), metrics["env_steps"])
-        columns = columns_over_seeds(metrics, active, totals)
+        # Seeds that have stopped count here too, so that the mean does not decrease when one stops.
+        columns = {"env_steps": totals.mean(axis=0).round().astype(np.int64)}
+        for name in names:
+            if name != "env_steps":
+                found = mean_interval(np.where(active, metrics[name], np.nan), axis=0)
+                for key, column in zip((name, f"lo/{name}", f"hi/{name}"), found, strict=True):
+                    columns[key] = column.astype(np.float32)
         yield from self._made(Member(setting, None), self._num_updates[setting], columns, np.max(active, axis=0))
         self._num_updates[setting] += num_updates
 
@@ -89,26 +96,6 @@ class Rows:
         for i, u in enumerate(last):
             row = {name: values[i] for name, values in lists.items() if values[i] is not None}
             yield member, row | {"update": start + int(u)}
-
-
-def columns_over_seeds(metrics: Columns, active: np.ndarray, totals: np.ndarray) -> dict[str, np.ndarray]:
-    """The means over active seeds of a setting's metrics, and the ends of their 95 % intervals as `lo/` and `hi/`.
-
-    Args:
-      metrics: each `[S, U']`.
-      active: `[S, U']` whether the member still made this update.
-      totals: `[S, U']` environment steps so far. Their mean is over all seeds, also those that have stopped, so that it
-        does not decrease when a seed stops.
-    Returns:
-      each `[U']`.
-    """
-    columns = {"env_steps": totals.mean(axis=0).round().astype(np.int64)}
-    for name, value in metrics.items():
-        if name != "env_steps":
-            mean, lo, hi = mean_interval(np.where(active, value, np.nan), axis=0)
-            for key, column in ((name, mean), (f"lo/{name}", lo), (f"hi/{name}", hi)):
-                columns[key] = column.astype(np.float32)
-    return columns
 
 
 def thinned(columns: Columns, active: np.ndarray, every: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
