@@ -95,7 +95,8 @@ def importance_weighted(
     log_prob: Array, log_ratio: Array, advantage: Array, clip_low: Number, clip_high: Number
 ) -> Array:
     """-sg(clip(ratio, 1 - clip_low, 1 + clip_high)) * A * log pi(a|s), CISPO's loss (MiniMax 2025, eq. 4). The clipped
-    ratio is a constant weight, so every token has a gradient. `log_ratio` is the token's or its sequence's."""
+    ratio is a constant weight, so every token has a gradient. `log_ratio` is log pi / pi_old of the token or sequence.
+    """
     chex.assert_equal_shape([log_prob, log_ratio, advantage])
     ratio = jnp.clip(jnp.exp(log_ratio), 1 - clip_low, 1 + clip_high)
     return -stop_gradient(ratio * advantage) * log_prob
