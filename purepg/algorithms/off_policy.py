@@ -150,8 +150,8 @@ def _rounds(
         k_draw, k_sample, k_learn = jax.random.split(key, 3)
         draws = rollout.draw(k_draw, env, draw_noise, state.world.envs, T)
         k_sample, k_learn = jax.random.split(k_sample, (T, G)), jax.random.split(k_learn, (T, G))
-        # A round's number counts modulo a cycle, and how many came before it counts up to a full ring. Both follow from
-        # the update's number alone, so all members of a population share them, and a branch on them stays a branch.
+        # Below, `number` is the round's number modulo a cycle, and `num_rounds` how many rounds came before it, up to a
+        # full ring. Both follow from the update's number, which a population shares, so a branch on them stays a branch.
         first_round, rounds_before = update % cycle * T, jnp.minimum(update, -(-ring // T)) * T
 
         def round(carry, inputs):
