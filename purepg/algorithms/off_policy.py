@@ -151,7 +151,7 @@ def _rounds(
         draws = rollout.draw(k_draw, env, draw_noise, state.world.envs, T)
         k_sample, k_learn = jax.random.split(k_sample, (T, G)), jax.random.split(k_learn, (T, G))
         # Below, `number` is the round's number modulo a cycle, and `num_rounds` how many rounds came before it, up to a
-        # full ring. Both follow from the update's number, which a population shares, so a branch on them stays a branch.
+        # full ring. Both follow from the update, which a population shares, so branches are cheap.
         first_round, rounds_before = update % cycle * T, jnp.minimum(update, -(-ring // T)) * T
 
         def round(carry, inputs):
