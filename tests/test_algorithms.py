@@ -545,7 +545,7 @@ def test_a_policy_acts_on_raw_observations_by_the_learners_own_statistics(popula
         (
             reinforce,
             REINFORCEConfig(weight="total_return", discount_states=True),
-            "discount_states (True) needs weight 'return_to_go'; 'total_return' counts from the start",
+            "discount_states (True) needs weight 'return_to_go'; 'total_return' is discounted already",
         ),
     ],
 )

@@ -247,7 +247,7 @@ def groups_of(**changes: Any) -> GRPOConfig:
             grpo,
             groups_of(group_size=1, baseline="batch_mean"),
             groups_of(group_size=2, baseline="batch_mean"),
-            "num_prompts * group_size (1) must be at least 2 with baseline batch_mean: of 1 it leaves 0",
+            "num_prompts * group_size (1) must be at least 2 with baseline batch_mean: it leaves 0 of 1",
         ),
         (
             grpo,
@@ -259,7 +259,7 @@ def groups_of(**changes: Any) -> GRPOConfig:
             grpo,
             GRPOConfig(kl_coef=0.0, kl_target=0.1),
             GRPOConfig(kl_coef=1e-3, kl_target=0.1),
-            "kl_coef (0) must be above 0 with a kl_target, which adapts it by factors: 0 stays 0",
+            "kl_coef (0) must be above 0 with a kl_target, which multiplies it: 0 would stay 0",
         ),
     ],
 )

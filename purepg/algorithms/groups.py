@@ -173,17 +173,16 @@ def check_groups(env: Env, network: Network | LanguageModel, c: GroupConfig) -> 
     """Raises UsageError where sizes do not fit together, where a baseline would leave an advantage of 0 everywhere, or
     where the network lacks the critic or the stochastic policy that the config needs."""
     episodes, own = c.num_prompts * c.group_size, c.baseline in ("group_mean", "leave_one_out")
-    if episodes % c.num_minibatches:
-        by = f"num_minibatches ({c.num_minibatches})"
-        raise UsageError(f"num_prompts * group_size ({episodes}) must be divisible by {by}")
+    if episodes % (n := c.num_minibatches):
+        raise UsageError(f"num_prompts * group_size ({episodes}) must be divisible by num_minibatches ({n})")
     if c.group_size == 1 and c.baseline != "value" and (own or c.divide_by_std):
-        raise UsageError("group_size (1) must be at least 2 for a baseline, or a deviation, of the group's own")
+        raise UsageError("group_size (1) must be at least 2 for a baseline, or a standard deviation, of the group")
     if c.group_size == 1 and c.skip_groups_without_signal:
         raise UsageError("group_size (1) must be at least 2 to skip groups without signal: a group of one has none")
     if episodes == 1 and c.baseline == "batch_mean":
-        raise UsageError("num_prompts * group_size (1) must be at least 2 with baseline batch_mean: of 1 it leaves 0")
+        raise UsageError("num_prompts * group_size (1) must be at least 2 with baseline batch_mean: it leaves 0 of 1")
     if c.kl_target is not None and is_known(c.kl_coef) and c.kl_coef == 0:
-        raise UsageError("kl_coef (0) must be above 0 with a kl_target, which adapts it by factors: 0 stays 0")
+        raise UsageError("kl_coef (0) must be above 0 with a kl_target, which multiplies it: 0 would stay 0")
     if c.baseline == "value" and not (isinstance(network, LanguageModel) and network.has_value):
         raise UsageError("baseline (value) needs a language model with a critic: set --network.value-head")
     if not isinstance(network, LanguageModel):
@@ -238,10 +237,8 @@ def _gae(data: GroupedEpisodes, reward: Array, value: Array, c: GroupConfig) -> 
     # Truncation at the last column counts as termination: the model sees its position, and so how much time is left.
     ended = data.terminated | data.truncated
 
-    def of_episode(reward, value, next_value, ended):
-        return gae(reward, value, next_value, ended, jnp.zeros_like(ended), 1.0, c.gae_lambda)
-
-    return jax.vmap(jax.vmap(of_episode))(reward, value, next_value, ended)
+    of_episode = partial(gae, gamma=1.0, lam=c.gae_lambda)
+    return jax.vmap(jax.vmap(of_episode))(reward, value, next_value, ended, jnp.zeros_like(ended))
 
 
 def watch(

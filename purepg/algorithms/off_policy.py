@@ -59,7 +59,6 @@ class ReplayWorld(NamedTuple):
 
 # learn(key, learner, batch, number of the gradient step) -> (learner, metrics)
 Learn = Callable[[Key, ReplayLearner, Transition, Array], tuple[ReplayLearner, Metrics]]
-INT32_MAX = 2**31 - 1
 
 
 def replay_algorithm(
@@ -105,7 +104,7 @@ def replay_algorithm(
         return State(learner, ReplayWorld(envs, first_noise, replay.init(example, c.capacity)))
 
     env_steps = c.num_envs * c.num_steps
-    step = _rounds(env, c, exploration, draw_noise, _learn_on(c, learn), cycle)
+    step = _rounds(env, c, exploration, draw_noise, learn, cycle)
     return Algorithm(init, step, evaluation_policy(network), UpdateSteps(env_steps, env_steps))
 
 
@@ -118,16 +117,25 @@ def _cycle(c: ReplayConfig, period: int) -> int:
             f"({c.warmup_steps})"
         )
     cycle = math.lcm(c.num_steps, c.capacity // c.num_envs, period) // c.num_steps
-    if (cycle + 1) * c.num_steps * c.num_gradient_steps > INT32_MAX:
+    if (cycle + 1) * c.num_steps * c.num_gradient_steps > jnp.iinfo(jnp.int32).max:
         raise UsageError(
             f"capacity ({c.capacity}) must be a multiple of num_envs * num_steps ({c.num_envs * c.num_steps}), or "
-            "share more factors with it, so that an update's place in the buffer can be counted"
+            "share more factors with it, so that the position of an update in the buffer can be counted in int32"
         )
     return cycle
 
 
-def _learn_on(c: ReplayConfig, learn: Learn) -> Callable[..., tuple[ReplayLearner, Metrics]]:
-    """The gradient steps of a round, on a batch each."""
+def _rounds(
+    env: Env,
+    c: ReplayConfig,
+    exploration: Exploration,
+    draw_noise: Callable[[Key, Any], Any],
+    learn: Learn,
+    cycle: int,
+) -> Step:
+    """The step of `replay_algorithm`."""
+    N, T, G = c.num_envs, c.num_steps, c.num_gradient_steps
+    warmup_rounds, ring = -(-c.warmup_steps // N), c.capacity // N
 
     def gradient_step(learner, inputs):
         key, batch, number = inputs
@@ -136,37 +144,20 @@ def _learn_on(c: ReplayConfig, learn: Learn) -> Callable[..., tuple[ReplayLearne
         return learner, {name: x if isinstance(x, Mean) else Mean.of(x) for name, x in metrics.items()}
 
     def learn_on(learner, batches, keys, first):
-        numbers = first + jnp.arange(c.num_gradient_steps, dtype=jnp.int32)
-        return jax.lax.scan(gradient_step, learner, (keys, batches, numbers))
-
-    return learn_on
-
-
-def _rounds(
-    env: Env,
-    c: ReplayConfig,
-    exploration: Exploration,
-    draw_noise: Callable[[Key, Any], Any],
-    learn_on: Callable[..., tuple[ReplayLearner, Metrics]],
-    cycle: int,
-) -> Step:
-    """The step of `replay_algorithm`."""
-    N, T, G = c.num_envs, c.num_steps, c.num_gradient_steps
-    warmup_rounds, ring = -(-c.warmup_steps // N), c.capacity // N
+        return jax.lax.scan(gradient_step, learner, (keys, batches, first + jnp.arange(G, dtype=jnp.int32)))
 
     def step(key, state, update):
         k_draw, k_sample, k_learn = jax.random.split(key, 3)
         draws = rollout.draw(k_draw, env, draw_noise, state.world.envs, T)
         k_sample, k_learn = jax.random.split(k_sample, (T, G)), jax.random.split(k_learn, (T, G))
-        # A round's number counts modulo a cycle, and how many came before it counts up to a full ring. Both follow from
-        # the update's number alone, so all members of a population share them, and a branch on them stays a branch.
+        # Below, `number` is the round's number modulo a cycle, and `num_rounds` how many rounds came before it, up to a
+        # full ring. Both follow from the update, which a population shares, so branches are cheap.
         first_round, rounds_before = update % cycle * T, jnp.minimum(update, -(-ring // T)) * T
 
         def round(carry, inputs):
             learner, (envs, noise, buffer), finished = carry
             r, draws, k_sample, k_learn = inputs
             number, num_rounds = first_round + r, rounds_before + r
-
             noise = exploration.carry(noise, draws.noise[0], envs.episode_length == 0)
 
             def act(draws, obs):

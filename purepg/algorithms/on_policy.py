@@ -85,12 +85,9 @@ class Data(NamedTuple):
 
 
 def checked(env: Env, network: Network, config: Config, algorithm: str) -> Config:
-    """The config, checked against its types, itself and the network.
-
-    Raises:
-      UsageError: what `check` refuses, a rollout that the minibatches do not divide, annealing without a length, a
-        single advantage that would be standardised by itself, or a network without a stochastic policy or without V.
-    """
+    """The config, checked. Raises UsageError for what `check` refuses, a rollout that the minibatches do not divide,
+    annealing without a length, a single advantage that would be standardised by itself, or a network without a
+    stochastic policy or without V."""
     c: Any = check(config)
     check_schedules(c)
     num_steps, num_minibatches = c.num_envs * c.num_steps, getattr(c, "num_minibatches", 1)
@@ -110,13 +107,12 @@ def rollout_algorithm(
     init_own: Callable[[], Any] = lambda: None,
     init_params: Callable[[optax.GradientTransformation, Params], TrainState] = init_train_state,
 ) -> Algorithm:
-    """The algorithm of a step, with the state that `collect` advances.
+    """The algorithm of a step, with the state that `collect` advances. Raises UsageError where `normalize_obs` is on
+    and an observation is a category.
 
     Args:
       init_own: gives the initial value of `RolloutLearner.own`.
       init_params: `init_train_state`, or `init_halves`.
-    Raises:
-      UsageError: the environment is not an `Env`, or `normalize_obs` is on and an observation is a category.
     """
     check_environment(env)
     if c.normalize_obs:

@@ -69,7 +69,7 @@ def q_actor_critic(env: Env, network: QNetwork, config: QActorCriticConfig) -> A
         action, next_action = executed(data.action), executed(network.apply(params, data.next_obs)[0].sample(k_next))
         q = network.q(params, data.obs, action).mean(0)
         next_q = network.q(params, data.next_obs, next_action).mean(0)
-        left = (data.terminated | data.truncated).at[-1].set(True)  # elsewhere a' is the action taken next
+        left = (data.terminated | data.truncated).at[-1].set(True)  # here a' is sampled, elsewhere it was taken next
         next_q = jnp.where(left, next_q, jnp.roll(q, -1, axis=0))
         data = data._replace(value=q, next_value=next_q)
         _, target = data.gae(c.gamma, c.sarsa_lambda)

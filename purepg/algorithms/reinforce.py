@@ -132,18 +132,16 @@ def _checked(env: Env, network: Network, config: REINFORCEConfig) -> tuple[REINF
     if max_steps is None:
         raise UsageError(f"{env.name} has no time limit: max_steps (None) must be set, so that an episode ends")
     if c.discount_states and c.weight == "total_return":
-        raise UsageError("discount_states (True) needs weight 'return_to_go'; 'total_return' counts from the start")
-    if c.num_episodes == 1:
-        if c.baseline == "leave_one_out":
-            raise UsageError(
-                "num_episodes (1) must be at least 2 with baseline leave_one_out: there is no other episode"
-            )
-        # Where all steps have the same weight, or there is only one, the batch's mean is that weight.
-        constant = c.baseline in ("batch_mean", "standardised") and (c.weight == "total_return" or max_steps == 1)
-        if c.baseline == "per_time_mean" or constant:
-            raise UsageError(
-                f"num_episodes (1) must be at least 2 with baseline {c.baseline} and weight {c.weight}: they leave "
-                "nothing of a single episode"
-            )
+        raise UsageError("discount_states (True) needs weight 'return_to_go'; 'total_return' is discounted already")
+    single = c.num_episodes == 1
+    if single and c.baseline == "leave_one_out":
+        raise UsageError("num_episodes (1) must be at least 2 with baseline leave_one_out: there is no other episode")
+    # Where all steps have the same weight, or there is only one, the batch's mean is that weight.
+    constant = c.baseline in ("batch_mean", "standardised") and (c.weight == "total_return" or max_steps == 1)
+    if single and (c.baseline == "per_time_mean" or constant):
+        raise UsageError(
+            f"num_episodes (1) must be at least 2 with baseline {c.baseline} and weight {c.weight}: they leave nothing "
+            "of a single episode"
+        )
     require_policy_gradient(env, network, "reinforce", value=c.baseline == "value")
     return c, max_steps
