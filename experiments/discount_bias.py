@@ -8,11 +8,12 @@ followed.
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from reports.discount_bias import draw
 
 from purepg.algorithms.reinforce import REINFORCEConfig, reinforce
 from purepg.config import Count, Positive, Range, Seed
@@ -28,11 +29,7 @@ from purepg.run.experiment import train_population
 from purepg.run.pages import table
 from purepg.run.plan import RunConfig
 from purepg.run.study import Study, main
-from purepg.run.watch.style import COLOURS, GREY, dress
 from purepg.types import Algorithm, Env, Network, Params, UpdateSteps
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 MDP = aliased()
 ENV = mdp_env(MDP)
@@ -220,32 +217,6 @@ def mean_path(config: Config, rate: float) -> np.ndarray:
     return np.array(path)
 
 
-def draw(path: dict[bool, np.ndarray], mean: dict[bool, np.ndarray]) -> "Figure":
-    """p over updates: median and quartiles over the seeds, and the path of the mean update."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.4), dpi=120, layout="constrained")
-    axes = figure.add_subplot()
-    num_seeds, num_points = path[True].shape
-    update = np.arange(num_points)
-    for discounts, colour in zip(NAMES, COLOURS, strict=False):
-        lower, middle, upper = np.quantile(path[discounts], (0.25, 0.5, 0.75), axis=0)
-        axes.fill_between(update, lower, upper, color=colour, alpha=0.25, linewidth=0)
-        axes.plot(update, middle, color=colour, linewidth=1.8, label=NAMES[discounts].replace("gamma^t", r"$\gamma^t$"))
-        label = None if discounts else "if every update were its mean"
-        axes.plot(update, mean[discounts], "--", color="black", linewidth=0.9, label=label)
-    for p, (discounted, undiscounted) in zip((0.0, 1.0), returns(np.array([0.0, 1.0])), strict=True):
-        text = f"p = {p:g}: $J_{{.5}}$ = {discounted:g}, $J_1$ = {undiscounted:g}"
-        place, side = (p + 0.025, "bottom") if p else (p - 0.025, "top")
-        axes.text(num_points - 1, place, text, ha="right", va=side, fontsize=9, color=GREY)
-    axes.set(xlabel="update", ylabel="p, the probability of action 0", xlim=(0, num_points - 1), ylim=(-0.09, 1.09))
-    axes.set_yticks(np.linspace(0, 1, 6))
-    note = f"$\\gamma$ = 0.5; median over {num_seeds} seeds; band: lower to upper quartile"
-    dress(axes, "REINFORCE on five aliased states", note)
-    axes.legend(frameon=False, fontsize=9, loc="center right")
-    return figure
-
-
 # --- the report ---
 
 
@@ -254,6 +225,7 @@ def study(config: Config) -> Study:
     exact = {p: computed(p) for p in (0.1, 0.3, 0.5, 0.7, 0.9)}
     estimates = estimated(config)
     path = trained(config)
+    mean = {discounts: mean_path(config, 0.25 if discounts else -0.5) for discounts in NAMES}
     return Study(
         "\n\n".join([say_computed(exact), say_estimated(estimates, exact[START]), say_trained(config, path)]),
         {
@@ -262,7 +234,7 @@ def study(config: Config) -> Study:
             "estimated": [row._asdict() | {"sampled": row.sampled._asdict()} for row in estimates],
             "final_p": {NAMES[discounts]: p[:, -1] for discounts, p in path.items()},
         },
-        draw(path, {discounts: mean_path(config, 0.25 if discounts else -0.5) for discounts in NAMES}),
+        draw(NAMES, path, mean, returns(np.array([0.0, 1.0]))),
         trained_table(path),
     )
 

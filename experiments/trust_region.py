@@ -11,9 +11,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
+from reports.trust_region import draw, width_of
 
 from purepg.algorithms.a2c import A2CConfig, a2c
 from purepg.algorithms.npg import NPGConfig, npg
@@ -29,16 +30,10 @@ from purepg.run.reliability import iqm, iqm_and_quartiles
 from purepg.run.results import Results
 from purepg.run.study import Study, main
 from purepg.run.watch.curves import on_common_grid
-from purepg.run.watch.style import COLOURS, GREY, dress
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 ENV = "CartPole-v1"
 NUM_RESAMPLES = 2000  # of the seeds, for a width's interval
 QUANTILES = 0.05, 0.5, 0.95, 1.0  # of the KL per update
-KL_FLOOR = 1e-8  # what lies below is drawn there
 
 
 @dataclass(frozen=True)
@@ -86,27 +81,15 @@ class Sweep(NamedTuple):
         return self.config.num_envs * self.config.num_steps
 
 
+PENALTY = PPOPenaltyConfig(num_steps=32, gamma=0.98, target_kl=0.003)
+CLIP = PPOConfig(num_envs=4, num_steps=32, num_epochs=8, num_minibatches=4, gamma=0.98, gae_lambda=0.9)
 SWEEPS = (
     Sweep("A2C", a2c, A2CConfig(num_envs=8, num_steps=8, gamma=0.98, gae_lambda=1.0), "learning_rate", -4, -4 / 3),
     Sweep("NPG", npg, NPGConfig(max_kl=None), "learning_rate", -4 / 3, 4 / 3),
     Sweep("NPG", npg, NPGConfig(), "max_kl", -4, 2 / 3),
     Sweep("TRPO", trpo, TRPOConfig(), "max_kl", -4, 2 / 3),
-    Sweep(
-        "PPO-Penalty",
-        ppo_penalty,
-        PPOPenaltyConfig(num_steps=32, gamma=0.98, target_kl=0.003),
-        "learning_rate",
-        -14 / 3,
-        -4 / 3,
-    ),
-    Sweep(
-        "PPO-Clip",
-        ppo,
-        PPOConfig(num_envs=4, num_steps=32, num_epochs=8, num_minibatches=4, gamma=0.98, gae_lambda=0.9),
-        "learning_rate",
-        -14 / 3,
-        -4 / 3,
-    ),
+    Sweep("PPO-Penalty", ppo_penalty, PENALTY, "learning_rate", -14 / 3, -4 / 3),
+    Sweep("PPO-Clip", ppo, CLIP, "learning_rate", -14 / 3, -4 / 3),
 )
 
 
@@ -198,109 +181,7 @@ def measure(config: Config, sweep: Sweep, found: Results) -> Result:
     )
 
 
-# --- drawn ---
-
-
-def draw(config: Config, results: Sequence[Result]) -> "Figure":
-    """Final return and KL against the step size, a column for each sweep; learning curves; widths."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11.8, 6.9), dpi=100, layout="constrained")
-    upper, lower = (figure.add_subfigure(part) for part in figure.add_gridspec(2, 1, height_ratios=(1.75, 1)))
-    panels = upper.subplots(2, len(results), sharex="col", sharey="row")
-    for r, colour, (above, below) in zip(results, COLOURS, panels.T, strict=False):
-        draw_return(above, config, r, colour)
-        draw_kl(below, r, colour, legend=below is panels[1, 0])
-    panels[0, 0].set_ylabel("final return")
-    panels[1, 0].set_ylabel("KL per update, nats")
-    left, right = lower.subplots(1, 2)
-    draw_curves(left, results)
-    draw_widths(right, results)
-    return figure
-
-
-def draw_return(axes: "Axes", config: Config, r: Result, colour: str) -> None:
-    axes.fill_between(r.step, *r.quartiles, color=colour, alpha=0.25, linewidth=0)
-    axes.plot(r.step, r.middle, "o-", color=colour, linewidth=1.5, markersize=3.5)
-    axes.axhline(config.solved, color="black", linewidth=0.7, linestyle=":")
-    shade(axes, r, colour)
-    centre, half = math.log10(r.step[0] * r.step[-1]) / 2, 2.6  # as many decades in every panel, so that widths compare
-    axes.set_xscale("log")
-    axes.set_xlim(10 ** (centre - half), 10 ** (centre + half))
-    axes.set_xticks([10.0**i for i in range(-8, 8) if i % 2 == 0 and abs(i - centre) < half])
-    axes.minorticks_off()
-    axes.set_ylim(0, 520)
-    axes.set_yticks((0, 250, 500))
-    said = "nowhere solved" if r.region is None else f"solved: {width_of(r)} decades"
-    dress(axes, r.sweep.name, said)
-
-
-def draw_kl(axes: "Axes", r: Result, colour: str, legend: bool) -> None:
-    """Median, band from 5 to 95 %, and the largest.
-
-    Args:
-      legend: say so; what holds the KL is named anyway.
-    """
-    low, middle, high, largest = np.maximum(r.kl, KL_FLOOR)
-    axes.fill_between(r.step, low, high, color=colour, alpha=0.25, linewidth=0)
-    axes.plot(r.step, middle, "o-", color=colour, linewidth=1.5, markersize=3.5, label="median" if legend else None)
-    axes.plot(r.step, largest, ":", color=colour, linewidth=1.5, label="largest" if legend else None)
-    shade(axes, r, colour)
-    if r.sweep.field == "max_kl":
-        axes.plot(r.step, r.step, "--", color="black", linewidth=0.8, label="max_kl")
-    if target_kl := getattr(r.sweep.config, "target_kl", None):
-        axes.axhline(target_kl, linestyle="--", color="black", linewidth=0.8, label="target_kl")
-    axes.set_yscale("log")
-    axes.set_ylim(KL_FLOOR / 2, 1e4)
-    axes.set_yticks([10.0**i for i in range(-8, 4, 2)])
-    axes.minorticks_off()
-    axes.set_xlabel(r.sweep.field)
-    if axes.get_legend_handles_labels()[1]:
-        axes.legend(frameon=False, fontsize=8, loc="upper left", handlelength=1.6, borderaxespad=0, labelspacing=0.2)
-    dress(axes, "", "")
-
-
-def shade(axes: "Axes", r: Result, colour: str) -> None:
-    """The solved step sizes."""
-    if r.region is not None:
-        axes.axvspan(*r.step[list(r.region)], color=colour, alpha=0.12, linewidth=0)
-
-
-def draw_curves(axes: "Axes", results: Sequence[Result]) -> None:
-    from matplotlib.ticker import EngFormatter
-
-    for r, colour in zip(results, COLOURS, strict=False):
-        axes.plot(*r.curve, color=colour, linewidth=1.6)
-    axes.set(xlabel="environment steps", ylabel="training return", ylim=(0, 520), xlim=(0, None))
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    dress(axes, "At the best step size", "IQM over seeds, in windows of a fiftieth of the run; colours as above")
-
-
-def draw_widths(axes: "Axes", results: Sequence[Result]) -> None:
-    names = []
-    for y, (r, colour) in enumerate(zip(results, COLOURS, strict=False)):
-        scale, field = r.sweep.lengths_per_decade, r.sweep.field
-        width = 0.0 if r.region is None else r.width
-        axes.barh(y, width, height=0.62, color=colour, alpha=0.25, linewidth=0)
-        axes.barh(y, width * scale, height=0.62, color=colour, alpha=0.85, linewidth=0)
-        axes.hlines(y, *r.interval, color="black", linewidth=1.0)
-        names.append(f"{r.sweep.name}, {field}")
-    axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
-    axes.set_xlim(0, None)
-    axes.set_xlabel("decades of solved step sizes")
-    dress(axes, "How far the step size may be off", "dark: in the step's length; line: 95 % interval, seeds resampled")
-    axes.grid(visible=False, axis="y")
-    axes.grid(axis="x", color="#E5E5E5", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(axis="y", colors=GREY, labelcolor="black", length=0)
-
-
 # --- the report ---
-
-
-def width_of(r: Result, scale: float = 1.0) -> str:
-    return "none" if r.region is None else f"{'> ' if r.cut else ''}{scale * r.width:.2f}"
 
 
 def say_results(config: Config, results: Sequence[Result]) -> str:
