@@ -40,7 +40,7 @@ def enumerate_trajectories(mdp: FiniteMDP, log_pi: Array | np.ndarray, num_steps
     steps = []  # lists of [N] arrays, extended as trajectories branch
     while alive.any() and len(steps) < limit:
         if len(steps) == mdp.num_states and np.isinf(limit):  # some state was visited twice
-            raise UsageError(f"{mdp.name} has trajectories of any length: set num_steps (None)")
+            raise UsageError(f"{mdp.name} has trajectories of any length: num_steps (None) must be set")
         joint = np.where(alive[:, None, None], pi[state][:, :, None] * mdp.transition[state], 0.0)
         joint[~alive, 0, 0] = 1.0  # an ended trajectory does not branch
         parent, action, next_state = np.nonzero(joint)
