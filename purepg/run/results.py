@@ -150,7 +150,7 @@ class Results:
         Raises:
           UsageError: there is no such metric.
         """
-        nearest = (name for name in ("episode_return", "held_out_return", "loss") if name in self.metrics)
+        nearest = (name for name in ("episode_return", "held_out_return", "policy_loss") if name in self.metrics)
         return curves_figure(self.metrics, self.labels, self.title, metric or next(nearest, "finite"))
 
     def __str__(self) -> str:
