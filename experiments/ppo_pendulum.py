@@ -1,4 +1,4 @@
-"""PPO on Pendulum-v1, whose every episode ends by the clock: here a time limit must not be taken for a death.
+"""PPO on Pendulum-v1, whose every episode ends by the clock: here truncation must not be treated as termination.
 
 `--sweep bootstrap_at_truncation=true,false` shows what the common mistake costs.
 """
