@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import tyro
+from parts.compare import Strata, gather, ranges, stratify
 
 from purepg.config import Seed
-from purepg.run.compare import Strata, gather, ranges, stratify
 from purepg.run.pages import table
 from purepg.run.reliability import (
     bootstrap_interval,

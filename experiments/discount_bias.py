@@ -13,7 +13,7 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from reports.discount_bias import draw
+from parts.discount_bias import draw
 
 from purepg.algorithms.reinforce import REINFORCEConfig, reinforce
 from purepg.config import Count, Positive, Range, Seed

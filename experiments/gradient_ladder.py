@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
+from parts.gradient_ladder import BROKEN, LAMBDAS, NAMES, OFF_BY_ONE, THEORY, Problem, estimates, pose
 from scipy.stats import binom
 
 from purepg.config import Count, Seed
@@ -24,7 +25,6 @@ from purepg.equations.losses import surrogate
 from purepg.equations.ratios import trajectory_ratio
 from purepg.lab.accuracy import Statistics, Verdict, sample, statistics, unbiasedness, variance_change
 from purepg.lab.estimators import WithCritic, ascent, episode_experience
-from purepg.lab.ladder import BROKEN, LAMBDAS, NAMES, OFF_BY_ONE, THEORY, Problem, estimates, pose
 from purepg.lab.theory import standardised_factor
 from purepg.networks.tabular import tabular_policy
 from purepg.run.console import say

@@ -26,7 +26,7 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from reports.overoptimisation import draw, page_table, say_answers, say_reward_models, say_turns
+from parts.overoptimisation import draw, page_table, say_answers, say_reward_models, say_turns
 
 from purepg.algorithms.clone import CloneConfig, clone
 from purepg.algorithms.family import FAMILY

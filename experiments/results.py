@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import tyro
+from parts.compare import finished
 
 from purepg.run.cli import leave, parse_flags
-from purepg.run.compare import finished
 from purepg.run.console import reason
 from purepg.run.pages import read_block, write_block
 from purepg.types import UsageError

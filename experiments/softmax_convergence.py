@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from reports.softmax_convergence import draw, steps_above_floor
+from parts.softmax_convergence import draw, steps_above_floor
 
 from purepg.config import Positive, Range, Seed
 from purepg.envs.finite_mdp import FiniteMDP, unroll

@@ -14,7 +14,7 @@ from itertools import groupby
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
-from reports.trust_region import draw, width_of
+from parts.trust_region import draw, width_of
 
 from purepg.algorithms.a2c import A2CConfig, a2c
 from purepg.algorithms.npg import NPGConfig, npg

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import EMPTY_CONFIG
+from parts.compare import gather
 from scipy import stats
 
-from purepg.run.compare import gather
 from purepg.run.study import main
 
 SCRIPT = Path(__file__).parent.parent / "experiments" / "compare.py"

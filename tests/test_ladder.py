@@ -7,6 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import quick_jit
+from parts.gradient_ladder import (
+    FLIPPED,
+    NAMES,
+    NO_DISCOUNT,
+    OFF_BY_ONE,
+    THEORY,
+    estimates,
+    pose,
+)
 
 from purepg.algorithms.a2c import A2CConfig, a2c
 from purepg.algorithms.ppo import PPOConfig, ppo
@@ -16,15 +25,6 @@ from purepg.envs.named_mdps import garnet
 from purepg.lab.accuracy import sample, statistics, unbiasedness, variance_change
 from purepg.lab.estimators import update_of
 from purepg.lab.exact import bellman_gradient, in_float64, log_policy, values, weighted_gradient
-from purepg.lab.ladder import (
-    FLIPPED,
-    NAMES,
-    NO_DISCOUNT,
-    OFF_BY_ONE,
-    THEORY,
-    estimates,
-    pose,
-)
 from purepg.lab.trajectories import state_distributions
 from purepg.networks.tabular import tabular_actor_critic
 
