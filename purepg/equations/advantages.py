@@ -211,7 +211,7 @@ def n_step(
     """
     chex.assert_equal_shape([reward, value, next_value, terminated, truncated])
     chex.assert_type([terminated, truncated], bool)
-    cut = truncated.at[-1].set(True)
+    cut = jnp.asarray(truncated).at[-1].set(True)
     target = td_target(reward, next_value, terminated, gamma)
     for _ in range(min(n, reward.shape[0]) - 1):
         later = jnp.where(cut, next_value, jnp.roll(target, -1, axis=0))

@@ -105,7 +105,7 @@ class Results:
         axes = ("setting", "seed", "update")
         num_settings, num_seeds, num_updates = self.metrics["env_steps"].shape
         swept = {
-            name: ("setting", _column([setting.hyperparameters[name] for setting in self.plan.settings]))
+            name: ("setting", column([setting.hyperparameters[name] for setting in self.plan.settings]))
             for name in self.plan.settings[0].hyperparameters
         }
         finals = {"final_return": self.final_return, "final_return_of_mode": self.final_return_of_mode}
@@ -135,7 +135,7 @@ class Results:
         h, s, u = np.nonzero(self.metrics["env_steps"] > 0)
         settings = self.plan.settings
         swept = {
-            name: _column([setting.hyperparameters[name] for setting in settings])[h]
+            name: column([setting.hyperparameters[name] for setting in settings])[h]
             for name in settings[0].hyperparameters
         }
         total = np.nancumsum(self.metrics["env_steps"], axis=-1)[h, s, u]
@@ -160,7 +160,7 @@ class Results:
         return f"{self.title}\n{self}"
 
 
-def _column(values: Sequence[Any]) -> np.ndarray:
+def column(values: Sequence[Any]) -> np.ndarray:
     """Swept values as a column: numbers where they are, else objects (None, tuples of widths)."""
     if all(isinstance(value, int | float) for value in values):
         return np.array(values)
