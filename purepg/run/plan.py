@@ -37,7 +37,7 @@ from purepg.types import Algorithm, Discrete, Env, UsageError, space_leaves
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What to run, beside the algorithm.
+    """The settings of a run, apart from those of the algorithm and the network.
 
     Attributes:
       env: name of the environment.
