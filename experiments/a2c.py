@@ -1,4 +1,4 @@
-"""A2C. As it stands: CartPole-v1, 8 environments x 8 steps an update, with eight-step advantages (lambda = 1)."""
+"""A2C. By default on CartPole-v1, with 8 environments x 8 steps per update and 8-step advantages (lambda = 1)."""
 
 from purepg.algorithms.a2c import A2CConfig, a2c
 from purepg.networks.actor_critic import NetworkConfig, actor_critic

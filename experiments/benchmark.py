@@ -1,11 +1,11 @@
-"""How fast algorithms train: environment steps a second, compile seconds and peak memory, at several sizes.
+"""Measures how fast algorithms train: environment steps per second, compile time and peak memory, at several sizes.
 
-PPO on CartPole (128 steps, 4 epochs, 4 minibatches, two 64-wide tanh layers), SAC and TD3 on Pendulum (a gradient step
-of 256 transitions for every environment step, two critics, two 64-wide relu layers, replay of 100,000), GRPO on
-additions by a transformer of two layers (32 prompts, 8 responses each, one gradient step; a step is a generated token).
-Every measurement runs in a process of its own, compiled and warmed up before it is timed. With `--peer rejax`, rejax
-does the same work in an environment of its own, the two in turn: A B A B. With `--overhead`, what watching and saving
-a run costs.
+The jobs are PPO on CartPole (128 steps, 4 epochs, 4 minibatches, two 64-wide tanh layers), SAC and TD3 on Pendulum (a
+gradient step on 256 transitions for every environment step, two critics, two 64-wide relu layers, replay of 100,000),
+and GRPO on additions with a transformer of two layers (32 prompts, 8 responses each, one gradient step; an environment
+step is a generated token). Every measurement has its own process, which compiles and warms up before it is timed. With
+`--peer rejax`, rejax does the same work in its own virtual environment, in turn with purepg. `--overhead` measures what
+logging and saving a run costs instead.
 """
 
 import argparse
@@ -31,10 +31,10 @@ OVERHEAD_SIZES = ("ppo:4x16", "sac:1x4")
 MARKERS = {"ppo": "benchmark_ppo", "sac": "benchmark_replay", "td3": "benchmark_replay", "grpo": "benchmark_grpo"}
 OVERHEAD_MARKER = "benchmark_overhead"
 OVERHEADS = ("log.jsonl", "progress bar", "W&B", "a checkpoint")
-# About a second of work, so that a run is long against the clock and short against the machine's moods.
+# About a second of work: long enough to time exactly, short enough that other load on the machine changes little.
 STEPS_PER_RUN = {"ppo": 400_000, "sac": 8_000, "td3": 8_000, "grpo": 20_000}
-NUM_STEPS = {"ppo": 128, "sac": 50, "td3": 50, "grpo": 16}  # grpo: so that 20 updates are a run, whatever the width
-WARMUP_STEPS = 300  # over before anything is timed
+NUM_STEPS = {"ppo": 128, "sac": 50, "td3": 50, "grpo": 16}  # grpo's value makes a run of 64x1 about 20 updates
+WARMUP_STEPS = 300  # finished before the timing starts
 PEERS = {"rejax": ("rejax==0.1.3", "gymnax==0.0.9", "jax==0.10.2", "jaxlib==0.10.2")}
 HERE = Path(__file__).parent
 PUREPG = str(HERE / "peers" / "purepg_worker.py")
@@ -43,14 +43,14 @@ PUREPG = str(HERE / "peers" / "purepg_worker.py")
 def overhead(
     sizes: Sequence[str], overheads: Sequence[str], length: float, repeats: int, devices: int | None
 ) -> list[dict]:
-    """Prints, for every size, by how many per cent each of them lengthens a run; in turn with a run that nothing
-    watches."""
-    print(f"{'size':>10}  {'updates':>8}  {'seconds':>7}  per cent more of training, and of all until it is written")
+    """Prints, for every size, by how many per cent each kind of logging or saving lengthens a run, in turn with plain
+    runs."""
+    print(f"{'size':>10}  {'updates':>8}  {'seconds':>7}  per cent more time to train / until all is written")
     results = []
     for size in sizes:
         name, shape = size.split(":")
         num_envs, num_seeds = map(int, shape.split("x"))
-        rate = {"ppo": 500_000, "sac": 5_000, "td3": 6_000}[name]  # roughly, of two cores
+        rate = {"ppo": 500_000, "sac": 5_000, "td3": 6_000}[name]  # approximate steps per second on two cores
         num_updates = max(20, 10 * round(length * rate / (num_envs * num_seeds * NUM_STEPS[name] * 10)))
         sizes_ = [name, str(num_envs), str(num_seeds), str(num_updates), str(devices or 0)]
         worker = Worker([sys.executable, PUREPG, "overhead", *sizes_])
@@ -70,7 +70,7 @@ def overhead(
 
 
 class Worker:
-    """A process that trains at every call."""
+    """A process that trains once per call of `run`."""
 
     def __init__(self, command: list[str], **variables: str):
         self._command = " ".join(command)
@@ -98,7 +98,7 @@ class Worker:
 
 
 def peer_python(peer: str) -> Path:
-    """The Python of a virtual environment that holds the peer; made at the first call."""
+    """The Python of the peer's virtual environment, which the first call makes."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "purepg" / "peers" / peer
     python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
     done = folder / "installed"
@@ -111,7 +111,7 @@ def peer_python(peer: str) -> Path:
 
 
 def measure(size: str, peer: str | None, repeats: int, devices: int | None) -> dict:
-    """Times one size: medians over `repeats`, and against the peer the ratio pair by pair."""
+    """Times one size: medians over `repeats`, and the ratio to the peer within each pair of runs."""
     name, shape = size.split(":")
     num_envs, num_seeds = map(int, shape.split("x"))
     num_updates = max(1, STEPS_PER_RUN[name] // (num_envs * num_seeds * NUM_STEPS[name]))
@@ -121,7 +121,7 @@ def measure(size: str, peer: str | None, repeats: int, devices: int | None) -> d
         names = ("--algorithm", "--num-envs", "--num-seeds", "--num-updates", "--num-steps")
         sizes.append(str(NUM_STEPS[name]))
         flags = [part for pair in zip(names, sizes, strict=True) for part in pair]
-        # Without purepg's cure, jaxlib 0.10.2 deadlocks on few cores whoever wrote the program.
+        # Without the flag that purepg sets, jaxlib 0.10.2 can deadlock on few cores in any program.
         cure = {"XLA_FLAGS": f"--{SCHEDULER_FLAG}=false"}
         workers[peer] = Worker([str(peer_python(peer)), str(HERE / "peers" / f"{peer}_worker.py"), *flags], **cure)
     runs = {side: [] for side in workers}
@@ -145,7 +145,7 @@ def measure(size: str, peer: str | None, repeats: int, devices: int | None) -> d
 
 
 def row(result: dict, peer: str | None) -> str:
-    """A line of the table."""
+    """Formats a result as a line of the printed table."""
     ours = result["purepg"]
     text = (
         f"{result['size']:>10}  {ours['env_steps_per_second']:>12,.0f}  {ours['compile_seconds']:>9.1f}  "
@@ -161,7 +161,7 @@ def row(result: dict, peer: str | None) -> str:
 
 
 def page_table(marker: str, results: Sequence[dict], peer: str | None) -> str:
-    """The table of experiments/speed.md that shows these results, all of one marker."""
+    """The table of experiments/speed.md with these results, which all belong to one marker."""
     first = {"benchmark_replay": "algorithm, environments x seeds", "benchmark_grpo": "width x seeds"}
     rates = ["whole update", "generation alone"] if marker == "benchmark_grpo" else ["steps/s"]
     header = [first.get(marker, "environments x seeds"), *rates, "compile s", "peak MiB", "devices"]
@@ -182,7 +182,7 @@ def page_table(marker: str, results: Sequence[dict], peer: str | None) -> str:
 
 
 def overhead_table(results: Sequence[dict], overheads: Sequence[str]) -> str:
-    """The table of experiments/speed.md that shows what watching and saving a run costs."""
+    """The table of experiments/speed.md that shows what logging and saving a run costs."""
     rows = []
     for result in results:
         name, shape = result["size"].split(":")
@@ -198,14 +198,14 @@ def overhead_table(results: Sequence[dict], overheads: Sequence[str]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--peer", choices=PEERS, help="time it in turn; installed on first use")
+    parser.add_argument("--peer", choices=PEERS, help="also time this package, in turn; installed on first use")
     parser.add_argument(
-        "--sizes", help=f"algorithm:environments x seeds, or grpo:width x seeds (default: {','.join(SIZES)})"
+        "--sizes", help=f"ALGORITHM:ENVIRONMENTSxSEEDS or grpo:WIDTHxSEEDS, by commas (default: {','.join(SIZES)})"
     )
-    parser.add_argument("--repeats", type=int, default=7, help="timed runs of each (default: %(default)s)")
-    parser.add_argument("--devices", type=int, help="devices for the seeds (default: as many as divide them)")
-    parser.add_argument("--out", type=Path, help="also write the figures to this JSON file")
-    what = f"what watching and saving a run costs: {', '.join(OVERHEADS)}, or all of them"
+    parser.add_argument("--repeats", type=int, default=7, help="timed runs of each size (default: %(default)s)")
+    parser.add_argument("--devices", type=int, help="devices for the seeds (default: as many as can divide them)")
+    parser.add_argument("--out", type=Path, help="also write the results to this JSON file")
+    what = f"measure what logging and saving a run costs: {', '.join(OVERHEADS)} (default: all of them)"
     parser.add_argument("--overhead", nargs="*", choices=OVERHEADS, metavar="WHAT", help=what)
     parser.add_argument("--seconds", type=float, default=8, help="length of a run for --overhead (default: about 8)")
     parser.add_argument("--page", type=Path, help=page_help("benchmark_..."))

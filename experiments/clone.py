@@ -1,4 +1,4 @@
-"""Behaviour cloning of a token task's demonstrations, stopped early: where GRPO starts from."""
+"""Behaviour cloning of a token task's demonstrations, stopped early. The clone is the warm start of GRPO and DPO."""
 
 from purepg.algorithms.clone import CloneConfig, clone
 from purepg.language.model import LanguageModelConfig

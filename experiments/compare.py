@@ -76,7 +76,7 @@ class Estimate(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """How probably a seed of x scores higher than one of y; p of the two-sided test, in one environment only."""
+    """The probability that a seed of x scores higher than one of y, and a two-sided test's p (one environment only)."""
 
     x: str
     y: str

@@ -1,4 +1,4 @@
-"""DDPG on Pendulum-v1: one environment, one gradient step a transition."""
+"""DDPG on Pendulum-v1, with one environment and one gradient step per transition."""
 
 from purepg.algorithms.ddpg import DDPGConfig, ddpg
 from purepg.networks.actor_critic import ActorQConfig, actor_q

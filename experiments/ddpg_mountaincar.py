@@ -1,4 +1,4 @@
-"""DDPG on MountainCarContinuous-v0, whose reward is far away: exploration has to swing, not to tremble."""
+"""DDPG on MountainCarContinuous-v0. Only the goal is rewarded, so the exploration noise is correlated in time."""
 
 from purepg.algorithms.ddpg import DDPGConfig, ddpg
 from purepg.networks.actor_critic import ActorQConfig, actor_q

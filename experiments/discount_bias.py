@@ -1,9 +1,9 @@
-"""What the missing gamma^t does (in the spirit of Nota & Thomas 2020).
+"""Shows the bias of leaving out gamma^t (in the spirit of Nota & Thomas 2020).
 
-On five states that a policy cannot tell apart, the update that most code makes climbs neither the discounted return nor
-the undiscounted one: it walks to the policy that is worst by both. That policy has one parameter, p = sigmoid(theta),
-the probability of action 0 in every state. Its gradients are computed, then estimated by REINFORCE's own update, then
-followed.
+On five states that the policy cannot distinguish, the usual update without gamma^t follows the gradient of neither the
+discounted nor the undiscounted return, and converges to the policy that is worst by both. The policy has one parameter,
+p = sigmoid(theta), the probability of action 0 in every state. The script computes the gradients exactly, estimates
+them by REINFORCE's own update, and trains with each.
 """
 
 import dataclasses
@@ -34,25 +34,25 @@ from purepg.types import Algorithm, Env, Network, Params, UpdateSteps
 MDP = aliased()
 ENV = mdp_env(MDP)
 UNDISCOUNTED = dataclasses.replace(MDP, gamma=1.0)
-MAX_STEPS = 5  # of the longest episode
+MAX_STEPS = 5  # length of the longest episode
 NETWORK = tabular_policy(MDP, pinned=True)
 POLICY = log_policy(NETWORK, MDP.num_states)
-START = 0.5  # p where the update is estimated, and where training begins
+START = 0.5  # the p at which the update is estimated and training begins
 NAMES = {True: "with gamma^t", False: "without gamma^t"}  # by `discount_states`
-Z = 5.0  # standard errors from 0 at which a sign is beyond doubt
+Z = 5.0  # number of standard errors from 0 at which a sign counts as certain
 
 
 @dataclass(frozen=True)
 class Config:
-    """Numbers of the experiment; everything computed is the same whatever they are.
+    """Settings of the estimates and of training; the exact results do not depend on them.
 
     Attributes:
-      seed: of everything random.
-      num_samples: one-episode updates behind each estimate.
-      num_seeds: agents trained with gamma^t, and as many without.
+      seed: seed of the experiment.
+      num_samples: number of one-episode updates in each estimate.
+      num_seeds: number of agents trained with gamma^t, and as many without.
       num_updates: updates of each agent.
-      num_episodes: episodes an update.
-      learning_rate: of the plain gradient.
+      num_episodes: episodes per update.
+      learning_rate: learning rate of plain gradient ascent (SGD).
     """
 
     seed: Seed = 0
@@ -68,7 +68,7 @@ def parameters(p: float) -> Params:
 
 
 def theta(params: Params) -> Any:
-    """The one number in a tree of parameters, or in a gradient."""
+    """The only number in a tree of parameters or in a gradient."""
     return params["params"]["logits"][..., 0, 0]
 
 
@@ -76,7 +76,7 @@ def theta(params: Params) -> Any:
 
 
 def computed(p: float) -> dict[str, tuple[float, float]]:
-    """The gradients and the mean updates at p, each from the laboratory's tables and in closed form."""
+    """The gradients and the mean updates at p, each as (computed by the laboratory, closed form)."""
     params, dp = parameters(p), p * (1 - p)
     visited = state_distributions(MDP, in_float64(POLICY, params), MAX_STEPS, restart=False)  # P(s_t = s), no gamma^t
 
@@ -88,14 +88,14 @@ def computed(p: float) -> dict[str, tuple[float, float]]:
         "dJ_.5": (float(theta(in_float64(bellman_gradient, MDP, POLICY, params))), 0.25 * dp),
         "dJ_1": (float(theta(in_float64(bellman_gradient, UNDISCOUNTED, POLICY, params))), 6.5 * dp),
         "no gamma^t": (update, -0.5 * dp),
-        # REINFORCE's `mean_over_steps`, also without gamma^t, divides the sum over a batch's steps by their number. The
-        # mean of that ratio tends to the ratio of the means as the batch grows; this is the limit.
+        # REINFORCE's `mean_over_steps`, also without gamma^t, divides the sum over a batch's steps by their number. As
+        # the batch grows, the mean of this ratio tends to the ratio of the means, which is given here.
         "mean over steps": (update / float(visited.sum()), -0.5 * dp / (2 + 3 * p)),
     }
 
 
 def one_episode(value: np.ndarray, discount_states: bool) -> tuple[float, float]:
-    """Mean and standard deviation of REINFORCE's update from a single episode at p = 1/2, over all trajectories."""
+    """Exact mean and standard deviation of REINFORCE's one-episode update at p = 1/2, by enumerating trajectories."""
 
     def moments(params):
         trajectory, mask, probability = jax.tree.map(jnp.asarray, enumerate_trajectories(MDP, POLICY(params)))
@@ -111,7 +111,7 @@ def one_episode(value: np.ndarray, discount_states: bool) -> tuple[float, float]
 
 
 def returns(p: np.ndarray) -> np.ndarray:
-    """J_.5 and J_1 of policies `[N]`, `[N, 2]`; p may be 0 or 1."""
+    """J_.5 and J_1, `[N, 2]`, of the policies p, `[N]`; p may be 0 or 1."""
 
     def both(p):
         log_pi = jnp.broadcast_to(jnp.log(jnp.stack([p, 1 - p])), MDP.reward.shape)
@@ -139,12 +139,12 @@ def settings(config: Config, **changes: Any) -> REINFORCEConfig:
 
 
 def with_critic(value: np.ndarray) -> Network:
-    """The policy, and a critic `[S]` that does not learn."""
+    """The policy with a fixed critic, `value [S]`."""
     return WithCritic(NETWORK, jnp.asarray(value))
 
 
 class Estimate(NamedTuple):
-    """REINFORCE's update from one episode: as sampled, and as it should be."""
+    """REINFORCE's one-episode update: sampled statistics, and the exact mean and deviation."""
 
     discounts: bool
     baseline: str
@@ -153,7 +153,7 @@ class Estimate(NamedTuple):
     deviation: float
 
     def z(self, target: float) -> float:
-        """How many standard errors the mean is away from a number."""
+        """The distance of the sampled mean from `target`, in standard errors."""
         return float((self.sampled.mean[0] - target) / self.sampled.standard_error[0])
 
 
@@ -173,7 +173,7 @@ def estimated(config: Config) -> list[Estimate]:
 
 
 def episodes_needed(mean: float, deviation: float) -> float:
-    """Episodes after which a mean is Z standard errors away from 0."""
+    """The number of episodes after which the mean is Z standard errors away from 0."""
     return (Z * deviation / mean) ** 2
 
 
@@ -181,8 +181,8 @@ def episodes_needed(mean: float, deviation: float) -> float:
 
 
 def watched(env: Env, network: Network, config: REINFORCEConfig) -> Algorithm:
-    """REINFORCE whose metrics also hold p after each update. Every update counts as its longest, so that a number of
-    environment steps is a number of updates."""
+    """REINFORCE with p after each update as a further metric. Every update counts as many environment steps as the
+    longest could take, so that a budget of environment steps fixes the number of updates."""
     base = reinforce(env, network, config)
 
     def step(key, state, update):
@@ -209,7 +209,7 @@ def trained(config: Config) -> dict[bool, np.ndarray]:
 
 
 def mean_path(config: Config, rate: float) -> np.ndarray:
-    """p before the first update and after each, `[U + 1]`, if each were its mean, rate * p (1 - p)."""
+    """p before the first update and after each, `[U + 1]`, if every update equalled its mean, rate * p (1 - p)."""
     logit, path = 0.0, [START]
     for _ in range(config.num_updates):
         logit += config.learning_rate * rate * path[-1] * (1 - path[-1])
@@ -221,7 +221,7 @@ def mean_path(config: Config, rate: float) -> np.ndarray:
 
 
 def study(config: Config) -> Study:
-    """Computes, estimates, trains, and says it in three tables."""
+    """Computes, estimates and trains, and reports each in a table."""
     exact = {p: computed(p) for p in (0.1, 0.3, 0.5, 0.7, 0.9)}
     estimates = estimated(config)
     path = trained(config)
@@ -245,8 +245,9 @@ def say_computed(exact: dict[float, dict[str, tuple[float, float]]]) -> str:
     rows = [[f"{p:g}", *(f"{x:.6f}" for pair in columns.values() for x in pair)] for p, columns in exact.items()]
     worst = max(abs(x - y) for columns in exact.values() for x, y in columns.values())
     return (
-        f"Computed, and in closed form (largest difference {worst:.0e}). No gamma^t: the mean update without it. Mean "
-        f"over steps: that by an episode's mean length, the limit for large batches\n{table(header, rows)}"
+        f"Computed, and in closed form (largest difference {worst:.0e}). 'no gamma^t' is the mean update without it; "
+        "'mean over steps' is the same divided by an episode's mean length, the limit for large batches\n"
+        f"{table(header, rows)}"
     )
 
 
@@ -270,8 +271,8 @@ def say_estimated(estimates: list[Estimate], exact: dict[str, tuple[float, float
             f"{episodes_needed(row.mean, row.deviation):,.0f}",
         ])  # fmt: skip
     return (
-        f"Estimated at p = {START:g}, where dJ_.5 = {gradient:g} and -.5 p(1-p) = {update:g}: REINFORCE's update from "
-        f"one episode, {estimates[0].sampled.num_samples:,} of them\n{table(header, rows)}"
+        f"Estimated at p = {START:g}, where dJ_.5 = {gradient:g} and -.5 p(1-p) = {update:g}, from "
+        f"{estimates[0].sampled.num_samples:,} one-episode updates of REINFORCE\n{table(header, rows)}"
     )
 
 

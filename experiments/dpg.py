@@ -6,8 +6,8 @@ from purepg.run.cli import main
 from purepg.run.plan import RunConfig
 
 if __name__ == "__main__":
-    # Q learns what actions are worth from noise of the actions' own size. Gradients shrink a hundredfold and more, and
-    # Adam, were they not clipped, would go on dividing by what they once were.
+    # For Q to learn the value of actions, the noise must be as large as the actions themselves. Gradients shrink more
+    # than a hundredfold; if they were not clipped, Adam would keep dividing by their earlier size.
     config = DPGConfig(
         num_envs=16,
         num_steps=8,

@@ -1,4 +1,4 @@
-"""DPO on a token task, from a model that was cloned: `python experiments/clone.py --out runs/clone` makes it."""
+"""DPO on a token task, from the cloned model that `python experiments/clone.py --out runs/clone` trains."""
 
 from purepg.algorithms.dpo import DPOConfig, dpo
 from purepg.language.model import LanguageModelConfig

@@ -1,4 +1,4 @@
-"""One agent of a saved run, evaluated over many whole episodes."""
+"""Evaluates one agent of a saved run over many whole episodes."""
 
 from purepg.run.evaluation import main
 

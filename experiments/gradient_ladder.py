@@ -1,8 +1,8 @@
-"""The ladder of estimators, each held against the exact policy gradient: bias, variance and direction.
+"""Measures the bias, variance and direction of every gradient estimator against the exact policy gradient.
 
-On a random MDP of 5 states, 3 actions and 8 steps, every estimator of `purepg.equations.advantages` is fed by
-`episodes` or `rollout`, all of them in one vmapped program for each batch size. What theory says of a mean is computed
-and tested.
+On a random MDP of 5 states, 3 actions and 8 steps, every estimator of `purepg.equations.advantages` is sampled through
+`episodes` or `rollout`, all of them in one vmapped program for each batch size. Each estimator's mean is tested against
+its theoretical value.
 """
 
 import dataclasses
@@ -36,14 +36,14 @@ from purepg.types import Key, Params, UsageError
 
 @dataclass(frozen=True)
 class LadderConfig:
-    """What is estimated, and from how much.
+    """The problem, and the number of samples.
 
     Attributes:
-      seed: of the process, the policies and the critics.
-      sample_seed: of the estimates.
-      batch: episodes in an estimate of the tables.
-      other_batches: further batch sizes, for the figure and the numbers.
-      num_samples: estimates by each estimator at `batch`; at other sizes, as many as use the same number of episodes.
+      seed: seed of the MDP, the policies and the critics.
+      sample_seed: seed of the estimates.
+      batch: episodes per estimate in the tables.
+      other_batches: further batch sizes, shown in the figure and in numbers.json.
+      num_samples: estimates per estimator at `batch`. Other batch sizes use the same total number of episodes.
     """
 
     seed: Seed = 0
@@ -58,8 +58,8 @@ class Row(NamedTuple):
 
     name: str
     statistics: Statistics  # against the exact gradient
-    mean: Params | None  # what theory says of its mean
-    against_mean: Statistics
+    mean: Params | None  # the theoretical mean, if it is known
+    against_mean: Statistics  # against the theoretical mean, else the exact gradient
 
 
 def measure(problem: Problem, key: Key, batch: int, num_samples: int) -> tuple[dict[str, Row], dict[str, Params]]:
@@ -88,7 +88,7 @@ def estimators_table(rows: Mapping[str, Row]) -> str:
 
 
 def tests_table(rows: Mapping[str, Row], verdicts: Mapping[str, Verdict]) -> str:
-    """Each mean against what theory says of it."""
+    """Tests of each mean against its theoretical value."""
     header = ["estimator", "bias in theory", "bias measured", "largest z", "p (Holm)", "smallest bias it could see"]
 
     def cells(name: str, verdict: Verdict) -> list[str]:
@@ -101,7 +101,7 @@ def tests_table(rows: Mapping[str, Row], verdicts: Mapping[str, Verdict]) -> str
 
 
 def findings(rows: Mapping[str, Row], samples: Mapping[str, Params]) -> list[str]:
-    """What the ladder shows, in sentences."""
+    """The main findings, one per line."""
     s = {name: row.statistics for name, row in rows.items()}
 
     def against(name: str, reference: str) -> str:
@@ -127,7 +127,7 @@ def findings(rows: Mapping[str, Row], samples: Mapping[str, Params]) -> list[str
 
 
 def turning(by_batch: Mapping[int, Mapping[str, Row]]) -> str:
-    """How far the mean of an estimator points away from the gradient, beside what noise alone would make of it."""
+    """The angle between an estimator's mean and the gradient, and the angle that noise alone would cause."""
 
     def cells(name: str, s: Statistics) -> list[str]:
         size = np.linalg.norm(s.mean)
@@ -141,8 +141,8 @@ def turning(by_batch: Mapping[int, Mapping[str, Row]]) -> str:
 
 
 def one_state(key: Key, num_samples: int) -> str:
-    """Importance ratios where nothing but time passes: two arms, one of which pays 1, pulled H times; pi = (.7, .3),
-    the older policy (.5, .5)."""
+    """Importance ratios on a bandit of two arms, one of which pays 1, pulled H times. The policy is pi = (.7, .3), the
+    older policy (.5, .5)."""
     policy = tabular_policy(bandit(), pinned=True)
     params, old_params = ({"params": {"logits": jnp.array([[x]])}} for x in (np.log(7 / 3), 0.0))
     pi, old = np.array([0.7, 0.3]), np.array([0.5, 0.5])
@@ -168,7 +168,7 @@ def one_state(key: Key, num_samples: int) -> str:
         ratio, trajectory, step = (
             statistics(x, np.zeros(x.shape[1:]), H) for x in sample(estimate, jax.random.fold_in(key, H), num_samples)
         )
-        # Under weights pi^2 / old, normalised, the count of arm 0 is binomial again.
+        # Under the normalised weights pi^2 / old, the count of arm 0 is still binomial.
         tilted = pi[0] ** 2 / old[0] / np.sum(pi**2 / old)
         k = np.arange(H + 1)
         second = np.sum(pi**2 / old) ** H * binom.pmf(k, H, tilted) @ (k * (k - H * pi[0])) ** 2
@@ -184,7 +184,7 @@ def one_state(key: Key, num_samples: int) -> str:
 
 
 def binary_reward(key: Key, num_samples: int) -> str:
-    """Standardising where it cannot turn anything: one parameter, rewards 0 and 1."""
+    """The factor by which standardising scales the gradient, for one parameter and rewards of 0 and 1."""
     rows = []
     for G, p in ((4, 0.5), (16, 0.5), (16, 0.9)):
         mdp = bandit()
@@ -203,7 +203,7 @@ def binary_reward(key: Key, num_samples: int) -> str:
 
 
 def figure(by_batch: Mapping[int, Mapping[str, Row]]) -> Figure:
-    """Variance and cosine of every estimator, for each batch size."""
+    """Plots variance and cosine of every estimator, for each batch size."""
     chart = Figure(figsize=(10, 9.5), dpi=100, layout="constrained")
     left, right = chart.subplots(1, 2, sharey=True)
     y, ticks, labels = 0, [], []
@@ -237,7 +237,7 @@ def ladder(config: LadderConfig) -> Study:
     """Measures every estimator at every batch size.
 
     Raises:
-      UsageError: a batch of one, over which nothing can be standardised or left out.
+      UsageError: a batch size is below 2, which neither standardising nor leave-one-out allows.
     """
     for batch in (config.batch, *config.other_batches):
         if batch < 2:
@@ -257,21 +257,21 @@ def ladder(config: LadderConfig) -> Study:
         batch: unbiasedness({name: row.against_mean for name, row in rows.items() if row.mean is not None})
         for batch, rows in by_batch.items()
     }
-    say("importance ratios and standardised rewards where they are known in closed form")
+    say("importance ratios and standardised rewards on problems with closed forms")
     ratios, binary = one_state(key, 10 * config.num_samples), binary_reward(key, 5 * config.num_samples)
     biased = [name for v in verdicts.values() for name, verdict in v.items() if not verdict.unbiased]
     report = [
         f"{problem.mdp.name}: exact value, mean and z are along the exact gradient; variance is total",
         estimators_table(rows),
-        f"means against theory, {config.num_samples} estimates of {config.batch} episodes; smallest bias seen with "
-        "probability .9, as a share of the exact gradient",
+        f"means against theory, {config.num_samples} estimates of {config.batch} episodes; smallest bias: the one that "
+        "a test detects with probability .9, as a share of the exact gradient",
         tests_table(rows, verdicts[config.batch]),
-        f"off their theory at the level .01, in {sum(map(len, verdicts.values()))} tests at batches "
+        f"means that deviate from theory at the level .01, in {sum(map(len, verdicts.values()))} tests at batch sizes "
         f"{', '.join(map(str, by_batch))}: {', '.join(biased) or 'none'}",
         "\n".join(found),
-        "what standardising does to the direction",
+        "how standardising changes the direction of the mean",
         turning(by_batch),
-        "one state: ratios over trajectories and over steps",
+        "importance ratios of trajectories and of steps, on one state",
         ratios,
         "standardised binary rewards",
         binary,

@@ -1,4 +1,4 @@
-"""GRPO on an ordinary environment: groups of whole CartPole-v1 episodes, each from one initial state."""
+"""GRPO on CartPole-v1: the episodes of a group all start from the same initial state."""
 
 from purepg.algorithms.grpo import GRPOConfig, grpo
 from purepg.networks.actor_critic import NetworkConfig, actor_critic

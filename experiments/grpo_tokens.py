@@ -1,4 +1,4 @@
-"""GRPO on a token task, from a model that was cloned: `python experiments/clone.py --out runs/clone` makes it."""
+"""GRPO on a token task, from the cloned model that `python experiments/clone.py --out runs/clone` trains."""
 
 from purepg.algorithms.grpo import GRPOConfig, grpo
 from purepg.language.model import LanguageModelConfig

@@ -1,8 +1,7 @@
-"""By how many lines the files of neighbouring algorithms differ: the ladder on which each rung changes the mathematics.
+"""Counts by how many lines the files of neighbouring algorithms differ.
 
-A file's lines here are its code without imports, docstrings, comments, empty lines and the class of its config. Two
-files are aligned by difflib. Each stretch that differs counts as many lines as its longer side has, so that a changed
-line counts once.
+Only code counts: no imports, docstrings, comments, empty lines or config classes. difflib aligns the two files. Each
+block that differs counts as many lines as its longer side has, so that a changed line counts once.
 """
 
 import ast
@@ -38,7 +37,7 @@ PAIRS = {
 
 @dataclass(frozen=True)
 class Config:
-    """Nothing is left to choose."""
+    """This experiment has no settings."""
 
 
 class Row(NamedTuple):
@@ -53,7 +52,7 @@ class Row(NamedTuple):
 
 
 def code_lines(text: str) -> list[str]:
-    """The lines of a module that count."""
+    """The lines of a module that the comparison counts."""
     ignored: set[int] = set()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import | ast.ImportFrom):
@@ -75,14 +74,14 @@ def _lines(node: ast.stmt | ast.expr) -> set[int]:
 
 
 def compare(first: list[str], second: list[str]) -> tuple[tuple[int, int], int]:
-    """(lines only in the first and only in the second, lines that differ)."""
+    """Returns ((lines only in the first, lines only in the second), lines that differ)."""
     changed = [op for op in SequenceMatcher(None, first, second, autojunk=False).get_opcodes() if op[0] != "equal"]
     sizes = [(i2 - i1, j2 - j1) for _, i1, i2, j1, j2 in changed]
     return (sum(a for a, _ in sizes), sum(b for _, b in sizes)), sum(map(max, sizes))
 
 
 def study(config: Config) -> Study:
-    """Reads the files of the installed package."""
+    """Compares the files of the installed package."""
     del config
     rows = []
     for (first, second), changes in PAIRS.items():

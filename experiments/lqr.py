@@ -1,8 +1,8 @@
-"""Deterministic policy gradient on linear-quadratic regulation, watched by what is known of it.
+"""Deterministic policy gradient on linear-quadratic regulation, compared with the exact solution.
 
-DPG learns a quadratic Q and climbs it with a linear policy. After every update its gain's cost is computed and set
-against Riccati's, and the direction in which its Q would have the gain go against the exact gradient; beside it, what
-becomes of DPG with less noise on its actions, or without a bound on its gradients.
+DPG learns a quadratic Q and a linear policy that follows its gradient. After every update, the exact cost of the
+policy's gain is compared with the optimum by Riccati's equation, and the gradient by the learned Q with the exact one.
+Two further settings show DPG with less exploration noise, and without gradient clipping.
 """
 
 import dataclasses
@@ -30,22 +30,22 @@ if TYPE_CHECKING:
 LQR = coupled_carts()
 ENV = lqr_env(LQR)
 BEST = optimum(LQR)
-NEAR = 0.01  # a gain whose cost is this little above the least has found it, as a share
-WINDOW = 10  # updates whose cosines are pooled: one update's say little
+NEAR = 0.01  # a gain counts as optimal if its cost exceeds the least by less than this share
+WINDOW = 10  # updates whose cosines are pooled, since those of a single update are too noisy
 
 
 @dataclass(frozen=True)
 class Config:
-    """Numbers of the experiment; DPG's own, as in experiments/dpg.py.
+    """Settings of the experiment; DPG's hyperparameters are those of experiments/dpg.py.
 
     Attributes:
-      seed: of everything random.
-      num_seeds: agents of each setting.
-      num_updates: of each agent; its learning rates fall to 0 over them.
-      policy_learning_rate, critic_learning_rate: Adam's.
-      exploration_std: of the noise on actions, of which the optimum's own are about 3 in an episode's first step.
-      little_exploration: the same in the second setting.
-      max_grad_norm: bound on the policy's and the critic's gradients; the third setting has none.
+      seed: seed of the experiment.
+      num_seeds: number of agents in each setting.
+      num_updates: updates of each agent, over which its learning rates are annealed to 0.
+      policy_learning_rate, critic_learning_rate: Adam's learning rates.
+      exploration_std: deviation of the noise on actions. The optimal policy's first actions are about 3 in size.
+      little_exploration: exploration_std of the second setting.
+      max_grad_norm: bound on the norm of the policy's and the critic's gradients; the third setting has none.
     """
 
     seed: Seed = 0
@@ -82,7 +82,7 @@ def settings(config: Config) -> dict[str, DPGConfig]:
 
 
 class Path(NamedTuple):
-    """What was learned; leaves are float64 `[S, U, ...]`, of every update of every agent."""
+    """What every agent learned at every update; leaves are float64 `[S, U, ...]`."""
 
     before: np.ndarray  # [S, U, m, n] the gain K of u = -K x
     after: np.ndarray
@@ -92,7 +92,7 @@ class Path(NamedTuple):
 
 
 def watched(env: Env, network: QNetwork, config: DPGConfig) -> Algorithm:
-    """DPG whose metrics also hold, entry by entry, its gain before and after each update, and its learned Q."""
+    """DPG with further metrics: each entry of the gain before and after an update, and of the learned Q."""
     base = dpg(env, network, config)
 
     def gain(state):
@@ -108,7 +108,7 @@ def watched(env: Env, network: QNetwork, config: DPGConfig) -> Algorithm:
 
 
 def trained(config: Config, setting: DPGConfig) -> Path:
-    """All seeds of a setting as one program."""
+    """Trains all seeds of a setting as one program."""
     steps = config.num_updates * setting.num_envs * setting.num_steps
     run = RunConfig(total_steps=steps, num_seeds=config.num_seeds, seed=config.seed, log_every=0, eval_episodes=1)
     found = train_population(watched, setting, linear_quadratic, LinearQuadraticConfig(), run, env=ENV)
@@ -126,7 +126,7 @@ def trained(config: Config, setting: DPGConfig) -> Path:
 
 
 def excess(gain: np.ndarray) -> np.ndarray:
-    """How far each cost is above the least, as a share of it: gains `[..., m, n]` to `[...]`, inf where infinite."""
+    """By what share the cost of gains `[..., m, n]` exceeds the least cost, `[...]`; inf for an infinite cost."""
     least, out = objective(LQR, BEST), np.full(gain.shape[:-2], np.inf)
     for i in np.ndindex(out.shape):
         try:
@@ -141,9 +141,9 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def alignment(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines with the exact gradient, each `[S, U]`, NaN where the cost is infinite: of the gradient by the learned Q,
-    over the states that the policy visits, where nothing but Q is wrong; and of the step that was taken, Adam's, from
-    the states of one rollout.
+    """Cosines with the exact gradient, each `[S, U]`, NaN where the cost is infinite. The first is of the gradient by
+    the learned Q, in expectation over the policy's states, so that Q is its only error. The second is of the step that
+    Adam took, from the states of one rollout.
     """
     n = LQR.num_states
     by_q, by_step = np.full((2, *path.before.shape[:2]), np.nan)
@@ -159,14 +159,14 @@ def alignment(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def pooled(x: np.ndarray) -> np.ndarray:
-    """Of each window the values of all seeds and updates, `[S, U]` to `[S * WINDOW, W]`."""
+    """Pools the values of all seeds and updates in each window: `[S, U]` to `[S * WINDOW, W]`."""
     num_windows = x.shape[1] // WINDOW
     windows = x[:, : num_windows * WINDOW].reshape(len(x), num_windows, WINDOW)
     return windows.swapaxes(1, 2).reshape(-1, num_windows)
 
 
 def updates_needed(share: np.ndarray) -> np.ndarray:
-    """Updates `[S]` after which a cost `[S, U]` stays within NEAR of the least; inf where it does not in the end."""
+    """Updates `[S]` after which the excess cost `[S, U]` stays below NEAR; inf if it is not below NEAR in the end."""
     last_far = np.array([np.max(np.flatnonzero(~(x < NEAR)), initial=-1) for x in share])
     return np.where(last_far + 1 < share.shape[1], last_far + 2.0, np.inf)
 
@@ -175,7 +175,7 @@ def updates_needed(share: np.ndarray) -> np.ndarray:
 
 
 def study(config: Config) -> Study:
-    """Trains each setting, and holds it against Riccati's gain and the exact gradient."""
+    """Trains each setting, and compares it with Riccati's gain and the exact gradient."""
     chosen = settings(config)
     paths = {name: trained(config, setting) for name, setting in chosen.items()}
     shares = {name: excess(path.after) for name, path in paths.items()}
@@ -218,8 +218,8 @@ def say_settings(config: Config, shares: dict, steps: dict, per_update: int) -> 
     least = -objective(LQR, BEST)
     start = -objective(LQR, np.zeros_like(BEST)) / least
     return (
-        f"{LQR.num_states} state and {LQR.num_actions} action dimensions. The least cost is {least:.4f}, that "
-        f"of no action {start:.1f} times as much. {config.num_seeds} seeds, {config.num_updates} updates of "
+        f"{LQR.num_states} state and {LQR.num_actions} action dimensions. The least cost is {least:.4f}; without any "
+        f"action it is {start:.1f} times as much. {config.num_seeds} seeds, {config.num_updates} updates of "
         f"{per_update} environment steps\n{settings_table(shares, steps)}"
     )
 
@@ -232,7 +232,7 @@ def say_path(share: np.ndarray, by_q: np.ndarray, by_step: np.ndarray, per_updat
         above = percent(float(np.median(share[:, last])))
         rows.append([f"{(last + 1) * per_update:,}", above, *(f"{x[w - 1]:.3f}" for x in cosines)])
     return (
-        f"On the way: medians over the seeds, the cosines with the exact gradient over the last {WINDOW} updates too\n"
+        f"During training: medians over the seeds; the cosines are with the exact gradient, over {WINDOW} updates\n"
         f"{table(header, rows)}"
     )
 
@@ -240,7 +240,7 @@ def say_path(share: np.ndarray, by_q: np.ndarray, by_step: np.ndarray, per_updat
 def draw(
     shares: dict[str, np.ndarray], by_q: np.ndarray, by_step: np.ndarray, learned: np.ndarray, per_update: int
 ) -> "Figure":
-    """Costs, cosines, gains."""
+    """Plots the costs, the cosines and the final gains."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
 

@@ -1,4 +1,4 @@
-"""Natural policy gradient. As it stands: CartPole-v1, steps of a KL of 0.01."""
+"""Natural policy gradient. By default on CartPole-v1, with steps of KL 0.01."""
 
 from purepg.algorithms.npg import NPGConfig, npg
 from purepg.networks.actor_critic import NetworkConfig, actor_critic

@@ -1,4 +1,4 @@
-"""Off-policy policy gradient: a rollout serves several steps. As it stands: CartPole-v1."""
+"""Off-policy policy gradient: several gradient steps on each rollout. By default on CartPole-v1."""
 
 from purepg.algorithms.off_policy_pg import OffPolicyPGConfig, off_policy_pg
 from purepg.networks.actor_critic import NetworkConfig, actor_critic

@@ -1,21 +1,21 @@
-"""Reward hacking: a learned reward goes on rising under GRPO while the true one turns down (cf. Stiennon et al. 2020,
-fig. 5; Gao et al. 2023, fig. 1), and what the KL from the start has to do with it.
+"""Reward hacking: under GRPO a learned reward keeps rising while the true reward falls (cf. Stiennon et al. 2020, fig.
+5; Gao et al. 2023, fig. 1). Also shows how a penalty on the KL from the initial policy prevents this.
 
-    1. A small language model is cloned on a token task, and stopped early.
-    2. It answers a thousand prompts; of each prompt's answers the best and the worst by the true reward make a pair,
-       and a reward model, the clone with a value head, is fitted to the pairs after Bradley & Terry.
-    3. GRPO (leave-one-out, `family`'s rloo) climbs the learned reward, less kl_coef * KL(pi || clone), for several
-       coefficients; on held-out prompts the true reward is watched, which nothing learns from.
+    1. A small language model is cloned on a token task, with early stopping.
+    2. It answers a thousand prompts. The best and the worst response to each prompt by the true reward make a pair. A
+       reward model, the clone with a value head, is fitted to the pairs by the Bradley-Terry loss.
+    3. GRPO with a leave-one-out baseline (`family`'s rloo) maximises the learned reward minus kl_coef * KL(pi || clone)
+       for several coefficients. The true reward is measured on held-out prompts, which no training uses.
 
-One clone serves all; a seed is its own pairs, reward model and training. The KL is in the reward, estimated by k1,
-whose policy gradient is that of the KL of whole responses. The learned reward is standardised to the clone's mean 0 and
-deviation 1, so that a coefficient means the same to every seed: the best policy is clone * exp(reward / kl_coef). It is
-the deviation among answers to one prompt: pairs say nothing of a reward's differences between prompts.
+All seeds share one clone; each has its own pairs, reward model and training. The KL is part of the reward, estimated by
+k1, whose policy gradient is that of the KL of whole responses. The learned reward is standardised so that the clone has
+mean 0 and deviation 1, and a coefficient means the same to every seed: the optimal policy is clone * exp(reward /
+kl_coef). The deviation is among responses to one prompt, since pairs do not determine differences between prompts.
 
-What it took: with every clone and reward model tried, GRPO without a KL finds answers that are rated too high, and the
-true reward ends below the clone's. Whether it rises first is another matter: it did, a little, for two of three clones
-tried with about these sizes, whose reward models ranked unseen pairs better than the third's, and not with a quarter of
-the prompts, two answers to each. Updates from fewer answers leave the clone by more, for less.
+With every clone and reward model that we tried, GRPO without a KL penalty finds responses that the reward model
+overrates, and the true reward ends below the clone's. It first rises slightly for two of three clones of about these
+sizes, whose reward models ranked unseen pairs better than the third's, but not with a quarter of the prompts and two
+responses to each. Updates from fewer responses move further from the clone for a smaller gain.
 """
 
 import dataclasses
@@ -45,28 +45,28 @@ from purepg.run.study import Study, main
 from purepg.types import Algorithm, Array, Env, Key, Params, State, UpdateSteps, UsageError
 
 MODEL = LanguageModelConfig(hidden_size=32, num_layers=2, num_heads=2, num_kv_heads=1, mlp_size=64, value_head=True)
-NUM_MEASURED = 1024  # answers of the clone that its rewards' mean and deviation are taken over, and held-out pairs
-NUM_SHOWN = 5  # prompts whose answers are shown
+NUM_MEASURED = 1024  # the clone's responses that standardise the learned reward; also the number of held-out pairs
+NUM_SHOWN = 5  # number of prompts whose responses the report shows
 
 
 @dataclass(frozen=True)
 class Config:
-    """Numbers of the experiment.
+    """Settings of the experiment.
 
     Attributes:
-      seed: of everything random.
-      num_seeds: preference sets, each with its own reward model, that GRPO is run on.
-      length: the most digits of a prompt, which are to be reversed.
-      clone_updates: of cloning, from 128 demonstrations each; more make a better start.
-      num_pairs: prompts that the clone answers for the preference set.
-      num_candidates: answers to each.
-      reward_model_steps: gradient steps on batches of 64 pairs.
-      num_updates: of GRPO.
-      num_prompts: of an update, with 8 answers each.
-      learning_rate: Adam's, in GRPO.
-      kl_coefs: coefficients of the KL.
-      num_held_out: held-out prompts that are answered after every update, to learn the true reward.
-      window: updates over which the true reward's curve is averaged.
+      seed: seed of the experiment.
+      num_seeds: number of agents, each with its own preference pairs, reward model and GRPO training.
+      length: largest number of digits in a prompt; the task is to reverse them.
+      clone_updates: updates of cloning, on 128 demonstrations each; more give a better clone.
+      num_pairs: number of prompts that the clone answers for the preference pairs.
+      num_candidates: number of responses to each of these prompts.
+      reward_model_steps: gradient steps of the reward model, on batches of 64 pairs.
+      num_updates: updates of GRPO.
+      num_prompts: prompts per update of GRPO, with 8 responses each.
+      learning_rate: Adam's learning rate in GRPO.
+      kl_coefs: coefficients of the KL penalty to compare.
+      num_held_out: number of held-out prompts per update on which the true reward is measured.
+      window: number of updates over which the curves are averaged.
     """
 
     seed: Seed = 0
@@ -85,14 +85,14 @@ class Config:
 
 
 def graded(task: Task) -> Task:
-    """The task with partial marks: the share of an answer's columns that are right, of the longer of the two answers'
-    columns, so that neither a missing nor a spare token is free. 1 where exactly right, as before.
+    """The task with partial credit: the number of correct columns, divided by the length of the response or of the
+    correct answer, whichever is longer, so that missing and extra tokens both cost. An exact answer still earns 1.
 
-    For tasks with one right answer to a prompt.
+    For tasks with exactly one correct answer to each prompt.
     """
 
     def reward(prompt: Array, response: Array) -> Array:
-        answer = task.demonstration(jax.random.key(0), prompt)  # the only one, whatever the key
+        answer = task.demonstration(jax.random.key(0), prompt)  # the only correct one, so the key does not matter
         right = jnp.sum((response == answer) & (answer >= 0))
         return right / jnp.maximum(jnp.sum(answer >= 0), jnp.sum(response >= 0))
 
@@ -103,25 +103,25 @@ def graded(task: Task) -> Task:
 
 
 class Curves(NamedTuple):
-    """Before every update, leaves `[S, H, U]`, and after the last one."""
+    """Measurements before every update, leaves `[S, H, U]`, and responses after the last one."""
 
-    kl: Any  # of whole responses from the clone's, exact at each of their tokens
-    proxy: Any  # the learned reward on the prompts that are trained on
-    true: Any  # the true one on held-out prompts
-    answers: Any  # [H, NUM_SHOWN, L + R] rows of the first seed, in the end
+    kl: Any  # KL of whole responses from the clone, computed exactly at each sampled token
+    proxy: Any  # the learned reward on training prompts
+    true: Any  # the true reward on held-out prompts
+    answers: Any  # [H, NUM_SHOWN, L + R] prompts with the first seed's responses after training
 
 
 class RewardModel(NamedTuple):
-    """How good the reward models are, leaves `[S]`."""
+    """The quality of the reward models, leaves `[S]`."""
 
-    pairs: Any  # how many pairs tell something
-    accuracy: Any  # share of these ranked right
-    held_out_accuracy: Any  # of the clone's pairs of answers to held-out prompts
-    correlation: Any  # of learned and true reward among the clone's answers to a prompt
+    pairs: Any  # number of pairs whose responses differ in true reward
+    accuracy: Any  # share of these pairs that the model ranks correctly
+    held_out_accuracy: Any  # the same on the clone's responses to held-out prompts
+    correlation: Any  # between learned and true reward among the clone's responses to a prompt
 
 
 class Judge(NamedTuple):
-    """A learned reward, standardised among the clone's answers to a prompt."""
+    """A learned reward, standardised over the clone's responses."""
 
     params: Params  # of the reward model
     mean: Array
@@ -129,7 +129,7 @@ class Judge(NamedTuple):
 
 
 class World(NamedTuple):
-    """What an agent of GRPO was given, beside what GRPO keeps itself."""
+    """GRPO's world, and what the agent learned before GRPO."""
 
     grpo: Any
     judge: Judge
@@ -138,7 +138,7 @@ class World(NamedTuple):
 
 
 def cloned(config: Config, env: Env) -> Params:
-    """The parameters of the clone that all start from."""
+    """Trains the clone that all seeds start from, and returns its parameters."""
     batch = CloneConfig(batch_size=128, learning_rate=3e-3, num_held_out=0)
     steps = config.clone_updates * batch.batch_size * env.task.response_length
     run = RunConfig(total_steps=steps, num_seeds=1, seed=config.seed, log_every=0, eval_episodes=NUM_SHOWN)
@@ -147,8 +147,8 @@ def cloned(config: Config, env: Env) -> Params:
 
 
 def judge(key: Key, env: Env, model: LanguageModel, config: Config) -> tuple[Judge, RewardModel, Array]:
-    """A reward model fitted to pairs of the clone's answers, how good it is, and the clone's true reward on held-out
-    prompts."""
+    """Fits a reward model to pairs of the clone's responses; also returns its quality, and the clone's true reward on
+    held-out prompts."""
     start, held_out = model.start, env.held_out
     assert held_out is not None
     k_pairs, k_held_out, k_fit, k_measure, k_start = jax.random.split(key, 5)
@@ -172,8 +172,8 @@ def judge(key: Key, env: Env, model: LanguageModel, config: Config) -> tuple[Jud
 
 
 def judged_grpo(config: Config, env: Env, model: LanguageModel, own: GRPOConfig) -> Algorithm:
-    """GRPO on a reward that its `init` learns first: a seed is its own pairs, reward model and training. Every update
-    counts as its longest, so that a number of environment steps is a number of updates."""
+    """GRPO whose `init` first learns the reward from the seed's own pairs. Every update counts as many environment
+    steps as the longest could take, so that a budget of environment steps fixes the number of updates."""
 
     def inner(learned: Judge) -> Algorithm:
         raw = learned_reward(model, learned.params)
@@ -198,7 +198,7 @@ def judged_grpo(config: Config, env: Env, model: LanguageModel, own: GRPOConfig)
 
 
 def trained(config: Config, env: Env, start: Params) -> tuple[RewardModel, Curves]:
-    """GRPO for every coefficient and seed as one program; a seed has the same randomness for every coefficient."""
+    """Trains every coefficient and seed as one program; a seed uses the same random keys for every coefficient."""
     c, held_out = config, env.held_out
     assert held_out is not None
     sizes = {"num_prompts": c.num_prompts, "learning_rate": c.learning_rate, "num_held_out": c.num_held_out}
@@ -210,7 +210,7 @@ def trained(config: Config, env: Env, start: Params) -> tuple[RewardModel, Curve
     names = "kl_reference", "episode_return", "held_out_return"
     kl, proxy, after = (found.metrics[name].swapaxes(0, 1) for name in names)
     worlds = [found.agent(0, s).state.world for s in range(c.num_seeds)]
-    # The KL and the proxy are of the policy before an update, the true reward of the one after it.
+    # KL and proxy are measured before an update, the true reward after it, so the latter is shifted by one.
     at_start = np.array([world.true_at_start for world in worlds])
     first = np.broadcast_to(at_start[:, None, None], (*after.shape[:2], 1))
     true = np.concatenate([first, after[..., :-1]], axis=-1)
@@ -225,7 +225,7 @@ def trained(config: Config, env: Env, start: Params) -> tuple[RewardModel, Curve
 
 
 def smoothed(x: np.ndarray, window: int) -> np.ndarray:
-    """The mean of each `window` values around a value, along the last axis: of those that there are, at the ends."""
+    """Moving average over `window` values along the last axis; at the ends, over those that exist."""
     ones = np.ones(x.shape[-1])
 
     def around(row):
@@ -235,14 +235,14 @@ def smoothed(x: np.ndarray, window: int) -> np.ndarray:
 
 
 def turning_point(curve: np.ndarray) -> int:
-    """Where `[U]` is highest, the first of equals: U - 1 where it has not turned down yet, 0 where it never rose."""
+    """Index of the maximum of `[U]`, the first of equals: U - 1 if the curve has not fallen, 0 if it never rose."""
     return int(np.argmax(curve))
 
 
 class Turn(NamedTuple):
-    """What became of the true reward at one coefficient; of leaves `[S]`, at the turning point and in the end."""
+    """KL and rewards at one coefficient, each at the turning point and at the end."""
 
-    update: int  # the turning point: after how many updates the seeds' IQM is highest
+    update: int  # the turning point: number of updates after which the IQM over seeds of the true reward is highest
     kl: np.ndarray  # [S, 2]
     proxy: np.ndarray  # [S, 2]
     true: np.ndarray  # [S, 2]
@@ -258,7 +258,8 @@ class Turn(NamedTuple):
 
 
 def turn(kl: np.ndarray, proxy: np.ndarray, true: np.ndarray) -> Turn:
-    """Of smoothed curves `[S, U]`. One turning point for all seeds: each one's own maximum would be mostly luck."""
+    """The turn of smoothed curves `[S, U]`. All seeds share one turning point, since each seed's own maximum would be
+    mostly noise."""
     peak = turning_point(iqm(true, axis=0))
     return Turn(peak, *(x[:, [peak, -1]] for x in (kl, proxy, true)))
 
@@ -267,14 +268,14 @@ def turn(kl: np.ndarray, proxy: np.ndarray, true: np.ndarray) -> Turn:
 
 
 def study(config: Config) -> Study:
-    """Clones, fits, optimises, and looks for the turning points."""
+    """Clones, fits the reward models, runs GRPO, and finds the turning points."""
     c = config
     if not c.kl_coefs or min(c.kl_coefs) < 0 or not np.isfinite(c.kl_coefs).all():
         raise UsageError(f"kl_coefs ({c.kl_coefs}) must be one or more numbers of at least 0")
     task = graded(reversing(c.length))
     env = token_env(task)._replace(held_out=token_env(task, held_out=True))
     found, curves = trained(c, env, cloned(c, env))
-    # The start is known: its KL is 0, and its true reward is of many answers.
+    # The start is not smoothed: its KL is exactly 0, and its true reward is a mean over many responses.
     kl, proxy, true = (np.append(x[..., :1], smoothed(x[..., 1:], c.window), axis=-1) for x in curves[:3])
     turns = [turn(kl[:, h], proxy[:, h], true[:, h]) for h in range(len(c.kl_coefs))]
     at_start = curves.true[:, 0, 0]

@@ -1,4 +1,4 @@
-"""PPO-Clip. As it stands: sixteen seeds of CartPole-v1, solved in 25,600 environment steps each."""
+"""PPO-Clip. By default sixteen seeds on CartPole-v1, which each solves in 25,600 environment steps."""
 
 from purepg.algorithms.ppo import PPOConfig, ppo
 from purepg.networks.actor_critic import NetworkConfig, actor_critic

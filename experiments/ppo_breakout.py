@@ -1,4 +1,4 @@
-"""PPO on Breakout-MinAtar, from dense layers over the raw 10 x 10 x 4 bits."""
+"""PPO on Breakout-MinAtar, with dense layers over the raw 10 x 10 x 4 bits."""
 
 from purepg.algorithms.ppo import PPOConfig, ppo
 from purepg.networks.actor_critic import NetworkConfig, actor_critic

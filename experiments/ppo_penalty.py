@@ -1,4 +1,4 @@
-"""PPO with an adaptive KL penalty. As it stands: CartPole-v1."""
+"""PPO with an adaptive KL penalty. By default on CartPole-v1."""
 
 from purepg.algorithms.ppo_penalty import PPOPenaltyConfig, ppo_penalty
 from purepg.networks.actor_critic import NetworkConfig, actor_critic

@@ -1,6 +1,6 @@
-"""PPO on Pendulum-v1, whose every episode ends by the clock: here truncation must not be treated as termination.
+"""PPO on Pendulum-v1, where every episode ends by truncation, which must not be treated as termination.
 
-`--sweep bootstrap_at_truncation=true,false` shows what the common mistake costs.
+`--sweep bootstrap_at_truncation=true,false` shows what this common bug costs.
 """
 
 from purepg.algorithms.ppo import PPOConfig, ppo

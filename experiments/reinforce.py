@@ -1,4 +1,4 @@
-"""REINFORCE over whole episodes. As it stands: CartPole-v1 with a leave-one-out baseline over four episodes."""
+"""REINFORCE over whole episodes. By default on CartPole-v1, with a leave-one-out baseline over four episodes."""
 
 from purepg.algorithms.reinforce import REINFORCEConfig, reinforce
 from purepg.networks.actor_critic import NetworkConfig, actor_critic

@@ -1,4 +1,4 @@
-"""A film of a trained agent in its environment: `python experiments/render.py runs/x --best` writes a GIF."""
+"""Renders a trained agent in its environment: `python experiments/render.py runs/x --best` writes a GIF."""
 
 from purepg.run.films.command import main
 

@@ -1,7 +1,7 @@
-"""Rows of experiments/results.md from saved runs: the final evaluation, sampled and with the mode, and training.
+"""Writes rows of experiments/results.md from saved runs: final evaluations, sampled and with the mode, and training.
 
-A row is found again by its environment, algorithm and number of steps, and is then replaced; its published return to
-reach and its command stay. Otherwise it is added at the end.
+A row with the same environment, algorithm and number of steps is updated, except for its published return to reach and
+its command. Otherwise, the new row is added at the end.
 """
 
 import sys
@@ -18,17 +18,17 @@ from purepg.run.pages import read_block, write_block
 from purepg.types import UsageError
 
 MARKER = "results"
-KEY, FOUND = slice(0, 3), slice(4, 7)  # columns that name a row, and columns that a run fills
+KEY, FOUND = slice(0, 3), slice(4, 7)  # columns that identify a row, and columns that a run fills
 
 
 @dataclass(frozen=True)
 class Config:
-    """What becomes rows, and where.
+    """Which runs become rows, and in which page.
 
     Attributes:
-      runs: out folders of runs that swept nothing, before any flag.
-      algorithm: the rows' name of the algorithm; None: the name of the run's script.
-      page: a Markdown page with a block <!-- results --> that holds the table.
+      runs: folders of runs without a sweep, before any flag.
+      algorithm: name of the algorithm in the rows. None: the name of the run's script.
+      page: Markdown page whose block <!-- results --> holds the table.
     """
 
     runs: tyro.conf.Positional[tuple[Path, ...]] = ()
@@ -37,7 +37,7 @@ class Config:
 
 
 def row(run: Path, algorithm: str | None) -> list[str]:
-    """The cells of a run; the return to reach is empty.
+    """The cells of a run's row; the return to reach is left empty.
 
     Raises:
       UsageError: the folder holds no finished run of one setting.
@@ -53,12 +53,12 @@ def row(run: Path, algorithm: str | None) -> list[str]:
 
 
 def steps(n: int) -> str:
-    """25600 as 25.6k, 1000000 as 1M."""
+    """Formats 25600 as 25.6k, and 1000000 as 1M."""
     return f"{n / 1e6:g}M" if n >= 1_000_000 else f"{n / 1e3:g}k"
 
 
 def merged(block: str, rows: list[list[str]]) -> str:
-    """A Markdown table with these rows, in the places of those that they replace or at its end."""
+    """Merges rows into a Markdown table: each replaces the row that it matches, or is added at the end."""
     lines = block.splitlines()
     place = {tuple(cells(line)[KEY]): i for i, line in enumerate(lines)}
     for new in rows:
@@ -81,7 +81,7 @@ def join(row: list[str]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Replaces or adds the rows, and prints them."""
+    """Writes the rows into the page and prints them."""
     try:
         config: Any = parse_flags(Config, sys.argv[1:] if arguments is None else arguments, __doc__)
         if not config.runs:

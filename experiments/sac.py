@@ -1,4 +1,4 @@
-"""SAC on Pendulum-v1: one environment, one gradient step a transition."""
+"""SAC on Pendulum-v1, with one environment and one gradient step per transition."""
 
 from purepg.algorithms.sac import SACConfig, sac
 from purepg.networks.actor_critic import ActorQConfig, actor_q

@@ -1,8 +1,8 @@
-"""How fast exact policy gradients converge, beside what theory says. In float64; nothing is sampled.
+"""Compares the convergence of exact policy gradients with theory, in float64 and without sampling.
 
-Softmax policy gradient closes the gap as 1/t. With entropy it converges linearly, to the regularised optimum. The
-natural gradient keeps under a bound of order 1/T from the first step on, and in the end converges linearly, to the
-optimum itself.
+With the softmax policy gradient, the gap to the optimum shrinks as 1/t. With entropy, it converges linearly to the
+regularised optimum. The natural gradient stays below a bound of order 1/T throughout, and in the end converges linearly
+to the optimum itself.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ from purepg.run.pages import table
 from purepg.run.study import Study, main
 from purepg.types import Array, Params, UsageError
 
-FEW = 20  # steps in which the two forms of the natural gradient are compared
+FEW = 20  # number of steps over which the two forms of the natural gradient are compared
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,12 @@ class Config:
     """Step sizes and lengths.
 
     Attributes:
-      seed: of the Garnet.
-      num_steps: of every process; where a gap reaches rounding before, the rest is not looked at.
-      bandit_step, garnet_step: of the policy gradient.
-      entropy_coef, garnet_entropy_step: tau, and the Garnet's step with it.
-      natural_step: eta.
+      seed: seed of the random Garnet MDP.
+      num_steps: number of gradient steps. Once a gap is no larger than rounding errors, the later steps are ignored.
+      bandit_step, garnet_step: step sizes of the policy gradient on the bandits and on the Garnet.
+      entropy_coef: entropy coefficient tau.
+      garnet_entropy_step: step size with entropy on the Garnet; the bandit uses bandit_step.
+      natural_step: step size eta of the natural gradient.
     """
 
     seed: Seed = 0
@@ -70,7 +71,7 @@ class Row(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """A gap `[T + 1]`, before the first step and after each, and what theory says of it from some step on."""
+    """A gap `[T + 1]`, before the first step and after each, and its theoretical value, NaN for early steps."""
 
     label: str
     gap: np.ndarray
@@ -80,7 +81,7 @@ class Curve(NamedTuple):
 def follow(
     direction: Callable[[Params], Params], watch: Callable[[Params], Array], start: Params, step: float, num_steps: int
 ) -> np.ndarray:
-    """theta <- theta + step * direction(theta): what `watch` sees of it before the first step and after each."""
+    """Iterates theta <- theta + step * direction(theta); returns `watch(theta)` at the start and after each step."""
 
     def advance(params, _):
         return jax.tree.map(lambda x, g: x + step * g, params, direction(params)), watch(params)
@@ -89,13 +90,13 @@ def follow(
 
 
 def softmax(mdp: FiniteMDP) -> tuple[LogPolicy, Params]:
-    """The tabular softmax policy, and its uniform start."""
+    """The tabular softmax policy, and the parameters of the uniform policy, from which it starts."""
     network = tabular_policy(mdp)
     return log_policy(network, mdp.num_states), network.init(jax.random.key(0), jnp.int32(0))
 
 
 def policy_gradient_gap(mdp: FiniteMDP, step: float, num_steps: int, entropy_coef: float = 0.0) -> np.ndarray:
-    """J* - J of gradient ascent, both with the entropy."""
+    """The gap J* - J during gradient ascent; both J include the entropy bonus."""
     policy, start = softmax(mdp)
 
     def direction(params):
@@ -111,32 +112,32 @@ def policy_gradient_gap(mdp: FiniteMDP, step: float, num_steps: int, entropy_coe
 def softmax_constant(mdp: FiniteMDP, step: float) -> float:
     """The limit of t * gap for softmax policy gradient: S (K - 1) / (K * step), with S states and K actions.
 
-    gap = sum_s d(s) sum_a x(s, a), x = pi(a|s) * (action gap of a). In the end a worse action's logit falls by
-    step * d(s) * x(s, a) a step, and the best one's rises by the sum of those. So x tends to one number for all worse
-    actions of a state, c(s) / t, where 1 / t = step * d(s) * K * c(s) / t. Neither rewards nor d are left in the gap.
+    gap = sum_s d(s) sum_a x(s, a), x = pi(a|s) * (action gap of a). In the limit, each step lowers the logit of a
+    suboptimal action by step * d(s) * x(s, a), and raises the best one's by their sum. So x tends to the same c(s) / t
+    for all suboptimal actions of a state, where 1 / t = step * d(s) * K * c(s) / t. The rewards and d cancel.
     """
     S, K = int(np.sum(~mdp.terminal)), mdp.num_actions
     return S * (K - 1) / (K * step)
 
 
 def entropy_slope(mdp: FiniteMDP, step: float, entropy_coef: float) -> float:
-    """Log-slope of the regularised gap: 2 log(1 - step * lambda), lambda the smallest eigenvalue, but for the zeros, of
-    the Hessian of -J at the optimum. The error of theta shrinks by 1 - step * lambda a step, and the gap is quadratic.
-    (By the largest |1 - step * lambda| of all: near the largest step that converges, it is another eigenvalue's.)
+    """Log-slope of the regularised gap: 2 log(1 - step * lambda), with lambda the smallest nonzero eigenvalue of the
+    Hessian of -J at the optimum. Each step multiplies the error of theta by 1 - step * lambda, and the gap is quadratic
+    in it. (The code takes the largest |1 - step * lambda|: for large steps, that is another eigenvalue's.)
 
     Raises:
-      UsageError: the step is too large for the optimum to attract.
+      UsageError: the step is too large to converge.
     """
     policy, params = softmax(mdp)
     unravel = ravel_pytree(params)[1]
-    row, state = np.unique(mdp.alias, return_index=True)  # a state for each row of logits
+    row, state = np.unique(mdp.alias, return_index=True)  # one state for each row of logits
     logits = optimum(mdp, entropy_coef).q[state] / entropy_coef
 
     def regularised(flat):
         return objective(mdp, policy(unravel(flat)), entropy_coef)
 
     eigenvalue = np.linalg.eigvalsh(-in_float64(jax.jit(jax.hessian(regularised)), logits.ravel()))
-    eigenvalue = eigenvalue[len(row) :]  # a zero for each row: a constant there changes nothing
+    eigenvalue = eigenvalue[len(row) :]  # drops a zero for each row: adding a constant to its logits changes nothing
     if step * eigenvalue[-1] >= 2:
         limit = 2 / eigenvalue[-1]
         raise UsageError(f"{mdp.name}: the step with entropy ({step:g}) must be below {limit:.3g} to converge")
@@ -144,7 +145,7 @@ def entropy_slope(mdp: FiniteMDP, step: float, entropy_coef: float) -> float:
 
 
 def bounded(mdp: FiniteMDP) -> FiniteMDP:
-    """The same process with rewards shifted and scaled to [0, 1], as the bound on the natural gradient asks."""
+    """The same MDP with rewards shifted and scaled to [0, 1], as the bound on the natural gradient requires."""
     low, high = mdp.reward.min(), mdp.reward.max()
     return dataclasses.replace(mdp, reward=(mdp.reward - low) / (high - low))
 
@@ -158,7 +159,7 @@ def smallest_action_gap(mdp: FiniteMDP) -> float:
 
 
 def log_slope(gap: np.ndarray, name: str) -> float:
-    """Slope of log(gap) per step, by least squares over the last third of what is above rounding."""
+    """Slope of log(gap) per step, by least squares over the last third of the steps whose gap exceeds rounding."""
     n = steps_above_floor(gap)
     t = np.arange(2 * n // 3, n)
     if len(t) < 3:
@@ -167,14 +168,14 @@ def log_slope(gap: np.ndarray, name: str) -> float:
 
 
 def line(gap: np.ndarray, slope: float) -> np.ndarray:
-    """A line of that slope in log(gap), through the middle of what `log_slope` fits; NaN before that half."""
+    """A line of the given slope in log(gap), through the middle of the range of `log_slope`; NaN in the first half."""
     n = steps_above_floor(gap)
     t, middle = np.arange(len(gap)), 5 * n // 6
     return np.where(t >= n // 2, gap[middle] * np.exp(slope * (t - middle)), np.nan)
 
 
 def plain_gradient(config: Config) -> tuple[list[Row], list[Curve]]:
-    """The gap closes as 1 / t."""
+    """The softmax policy gradient, whose gap shrinks as 1 / t."""
     rows, curves = [], []
     method, T = "policy gradient", config.num_steps
     for name, mdp, step in (
@@ -185,7 +186,7 @@ def plain_gradient(config: Config) -> tuple[list[Row], list[Curve]]:
         gap, constant = policy_gradient_gap(mdp, step, T), softmax_constant(mdp, step)
         if (n := steps_above_floor(gap)) <= T:
             raise UsageError(
-                f"{name}: the gap is rounding after {n} of {T} steps; choose a smaller step or fewer steps"
+                f"{name}: the gap is only rounding after {n} of {T} steps; choose a smaller step or fewer steps"
             )
         t, last = np.arange(T + 1), slice(T // 10, None)  # the last decade
         fitted = float(np.polyfit(np.log(t[last]), np.log(gap[last]), 1)[0])
@@ -196,7 +197,7 @@ def plain_gradient(config: Config) -> tuple[list[Row], list[Curve]]:
 
 
 def with_entropy(config: Config) -> tuple[list[Row], list[Curve]]:
-    """The regularised gap closes linearly."""
+    """The policy gradient with entropy, whose regularised gap converges linearly to 0."""
     rows, curves, tau = [], [], config.entropy_coef
     for name, mdp, step in (
         ("bandit (1, .5, 0)", unroll(bandit((1.0, 0.5, 0.0))), config.bandit_step),
@@ -210,10 +211,11 @@ def with_entropy(config: Config) -> tuple[list[Row], list[Curve]]:
 
 
 def with_natural_gradient(config: Config) -> tuple[list[Row], list[Curve]]:
-    """The gap keeps under log|A| / (eta T) + 1 / ((1 - gamma)^2 T) (Agarwal et al. 2021), and closes linearly at last.
+    """The natural gradient, whose gap stays below log|A| / (eta T) + 1 / ((1 - gamma)^2 T) (Agarwal et al. 2021) and
+    in the end converges linearly to 0.
 
-    In the end one state's second best action is what is left, that with the smallest action gap: its probability falls
-    by exp(-eta * (action gap) / (1 - gamma)) a step. What is left of the next makes the fitted slope a little steeper.
+    The last suboptimal action to vanish is the one with the smallest action gap: each step multiplies its probability
+    by exp(-eta * (action gap) / (1 - gamma)). What remains of the next one makes the fitted slope slightly steeper.
     """
     mdp, eta = bounded(garnet(config.seed)), config.natural_step
     policy, start = jax.nn.log_softmax, np.zeros_like(mdp.reward)  # parameters are the logits themselves
@@ -229,8 +231,7 @@ def with_natural_gradient(config: Config) -> tuple[list[Row], list[Curve]]:
         return jnp.exp(policy(logits))
 
     distance = np.abs(follow(by_fisher, pi, start, eta, FEW) - follow(by_advantage, pi, start, eta, FEW)).max()
-    # The long run takes the second form: near a deterministic policy, F's eigenvalues are lost in rounding, and with
-    # them the last of the gap.
+    # The long run uses the second form, because near a deterministic policy F's eigenvalues are lost to rounding.
     J = follow(by_advantage, lambda logits: objective(mdp, policy(logits)), start, eta, config.num_steps)
     gap = optimum(mdp).objective - J
     T = np.arange(1, len(gap))
@@ -249,7 +250,7 @@ def with_natural_gradient(config: Config) -> tuple[list[Row], list[Curve]]:
 
 
 def study(config: Config) -> Study:
-    """Follows all of them, and fits."""
+    """Runs all processes, and fits their rates."""
     parts = [plain_gradient(config), with_entropy(config), with_natural_gradient(config)]
     rows = [row for rows, _ in parts for row in rows]
     numbers = {"config": dataclasses.asdict(config), "rows": [row._asdict() for row in rows]}

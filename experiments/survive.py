@@ -1,7 +1,7 @@
-"""Kill training with SIGKILL, resume it, and compare what is left with a run that was never killed, to the bit.
+"""Kills training with SIGKILL, resumes it, and compares the results bit for bit with a run that was never killed.
 
-For every algorithm of the package: one kill at a moment drawn uniformly over the run's time, and one as soon as a
-checkpoint is being written. Each run is its script's, made short, with a checkpoint after every block.
+Each algorithm of the package is killed once at a moment drawn uniformly over the run's time, and once while a
+checkpoint is being written. The runs are those of the algorithms' scripts, but short, with a checkpoint every block.
 """
 
 import random
@@ -43,15 +43,15 @@ ENVIRONMENT = users_environment()
 
 @dataclass(frozen=True)
 class Config:
-    """Numbers of the experiment.
+    """Settings of the experiment.
 
     Attributes:
-      seed: of the moments at which runs are killed.
-      steps: environment steps of each agent; of an algorithm with a replay buffer, a tenth.
-      num_seeds: agents of each run.
-      kills: kills at moments drawn uniformly, for each algorithm.
-      kills_in_save: kills within the writing of a checkpoint, for each algorithm.
-      only: some of the algorithms; all of the package's where none is named.
+      seed: seed of the moments at which runs are killed.
+      steps: environment steps of each agent; algorithms with a replay buffer take a tenth of them.
+      num_seeds: number of agents in each run.
+      kills: number of kills at uniformly drawn moments, for each algorithm.
+      kills_in_save: number of kills while a checkpoint is being written, for each algorithm.
+      only: names of the algorithms to test. Empty: all of the package's.
     """
 
     seed: Seed = 0
@@ -71,7 +71,7 @@ def command(name: str, config: Config, out: Path, *flags: str) -> list[str]:
 
 
 def finish(arguments: list[str]) -> float:
-    """Runs to the end; the seconds it took."""
+    """Runs a command to its end, and returns the seconds it took."""
     begun = time.perf_counter()
     result = subprocess.run(arguments, capture_output=True, text=True, timeout=TIMEOUT, check=False, env=ENVIRONMENT)
     if result.returncode:
@@ -87,7 +87,7 @@ def kill_after(arguments: list[str], seconds: float) -> None:
 
 
 def kill_in_save(arguments: list[str], out: Path, which: int) -> bool:
-    """Kills a run while its `which`-th or a later checkpoint is half written; whether one was seen."""
+    """Kills a run while it writes its `which`-th or a later checkpoint. Returns whether a partial one was left."""
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT)
     seen: set[str] = set()
     while process.poll() is None:
@@ -101,7 +101,7 @@ def kill_in_save(arguments: list[str], out: Path, which: int) -> bool:
 
 
 def same(a: Path, b: Path) -> bool:
-    """Whether two runs left the same log, metrics and evaluation, to the bit."""
+    """Whether the logs, metrics and evaluations of two runs are equal bit for bit."""
     if (a / LOG).read_bytes() != (b / LOG).read_bytes():
         return False
     x, y = np.load(a / METRICS), np.load(b / METRICS)
@@ -113,7 +113,7 @@ def same(a: Path, b: Path) -> bool:
 
 
 def go_on(arguments: list[str], out: Path) -> None:
-    """Resumes a run that was killed, or begins it where it had left nothing."""
+    """Resumes a run that was killed, or starts it again if it was killed before it wrote anything."""
     finish([*arguments, "--resume"] if (out / CONFIG).exists() else [*arguments, "--overwrite"])
 
 
@@ -124,7 +124,7 @@ def compute(config: Config) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         for name in config.only or ALGORITHMS:
             whole = Path(folder) / f"{name}-whole"
-            finish(command(name, config, whole))  # compiles
+            finish(command(name, config, whole))  # fills the compile cache, so that the next run's time excludes it
             seconds = finish(command(name, config, whole, "--overwrite"))
             size = max(
                 sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

@@ -1,4 +1,4 @@
-"""TD3 on Pendulum-v1: one environment, one gradient step a transition."""
+"""TD3 on Pendulum-v1, with one environment and one gradient step per transition."""
 
 from purepg.algorithms.td3 import TD3Config, td3
 from purepg.networks.actor_critic import ActorQConfig, actor_q

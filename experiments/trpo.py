@@ -1,4 +1,4 @@
-"""TRPO. As it stands: CartPole-v1."""
+"""TRPO. By default on CartPole-v1."""
 
 from purepg.algorithms.trpo import TRPOConfig, trpo
 from purepg.networks.actor_critic import NetworkConfig, actor_critic

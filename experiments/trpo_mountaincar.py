@@ -1,4 +1,4 @@
-"""TRPO on MountainCar-v0, whose reward is -1 a step whatever happens: the goal must be found by chance first."""
+"""TRPO on MountainCar-v0. The reward is -1 at every step, so the agent must first reach the goal by chance."""
 
 from purepg.algorithms.trpo import TRPOConfig, trpo
 from purepg.networks.actor_critic import NetworkConfig, actor_critic

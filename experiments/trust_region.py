@@ -1,8 +1,8 @@
-"""What a trust region buys: how far the step size may be off before an algorithm fails on CartPole-v1.
+"""Measures how robust algorithms with and without trust regions are to the step size, on CartPole-v1.
 
-A2C, NPG, TRPO, PPO-Penalty and PPO-Clip, each at its own script's defaults but that nothing is annealed, at the same
-environment steps. A step size is solved where the IQM over seeds of the final evaluation reaches 475; what is compared
-is log10(largest / smallest) of the longest row of solved step sizes, and the KL of the updates on the way.
+It trains A2C, NPG, TRPO, PPO-Penalty and PPO-Clip with the defaults of their scripts, but without annealing, for the
+same number of environment steps. A step size solves the task if the IQM over seeds of the final evaluation reaches 475.
+The report gives log10(largest / smallest) of the longest row of solving step sizes, and the KL of the updates.
 """
 
 import dataclasses
@@ -32,21 +32,21 @@ from purepg.run.study import Study, main
 from purepg.run.watch.curves import on_common_grid
 
 ENV = "CartPole-v1"
-NUM_RESAMPLES = 2000  # of the seeds, for a width's interval
-QUANTILES = 0.05, 0.5, 0.95, 1.0  # of the KL per update
+NUM_RESAMPLES = 2000  # bootstrap resamples of the seeds, for a width's interval
+QUANTILES = 0.05, 0.5, 0.95, 1.0  # quantiles of the KL per update that are reported
 
 
 @dataclass(frozen=True)
 class Config:
-    """Numbers of the experiment.
+    """Settings of the experiment.
 
     Attributes:
-      seed: of training.
+      seed: seed of training.
       total_steps: environment steps of each agent.
-      num_seeds: agents trained at each step size.
-      per_decade: step sizes in a decade, the same for all.
-      eval_episodes: episodes of each agent's final evaluation.
-      solved: the return that the IQM must reach.
+      num_seeds: number of agents trained at each step size.
+      per_decade: number of step sizes per decade, the same for all algorithms.
+      eval_episodes: number of episodes in each agent's final evaluation.
+      solved: the IQM of the final return at which a step size solves the task.
     """
 
     seed: Seed = 0
@@ -58,7 +58,7 @@ class Config:
 
 
 class Sweep(NamedTuple):
-    """An algorithm, and the step sizes it is tried at."""
+    """An algorithm and the step sizes to try."""
 
     name: str
     algorithm: Callable[..., Any]
@@ -73,7 +73,7 @@ class Sweep(NamedTuple):
 
     @property
     def lengths_per_decade(self) -> float:
-        """Decades by which a step grows in length, per decade of the step size: a KL grows as the length's square."""
+        """Decades of the step's length per decade of the step size; 0.5 for a KL, which grows as the length squared."""
         return 0.5 if self.field == "max_kl" else 1.0
 
     @property
@@ -97,7 +97,7 @@ SWEEPS = (
 
 
 def trained(config: Config, sweep: Sweep) -> Results:
-    """All step sizes and seeds of a sweep as one program."""
+    """Trains all step sizes and seeds of a sweep as one program."""
     sizes: Any = {"num_seeds": config.num_seeds, "seed": config.seed, "eval_episodes": config.eval_episodes}
     run = RunConfig(ENV, config.total_steps, log_every=0, **sizes)
     return train_population(
@@ -109,7 +109,7 @@ def trained(config: Config, sweep: Sweep) -> Results:
 
 
 def longest_row(solved: Sequence[bool] | np.ndarray) -> tuple[int, int] | None:
-    """First and last place of the longest row of trues; the first of several, None without any."""
+    """First and last index of the longest run of True, the first of several; None if there is none."""
     rows, start = [], 0
     for good, members in groupby(solved):
         stop = start + len(list(members))
@@ -120,27 +120,27 @@ def longest_row(solved: Sequence[bool] | np.ndarray) -> tuple[int, int] | None:
 
 
 class Result(NamedTuple):
-    """What a sweep shows; `[H]` over its step sizes."""
+    """The measurements of a sweep over H step sizes."""
 
     sweep: Sweep
     step: np.ndarray  # [H] the step sizes
     middle: np.ndarray  # IQM of the final return
     quartiles: np.ndarray  # [2, H]
     kl: np.ndarray  # [len(QUANTILES), H] per update, over all seeds' updates
-    best: int
-    region: tuple[int, int] | None  # of the solved step sizes
+    best: int  # index of the best step size
+    region: tuple[int, int] | None  # first and last index of the step sizes that solve the task
     interval: tuple[float, float]  # of the region's width, over resampled seeds
-    curve: tuple[np.ndarray, np.ndarray]  # at the best: environment steps, IQM of the training return
+    curve: tuple[np.ndarray, np.ndarray]  # at the best step size: environment steps, IQM of the training return
     num_diverged: int
 
     @property
     def width(self) -> float:
-        """log10(largest / smallest) of the solved step sizes; 0 for one alone, NaN for none."""
+        """log10(largest / smallest) of the solving step sizes; 0 if there is only one, NaN if there is none."""
         return float("nan") if self.region is None else decades(self.step, self.region)
 
     @property
     def cut(self) -> bool:
-        """Whether the region reaches an end of the grid: then it is wider than was seen."""
+        """Whether the region reaches an end of the grid, so that it may be wider than measured."""
         return self.region is not None and (self.region[0] == 0 or self.region[1] == len(self.step) - 1)
 
 
@@ -158,10 +158,10 @@ def measure(config: Config, sweep: Sweep, found: Results) -> Result:
         window = -(-metrics["kl"].shape[-1] // 50)
         env_steps, value = on_common_grid(metrics["env_steps"][h], metrics["episode_return"][h], window)
         curves.append((env_steps, iqm_and_quartiles(value)[0]))
-    # Where several end equal, as they do at 500, the best is the one that had the most on the way.
+    # If several reach the same final IQM, as at 500, the best is the one with the highest mean training return.
     best = max(range(num_settings), key=lambda h: (middle[h], np.nanmean(curves[h][1])))
 
-    # A seed's agents start alike at every step size: seeds are drawn again, not agents.
+    # A seed's agents share their initialisation over all step sizes, so seeds are resampled, not agents.
     drawn = np.random.default_rng(config.seed).integers(num_seeds, size=(NUM_RESAMPLES, num_seeds))
     again = iqm(returned[:, drawn]) >= config.solved
     widths = [decades(step, longest_row(solved)) for solved in again.T]
@@ -221,7 +221,7 @@ def page_table(results: Sequence[Result]) -> str:
 
 
 def findings(results: Sequence[Result]) -> list[str]:
-    """What the KL came to, in sentences."""
+    """Describes the largest KL of each sweep, one line each."""
     said = []
     for r in results:
         name = f"{r.sweep.name} by {r.sweep.field}: the largest KL of an update is"
@@ -230,12 +230,13 @@ def findings(results: Sequence[Result]) -> list[str]:
             said.append(f"{name} {excess.max():.3f} x its bound, at {r.step[excess.argmax()]:.3g}")
         else:
             first, last = r.region or (r.best, r.best)
-            said.append(f"{name} {r.kl[-1].max():.3g}, and {r.kl[-1, first : last + 1].max():.3g} where it is solved")
+            solved = r.kl[-1, first : last + 1].max()
+            said.append(f"{name} {r.kl[-1].max():.3g}, and {solved:.3g} where it solves the task")
     return said
 
 
 def study(config: Config) -> Study:
-    """Trains every sweep, and says how wide each one's good region is."""
+    """Trains every sweep, and measures how wide its range of solving step sizes is."""
     results = []
     for sweep in SWEEPS:
         begun = time.perf_counter()
@@ -253,10 +254,10 @@ def study(config: Config) -> Study:
         say_results(config, results),
         "\n".join([
             "KL: the metric `kl`, exact at each state; A2C and PPO-Clip look at every fourth time step of a rollout",
-            f"an edge lies up to {1 / config.per_decade:.2g} decades beyond the last solved step size",
+            f"the true edge may lie up to {1 / config.per_decade:.2g} decades beyond the last solved step size",
             "of length: decades of the step's length, which grows as the square root of max_kl",
-            f"went non-finite, and stayed as before: {sum(r.num_diverged for r in results)} of {num_agents} agents",
-            f"region reaches an end of the grid, and is wider than seen: {', '.join(cut) or 'none'}",
+            f"became non-finite and were frozen: {sum(r.num_diverged for r in results)} of {num_agents} agents",
+            f"regions that reach an end of the grid and may be wider than measured: {', '.join(cut) or 'none'}",
         ]),
         "\n".join(findings(results)),
     ]  # fmt: skip

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 def draw(
     names: dict[bool, str], path: dict[bool, np.ndarray], mean: dict[bool, np.ndarray], returns: np.ndarray
 ) -> "Figure":
-    """p over updates: median and quartiles over the seeds, and the path of the mean update.
+    """Plots p over updates: median and quartiles over the seeds, and the path if every update equalled its mean.
 
     Args:
-      names: by `discount_states`, as `path` and `mean` are.
+      names: labels, keyed by `discount_states` like `path` and `mean`.
       returns: `[2, 2]`, J_.5 and J_1 at p = 0 and at p = 1.
     """
     from matplotlib.figure import Figure

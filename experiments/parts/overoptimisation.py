@@ -26,14 +26,14 @@ def iqm_text(x: np.ndarray, digits: int = 2) -> str:
 
 def say_reward_models(c: Config, task: Task, found: RewardModel, at_start: np.ndarray, num_measured: int) -> str:
     return (
-        f"{task.name}, up to {c.length} digits; true reward: the share of right columns. The clone's, on held-out "
-        f"prompts: {np.mean(at_start):.3f}\n"
-        f"{c.num_seeds} seeds; IQM and its 95 % interval over them, here and below\n"
-        f"pairs, of {c.num_pairs} prompts with {c.num_candidates} answers each: {iqm_text(found.pairs, 0)}\n"
-        f"ranked right by the reward model: {iqm_text(found.accuracy)} of the pairs it was fitted to, "
-        f"{iqm_text(found.held_out_accuracy)} of {num_measured} held-out prompts' pairs, two answers to each, where "
-        "they differ\n"
-        f"its correlation with the true reward among the clone's answers to a prompt: {iqm_text(found.correlation)}"
+        f"{task.name}, up to {c.length} digits; the true reward is the share of correct columns. The clone's is "
+        f"{np.mean(at_start):.3f} on held-out prompts\n"
+        f"{c.num_seeds} seeds; IQM over seeds and its 95 % interval, here and below\n"
+        f"pairs from {c.num_pairs} prompts with {c.num_candidates} responses each: {iqm_text(found.pairs, 0)}\n"
+        f"ranked correctly by the reward model: {iqm_text(found.accuracy)} of the pairs for its training, and "
+        f"{iqm_text(found.held_out_accuracy)} of the pairs from {num_measured} held-out prompts, two responses each, "
+        "whose true rewards differ\n"
+        f"its correlation with the true reward among the clone's responses to a prompt: {iqm_text(found.correlation)}"
     )
 
 
@@ -55,9 +55,9 @@ def say_turns(c: Config, turns: list[Turn]) -> str:
             ("from the start" if t.update == 0 else "yes") if t.has_turned else "no",
         ])  # fmt: skip
     return (
-        f"{c.num_updates} updates. Proxy: the learned reward, standardised to the clone's mean 0 and deviation 1 among "
-        f"answers to a prompt; true: the true reward on held-out prompts; means of {c.window} updates. Turned: the "
-        "fall's interval is above 0\n"
+        f"{c.num_updates} updates; values are means over {c.window} updates. Proxy: the learned reward, standardised "
+        "so that the clone has mean 0 and, among responses to a prompt, deviation 1. True: the true reward on held-out "
+        "prompts. Turned: the interval of the fall lies above 0\n"
         f"{table(header, rows)}"
     )
 
@@ -80,18 +80,18 @@ def page_table(c: Config, turns: list[Turn]) -> str:
 
 
 def say_answers(c: Config, task: Task, answers: np.ndarray) -> str:
-    """Of the first seed; `[H, NUM_SHOWN, L + R]`."""
+    """The table of the first seed's responses, `[H, NUM_SHOWN, L + R]`."""
     L = task.prompt_length
     rows = []
     for n, row in enumerate(answers[0]):
         right = decode(task, task.demonstration(jax.random.key(0), jnp.asarray(row[:L])))
         rows.append([decode(task, row[:L]), right, *(decode(task, answers[h, n, L:]) for h in range(len(answers)))])
     header = ["prompt", "right", *(f"kl_coef {kl_coef:g}" for kl_coef in c.kl_coefs)]
-    return f"The first seed's answers to held-out prompts in the end\n{table(header, rows)}"
+    return f"The first seed's responses to held-out prompts after training\n{table(header, rows)}"
 
 
 def draw(c: Config, kl: np.ndarray, proxy: np.ndarray, true: np.ndarray, turns: list[Turn]) -> Figure:
-    """The proxy against the true reward, then the true reward for every coefficient; arrays are `[S, H, U]`."""
+    """Plots both rewards at the least coefficient, then the true one at every coefficient; arrays are `[S, H, U]`."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(15, 4.4), dpi=100, layout="constrained")

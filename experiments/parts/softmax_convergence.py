@@ -12,17 +12,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from softmax_convergence import Curve, Row
 
-FLOOR = 1e-11  # returns of order 10 have rounding errors near 1e-14, and a gap is the difference of two
+FLOOR = 1e-11  # gaps below this are rounding: a gap is a difference of returns of order 10, with errors near 1e-14
 
 
 def steps_above_floor(gap: np.ndarray) -> int:
-    """How many values come before the first that is rounding."""
+    """The number of values before the first that is only rounding."""
     low = gap <= FLOOR
     return int(np.argmax(low)) if low.any() else len(gap)
 
 
 def draw(parts: list[tuple[list[Row], list[Curve]]]) -> Figure:
-    """A panel for each process."""
+    """Plots the gaps, with one panel for each method."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12.5, 4.2), dpi=100, layout="constrained")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from trust_region import Config, Result
 
-KL_FLOOR = 1e-8  # what lies below is drawn there
+KL_FLOOR = 1e-8  # smaller values are drawn at this height
 
 
 def width_of(r: Result, scale: float = 1.0) -> str:
@@ -23,7 +23,7 @@ def width_of(r: Result, scale: float = 1.0) -> str:
 
 
 def draw(config: Config, results: Sequence[Result]) -> Figure:
-    """Final return and KL against the step size, a column for each sweep; learning curves; widths."""
+    """Plots final return and KL against the step size, a column for each sweep; then learning curves and widths."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11.8, 6.9), dpi=100, layout="constrained")
@@ -57,10 +57,10 @@ def draw_return(axes: Axes, config: Config, r: Result, colour: str) -> None:
 
 
 def draw_kl(axes: Axes, r: Result, colour: str, legend: bool) -> None:
-    """Median, band from 5 to 95 %, and the largest.
+    """Plots the median KL, a band from 5 to 95 %, and the largest.
 
     Args:
-      legend: say so; what holds the KL is named anyway.
+      legend: label the median and the largest; the bounds on the KL are always labelled.
     """
     low, middle, high, largest = np.maximum(r.kl, KL_FLOOR)
     axes.fill_between(r.step, low, high, color=colour, alpha=0.25, linewidth=0)
@@ -82,7 +82,7 @@ def draw_kl(axes: Axes, r: Result, colour: str, legend: bool) -> None:
 
 
 def shade(axes: Axes, r: Result, colour: str) -> None:
-    """The solved step sizes."""
+    """Shades the step sizes that solve the task."""
     if r.region is not None:
         axes.axvspan(*r.step[list(r.region)], color=colour, alpha=0.12, linewidth=0)
 

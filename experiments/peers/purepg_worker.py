@@ -1,7 +1,7 @@
-"""The work that experiments/benchmark.py times, in a process of its own that it speaks to by lines of JSON.
+"""A worker process that experiments/benchmark.py times. It answers in lines of JSON.
 
-`purepg_worker.py speed|overhead ALGORITHM SIZE SEEDS UPDATES DEVICES` compiles a population, says so, and then trains
-it once for every line on stdin.
+`purepg_worker.py speed|overhead ALGORITHM SIZE SEEDS UPDATES DEVICES` compiles a population, reports that it is ready,
+and then trains it once for every line on stdin.
 """
 
 import contextlib
@@ -36,15 +36,15 @@ from purepg.run.population import Population
 from purepg.run.start import language_model
 from purepg.run.watch.sink import WandbSink
 
-NUM_STEPS = {"ppo": 128, "sac": 50, "td3": 50, "grpo": 16}  # grpo: so that 20 updates are a run, whatever the width
-WARMUP_STEPS = 300  # over before anything is timed
+NUM_STEPS = {"ppo": 128, "sac": 50, "td3": 50, "grpo": 16}  # grpo's value makes a run of 64x1 about 20 updates
+WARMUP_STEPS = 300  # finished before the timing starts
 
 
 def make(name: str, size: int) -> tuple[Any, Any, Any, Any, str]:
-    """The algorithm, its config, its network's maker and config, and the environment's name.
+    """The algorithm, its config, the network and its config, and the environment's name.
 
     Args:
-      size: environments, or the width of a language model.
+      size: number of environments, or width of the language model.
     """
     if name == "grpo":
         config = GRPOConfig(num_prompts=32, group_size=8, num_held_out=0)
@@ -61,7 +61,7 @@ def make(name: str, size: int) -> tuple[Any, Any, Any, Any, str]:
 
 
 def prepared(name: str, size: int, num_seeds: int, num_updates: int, devices: int | None) -> tuple[Plan, Job]:
-    """A plan with room for a thousand runs of so many updates, and its only job."""
+    """A plan whose budget lasts for a thousand runs of `num_updates`, and its only job."""
     algorithm, config, network, network_config, env = make(name, size)
     most = 32 * 8 * 4 if name == "grpo" else size * NUM_STEPS[name]  # steps of an update
     run = RunConfig(env, 1000 * most * num_updates, num_seeds, devices=devices, compile_cache=False)
@@ -71,7 +71,7 @@ def prepared(name: str, size: int, num_seeds: int, num_updates: int, devices: in
 
 
 def speed(name: str, size: int, num_seeds: int, num_updates: int, devices: int | None) -> None:
-    """Times the training of so many updates, without logs."""
+    """Times the training of `num_updates` updates, without logging."""
     plan, (_, chunk, population, _) = prepared(name, size, num_seeds, num_updates, devices)
     members = chunk.members
     state = population.init(members)
@@ -101,7 +101,7 @@ def speed(name: str, size: int, num_seeds: int, num_updates: int, devices: int |
 
 
 def generation(width: int, num_seeds: int) -> Callable[[Any, int], float]:
-    """What samples the responses of one update, for every seed, and says how many tokens a second that was."""
+    """A function that samples the responses of one update for every seed, and returns the tokens per second."""
     _, config, network, network_config, env = make("grpo", width)
     env = envs.make(env)
     groups = source(env, network(env, network_config))
@@ -125,7 +125,7 @@ def generation(width: int, num_seeds: int) -> Callable[[Any, int], float]:
 
 
 def overhead(name: str, size: int, num_seeds: int, num_updates: int, devices: int | None) -> None:
-    """Times a run of so many updates with what each line on stdin names: what watches or saves it."""
+    """For each line on stdin, times a run of `num_updates` updates with the kind of logging or saving it names."""
     plan, job = prepared(name, size, num_seeds, num_updates, devices)
     job = job._replace(chunk=replace(job.chunk, program=replace(job.chunk.program, num_updates=num_updates)))
     log_every = plan.run.log_every
@@ -140,13 +140,13 @@ def overhead(name: str, size: int, num_seeds: int, num_updates: int, devices: in
             if what == "a checkpoint":
                 checkpoints = Checkpoints(out, 0, 2)
                 ends.callback(checkpoints.close)
-                saving = Saving(checkpoints, 1e9, lambda error: sys.exit(str(error)))  # the one at the end
+                saving = Saving(checkpoints, 1e9, lambda error: sys.exit(str(error)))  # only the last checkpoint
             trained = run_job(job, plan.env, log_every, log, Interrupt(), saving).run_seconds
         answer(seconds=time.perf_counter() - begun, trained=trained)
 
 
 def watching(what: str, out: Path, ends: contextlib.ExitStack, plan: Plan) -> LogBlock:
-    """What is given every block of metrics."""
+    """The function that receives every block of metrics."""
     if what == "log.jsonl":
         record = ends.enter_context(Record.open(out))
         return lambda chunk, start, metrics: record.append_block(chunk.settings, start, metrics, chunk.seeds)

@@ -1,17 +1,17 @@
-"""rejax 0.1.3's PPO, SAC and TD3 as workers that a benchmark can time in turn with purepg.
+"""A worker process with rejax 0.1.3's PPO, SAC and TD3, which the benchmark times in turn with purepg.
 
-It runs in a virtual environment of its own, for rejax needs gymnax 0.0.9 and purepg needs gymnax 1.0.1:
+It runs in its own virtual environment, because rejax needs gymnax 0.0.9 and purepg needs gymnax 1.0.1:
 
     pip install rejax==0.1.3 gymnax==0.0.9 jax==0.10.2 jaxlib==0.10.2
 
-The first line printed is {"ready": true, ...} once the program is compiled and has run once. Each line `run` on stdin
-then brings one line {"seconds": ..., "env_steps": ...}; `quit` or the end of stdin ends the worker.
+The worker prints {"ready": true, ...} once the program is compiled and has run once. For each line `run` on stdin it
+then prints a line {"seconds": ..., "env_steps": ...}; `quit` or the end of stdin ends it.
 
 The work is rejax's own `train` under `jit(vmap(...))`. Evaluation is off: none at the start, and the one that `train`
-insists on at the end is replaced by a constant. A run goes on from the state where the last one stopped. What rejax
-does otherwise than purepg and has no switch for: it clips each gradient element (not the global norm), its PPO always
-clips the value and steps actor and critic apart, its replay samples without replacement, in time that grows with the
-capacity, and its SAC steps the policy before the critics.
+requires at the end is replaced by a constant. Each run continues from the state where the last one stopped. rejax
+differs from purepg in these points, for which it has no switch: it clips each gradient element instead of the global
+norm, its PPO always clips the value and updates actor and critic separately, its replay samples without replacement,
+in time that grows with the capacity, and its SAC updates the policy before the critics.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def make_algorithm(args, env_steps):
         "num_epochs": 1,
         "polyak": 1 - args.tau,
     }
-    if args.algorithm == "sac":  # its networks are 64 x 64 where nothing else is said
+    if args.algorithm == "sac":  # rejax's networks are 64 x 64 by default
         return SAC.create(agent_kwargs={"activation": "relu"}, **replay, **common)
     relu = {"activation": "relu"}
     return TD3.create(actor_kwargs=dict(relu), critic_kwargs=dict(relu), exploration_noise=0.1, **replay, **common)

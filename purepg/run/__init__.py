@@ -1,5 +1,5 @@
-"""The host's side of an experiment: `train_population`, the command line, files, Weights & Biases, pictures.
+"""The host side of an experiment: `train_population`, the command line, files, Weights & Biases, figures and films.
 
-Imports everything else; only experiments, and purepg's own list of names, import it. Nothing else in purepg knows of
-time, disk, network or a command line. Change it to record or show a run in another way.
+It imports the rest of purepg; only experiments and `purepg/__init__.py` import it. No other part of purepg touches
+the clock, the disk, the network or a command line. Change it to record or show a run differently.
 """

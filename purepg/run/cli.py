@@ -27,15 +27,15 @@ def main(
     arguments: Sequence[str] | None = None,
     env: EnvSource | None = None,
 ) -> None:
-    """Runs `train_population` from the command line, and exits: 0 done, 2 a bad argument, 1 a failed write, 130 Ctrl-C.
+    """Runs `train_population` from the command line; exits with 0, 1 (failed write), 2 (bad argument) or 130 (Ctrl-C).
 
     Args:
-      algorithm: `algorithm(env, network, config) -> Algorithm`; its name prefixes the config's flags.
-      config, network_config, run: the experiment's defaults; a flag per field.
+      algorithm: `algorithm(env, network, config) -> Algorithm`; its name is the prefix of the config's flags.
+      config, network_config, run: the experiment's defaults; each field becomes a flag.
       network: `network(env, network_config)`.
-      description: what --help says first.
-      arguments: taken instead of the command line's.
-      env: an environment of the script's own, or a function that makes it, unless --env names another.
+      description: the first paragraph of --help.
+      arguments: parsed instead of `sys.argv`.
+      env: the script's own environment, or a function that makes it; used unless --env names another.
     """
     script = Path(sys.argv[0]).stem
     name = getattr(algorithm, "__name__", "algorithm")
@@ -67,7 +67,7 @@ def main(
 
 
 def resume_command(arguments: Sequence[str], out: Path) -> str:
-    """The command that goes on with a run that these arguments began."""
+    """The command that resumes the run started with these arguments."""
     kept, names = [], ("--out", "--resume", "--no-resume", "--overwrite", "--no-overwrite")
     after_out = False
     for argument in arguments:
@@ -78,7 +78,7 @@ def resume_command(arguments: Sequence[str], out: Path) -> str:
 
 
 def leave(script: str, error: object, code: int) -> NoReturn:
-    """Says in one line why, and exits."""
+    """Prints the reason on one line of stderr and exits."""
     print(f"{script}: error: {error}", file=sys.stderr)
     sys.exit(code)
 
@@ -91,15 +91,15 @@ def parse(
     arguments: Sequence[str],
     description: str | None = None,
 ) -> tuple[Configs, RunConfig, tuple[str, ...]]:
-    """The command line as (configs, run, sweeps not yet parsed).
+    """Parses the command line into (configs, run, unparsed --sweep arguments).
 
     Raises:
-      UsageError: an unknown flag or a value that is not of its type.
-      SystemExit: --help was asked for.
+      UsageError: a flag is unknown, or a value has the wrong type.
+      SystemExit: --help was given.
     """
     import tyro
 
-    sweep_help = "A field and the values to try; repeated, a grid. Floats share one program, others cost a compile."
+    sweep_help = "A field and its values; repeat the flag for a grid. Floats share a program, others compile per value."
     sweep_flag = tyro.conf.arg(metavar="NAME=A,B,...", help=sweep_help)
     commands = make_dataclass(
         "Commands",
@@ -116,11 +116,11 @@ def parse(
 
 
 def parse_flags(commands: type, arguments: Sequence[str], description: str | None = None) -> Any:
-    """The command line as an instance of a dataclass.
+    """Parses the command line into an instance of a dataclass.
 
     Raises:
-      UsageError: an unknown flag or a value that is not of its type.
-      SystemExit: --help was asked for.
+      UsageError: a flag is unknown, or a value has the wrong type.
+      SystemExit: --help was given.
     """
     import tyro
 
@@ -140,7 +140,7 @@ def parse_flags(commands: type, arguments: Sequence[str], description: str | Non
 
 
 def _one_line(box: str) -> str:
-    """What tyro's box of an error says, up to its first rule, and the flag it thinks was meant."""
+    """Reduces tyro's boxed error to one line: the text above its first rule, and the flag that tyro suggests."""
     lines = [line.strip(" │╭╮╰╯─") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
     said = lines[: lines.index("")] if "" in lines else lines
     if "Perhaps you meant:" in lines:
@@ -149,10 +149,10 @@ def _one_line(box: str) -> str:
 
 
 def parse_sweep(configs: Configs, sweep: Sequence[str]) -> dict[str, list[Any]]:
-    """`["learning_rate=3e-4,1e-3", "hidden=64x64,256x256"]` as values of the fields' types, by name.
+    """Parses `["learning_rate=3e-4,1e-3", "hidden=64x64,256x256"]` into lists of typed values, by name.
 
     Raises:
-      UsageError: an unknown or empty name, no values, one that is not of the field's type, or a name given twice.
+      UsageError: a name is unknown, empty or given twice, or its values are missing or of the wrong type.
     """
     parsed: dict[str, list[Any]] = {}
     for text in sweep:
@@ -169,10 +169,10 @@ def parse_sweep(configs: Configs, sweep: Sequence[str]) -> dict[str, list[Any]]:
 
 
 def parse_value(name: str, hint: Any, text: str) -> Any:
-    """A value of a field's type from its text: a number, true or false, none, a choice, or widths such as 64x64.
+    """Parses text into a value of a field's type: a number, true, false, none, a choice, or widths such as 64x64.
 
     Raises:
-      UsageError: the text is none of these; calls it by `name`.
+      UsageError: the text is not a value of that type. The message calls the field `name`.
     """
     import tyro
 
@@ -190,7 +190,7 @@ def parse_value(name: str, hint: Any, text: str) -> Any:
 
 
 def _whole_number(text: str) -> int | None:
-    """1000000 of 1e6."""
+    """Reads 1e6 as 1000000; None if the text is not a whole number."""
     try:
         number = float(text)
     except ValueError:
@@ -199,7 +199,7 @@ def _whole_number(text: str) -> int | None:
 
 
 def _wrong_value(commands: type, arguments: Sequence[str]) -> str | None:
-    """What is wrong with the first flag whose value is not of its field's type; None where all are."""
+    """Describes the first flag whose value has the wrong type; None if there is none."""
     hint_of, given = dict(_flags(commands, "")), []
     for argument in arguments:
         if argument.startswith("--"):
@@ -227,7 +227,7 @@ def _wrong_value(commands: type, arguments: Sequence[str]) -> str | None:
 
 
 def _flags(commands: type, prefix: str) -> Iterator[tuple[str, Any]]:
-    """Every flag of a dataclass, and of those in it, with its field's type."""
+    """Every flag of a dataclass and of its nested dataclasses, with the type of its field."""
     for name, hint in hints(commands).items():
         kind, *notes = get_args(hint) if get_origin(hint) is Annotated else (hint,)
         if isinstance(kind, type) and is_dataclass(kind):

@@ -1,4 +1,4 @@
-"""Where a run's code is found again: addresses of functions, classes and environments, kept in config.json."""
+"""Addresses of functions, classes and environments. config.json stores them, so that a saved run can be rebuilt."""
 
 import importlib
 import importlib.util
@@ -18,8 +18,7 @@ def address_of(value: Any) -> str:
 
 
 def address_of_env(env: Env) -> str | None:
-    """The address of the variable that holds this environment at the top level of a module or script, if there is
-    one."""
+    """The address of the module-level variable that holds this environment; None if there is none."""
     for module_name, module in list(sys.modules.items()):
         for name, value in list(getattr(module, "__dict__", {}).items()):
             if value is env:
@@ -28,7 +27,7 @@ def address_of_env(env: Env) -> str | None:
 
 
 def at_address(address: str) -> Any:
-    """The function, class or environment at an address. Raises UsageError where it is not there any more."""
+    """Imports the function, class or environment at an address. Raises UsageError if it no longer exists."""
     module, _, name = address.rpartition(":")
     try:
         if not module.endswith(".py"):

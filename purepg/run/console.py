@@ -1,4 +1,4 @@
-"""What a run says on the terminal beside its results: lines on stderr, and the live progress bar."""
+"""Terminal output during a run: messages on stderr and the live progress bar."""
 
 import sys
 import warnings
@@ -9,20 +9,20 @@ from tqdm import TqdmWarning, tqdm
 
 
 def say(line: str) -> None:
-    """Writes one line to stderr, above a progress bar where there is one."""
+    """Writes one line to stderr, above the progress bar if one is shown."""
     tqdm.write(line, file=sys.stderr)
 
 
 def reason(error: BaseException) -> str:
-    """Why something failed, in one line: the words of an OSError, else the error's type and first line."""
+    """Describes an error in one line: the system's message for an OSError, else the type and the first line."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
 
 
 class Progress:
-    """The live line: updates, environment steps per second, mean return, time left. Shown on terminals and in
-    notebooks, or wherever `shown` says so."""
+    """The progress bar: updates, environment steps per second, mean return, time left. By default it is shown on
+    terminals and in notebooks; `shown` forces it."""
 
     def __init__(self, total_steps: int, shown: bool | None = None):
         in_notebook = "ipykernel" in sys.modules
@@ -32,7 +32,7 @@ class Progress:
         )
 
     def update(self, start: int, metrics: dict[str, np.ndarray]) -> None:
-        """Moves on by a block of updates that begins with number `start`."""
+        """Advances the bar by a block of updates whose first has number `start`."""
         shown = {"updates": start + metrics["env_steps"].shape[-1]}
         returns = metrics.get("episode_return")
         if returns is not None and np.isfinite(returns).any():

@@ -1,4 +1,4 @@
-"""The devices of a machine: how agents are spread over them, and the cache of compiled programs."""
+"""Spreads agents over the machine's devices, and sets up the cache of compiled programs."""
 
 import os
 from collections.abc import Callable
@@ -16,10 +16,10 @@ from purepg.types import UsageError
 
 
 def prepare_devices(devices: int | None, num_seeds: int, num_settings: int) -> int:
-    """Splits the CPU into devices, where that is still possible, and returns over how many the agents are spread.
+    """Splits the CPU into devices if no JAX backend runs yet, and returns the number of devices to spread agents over.
 
     Raises:
-      UsageError: more devices than there are, or a number that divides neither seeds nor settings.
+      UsageError: `devices` exceeds what the machine has, or divides neither the seeds nor the settings.
     """
     if devices is not None and most_devices(devices, num_seeds, num_settings) != devices:
         raise UsageError(f"devices ({devices}) must divide num_seeds ({num_seeds}) or the settings ({num_settings})")
@@ -30,17 +30,17 @@ def prepare_devices(devices: int | None, num_seeds: int, num_settings: int) -> i
             split_cpu(cpu_devices, cores)
     available = jax.device_count()
     if devices is not None and devices > available:
-        raise UsageError(f"devices ({devices}) must be at most {available}, what this machine has")
+        raise UsageError(f"devices ({devices}) must be at most {available}, the number that this machine has")
     return devices or most_devices(available, num_seeds, num_settings)
 
 
 def most_devices(available: int, num_seeds: int, num_settings: int) -> int:
-    """The largest number of devices, up to those available, that divides the seeds or else the settings."""
+    """The largest number of devices, at most `available`, that divides the number of seeds or of settings."""
     return max(n for n in range(1, available + 1) if num_seeds % n == 0 or num_settings % n == 0)
 
 
 def use_compile_cache() -> None:
-    """Turns JAX's persistent compilation cache on, in the user's own folder where they chose one."""
+    """Turns on JAX's persistent compilation cache; a cache folder that the user has set is kept."""
     if not jax.config.values["jax_compilation_cache_dir"]:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(home / "purepg" / "xla"))
@@ -49,8 +49,8 @@ def use_compile_cache() -> None:
 
 
 class Spread:
-    """Maps a function of one agent, (hyper, seed, *rest), over `[H, S]`, and over devices along the axis that they
-    divide."""
+    """Maps a function of one agent, (hyper, seed, *rest), over `[H, S]`, and shards it over devices along the axis
+    that their number divides: seeds if possible, else settings."""
 
     def __init__(self, num_settings: int, num_seeds: int, num_devices: int):
         self.num_devices = num_devices = most_devices(num_devices, num_seeds, num_settings)
@@ -72,7 +72,7 @@ class Spread:
 
         def sharded(hyper, s, *rest):
             in_specs = (self._hyper, self._seeds, *(self._leaf for _ in rest))
-            # Devices exchange nothing, so there is nothing to check in what varies over them.
+            # Devices do not communicate, so shard_map's check of values that vary over them is not needed.
             spread = jax.shard_map(
                 population, mesh=self._mesh, in_specs=in_specs, out_specs=self._leaf, check_vma=False
             )
@@ -81,7 +81,7 @@ class Spread:
         return sharded
 
     def abstract(self, state: Any) -> Any:
-        """Shapes and dtypes of a state, with the sharding that it will have."""
+        """A state's shapes and dtypes, annotated with their sharding."""
         if self._mesh is None:
             return state
         sharding = NamedSharding(self._mesh, self._leaf)
@@ -89,7 +89,7 @@ class Spread:
 
 
 def vmap_unless_one(f: Callable) -> Callable:
-    """`jax.vmap(f)`, but without a batch axis of length 1 on the way: plain products are faster than batched ones."""
+    """`jax.vmap(f)`, except that a batch of one is computed without its batch axis: unbatched products are faster."""
 
     def mapped(*args):
         if jax.tree.leaves(args)[0].shape[0] > 1:

@@ -1,4 +1,4 @@
-"""The one call that trains a population; the command line calls it too."""
+"""`train_population`, the function that trains a population; the command line calls it too."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,8 +24,8 @@ def train_population(
 ) -> Results:
     """Trains all settings of a sweep and all seeds, evaluates every agent, and returns the results.
 
-    Settings that differ in floats alone, with all their seeds, are one compiled program. Without `run.out` no file is
-    written and W&B records nothing. Ctrl-C ends the run after its running block, with the results so far.
+    Settings that differ only in floats share one compiled program with all their seeds. Without `run.out`, no file is
+    written and W&B records nothing. Ctrl-C stops the run after the current block and returns the results so far.
 
         results = train_population(ppo, PPOConfig(), run=RunConfig("CartPole-v1", total_steps=50_000),
                                    sweep={"learning_rate": [3e-4, 1e-3]})
@@ -35,15 +35,15 @@ def train_population(
       config: the algorithm's config.
       network: `network(env, network_config)`; the replay algorithms take `purepg.actor_q`.
       network_config: the network's config.
-      run: environment, steps, seeds, and how the run is kept; None: the defaults.
-      env: an environment of the caller's own, or a function without arguments that makes it, in the place of the one
-        that `run.env` names. It can be loaded, filmed and evaluated from the run's folder if a variable or function at
-        the top level of a module holds it; else `load` and a resume must be given it.
-      sweep: name of a field, or `config.field`, to its values; the settings are the grid of all.
-      name: what the run is called in titles; None: the algorithm's name.
+      run: environment, steps, seeds, and what is saved. None: the defaults.
+      env: your own environment, or a function without arguments that makes it; replaces the one named by `run.env`.
+        If it is a module-level variable or function, the saved run can be loaded, filmed and evaluated from its folder;
+        otherwise pass it to `load`, and again when resuming.
+      sweep: maps a field's name, or `config.field`, to its values; the settings are the grid of all of them.
+      name: the run's name in titles. None: the algorithm's name.
     Raises:
-      UsageError: in one line, what is wrong and what to do. Before anything compiles.
-      RecordError: the folder cannot be written from the start.
+      UsageError: an argument is wrong. Raised before anything compiles; the message says what to do.
+      RecordError: the folder cannot be written at the start of the run.
     """
     name_of_config = getattr(algorithm, "__name__", "algorithm")
     configs = {name_of_config: config, "network": network_config}

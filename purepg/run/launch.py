@@ -1,4 +1,4 @@
-"""From a plan to its results: the order in which everything on the host happens."""
+"""Carries out a plan: trains its jobs in order, records them, and returns the results."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -32,12 +32,12 @@ from purepg.run.watch.sink import WandbSink
 
 
 def launch(plan: Plan, name: str) -> Results:
-    """Trains, evaluates and records the whole population; without `plan.run.out`, nothing is written.
+    """Trains, evaluates and records the whole population. Without `plan.run.out`, it writes nothing.
 
     Args:
-      name: what the run is called in titles.
+      name: the run's name in titles.
     Raises:
-      UsageError: the folder cannot be written. RecordError: it is full from the start.
+      UsageError: the folder cannot be written. RecordError: the disk is full at the start.
     """
     out = plan.run.out
     with ctrl_c_finishes_the_block() as interrupt:
@@ -52,13 +52,13 @@ def launch(plan: Plan, name: str) -> Results:
 
 
 def fit(plan: Plan, write_config: Callable[[Plan], None] = lambda plan: None) -> tuple[Plan, list[Job]]:
-    """Says how much memory the population takes, and divides it into smaller chunks where that is more than is free.
+    """Reports how much memory the population needs, and splits it into smaller chunks if that exceeds what is free.
 
     Args:
-      write_config: called before anything compiles, so that a run that is killed then can be resumed; called again
-        where the population was divided.
+      write_config: called before anything compiles, so that a run killed during compilation can be resumed; called
+        again if the population is split.
     Returns:
-      (plan, jobs): the plan has `max_parallel` set where it had to be.
+      (plan, jobs): `max_parallel` is set in the plan if the population was split.
     """
     write_config(plan)
     jobs = _jobs(plan)
@@ -74,7 +74,7 @@ def fit(plan: Plan, write_config: Callable[[Plan], None] = lambda plan: None) ->
 
 
 def _jobs(plan: Plan) -> list[Job]:
-    """The plan's chunks, each with its population: one for all chunks of a program that have one shape."""
+    """One job for each of the plan's chunks; chunks of one program and shape share a population."""
     made: dict[Any, Population] = {}
     jobs = []
     for i, chunk in enumerate(plan.chunks):
@@ -85,7 +85,7 @@ def _jobs(plan: Plan) -> list[Job]:
 
 
 def _resume(plan: Plan, out: Path, name: str, interrupt: Interrupt) -> Results:
-    """Continues the run that the folder holds. What cannot be read is found before anything is written."""
+    """Resumes the run in the folder. Everything is read, and unreadable files are reported, before any write."""
     assert plan.stored
     config = describe(plan, name)
     refuse_differences(out, plan.stored, config)
@@ -105,7 +105,7 @@ def _resume(plan: Plan, out: Path, name: str, interrupt: Interrupt) -> Results:
 
 
 def _saved(out: Path, job: Job, logged: Logged, update: int) -> Saved | None:
-    """The point from which a job continues; None where it starts from the beginning."""
+    """The checkpoint from which a job resumes; None if it starts from the beginning."""
     if update == 0:
         return None
     facts = Checkpoints(out, job.number).facts(update)
@@ -114,7 +114,7 @@ def _saved(out: Path, job: Job, logged: Logged, update: int) -> Saved | None:
 
 
 class _Session:
-    """A run while it happens: where its metrics go, and what could not be written."""
+    """A run in progress: it logs metrics to every sink and collects the errors of failed writes."""
 
     def __init__(self, plan: Plan, name: str, interrupt: Interrupt, record: Record | None = None):
         run = plan.run
@@ -131,7 +131,7 @@ class _Session:
             self._wandb = WandbSink(*to, hyperparameters, seeds, run.log_every or 1)
 
     def run(self, jobs: Sequence[Job], logged: Logged | None = None) -> Results:
-        """Trains, evaluates and records what is left to do."""
+        """Trains, evaluates and records the jobs that have no outcome yet."""
         summary: dict[str, Any] = {}
         plan, run, record = self._plan, self._plan.run, self._record
         try:
@@ -143,7 +143,7 @@ class _Session:
             if record:
                 self._write(record, results)
             return results
-        finally:  # W&B keeps what it was given, whatever went wrong here
+        finally:  # close W&B even after an error, so that it keeps what was logged
             self._progress.close()
             if self._wandb and record:
                 self._wandb.finish(summary, [record.folder / name for name in (CURVES, HEATMAP)])
@@ -159,15 +159,15 @@ class _Session:
         self._progress.update(start, metrics)
 
     def _log_again(self, jobs: Sequence[Job], logged: Logged) -> None:
-        """Sends what a resumed run has logged to W&B again, whatever a kill left of W&B's files."""
+        """Sends a resumed run's logged blocks to W&B again, because a kill may have left W&B's own files incomplete."""
         for block in logged.blocks:
             job = jobs[block.chunk]
-            assert job.saved  # it covers the block
+            assert job.saved  # only blocks that a checkpoint covers are in `logged`
             metrics = {name: x[..., block.start : block.end] for name, x in job.saved.metrics.items()}
             self._show(job.chunk, block.start, metrics)
 
     def _train(self, jobs: Sequence[Job]) -> list[Part]:
-        """Trains job after job; ends early on Ctrl-C or a full disk, but not before one job has an outcome."""
+        """Trains the jobs in order. Ctrl-C or a full disk ends it early, but at least one job gets an outcome."""
         parts: list[Part] = []
         for job in jobs:
             ending = self._interrupt.requested and bool(parts)
@@ -181,7 +181,7 @@ class _Session:
         return parts
 
     def _known_outcome(self, job: Job, ending: bool) -> Outcome | None:
-        """The outcome of a job that had ended before the run was resumed, or that has an evaluation to end with."""
+        """The stored outcome of a job that had finished before the resume or, if `ending`, had been evaluated."""
         saved, record = job.saved, self._record
         evaluation = Checkpoints(record.folder, job.number).evaluation(saved.update) if saved and record else None
         if not saved or not evaluation or not (ending or saved.total_steps == self._plan.run.total_steps):
@@ -189,7 +189,7 @@ class _Session:
         return Outcome(saved.metrics, **evaluation, compile_seconds=0.0, run_seconds=saved.run_seconds)
 
     def _outcome(self, job: Job, first: bool) -> Outcome | None:
-        """Trains a job; None where its folder cannot be written, unless it is the first."""
+        """Trains a job. If its folder cannot be written, returns None, or raises if the job is the first."""
         env, run, record = self._plan.env, self._plan.run, self._record
         if not record:
             return run_job(job, env, run.log_every, self._log, self._interrupt)
@@ -215,7 +215,7 @@ class _Session:
             say(f"{error}; ending the run with what it has")
 
     def _say_what_went_wrong(self, part: Part) -> None:
-        """A line for each agent that diverged, and each kind of collapse of a language model."""
+        """Prints a line for each agent that diverged and for each way in which language models collapsed."""
         for row, h in enumerate(part.chunk.settings):
             label = self._plan.settings[h].label or "the only setting"
             metrics = {name: x[row] for name, x in part.outcome.metrics.items()}
@@ -232,7 +232,7 @@ class _Session:
     def _write(self, record: Record, results: Results) -> None:
         summary = results.summary
         writes = [
-            lambda: record.write_summary(summary),  # the smallest first, where a disk is nearly full
+            lambda: record.write_summary(summary),  # the smallest first, in case the disk is nearly full
             lambda: record.write(CURVES, lambda file: results.plot().savefig(file, format="png")),
             lambda: record.write_metrics(results.metrics, results.num_updates),
         ]

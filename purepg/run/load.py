@@ -1,4 +1,4 @@
-"""One agent of a saved population: its algorithm and its state, and with them its policy.
+"""Loads one agent of a saved population: its environment, algorithm and state, from which its policy follows.
 
 agent = load("runs/x", best=True)
 act = agent.algorithm.policy(agent.state, True)      # act(key, obs [N, ...]) -> actions [N, ...]
@@ -37,7 +37,7 @@ class Agent(NamedTuple):
         return f"{self.label}, seed {self.seed}" if self.label else f"seed {self.seed}"
 
     def max_steps(self, asked: int | None) -> int:
-        """The longest episode: as asked, or the environment's time limit. Raises UsageError without either."""
+        """The given limit on an episode's steps, or else the environment's. Raises UsageError if there is neither."""
         limit = asked or self.env.max_episode_steps
         if limit is None:
             raise UsageError(f"{self.env.name} has no time limit: set --max-steps")
@@ -47,16 +47,16 @@ class Agent(NamedTuple):
 def load(
     out: Path | str, setting: int | None = None, seed: int | None = None, best: bool = False, env: Env | None = None
 ) -> Agent:
-    """An agent from the latest checkpoint of its run.
+    """Loads an agent from the latest checkpoint of its run.
 
     Args:
       out: the run's folder.
-      setting: its setting's place in the sweep; None: the only one.
-      seed: its seed; None: the only one.
-      best: the agent with the highest final evaluation, of those that `setting` and `seed` leave.
-      env: the environment, where the run was given an object that cannot be made again.
+      setting: position of the agent's setting in the sweep. None: the only one.
+      seed: the agent's seed. None: the only one.
+      best: choose the agent with the highest final evaluation, among those that match `setting` and `seed`.
+      env: the environment; needed if the run was given an Env object that cannot be made again.
     Raises:
-      UsageError: the folder holds no run, or none that has this agent, or nothing says which agent is meant.
+      UsageError: the folder holds no run, the run has no such agent, or several agents match.
     """
     out = Path(out)
     config = read_config(out)
@@ -88,14 +88,14 @@ def choose(
     seed: int | None,
     finals: Sequence[Sequence[float | None]] | None,
 ) -> tuple[int, int]:
-    """The setting and the seed of the agent that is meant.
+    """Resolves which agent is meant, as (setting, seed).
 
     Args:
-      where: what an error calls the run.
-      setting, seed: as asked; None: not said.
-      finals: `[H][S]` the final evaluations, where the best agent is asked for.
+      where: the run's name in error messages.
+      setting, seed: as the caller gave them. None: not given.
+      finals: `[H][S]` final evaluations if the best agent is wanted, else None.
     Raises:
-      UsageError: there is no such agent, or several.
+      UsageError: no agent matches, or several do.
     """
     for name, value, number in (("setting", setting, num_settings), ("seed", seed, num_seeds)):
         if value is not None and not 0 <= value < number:
@@ -118,12 +118,12 @@ def choose(
 
 
 def stored_network(out: Path | str, setting: int = 0) -> Any:
-    """The network's config of a saved run, as a setting has it."""
+    """The network's config in one setting of a saved run."""
     return _configs(read_config(Path(out)), setting)["network"]
 
 
 def _rebuild(config: Mapping[str, Any], setting: int, env: Env | None) -> tuple[Env, Algorithm]:
-    """The environment, and the algorithm of a setting, as the run made them."""
+    """Rebuilds the environment and a setting's algorithm from a run's config.json."""
     code, configs = config["code"], _configs(config, setting)
     name, address = config["run"]["env"], code.get("env")
     if env is None and address == "unknown":
@@ -136,7 +136,7 @@ def _rebuild(config: Mapping[str, Any], setting: int, env: Env | None) -> tuple[
 
 
 def _configs(config: Mapping[str, Any], setting: int) -> Configs:
-    """The algorithm's and the network's config of a setting."""
+    """A setting's configs, of the algorithm and of the network."""
     code = config["code"]
     name = code["name"]
     configs = {

@@ -1,4 +1,4 @@
-"""The host's loop over a chunk's blocks of updates: block i is logged while block i + 1 runs. No program calls back."""
+"""The host's loop over blocks of updates. Block i is logged while block i + 1 runs; compiled code never calls back."""
 
 import signal
 import sys
@@ -23,21 +23,21 @@ LogBlock = Callable[[Chunk, int, HostMetrics], None]  # (chunk, number of the bl
 
 
 class Interrupt:
-    """Set by the first Ctrl-C; a second one ends the process at once."""
+    """Whether Ctrl-C was pressed. The first press sets `requested`; a second one ends the process at once."""
 
     requested = False
 
 
 @contextmanager
 def ctrl_c_finishes_the_block() -> Iterator[Interrupt]:
-    """Within it, Ctrl-C asks the loop to stop after the block that runs."""
+    """A context in which Ctrl-C makes the loop stop after the current block."""
     interrupt = Interrupt()
 
     def handle(signum, frame):
         del signum, frame
         interrupt.requested = True
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        tqdm.write("interrupted: finishing the running block, then writing what there is", file=sys.stderr)
+        tqdm.write("interrupted: finishing the current block, then writing the results so far", file=sys.stderr)
 
     try:
         before = signal.signal(signal.SIGINT, handle)
@@ -56,14 +56,14 @@ class Saved(NamedTuple):
     update: int
     metrics: HostMetrics  # of the updates before it
     run_seconds: float
-    total_steps: int  # the environment steps that its agents were given
-    spent: bool  # whether all of them have taken those steps, so that none has anything left to do
+    total_steps: int  # each agent's budget of environment steps
+    spent: bool  # whether every agent has used up its budget
 
 
 class Job(NamedTuple):
-    """A chunk of agents to train, and what trains it."""
+    """A chunk of agents to train, and the population that trains it."""
 
-    number: int  # its place in the run's order
+    number: int  # its position in the run's order
     chunk: Chunk
     population: Population
     saved: Saved | None = None
@@ -74,7 +74,7 @@ class Saving(NamedTuple):
 
     checkpoints: Checkpoints
     every: float  # seconds
-    failed: Callable[[RecordError], None]  # what is done where it cannot be
+    failed: Callable[[RecordError], None]  # called if a save fails
 
 
 class Outcome(NamedTuple):
@@ -85,8 +85,8 @@ class Outcome(NamedTuple):
     mode: np.ndarray
     responses: list | None  # [H][S][SHOWN] of dicts: `Env.describe` of a final observation, and the episode's `reward`
     compile_seconds: float
-    run_seconds: float  # training alone
-    state: State | None = None  # of all agents; None where it is in a checkpoint
+    run_seconds: float  # training only
+    state: State | None = None  # of all agents; None if checkpoints keep it
 
 
 def run_job(
@@ -96,21 +96,21 @@ def run_job(
 
     Args:
       log_every: updates in a block; 0 makes the whole run one block.
-      log: is given every block of metrics but those that `job.saved` holds.
-      saving: None keeps no checkpoints, and the outcome has the final state.
+      log: called with every new block of metrics; blocks in `job.saved` are not logged again.
+      saving: how checkpoints are saved. None: no checkpoints; the outcome holds the final state.
     """
     return _Training(job, log, interrupt, saving).run(env, log_every)
 
 
 class _Training:
-    """A job while it runs."""
+    """A job in progress."""
 
     def __init__(self, job: Job, log: LogBlock, interrupt: Interrupt, saving: Saving | None):
         self._job, self._log, self._interrupt, self._saving = job, log, interrupt, saving
         saved, population = job.saved, job.population
         self._blocks: list[HostMetrics] = [saved.metrics] if saved else []
         self._seconds_before = saved.run_seconds if saved else 0.0
-        # Whether any agent moved in the last update that was looked at; else all have spent their budget.
+        # Whether any agent took a step in the last logged update; if none did, all have used up their budget.
         self._moved = not (saved and saved.spent and saved.total_steps == population.total_steps)
 
     def run(self, env: Env, log_every: int) -> Outcome:
@@ -155,9 +155,9 @@ class _Training:
         return population.with_more_steps(state, population.total_steps - job.saved.total_steps)
 
     def _advance(self, state: State, update: int, lengths: list[int]) -> tuple[State, int]:
-        """Trains block after block, until the end or an interrupt; returns the state and the updates it has had."""
+        """Trains block after block until the end or an interrupt; returns the state and its number of updates."""
         job, saving, last_saved = self._job, self._saving, self._begun
-        running = None  # the block that the device works on while the one before it is logged
+        running = None  # the block that the device computes while the previous one is logged
         for length in lengths:
             state, device_metrics = job.population.advance(job.chunk.members, state, update, length)
             if running is not None:
@@ -168,7 +168,7 @@ class _Training:
             running = (update, device_metrics)
             update += length
             if saving and time.perf_counter() - last_saved >= saving.every:
-                # A checkpoint covers what is logged, and so waits for its own block.
+                # A checkpoint must not be ahead of the log, so its own block is logged first.
                 self._fetch(*running)
                 running = None
                 self._save(update, state)
@@ -180,7 +180,7 @@ class _Training:
         return state, update
 
     def _fetch(self, start: int, device_metrics: Any) -> None:
-        """Logs a block once it is done."""
+        """Waits for a block to finish and logs it."""
         metrics = averaged(device_metrics)
         self._log(self._job.chunk, start, metrics)
         self._blocks.append(metrics)
@@ -205,7 +205,7 @@ class _Training:
 
 
 def described(env: Env, evaluation: Evaluation) -> list | None:
-    """What `Env.describe` says of the final observations of an evaluation, with each episode's reward."""
+    """Describes an evaluation's final observations by `Env.describe`, and adds each episode's reward."""
     describe, returns = env.describe, evaluation.returns
     if describe is None or returns is None:
         return None

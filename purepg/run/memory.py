@@ -1,4 +1,4 @@
-"""How much memory a population takes, said before it runs, and how many agents of it would fit."""
+"""Forecasts how much memory a population takes, and how many of its agents fit at once."""
 
 import resource
 import sys
@@ -11,24 +11,24 @@ MIB = 2**20
 
 
 class Memory(NamedTuple):
-    """Bytes that a population takes while it trains."""
+    """The bytes that a population takes during training."""
 
     per_device: int
     num_devices: int
-    replay: int  # of all devices together
+    replay: int  # replay buffers, summed over devices
 
 
 class Forecast(NamedTuple):
-    """The memory that a population takes, and what there is."""
+    """The memory that a population takes, compared with the free memory."""
 
-    line: str  # says so
-    fit: int  # agents at once that fit into what is free, at least 1; all of them where nothing reports what is free
+    line: str  # a sentence for the user
+    fit: int  # agents that fit into free memory at once, at least 1; all of them if free memory is unknown
 
 
 def forecast(memory: Memory, num_members: int) -> Forecast:
-    """Whether a population fits into what is free now."""
+    """Compares a population's memory with what is free now."""
     device = jax.devices()[0]
-    shared = device.platform == "cpu"  # by all its devices
+    shared = device.platform == "cpu"  # all CPU devices share one memory
     needed = memory.per_device * (memory.num_devices if shared else 1)
     line = f"memory: {num_members} agents at once take {memory.per_device * memory.num_devices / MIB:,.0f} MiB"
     if memory.replay:
@@ -41,7 +41,7 @@ def forecast(memory: Memory, num_members: int) -> Forecast:
 
 
 def free_bytes(device: Any) -> int | None:
-    """Memory that a device, or on a CPU the system, can still give; None where nothing reports it."""
+    """The free memory of a device, or on a CPU of the system; None if it is unknown."""
     statistics = device.memory_stats()
     if statistics and "bytes_limit" in statistics:
         return statistics["bytes_limit"] - statistics["bytes_in_use"]
@@ -54,7 +54,7 @@ def free_bytes(device: Any) -> int | None:
 
 
 def peak_memory_bytes() -> int:
-    """The most memory that the device, or on a CPU the process, has held at once."""
+    """The peak memory of the device, or on a CPU of the process."""
     statistics = jax.devices()[0].memory_stats()
     if statistics and "peak_bytes_in_use" in statistics:
         return int(statistics["peak_bytes_in_use"])

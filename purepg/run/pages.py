@@ -1,4 +1,4 @@
-"""Markdown: aligned tables, and the blocks of pages that scripts write."""
+"""Aligned Markdown tables, and the marked blocks of pages that scripts rewrite."""
 
 import re
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ END = "<!-- end -->"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """An aligned Markdown table: the first column to the left, the others to the right."""
-    # A rule of a right-aligned column is "-:" at the least; ":" alone makes no table.
+    """An aligned Markdown table: the first column is left-aligned, the others right-aligned."""
+    # A right-aligned column's rule needs at least "-:"; ":" alone is not a table.
     widths = [max(2, *(len(row[i]) for row in (header, *rows))) for i in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:
@@ -24,12 +24,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def page_help(marker: str) -> str:
-    """What `--help` says of `--page`."""
-    return f"A Markdown page whose block from <!-- {marker} --> to {END} becomes this run's table. None: no page."
+    """The help text of `--page`."""
+    return f"Markdown page; this run's table replaces its block from <!-- {marker} --> to {END}. None: no page."
 
 
 def read_block(page: Path, marker: str) -> str:
-    """What stands in a page between the line `<!-- marker -->` and the next `<!-- end -->`.
+    """Reads the block of a page between the line `<!-- marker -->` and the next `<!-- end -->`.
 
     Raises:
       UsageError: the page cannot be read, or it does not have exactly one such block.
@@ -38,7 +38,7 @@ def read_block(page: Path, marker: str) -> str:
 
 
 def write_block(page: Path, marker: str, text: str) -> None:
-    """Replaces what stands between the line `<!-- marker -->` and the next `<!-- end -->` of a page.
+    """Replaces the block of a page between the line `<!-- marker -->` and the next `<!-- end -->`.
 
     Raises:
       UsageError: the page cannot be read, or it does not have exactly one such block.
@@ -49,7 +49,7 @@ def write_block(page: Path, marker: str, text: str) -> None:
 
 
 def _split(page: Path, marker: str) -> tuple[str, str, str]:
-    """A page in three: up to the marker's line, the block, and from the block's end."""
+    """Splits a page into the text up to the marker's line, the block, and the rest from the end line on."""
     start = f"<!-- {marker} -->"
     try:
         text = page.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What a run is, checked before anything compiles: its settings, its programs, its devices, and how it is kept."""
+"""`RunConfig`, and the plan of a run: settings, programs and devices, all checked before anything compiles."""
 
 import importlib.metadata
 import os
@@ -37,31 +37,31 @@ from purepg.types import Algorithm, Discrete, Env, UsageError, space_leaves
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What to run, beside the algorithm.
+    """The settings of a run, apart from those of the algorithm and the network.
 
     Attributes:
       env: name of the environment.
-      total_steps: environment steps of each agent.
-      num_seeds: agents trained for each setting.
-      seed: seed of the run; agent s of every setting is keyed by (seed, s).
-      log_every: updates in a block. The progress bar and log.jsonl advance once a block, and W&B gets a row, the mean
-        over the block. 0: the whole run is one program, and W&B gets a row for every update at the end.
-      eval_episodes: episodes of each agent's final evaluation.
-      eval_seed: seed of the evaluation, the same for every agent.
-      eval_max_steps: an evaluation episode is truncated after this many steps; None: at the environment's time limit.
-      max_parallel: agents trained at once; None: all of them, or as many as fit into memory.
-      devices: devices that the agents are spread over; None: as many as divide them. On a CPU, a device is a core.
-      compile_cache: keep compiled programs on disk, so that the next start is quick.
-      checkpoint_every: seconds between checkpoints, each saved at the end of a block; the last one always is.
-      keep: how many checkpoints are kept, the latest ones.
-      out: folder of the results. None: the command line makes a new one under runs/, and Python writes no files.
-      overwrite: replace the run that the folder holds.
-      resume: continue the run that the folder holds, as if it had never stopped. `total_steps` may be larger than it
-        was; a schedule keeps its first length.
+      total_steps: budget of environment steps for each agent.
+      num_seeds: number of agents trained for each setting.
+      seed: seed of the run. Agent s of every setting derives its key from (seed, s).
+      log_every: updates in a block. After each block the progress bar and log.jsonl advance, and W&B gets one row, the
+        mean over the block. 0: the whole run is one program, and W&B gets a row for every update at the end.
+      eval_episodes: number of episodes in each agent's final evaluation.
+      eval_seed: seed of the final evaluation, the same for every agent.
+      eval_max_steps: truncate evaluation episodes after this many steps. None: at the environment's time limit.
+      max_parallel: number of agents trained at once. None: all of them, or as many as fit into memory.
+      devices: devices (on a CPU, cores) for the agents; must divide the seeds or the settings. None: as many as can.
+      compile_cache: keep compiled programs on disk, so that the next run starts faster.
+      checkpoint_every: seconds between checkpoints, which are saved at the ends of blocks, and always after the last.
+      keep: number of checkpoints to keep; older ones are deleted.
+      out: folder for the results. None: the command line makes a new one under runs/; Python writes no files.
+      overwrite: replace the run in the folder.
+      resume: continue the run in the folder, with the same results as if it had never stopped. total_steps may be
+        raised; schedules keep their original length.
       wandb: online (log in once with `wandb login`), offline (files in the folder), or disabled.
-      wandb_per: one W&B run for every seed, or one for every setting, with mean and interval.
-      wandb_project: W&B's project.
-      wandb_group: W&B's group; None: the folder's name.
+      wandb_per: log one W&B run for each seed, or one for each setting, with mean and interval.
+      wandb_project: name of the W&B project.
+      wandb_group: name of the W&B group. None: the folder's name.
     """
 
     env: str = "CartPole-v1"
@@ -87,13 +87,13 @@ class RunConfig:
 
 
 MakeAlgorithm = Callable[[Env, Any, Any], Algorithm]
-MakeNetwork = Callable[[Env, Any], Any]  # a network of the kind that the algorithm takes
-EnvSource = Env | Callable[[], Env]  # an environment of the caller's own, or a function that makes it
+MakeNetwork = Callable[[Env, Any], Any]  # returns a network of the kind that the algorithm takes
+EnvSource = Env | Callable[[], Env]  # the caller's own environment, or a function that makes it
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run that was checked: nothing in it can be refused any more but its folder."""
+    """A checked run: only its folder can still be refused."""
 
     run: RunConfig
     env: Env
@@ -102,9 +102,9 @@ class Plan:
     programs: list[Program]
     num_devices: int
     eval_max_steps: int
-    code: dict[str, str | None]  # the addresses at which the algorithm and its parts are found again
+    code: dict[str, str | None]  # addresses (`purepg.run.code`) from which the algorithm and its parts are rebuilt
     stored: dict[str, Any] | None  # config.json of the run to resume
-    start_digest: str | None  # of the parameters that a language model starts from
+    start_digest: str | None  # digest of a language model's initial parameters
 
     @property
     def chunks(self) -> list[Chunk]:
@@ -113,11 +113,11 @@ class Plan:
         return [chunk for program in self.programs for chunk in chunks(program, run.num_seeds, run.max_parallel)]
 
     def program_of(self, h: int) -> Program:
-        """The program that serves a setting, by its position in the sweep."""
+        """The program that trains the setting at position `h` of the sweep."""
         return next(program for program in self.programs if h in program.settings)
 
     def algorithm_of(self, h: int) -> Algorithm:
-        """The algorithm of a setting, its schedules as long as the run."""
+        """The algorithm of the setting at position `h`; its schedules span the whole run."""
         return self.make(with_schedule(self.settings[h].configs, self.program_of(h).num_updates))
 
 
@@ -132,20 +132,20 @@ def prepare(
     """Checks everything that can be checked before anything compiles.
 
     Args:
-      algorithm, network: how to make them from `configs[algorithm's name]` and `configs["network"]`.
-      sweep: name of a field to its values; the settings are the grid of all.
-      env: in the place of the environment that `run.env` names.
+      algorithm, network: functions that make them from `configs[algorithm's name]` and `configs["network"]`.
+      sweep: maps a field's name to its values; the settings are the grid of all of them.
+      env: replaces the environment named by `run.env`.
     Raises:
-      UsageError: in one line, what is wrong and what to do.
+      UsageError: an argument is wrong; the message says what to do.
     """
     run = check(run)
     configs = {name: _with_absolute_start(check(config)) for name, config in configs.items()}
     if run.resume and (run.out is None or run.overwrite):
-        raise UsageError("--resume needs --out, the folder of the run to go on with, and no --overwrite")
+        raise UsageError("--resume needs --out, the folder of the run to resume, and no --overwrite")
     if run.wandb == "online" and run.out is None:
         raise UsageError("wandb (online) needs out, a folder for the files that W&B keeps until they are uploaded")
     stored = read_config(run.out) if run.resume and run.out else None
-    if stored and run.max_parallel is None:  # how the agents were divided is a part of their last bits
+    if stored and run.max_parallel is None:  # the last bits of the results depend on the chunks' sizes
         run = replace(run, max_parallel=stored["run"].get("max_parallel"))
     settings = _settings(configs, sweep, stored)
     num_devices = prepare_devices(run.devices, run.num_seeds, len(settings))
@@ -176,9 +176,9 @@ def prepare(
 
 
 def _environment(run: RunConfig, env: EnvSource | None) -> tuple[Env, str | None]:
-    """The environment, and the address at which it is found again; None where its name is enough.
+    """The environment, and the address from which it can be rebuilt; None if its name is enough.
 
-    Says in a line where the environment of a run that is kept can be found neither way.
+    Warns if the run is saved but its environment can be rebuilt from neither.
     """
     if env is None:
         return envs.make(run.env), None
@@ -194,9 +194,9 @@ def _environment(run: RunConfig, env: EnvSource | None) -> tuple[Env, str | None
 
 
 def _settings(configs: Configs, sweep: Mapping[str, Sequence[Any]], stored: Mapping[str, Any] | None) -> list[Setting]:
-    """The sweep's settings, checked; those of a run to resume keep the schedules that they had."""
+    """The sweep's settings, checked. When a run is resumed, its schedules keep their original length."""
     settings = grid(configs, sweep)
-    if stored and len(stored["schedules"]) == len(settings):  # else `refuse_differences` says what differs
+    if stored and len(stored["schedules"]) == len(settings):  # otherwise `refuse_differences` reports the difference
         settings = [
             setting._replace(configs=with_schedule(setting.configs, length))
             for setting, length in zip(settings, stored["schedules"], strict=True)
@@ -208,17 +208,17 @@ def _settings(configs: Configs, sweep: Mapping[str, Sequence[Any]], stored: Mapp
 
 
 def _with_absolute_start(config: Any) -> Any:
-    """A config whose `start` can be found from any working directory."""
+    """The config with `start` as an absolute path."""
     start = getattr(config, "start", None)
     return config if start is None else replace(config, start=str(Path(start).absolute()))
 
 
 def _with_sizes_of_starts(settings: Sequence[Setting]) -> list[Setting]:
-    """The settings with the sizes that a language model takes from its `start`, so that config.json holds those in use;
-    says where others were asked for.
+    """The settings, with language models' sizes replaced by those of their `start`, so that config.json holds the
+    sizes in use. Prints which requested sizes were overruled.
 
     Raises:
-      UsageError: a start cannot be read, or sizes are swept that it does not have.
+      UsageError: a `start` cannot be read, or the sweep sets a size that it does not have.
     """
     resolved, lines = [], []
     for setting in settings:
@@ -246,7 +246,7 @@ def _with_sizes_of_starts(settings: Sequence[Setting]) -> list[Setting]:
 
 
 def describe(plan: Plan, script: str) -> dict[str, Any]:
-    """What config.json holds: all arguments, versions, and the population's layout, which its last bits depend on."""
+    """The contents of config.json: all arguments, versions, and the layout, on which the results' last bits depend."""
     packages = ("purepg", "jax", "jaxlib", "flax", "optax", "gymnax", "numpy")
     served = [plan.program_of(h) for h in range(len(plan.settings))]
     return {
@@ -269,7 +269,7 @@ def describe(plan: Plan, script: str) -> dict[str, Any]:
 
 
 def _spaces(env: Env) -> str:
-    """What the environment shows and takes, in one line: two objects of one name are told apart by it."""
+    """The environment's spaces and time limit in one line, to tell apart two environments of the same name."""
 
     def described(space: Any) -> str:
         return f"Discrete({space.n})" if isinstance(space, Discrete) else f"Box{space.shape}"

@@ -1,4 +1,4 @@
-"""A population: the agents of one chunk, H settings x S seeds of one algorithm, as compiled programs."""
+"""A population: H settings x S seeds of one algorithm, trained together by compiled programs."""
 
 import time
 from collections.abc import Callable
@@ -17,17 +17,17 @@ from purepg.run.sweep import Hyper, Program
 from purepg.train import evaluate, guard, train
 from purepg.types import Algorithm, Array, Metrics, Obs, State
 
-# The evaluation's keys and the agents' keys never meet: agents are folded in by their seed, from 0 on.
+# Agents' keys fold in their seed, counted from 0, so no agent ever uses the evaluation's tag.
 EVALUATION_TAG = 2**31 - 1
-SHOWN = 8  # final observations of each agent that are described
+SHOWN = 8  # number of final observations per agent that the summary describes
 
 
 class Evaluation(NamedTuple):
-    """Final evaluations, `[H, S]` each: mean returns over whole episodes."""
+    """Final evaluations: mean returns over whole episodes, `[H, S]`."""
 
-    sampled: Array  # actions are sampled from the policy
-    mode: Array  # the policy's most probable actions
-    last_obs: Obs | None  # [H, S, SHOWN, ...] of sampled episodes, where `Env.describe` reads them
+    sampled: Array  # with actions sampled from the policy
+    mode: Array  # with the policy's most probable actions
+    last_obs: Obs | None  # [H, S, SHOWN, ...] of sampled episodes; None if the environment has no `describe`
     returns: Array | None  # [H, S, SHOWN] of these episodes
 
 
@@ -35,9 +35,9 @@ Members = tuple[Hyper, np.ndarray]  # a chunk's float fields, each [H], and seed
 
 
 class Population:
-    """H settings x S seeds of a program, compiled and ready to advance. Every leaf of a state is `[H, S, ...]`.
+    """H settings x S seeds of one program. Every leaf of a state is `[H, S, ...]`.
 
-    Chunks of one shape are trained by one population, which is given each chunk's `members`.
+    Chunks of the same shape share one population; each call passes the chunk's `members`.
 
     Args:
       shape: (H, S).
@@ -63,7 +63,7 @@ class Population:
         self._compilers = ThreadPoolExecutor()
 
     def start_compiling(self, members: Members, *block_lengths: int) -> None:
-        """Traces every program and compiles them side by side, in the background."""
+        """Traces every program, and compiles them in parallel in the background."""
         state = self.abstract_state(members)
         start = jax.eval_shape(lambda: jnp.int32(0))
         for num_updates in dict.fromkeys(block_lengths):  # the largest program first
@@ -72,7 +72,7 @@ class Population:
         self._compile(self._final, *members, state)
 
     def memory(self, members: Members, num_updates: int) -> Memory:
-        """The memory of a block, by what its compiled program says of its arguments, results and temporaries."""
+        """The memory of a block: the arguments, results and temporaries that XLA reports for its compiled program."""
         found = self._compiled((self._advance, ("num_updates", num_updates))).memory_analysis()
         whole = found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
         buffer = getattr(jax.eval_shape(self._init, *members).world, "buffer", ())
@@ -80,11 +80,11 @@ class Population:
         return Memory(whole - found.alias_size_in_bytes, self._spread.num_devices, replay)
 
     def abstract_state(self, members: Members) -> State:
-        """Shapes, dtypes and sharding of a state."""
+        """A state's shapes, dtypes and sharding."""
         return self._spread.abstract(jax.eval_shape(self._init, *members))
 
     def with_more_steps(self, state: State, more: int) -> State:
-        """A state whose agents may take more environment steps than they were given, where they count them."""
+        """Adds `more` environment steps to the agents' budgets, which a state holds only if updates vary in length."""
         if more == 0 or self._updates_have_one_length:
             return state
         left = state.guard.env_steps_left + more
@@ -95,8 +95,8 @@ class Population:
         return self._compile(self._init, *members)(*members)
 
     def advance(self, members: Members, state: State, start: int, num_updates: int) -> tuple[State, Metrics]:
-        """Makes `num_updates` updates from number `start` on, or from each agent's own where updates vary in length;
-        consumes `state`. Metrics are `[H, S, num_updates]`. Returns at once, while the device works."""
+        """Runs `num_updates` updates from number `start` on; if updates vary in length, each agent continues its own
+        count. Donates `state`. Metrics are `[H, S, num_updates]`. Returns at once, before the device has finished."""
         arguments = (*members, state, jnp.int32(start))
         return self._compile(self._advance, *arguments, num_updates=num_updates)(*arguments)
 
@@ -110,7 +110,7 @@ class Population:
         return spent
 
     def _compile(self, function: Any, *arguments: Any, **static: Any) -> Callable:
-        """The compiled program, as a function that waits for it. XLA compiles outside of Python's lock."""
+        """Compiles in a thread (XLA releases Python's lock); returns a function that awaits and calls the program."""
         program = (function, *static.items())
         begun = time.perf_counter()
         if program not in self._programs:
@@ -120,7 +120,7 @@ class Population:
         return lambda *arguments: self._compiled(program)(*arguments)
 
     def _compiled(self, program: Any) -> Any:
-        """A program that was sent to be compiled, once it is; the wait counts as compile time."""
+        """Waits for a submitted program; the wait counts as compile time."""
         begun = time.perf_counter()
         compiled = self._programs[program].result()
         self.compile_seconds += time.perf_counter() - begun
@@ -128,7 +128,7 @@ class Population:
 
 
 class _Member:
-    """What a program does for one agent, as pure functions of its hyperparameters and its seed."""
+    """One agent of a program: init, train and evaluate as pure functions of its hyperparameters and seed."""
 
     def __init__(self, plan: Plan, program: Program):
         self._plan, self._program = plan, program

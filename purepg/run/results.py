@@ -1,4 +1,4 @@
-"""What a run returns: its metrics with named axes, its agents, its summary, and its curves."""
+"""The results of a run: metrics, trained agents, summary and learning curves."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,15 +26,15 @@ NOTEBOOK = 'pip install "purepg[notebook]"'
 
 @dataclass(frozen=True, repr=False)
 class Results:
-    """The results of a run of H settings, S seeds and at most U updates. Printed, it is the table of the final returns.
+    """The results of a run of H settings, S seeds and at most U updates. `print` shows a table of the final returns.
 
     Attributes:
-      title: what the run is called.
-      labels: `[H]` the settings' names.
-      metrics: every metric `[H, S, U]`, NaN where an agent made no such update; `env_steps` are those of one update.
-      num_updates: `[H]` the most updates that a seed of the setting made.
-      summary: the contents of summary.json: statistics of the final evaluations, and what diverged.
-      lost: a line for everything that could not be written.
+      title: the run's title.
+      labels: `[H]` names of the settings.
+      metrics: every metric `[H, S, U]`, NaN after an agent's last update. `env_steps` counts the steps of one update.
+      num_updates: `[H]` the largest number of updates that any seed of the setting made.
+      summary: the contents of summary.json: statistics of the final evaluations, and which seeds diverged.
+      lost: one line for each file that could not be written.
     """
 
     plan: Plan
@@ -48,7 +48,7 @@ class Results:
 
     @property
     def out(self) -> Path | None:
-        """The folder of the results, where they were written."""
+        """The folder that holds the results; None if nothing was written."""
         return self.plan.run.out
 
     @property
@@ -57,23 +57,23 @@ class Results:
 
     @property
     def final_return(self) -> np.ndarray:
-        """`[H, S]` mean return of each agent's final evaluation, its actions sampled; NaN where it was not trained."""
+        """`[H, S]` mean return of each agent's final evaluation with sampled actions; NaN if it was not trained."""
         return np.array([entry["finals"] for entry in self.summary["settings"]], float)
 
     @property
     def final_return_of_mode(self) -> np.ndarray:
-        """`[H, S]` the same with the policy's most probable actions."""
+        """`[H, S]` as `final_return`, but with the policy's most probable actions."""
         return np.array([entry["mode"]["finals"] for entry in self.summary["settings"]], float)
 
     def agent(self, setting: int | None = None, seed: int | None = None, best: bool = False) -> Agent:
-        """A trained agent, as `purepg.run.load.load` gives it: environment, algorithm, state.
+        """A trained agent: environment, algorithm and state, as `purepg.run.load.load` returns them.
 
         Args:
-          setting: its setting's place in the sweep; None: the only one.
-          seed: its seed; None: the only one.
-          best: the agent with the highest final evaluation, of those that `setting` and `seed` leave.
+          setting: position of the agent's setting in the sweep. None: the only one.
+          seed: the agent's seed. None: the only one.
+          best: choose the agent with the highest final evaluation, among those that match `setting` and `seed`.
         Raises:
-          UsageError: there is no such agent, or nothing says which one is meant.
+          UsageError: no agent matches, or several do.
         """
         plan = self.plan
         if plan.run.out is not None:
@@ -92,8 +92,8 @@ class Results:
 
     def dataset(self) -> "xarray.Dataset":
         """The metrics as an xarray Dataset over (setting, seed, update), with `final_return` and
-        `final_return_of_mode` over (setting, seed). Swept fields are coordinates of `setting`; `total_env_steps`, the
-        environment steps so far, is a coordinate of all three axes.
+        `final_return_of_mode` over (setting, seed). Swept fields are coordinates of `setting`. `total_env_steps`, an
+        agent's environment steps up to and including an update, is a coordinate over all three axes.
 
         Raises:
           UsageError: xarray is not installed.
@@ -122,8 +122,8 @@ class Results:
         )
 
     def frame(self) -> "pandas.DataFrame":
-        """The metrics as a pandas DataFrame with a row for each setting, seed and update that was made; columns are
-        `setting`, the swept fields, `seed`, `update`, `total_env_steps`, and the metrics.
+        """The metrics as a pandas DataFrame with one row for each update of each agent. The columns are `setting`, the
+        swept fields, `seed`, `update`, `total_env_steps` and the metrics.
 
         Raises:
           UsageError: pandas is not installed.
@@ -143,10 +143,10 @@ class Results:
         return pandas.DataFrame(columns | {name: x[h, s, u] for name, x in self.metrics.items()})
 
     def plot(self, metric: str | None = None) -> "Figure":
-        """Learning curves: for each setting the IQM over seeds, and a band from the lower to the upper quartile.
+        """Learning curves: each setting's IQM over seeds, with a band from the lower to the upper quartile.
 
         Args:
-          metric: its name; None: the return of training episodes, or where there are none what comes nearest to it.
+          metric: name of the metric. None: the first of episode_return, held_out_return and policy_loss that exists.
         Raises:
           UsageError: there is no such metric.
         """
@@ -161,7 +161,7 @@ class Results:
 
 
 def column(values: Sequence[Any]) -> np.ndarray:
-    """Swept values as a column: numbers where they are, else objects (None, tuples of widths)."""
+    """Swept values as a column: of numbers if all are, else of objects such as None or tuples of widths."""
     if all(isinstance(value, int | float) for value in values):
         return np.array(values)
     column = np.empty(len(values), object)

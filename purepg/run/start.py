@@ -1,4 +1,4 @@
-"""Language models that start from what a folder holds: a checkpoint, or the best agent of a run."""
+"""Language models with a warm start: from a pretrained checkpoint, or from the best agent of a run."""
 
 import functools
 from pathlib import Path
@@ -18,11 +18,11 @@ def language_model(env: Env, config: LanguageModelConfig, params: Params | None 
     """The language model for a token task's environment.
 
     Args:
-      params: what it starts with, of a model of these sizes; a missing value head is initialised at random. None: the
-        parameters in `config.start`, with the sizes that they have; without one, everything is initialised at random.
+      params: initial parameters of a model of these sizes; a missing value head is initialised at random. None: the
+        parameters in `config.start`, whose sizes then replace the config's; without a start, all are random.
     Raises:
-      UsageError: the environment is no token task, sizes do not fit together, `config.start` holds no model of the
-        task's tokens, or parameters are not those of such a model.
+      UsageError: the environment is not a token task, sizes do not fit together, the model in `config.start` has
+        another vocabulary than the task, or `params` do not fit the model.
     """
     config = check_transformer(config)
     if config.start is None or env.task is None:
@@ -38,12 +38,12 @@ def language_model(env: Env, config: LanguageModelConfig, params: Params | None 
 
 @functools.cache
 def read_start(folder: Path) -> tuple[TransformerConfig, int, Params]:
-    """Sizes, vocabulary size and parameters of a checkpoint, or of the best agent of a run.
+    """Reads the sizes, vocabulary size and parameters of a checkpoint, or of the best agent of a run.
 
     Args:
-      folder: absolute, since what it holds is remembered, as NumPy arrays: programs that are traced ask for it too.
+      folder: an absolute path, because results are cached. They are NumPy arrays, so that traced code can use them too.
     Raises:
-      UsageError: it holds neither, or something that cannot be read.
+      UsageError: the folder holds neither, or it cannot be read.
     """
     with jax.ensure_compile_time_eval():
         shape, num_tokens, params = load_pretrained(folder) if any(folder.glob("*.safetensors")) else _trained(folder)
@@ -51,7 +51,7 @@ def read_start(folder: Path) -> tuple[TransformerConfig, int, Params]:
 
 
 def _trained(folder: Path) -> tuple[TransformerConfig, int, Params]:
-    """The best agent of a run."""
+    """Reads a start from the best agent of a run."""
     if not folder.exists():
         raise UsageError(f"start ({folder}) does not exist: make it with python experiments/clone.py --out {folder}")
     agent = load(folder, best=True)

@@ -1,4 +1,4 @@
-"""The command line of an experiment that computes one thing: the laboratory's scripts."""
+"""The command line of experiments that return a report, such as the laboratory's scripts."""
 
 import json
 import sys
@@ -21,29 +21,29 @@ FILES = REPORT, NUMBERS, FIGURE = "report.txt", "numbers.json", "figure.png"
 
 
 class Study(NamedTuple):
-    """What an experiment found."""
+    """The results of an experiment."""
 
     report: str
-    numbers: Mapping[str, Any]  # what JSON can hold, arrays too
+    numbers: Mapping[str, Any]  # JSON values and arrays
     figure: "Figure | None" = None
-    table: str | None = None  # Markdown, for the page that --page names
+    table: str | None = None  # Markdown, for the page given by --page
 
 
 def main(
     study: Callable[[Any], Study], config: Any, description: str | None = None, arguments: Sequence[str] | None = None
 ) -> None:
-    """Runs `study(config)`, a flag for each field of the config, writes what it found into a folder and prints the
-    report. With `--page`, its table also replaces the block of a Markdown page that is marked with the script's name.
-    Exits: 0 done, 2 a bad argument, 1 a failed write, 130 Ctrl-C.
+    """Runs `study(config)` from the command line, writes its results into a folder and prints the report. With --page,
+    its table also replaces the block of a Markdown page that is marked with the script's name. The exit code is 0 on
+    success, 1 after a failed write, 2 for a bad argument and 130 after Ctrl-C.
 
     Args:
-      config: a frozen dataclass with the defaults.
-      arguments: taken instead of the command line's.
+      config: a frozen dataclass of defaults; each field becomes a flag.
+      arguments: parsed instead of `sys.argv`.
     """
     import tyro
 
     script = Path(sys.argv[0]).stem
-    out_help = f"Folder of {', '.join(FILES)}. None: a new one under runs/."
+    out_help = f"Folder for {', '.join(FILES)}. None: a new one under runs/."
     commands = make_dataclass(
         "Commands",
         [
@@ -84,7 +84,7 @@ def main(
 
 
 def _claim(out: Path) -> None:
-    """Makes the folder that was asked for, before anything is computed; results in it are not overwritten."""
+    """Makes the folder given by --out before anything is computed; refuses one that already holds results."""
     if any((out / name).exists() for name in FILES):
         raise UsageError(f"{out} holds results already; choose another --out")
     try:
@@ -94,7 +94,7 @@ def _claim(out: Path) -> None:
 
 
 def _write(found: Study, out: Path) -> str | None:
-    """Writes what a study found; returns what could not be written, and why."""
+    """Writes the results of a study; returns an error message if a file could not be written."""
     try:
         (out / REPORT).write_text(found.report + "\n")
         (out / NUMBERS).write_text(json.dumps(plain(found.numbers), indent=1) + "\n")

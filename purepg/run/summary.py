@@ -1,4 +1,4 @@
-"""What is left of a run: its metrics put together, the summary of summary.json, and the table on the screen."""
+"""Summarises a run: joins the metrics of its chunks, computes summary.json, and prints the table of results."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -11,26 +11,26 @@ from purepg.run.pages import table
 from purepg.run.reliability import bootstrap_interval, iqm
 from purepg.run.sweep import Chunk, Setting, label_of
 
-LEAST_ENTROPY, MOST_KL = 0.01, 20.0  # nats; below and above, a policy with a reference has collapsed
-LAST_EPISODES = 100  # the training return that papers report: over an agent's last hundred episodes
+LEAST_ENTROPY, MOST_KL = 0.01, 20.0  # nats; below the one or above the other, a language model counts as collapsed
+LAST_EPISODES = 100  # papers often report the mean return of an agent's last hundred training episodes
 
 
 class Part(NamedTuple):
-    """A chunk that was trained."""
+    """A trained chunk and its outcome."""
 
     chunk: Chunk
     outcome: Outcome
 
 
 def joined(parts: Sequence[Part], num_settings: int, num_seeds: int) -> tuple[HostMetrics, np.ndarray]:
-    """The metrics of all parts as `[H, S, U]`, NaN where a member made no update; and `num_updates [H]`, the most that
-    a seed of each setting made."""
+    """Joins the metrics of all parts into `[H, S, U]`, NaN after a member's last update. Also returns `num_updates
+    [H]`, the largest number of updates that any seed of each setting made."""
     made = np.zeros((num_settings, num_seeds), int)
     order = []
     for chunk, outcome in parts:
         active = outcome.metrics["env_steps"] > 0
         made[chunk.place] = active.sum(-1)
-        # A member that stopped before others, and went on with more steps, has a gap where it waited for them.
+        # If a run was extended, a member that had stopped before the others has a gap where it waited for them.
         order.append(np.argsort(~active, axis=-1, kind="stable"))
     longest = made.max(initial=0)
     metrics = {}
@@ -54,9 +54,9 @@ def summarize(
 ) -> dict[str, Any]:
     """The contents of summary.json.
 
-    Per setting: `iqm`, 95 % bootstrap `interval` over seeds, `mean` and `finals` (one per seed) of the final
-    evaluation with sampled actions; the same under `mode` with the distribution's mode, and under `training` for the
-    mean over each agent's last 100 training episodes; and which seeds diverged, at which update.
+    For each setting: `iqm`, 95 % bootstrap `interval` over seeds, `mean` and `finals` (one per seed) of the final
+    evaluation with sampled actions; the same statistics under `mode` for an evaluation with the policy's mode, and
+    under `training` for the mean of each agent's last 100 training episodes; and which seeds diverged at which update.
     """
     num_settings, num_seeds = metrics["env_steps"].shape[:2]
     sampled, mode = np.full((2, num_settings, num_seeds), np.nan)
@@ -106,9 +106,9 @@ def seed_statistics(finals: np.ndarray) -> dict[str, Any]:
 
 
 def last_episodes_return(metrics: HostMetrics, num_episodes: int = LAST_EPISODES) -> np.ndarray:
-    """Mean return of each member's last training episodes, `[H, S]`; NaN where none ended.
+    """Mean return of each member's last training episodes, `[H, S]`; NaN if none ended or the algorithm has none.
 
-    Whole updates are taken from the end until they hold `num_episodes`. NaN too where the algorithm has no episodes.
+    Counts whole updates, from the last one backwards, until they hold at least `num_episodes` episodes.
     """
     if "episode_return" not in metrics:
         return np.full(metrics["env_steps"].shape[:2], np.nan)
@@ -121,15 +121,15 @@ def last_episodes_return(metrics: HostMetrics, num_episodes: int = LAST_EPISODES
 
 
 def diverged(finite: np.ndarray) -> list[dict[str, int]]:
-    """The seeds whose parameters became non-finite, and the update that did it, of a setting's `finite [S, U]`."""
+    """The seeds of a setting whose parameters became non-finite, and at which update; `finite` is `[S, U]`."""
     return [{"seed": int(s), "update": int(np.argmax(finite[s] == 0))} for s in np.flatnonzero((finite == 0).any(-1))]
 
 
 def collapsed(metrics: HostMetrics) -> list[str]:
-    """What went wrong with a setting's language models: a line for each kind of collapse.
+    """Describes how a setting's language models collapsed, a line for each kind of collapse.
 
     Args:
-      metrics: each `[S, U]`.
+      metrics: the setting's metrics, each `[S, U]`.
     """
     if "kl_reference" not in metrics:
         return []
@@ -171,12 +171,12 @@ def report(summary: dict[str, Any]) -> str:
 
 
 def _number(x: float) -> str:
-    """A return, or a share with three decimals where it is small; nothing where there is none."""
+    """Formats a return with one decimal, or three if its absolute value is below 2; NaN is an empty string."""
     return "" if np.isnan(x) else f"{x:.3f}" if abs(x) < 2 else f"{x:.1f}"
 
 
 def _best_responses(summary: dict[str, Any]) -> list[str]:
-    """What the best agent's final observations say, a line each; nothing where the environment describes none."""
+    """Describes the best agent's final observations, a line each; empty if the environment has no `describe`."""
     finals = [
         (final, h, seed)
         for h, setting in enumerate(summary["settings"])

@@ -1,8 +1,8 @@
-"""A sweep's settings, the compiled programs that serve them, and the chunks of agents that are trained at once.
+"""A sweep's settings, the compiled programs that train them, and the chunks of agents that are trained at once.
 
-Settings that differ in floats alone share a program: the floats cross `jax.jit` as arrays, and the algorithm is made
-inside the trace. Each value of a static field (an int, a string, a tuple, an optional float that is off) costs a
-compile.
+Settings that differ only in floats share a program: floats enter `jax.jit` as arrays, and the algorithm is built
+inside the trace. Each value of a static field (an int, a string, a tuple, an optional float that is None) needs its
+own compilation.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,9 +17,9 @@ from purepg.types import Algorithm, UsageError
 
 INT32_MAX = 2**31 - 1
 
-Configs = dict[str, Any]  # name of a config, "ppo" or "network", to the dataclass
+Configs = dict[str, Any]  # maps a config's name, such as "ppo" or "network", to the dataclass
 Make = Callable[[Configs], Algorithm]
-Hyper = Mapping[str, Mapping[str, Any]]  # name of a config to the values of its float fields
+Hyper = Mapping[str, Mapping[str, Any]]  # maps a config's name to the values of its float fields
 
 
 class Setting(NamedTuple):
@@ -34,12 +34,12 @@ class Setting(NamedTuple):
 
 
 def label_of(hyperparameters: Mapping[str, Any]) -> str:
-    """A setting's name: `learning_rate=0.001,clip_eps=0.1`; empty where nothing is swept."""
+    """A setting's name, such as `learning_rate=0.001,clip_eps=0.1`; empty if nothing is swept."""
     return ",".join(f"{name}={value}" for name, value in hyperparameters.items())
 
 
 def grid(configs: Configs, sweep: Mapping[str, Sequence[Any]]) -> list[Setting]:
-    """Every combination of the swept values. A name is a field's, or `config.field`."""
+    """Every combination of the swept values. A name is `field` or `config.field`."""
     places = {name: find_field(configs, name) for name in sweep}
     settings = []
     for values in product(*sweep.values()):
@@ -52,10 +52,10 @@ def grid(configs: Configs, sweep: Mapping[str, Sequence[Any]]) -> list[Setting]:
 
 
 def find_field(configs: Configs, name: str) -> tuple[str, str]:
-    """The config and the field that a name means.
+    """Resolves a name to (config, field).
 
     Raises:
-      UsageError: no field has that name; the message lists those that can be swept.
+      UsageError: no field has that name; the message lists the fields that can be swept.
     """
     known = {f"{config}.{field}": (config, field) for config, values in configs.items() for field in vars(values)}
     matches = [place for full, place in known.items() if name in (full, place[1])]
@@ -65,7 +65,7 @@ def find_field(configs: Configs, name: str) -> tuple[str, str]:
 
 
 def with_schedule(configs: Configs, num_updates: int | None) -> Configs:
-    """The configs with `num_updates` as the length of every schedule that was given none."""
+    """The configs, with `num_updates` as the length of every schedule whose `anneal_updates` is None."""
     return {
         name: replace(config, anneal_updates=num_updates) if getattr(config, ANNEAL_UPDATES, 0) is None else config
         for name, config in configs.items()
@@ -73,26 +73,26 @@ def with_schedule(configs: Configs, num_updates: int | None) -> Configs:
 
 
 def schedule_of(configs: Configs) -> int | None:
-    """The number of updates over which a setting's schedules run; None where it has no schedules."""
+    """The length of a setting's schedules in updates; None if it has no schedules."""
     return next((vars(config)[ANNEAL_UPDATES] for config in configs.values() if ANNEAL_UPDATES in vars(config)), None)
 
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """Settings that one compiled program serves."""
+    """Settings that share one compiled program."""
 
     settings: tuple[int, ...]  # positions in the sweep
-    configs: Configs  # of the first setting: the static fields of all are equal
+    configs: Configs  # of the first setting; the others have the same static fields
     hyper: dict[str, dict[str, np.ndarray]]  # float fields, each [H]
-    num_updates: int  # the most that the budget of environment steps allows
+    num_updates: int  # the largest number of updates that the budget of environment steps allows
     updates_have_one_length: bool
 
 
 def programs(settings: Sequence[Setting], make: Make, total_steps: int) -> list[Program]:
-    """Groups settings that differ in floats alone, and counts the updates of each group.
+    """Groups settings that differ only in floats, and computes each group's number of updates.
 
     Raises:
-      UsageError: the algorithm refuses a setting, or the budget is below one update.
+      UsageError: the algorithm rejects a setting, or the budget is too small for one update.
     """
     by_static: dict[Any, list[int]] = {}
     for h, setting in enumerate(settings):
@@ -107,12 +107,12 @@ def programs(settings: Sequence[Setting], make: Make, total_steps: int) -> list[
 
 def _program(settings: Sequence[Setting], members: list[int], make: Make, total_steps: int) -> Program:
     configs = settings[members[0]].configs
-    # Making the algorithm checks every value before anything compiles; the length of schedules is not known yet.
+    # Building the algorithm checks every value before anything compiles. Schedules get a placeholder length of 1.
     made = [make(with_schedule(settings[h].configs, 1)) for h in members]
     shortest, longest = made[0].update_steps
     if total_steps < longest:
         raise UsageError(f"total_steps ({total_steps}) must be at least {longest}, what one update may take")
-    if shortest < longest and total_steps > INT32_MAX:  # then a member counts its steps on the device
+    if shortest < longest and total_steps > INT32_MAX:  # members then count their steps on the device, as int32
         raise UsageError(f"total_steps ({total_steps}) must be at most {INT32_MAX} where updates vary in length")
     num_updates = (total_steps - longest) // shortest + 1
     if num_updates > INT32_MAX:
@@ -129,7 +129,7 @@ def _program(settings: Sequence[Setting], members: list[int], make: Make, total_
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """Agents that are trained at once: some of a program's settings, each with some of the seeds."""
+    """Agents that are trained at once: a slice of a program's settings x a slice of the seeds."""
 
     program: Program
     rows: slice  # of the program's settings
@@ -137,7 +137,7 @@ class Chunk:
 
     @property
     def settings(self) -> list[int]:
-        """Its settings, as positions in the sweep."""
+        """The chunk's settings, as positions in the sweep."""
         return list(self.program.settings[self.rows])
 
     @property
@@ -151,12 +151,12 @@ class Chunk:
 
     @property
     def place(self) -> tuple[np.ndarray, np.ndarray]:
-        """Indices of its agents in arrays `[H, S]` of the whole sweep."""
+        """Indices of the chunk's agents in the whole sweep's `[H, S]` arrays."""
         return np.array(self.settings)[:, None], np.array(self.seeds)[None]
 
     @property
     def members(self) -> tuple[Hyper, np.ndarray]:
-        """The arguments of the program for these agents: float fields, each `[H]`, and seeds `[S]`."""
+        """The program's arguments for these agents: float fields, each `[H]`, and seeds `[S]`."""
         hyper = {
             config: {field: values[self.rows] for field, values in fields.items()}
             for config, fields in self.program.hyper.items()
@@ -164,11 +164,11 @@ class Chunk:
         return hyper, np.array(self.seeds)
 
     def block_lengths(self, log_every: int, first: int = 0) -> list[int]:
-        """Divides the updates from number `first` on into blocks of at most `log_every` (0: one block for all).
+        """Divides the updates from number `first` on into blocks of at most `log_every`; 0 means a single block.
 
-        A last block of another length would need another compile. So all blocks have one length where a divisor of the
-        number of updates comes near enough to `log_every`, and where the budget of environment steps, not the number of
-        updates, ends the run. A resumed run keeps the blocks that it had.
+        A shorter last block would need a compilation of its own. So all blocks have the same length if the number of
+        updates has a divisor between half of `log_every` and `log_every`, or if updates vary in length, since then the
+        budget of environment steps ends the run. The length does not depend on `first`, so a resumed run keeps it.
         """
         whole = self.program.num_updates
         n = max(whole - first, 0)
@@ -182,7 +182,7 @@ class Chunk:
 
 
 def chunks(program: Program, num_seeds: int, max_parallel: int | None) -> list[Chunk]:
-    """Divides a program's agents into near-equal chunks of at most `max_parallel`, with whole settings if they fit."""
+    """Divides a program's agents into near-equal chunks of at most `max_parallel`; splits a setting only if it must."""
     num_settings = len(program.settings)
     if max_parallel is None or num_settings * num_seeds <= max_parallel:
         return [Chunk(program, slice(0, num_settings), slice(0, num_seeds))]

@@ -1,6 +1,6 @@
-"""The state of a population on disk, by orbax: each checkpoint whole or not at all, and to the last bit.
+"""Saves and restores the state of a population with orbax, atomically and bit for bit.
 
-checkpoints/<chunk>/<update>/    the state of one of the run's chunks after that many updates, and a few facts of it
+checkpoints/<chunk>/<update>/    the state of one of the run's chunks after that many updates, and a few facts about it
 checkpoints/<chunk>/evaluation-<update>.json    the final evaluation of its agents, if that was their last update
 """
 
@@ -28,8 +28,8 @@ class Checkpoints:
 
     Args:
       out: the run's folder.
-      chunk: the chunk's number, in the order in which a run trains them.
-      keep: how many are kept; None: open for reading only.
+      chunk: the chunk's position in the run's order.
+      keep: how many checkpoints to keep. None: open for reading only.
     """
 
     def __init__(self, out: Path, chunk: int, keep: int | None = None):
@@ -51,16 +51,16 @@ class Checkpoints:
                 raise RecordError(f"cannot write {self.folder}: {reason(error)}") from error
 
     def latest(self) -> int | None:
-        """The number of updates in the latest whole checkpoint; None where there is none."""
+        """The number of updates in the latest complete checkpoint; None if there is none."""
         return self._manager.latest_step() if self._manager else None
 
     def save(self, update: int, state: Any, facts: Mapping[str, Any]) -> None:
-        """Begins to save a state; the caller may donate it once this returns.
+        """Starts saving a state in the background; the caller may donate it once this returns.
 
         Args:
-          facts: what else is to be kept with it, as JSON can hold it.
+          facts: further JSON values, saved with the state.
         Raises:
-          RecordError: this one, or the one before it, could not be written.
+          RecordError: this checkpoint or the previous one could not be written.
         """
         if self.latest() == update:
             return
@@ -70,23 +70,23 @@ class Checkpoints:
         self._guarded(lambda: manager.save(update, args=args))
 
     def wait(self) -> None:
-        """Waits until everything is written. Raises RecordError where it could not be."""
+        """Waits until everything is written. Raises RecordError if a write failed."""
         if self._manager:
             self._guarded(self._manager.wait_until_finished)
 
     def facts(self, update: int) -> dict[str, Any]:
-        """The facts that were saved with a state. Raises UsageError where they cannot be read."""
+        """The facts saved with a state. Raises UsageError if they cannot be read."""
         return self._read(update, facts=self._args.JsonRestore())["facts"]
 
     def restore(self, update: int, abstract: Any) -> Any:
-        """A saved state.
+        """Restores a saved state.
 
         Args:
-          abstract: the shapes, dtypes and shardings that it must have.
+          abstract: the shapes, dtypes and shardings that the state must have.
         Raises:
-          UsageError: it has others, or it cannot be read.
+          UsageError: the saved shapes or dtypes differ, or the checkpoint cannot be read.
         """
-        # orbax casts silently to the dtypes that are asked for, so the dtypes on disk are compared here.
+        # orbax silently casts to the requested dtypes, so the dtypes on disk are compared here.
         asked, found = _kinds(abstract), _kinds(self._tree(update))
         different = [name for name in sorted(asked.keys() | found.keys()) if asked.get(name) != found.get(name)]
         if different:
@@ -97,7 +97,7 @@ class Checkpoints:
         return self._read(update, state=self._args.StandardRestore(placed))["state"]
 
     def write_evaluation(self, update: int, evaluation: Mapping[str, Any]) -> None:
-        """Keeps the final evaluation of the agents: arrays `[H, S]` by name, or what JSON can hold.
+        """Writes the agents' final evaluation: arrays `[H, S]` and JSON values, by name.
 
         Raises:
           RecordError: it cannot be written.
@@ -106,7 +106,7 @@ class Checkpoints:
         write_whole(self._evaluation(update), lambda file: file.write(text.encode()))
 
     def evaluation(self, update: int) -> dict[str, Any] | None:
-        """What `write_evaluation` kept; None where it kept nothing."""
+        """Reads what `write_evaluation` wrote; None if there is nothing."""
         try:
             found = json.loads(self._evaluation(update).read_text())
         except (OSError, ValueError):
@@ -123,8 +123,8 @@ class Checkpoints:
     def _guarded(self, write: Any) -> Any:
         try:
             return write()
-        except Exception as error:  # orbax and tensorstore have no one kind of error for a disk that is full
-            for half in self.folder.glob("*.orbax-checkpoint-tmp*"):  # the run's results need the room
+        except Exception as error:  # orbax and tensorstore raise several kinds of error when the disk is full
+            for half in self.folder.glob("*.orbax-checkpoint-tmp*"):  # frees space for the run's results
                 with contextlib.suppress(OSError):
                     remove_folder(half)
             full = any(word in str(error) for word in ("RESOURCE_EXHAUSTED", os.strerror(errno.ENOSPC)))
@@ -137,7 +137,7 @@ class Checkpoints:
         return self._readable(update, lambda: manager.restore(update, args=self._args.Composite(**items)))
 
     def _tree(self, update: int) -> Any:
-        """Shapes and dtypes of what is on disk."""
+        """Shapes and dtypes of the state on disk."""
         manager = self._manager
         assert manager
         return self._readable(update, lambda: manager.item_metadata(update)["state"].tree)
@@ -150,8 +150,8 @@ class Checkpoints:
 
 
 def silence() -> None:
-    """Hides what orbax prints beside the errors that it raises: its log, and after the error of one array the messages
-    of all the others."""
+    """Hides what orbax prints in addition to the errors that it raises: its log, and the messages of all other arrays
+    after the error of one."""
     for name in "absl", "asyncio":
         logging.getLogger(name).setLevel(logging.CRITICAL)
     before = sys.unraisablehook
@@ -166,13 +166,13 @@ def silence() -> None:
 
 
 def _kinds(tree: Any) -> dict[str, Any]:
-    """(dtype, shape) of the leaves by their path, which orbax gives back with dicts in the place of named tuples."""
+    """Maps each leaf's path to (dtype, shape). Paths are comparable, although orbax turns named tuples into dicts."""
 
     def name(key: Any) -> str:
         return str(next(getattr(key, field) for field in ("name", "key", "idx") if hasattr(key, field)))
 
     def kind(leaf: Any) -> tuple[Any, tuple[int, ...]]:
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):  # on disk, its bits
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):  # orbax stores a key's bits
             leaf = jax.eval_shape(jax.random.key_data, leaf)
         return leaf.dtype, tuple(leaf.shape)
 

@@ -1,4 +1,4 @@
-"""config.json and summary.json: read, and compared where a run is resumed."""
+"""Reads config.json and summary.json, and compares configurations when a run is resumed."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,22 +8,22 @@ from purepg.config import ANNEAL_UPDATES
 from purepg.run.folder.files import CONFIG, SUMMARY, plain, read_json
 from purepg.types import UsageError
 
-# What may differ when a run is resumed: none of it changes what is computed, except that more steps add to it.
+# Fields that may differ when a run is resumed. None of them changes the results, except that total_steps extends them.
 FREE = (
     *("total_steps", "log_every", "checkpoint_every", "keep", "compile_cache", "out", "overwrite", "resume"),
     *("wandb", "wandb_per", "wandb_project", "wandb_group"),
 )
 
-# What is read of a config.json, beside the comparison of all of it.
+# The entries of config.json that other modules read, with their types.
 KNOWN = {"run": dict, "code": dict, "settings": list, "num_updates": list, "layout": list, "schedules": list}
 KNOWN |= {"versions": dict}
 
 
 def read_config(out: Path) -> dict[str, Any]:
-    """The config.json of a run.
+    """Reads a run's config.json.
 
     Raises:
-      UsageError: the folder holds none, or one that is not a run's.
+      UsageError: the folder has no such file, or the file is not from a run of this version.
     """
     config = read_json(out / CONFIG, "it is not the folder of a run")
     if not isinstance(config, dict) or not all(isinstance(config.get(name), kind) for name, kind in KNOWN.items()):
@@ -32,10 +32,10 @@ def read_config(out: Path) -> dict[str, Any]:
 
 
 def read_summary(out: Path) -> dict[str, Any]:
-    """The summary.json of a run.
+    """Reads a run's summary.json.
 
     Raises:
-      UsageError: the folder holds none, or one that is not a run's.
+      UsageError: the folder has no such file, or the file is not from a run.
     """
     summary = read_json(out / SUMMARY, "its run has not finished")
     if not isinstance(summary, dict) or not {"settings", "interrupted"} <= summary.keys():
@@ -44,7 +44,7 @@ def read_summary(out: Path) -> dict[str, Any]:
 
 
 def refuse_differences(out: Path, stored: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    """Raises UsageError where a run cannot be resumed with this config; the message names every field that differs."""
+    """Raises UsageError if a run cannot be resumed with this config; the message names every field that differs."""
     then, now = _comparable(stored), _comparable(plain(config))
     different = [
         f"{name} (was {then.get(name)}, is {now.get(name)})"
@@ -59,13 +59,13 @@ def refuse_differences(out: Path, stored: Mapping[str, Any], config: Mapping[str
 
 
 def changed_versions(stored: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
-    """The packages whose versions changed; with another version, the last bits of a result may differ."""
+    """Describes each package whose version has changed; results may then differ in their last bits."""
     now = config["versions"]
     return [f"{name} {was} is {now.get(name)}" for name, was in stored["versions"].items() if now.get(name) != was]
 
 
 def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that must be equal when a run is resumed, by name."""
+    """Every value that must be equal when a run is resumed, by name."""
     named = {
         f"{section}.{field}": value
         for section, fields in config.items()

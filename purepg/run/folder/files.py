@@ -1,4 +1,4 @@
-"""The names of a run's files, and how any file is written whole, read, and put into JSON."""
+"""The names of a run's files, atomic writes, and conversion to and from JSON."""
 
 import contextlib
 import json
@@ -26,11 +26,11 @@ FILMS = "setting-*-seed-*.gif"
 
 
 class RecordError(RuntimeError):
-    """A result could not be written: one line that names the file and the reason."""
+    """A result could not be written; the message names the file and the reason in one line."""
 
 
 def write_whole(path: Path, save: Callable[[IO[bytes]], object]) -> None:
-    """Writes a file whole or not at all: `save` fills a temporary file that then takes its place.
+    """Writes a file atomically: `save` fills a temporary file, which then replaces `path`.
 
     Raises:
       RecordError: it could not be written.
@@ -47,7 +47,7 @@ def write_whole(path: Path, save: Callable[[IO[bytes]], object]) -> None:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes a JSON file whole or not at all. Raises RecordError where it could not be written."""
+    """Writes a JSON file atomically. Raises RecordError if it cannot be written."""
     text = json.dumps(plain(value), indent=2, allow_nan=False) + "\n"
     write_whole(path, lambda file: file.write(text.encode()))
 
@@ -56,9 +56,9 @@ def read_json(path: Path, missing: str) -> Any:
     """Reads a JSON file.
 
     Args:
-      missing: what it means that the file does not exist.
+      missing: the explanation that the error gives if the file does not exist.
     Raises:
-      UsageError: it does not exist, or cannot be read.
+      UsageError: the file does not exist or cannot be read.
     """
     try:
         return json.loads(path.read_text())
@@ -70,11 +70,11 @@ def read_json(path: Path, missing: str) -> Any:
 
 @contextlib.contextmanager
 def folder_for(out: Path | None, script: str) -> Iterator[Path]:
-    """The folder `out`, or else a new one, `runs/<script>-<date>-<time>`, which is removed again if the caller raises
-    before anything is in it.
+    """Yields the folder `out`, or a new one, `runs/<script>-<date>-<time>`. If the caller raises while the new folder
+    is still empty, it is removed.
 
     Raises:
-      UsageError: it cannot be made.
+      UsageError: the folder cannot be made.
     """
     folder = out or new_folder(script)
     try:
@@ -88,10 +88,10 @@ def folder_for(out: Path | None, script: str) -> Iterator[Path]:
 
 
 def new_folder(script: str, root: Path = Path("runs")) -> Path:
-    """Makes a new folder `root/<script>-<date>-<time>`; no other call, here or in another process, gets the same.
+    """Makes a new folder `root/<script>-<date>-<time>`; no two calls, even in different processes, get the same one.
 
     Raises:
-      UsageError: it cannot be made.
+      UsageError: the folder cannot be made.
     """
     name = f"{Path(script).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder, number = root / name, 1
@@ -109,7 +109,7 @@ def new_folder(script: str, root: Path = Path("runs")) -> Path:
 
 
 def remove_folder(folder: Path) -> None:
-    """Removes a folder where there is one; of a link to a folder, only the link."""
+    """Removes a folder if it exists; if it is a symbolic link, only the link."""
     if folder.is_symlink():
         folder.unlink()
     elif folder.exists():
@@ -117,10 +117,10 @@ def remove_folder(folder: Path) -> None:
 
 
 def nested_lists(x: np.ndarray, infinities: bool = False) -> list:
-    """An array as JSON can hold it: the shortest decimals that read back the same, and None for what is not finite.
+    """Converts an array for JSON: floats become the shortest decimals that read back exactly, non-finite ones None.
 
     Args:
-      infinities: write them as the texts "inf" and "-inf", which NumPy reads back as infinities.
+      infinities: write infinities as the strings "inf" and "-inf", which NumPy reads back.
     """
     if x.dtype.kind != "f":
         return x.tolist()
@@ -132,7 +132,7 @@ def nested_lists(x: np.ndarray, infinities: bool = False) -> list:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON can hold it: NaN and infinities become None, and what JSON does not know becomes text."""
+    """Converts a value for JSON: NaN and infinities become None, unsupported types become strings."""
     if isinstance(value, Mapping):
         return {str(name): plain(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple):

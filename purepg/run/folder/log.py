@@ -1,4 +1,4 @@
-"""log.jsonl: one line for each block of updates, written as it ends and read back when the run is resumed."""
+"""log.jsonl: one line per block of updates, written when the block ends and read back when the run is resumed."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from purepg.types import UsageError
 
 
 def line_of(settings: Sequence[int], seeds: Sequence[int], start: int, metrics: Mapping[str, np.ndarray]) -> bytes:
-    """A block as a line of the log."""
+    """Encodes a block as a line of the log."""
     line = {
         "settings": [int(h) for h in settings],
         "seeds": [int(s) for s in seeds],
@@ -25,9 +25,9 @@ def line_of(settings: Sequence[int], seeds: Sequence[int], start: int, metrics: 
 
 
 class LoggedBlock(NamedTuple):
-    """A line of the log."""
+    """A decoded line of the log."""
 
-    chunk: int  # its place in the run's order
+    chunk: int  # the chunk's position in the run's order
     start: int
     end: int
     metrics: dict[str, list]  # each [H', S', U'], as JSON holds it
@@ -41,7 +41,7 @@ class Logged(NamedTuple):
 
 
 def covered(out: Path, order: Sequence[Chunk], updates: Sequence[int]) -> Logged:
-    """Reads log.jsonl up to the first line that no checkpoint covers: what follows that line is computed again.
+    """Reads log.jsonl up to the first line that no checkpoint covers; updates from there on will be computed again.
 
     Args:
       order: the run's chunks.
@@ -72,12 +72,12 @@ def covered(out: Path, order: Sequence[Chunk], updates: Sequence[int]) -> Logged
 def chunk_metrics(
     out: Path, logged: Logged, chunk: int, shape: tuple[int, int], update: int, dtypes: Mapping[str, str]
 ) -> dict[str, np.ndarray]:
-    """A chunk's metrics up to `update`, each `[H, S, update]`, equal to the last bit to what was logged.
+    """A chunk's metrics of the first `update` updates, each `[H, S, update]`, bit for bit as they were logged.
 
-    Updates that the log lacks (a disk was full) are NaN, or 0 where a metric is an integer.
+    Updates missing from the log, because the disk was full, are NaN, or 0 in integer metrics.
 
     Raises:
-      UsageError: the log holds something else.
+      UsageError: the log's metrics have other names or shapes.
     """
     metrics = {
         name: np.full((*shape, update), np.nan if np.dtype(dtype).kind == "f" else 0, dtype)

@@ -1,4 +1,4 @@
-"""The folder of a run that is being written."""
+"""Writes the folder of a run."""
 
 import contextlib
 import errno
@@ -28,12 +28,12 @@ from purepg.types import UsageError
 
 try:
     import fcntl
-except ImportError:  # no such locks on this system
+except ImportError:  # this system has no file locks of this kind
     fcntl = None
 
 
 class Record:
-    """A run's folder, open for writing. `append_block` never raises for want of disk; other writes raise
+    """A run's folder, open for writing. If a write fails, `append_block` prints a warning; other methods raise
     `RecordError`."""
 
     def __init__(self, folder: Path, log: IO[bytes]):
@@ -43,12 +43,12 @@ class Record:
 
     @classmethod
     def open(cls, out: Path, overwrite: bool = False) -> "Record":
-        """Makes `out` (and its parents) where needed and opens a new log in it.
+        """Makes the folder `out` if needed, with its parents, and opens a new log in it.
 
-        With `overwrite`, a run that `out` holds is removed first: its files and `wandb/`, and nothing else there.
+        With `overwrite`, a run in `out` is removed first: its own files and `wandb/`, but nothing else.
 
         Raises:
-          UsageError: `out` holds a run and `overwrite` is off, or it cannot be written.
+          UsageError: `out` holds a run and `overwrite` is off, or the folder cannot be written.
         """
         try:
             out.mkdir(parents=True, exist_ok=True)
@@ -57,7 +57,7 @@ class Record:
             if held and not overwrite:
                 choices = "choose another --out, or pass --resume or --overwrite"
                 raise UsageError(f"{out} already holds a run ({held[0]}): {choices}")
-            if held:  # a wandb/ without a run beside it is somebody else's
+            if held:  # otherwise a wandb/ in the folder is not ours
                 if LOG in files:
                     with (out / LOG).open("r+b") as running:
                         _lock(running, out)
@@ -65,7 +65,7 @@ class Record:
                     file.unlink()
                 remove_folder(out / WANDB)
                 remove_folder(out / CHECKPOINTS)
-            log = (out / LOG).open("xb", buffering=0)  # exclusive: of two runs that race for a folder, one is refused
+            log = (out / LOG).open("xb", buffering=0)  # exclusive: if two runs race for the folder, one is refused
             _lock(log, out)
         except OSError as error:
             raise UsageError(f"cannot write a run to {out}: {reason(error)}; choose another --out") from error
@@ -73,12 +73,12 @@ class Record:
 
     @classmethod
     def reopen(cls, out: Path, num_bytes: int, keep_wandb: bool = False) -> "Record":
-        """Opens the folder of a run that is resumed, and cuts its log to the first `num_bytes`.
+        """Opens the folder of a resumed run, and truncates its log to `num_bytes`.
 
         Args:
-          keep_wandb: leave what Weights & Biases recorded; else it is recorded again from the log.
+          keep_wandb: keep the files of Weights & Biases; otherwise they are removed, to be written again from the log.
         Raises:
-          UsageError: it cannot be written, or another process is writing it.
+          UsageError: the folder cannot be written, or another process is writing it.
         """
         try:
             log = (out / LOG).open("r+b", buffering=0)
@@ -94,20 +94,20 @@ class Record:
     def append_block(
         self, settings: Sequence[int], start: int, metrics: Mapping[str, np.ndarray], seeds: Sequence[int]
     ) -> None:
-        """Appends one line to log.jsonl. Where it cannot be written, says so once and goes on: the run matters more.
+        """Appends one line to log.jsonl. If that fails, warns once and lets training continue.
 
         Args:
-          settings, seeds: the `H'` settings and `S'` seeds of the block.
-          start: the block's first update.
+          settings, seeds: the block's `H'` settings and `S'` seeds.
+          start: number of the block's first update.
           metrics: each `[H', S', U']`.
         """
         data = memoryview(line_of(settings, seeds, start, metrics))
         end = self._log.tell()
         try:
-            while data:  # unbuffered, so a write may take a part; a buffer would carry the rest into a later line
+            while data:  # unbuffered, so a write may be partial; a buffer could leak its rest into a later line
                 data = data[self._log.write(data) :]
         except OSError as error:
-            with contextlib.suppress(OSError):  # cut what was half written, so that later lines stay whole
+            with contextlib.suppress(OSError):  # remove the partial line, so that later lines stay intact
                 self._log.truncate(end)
                 self._log.seek(end)
             if not self._log_failed:
@@ -128,7 +128,7 @@ class Record:
         write_json(self.folder / SUMMARY, summary)
 
     def write(self, name: str, save: Callable[[IO[bytes]], object]) -> None:
-        """Writes another file of the folder whole or not at all."""
+        """Writes another file of the folder atomically."""
         write_whole(self.folder / name, save)
 
     def close(self) -> None:
@@ -142,11 +142,11 @@ class Record:
 
 
 def _lock(log: IO[bytes], out: Path) -> None:
-    """Keeps other processes from the folder for as long as its log is open. Raises UsageError where one has it."""
+    """Locks the folder until its log is closed. Raises UsageError if another process holds the lock."""
     try:
         if fcntl:
             fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno in (errno.EAGAIN, errno.EACCES):  # a file system without locks is written without one
+        if error.errno in (errno.EAGAIN, errno.EACCES):  # other errors: the file system has no locks, so do without
             log.close()
             raise UsageError(f"{out} is being written by another process: wait for its end, or stop it") from error
