@@ -16,7 +16,7 @@ from purepg.run.watch.style import COLOURS, GREY, dress
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from overoptimisation import Config, RewardModel, Turn
+    from experiments.overoptimisation import Config, RewardModel, Turn
 
 
 def iqm_text(x: np.ndarray, digits: int = 2) -> str:
