@@ -172,6 +172,9 @@ def test_curves_are_a_figure_of_any_metric(found):
         ({"run": replace(RUN, wandb="online")}, r"wandb \(online\) needs out"),
         ({"run": replace(RUN, resume=True)}, r"--resume needs --out"),
         ({"sweep": {"gama": [1.0]}}, r"cannot sweep 'gama'"),
+        ({"sweep": {"gamma": 0.9}}, r"sweep gamma \(0.9\) must be a list of values"),
+        ({"sweep": {"gamma": []}}, r"sweep gamma \(\[\]\) must be a list of values"),
+        ({"env": "CartPol-v1"}, r"unknown environment 'CartPol-v1'; did you mean CartPole-v1\?"),
         ({"run": replace(RUN, num_seeds=0)}, r"num_seeds \(0\) must be at least 1"),
     ],
 )
@@ -179,6 +182,13 @@ def test_what_cannot_be_is_refused_in_one_line(options, said):
     with pytest.raises(UsageError, match=said) as error:
         train(**options)
     assert "\n" not in str(error.value)
+
+
+def test_a_config_of_another_kind_is_refused():
+    with pytest.raises(UsageError, match=r"^ppo takes a PPOConfig, not a REINFORCEConfig$"):
+        train_population(ppo, REINFORCEConfig(), actor_critic, NETWORK, RUN)
+    with pytest.raises(UsageError, match=r"^actor_critic takes a NetworkConfig, not a dict$"):
+        train_population(ppo, CONFIG, actor_critic, {"hidden": (4,)}, RUN)
 
 
 @pytest.mark.parametrize("which, said", [({}, "2 settings of 3 seeds"), ({"setting": 2, "seed": 0}, r"setting \(2\)")])

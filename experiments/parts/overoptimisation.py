@@ -16,6 +16,7 @@ from purepg.run.watch.style import COLOURS, GREY, dress
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
     from experiments.overoptimisation import Config, RewardModel, Turn
 
 

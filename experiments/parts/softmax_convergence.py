@@ -10,6 +10,7 @@ from purepg.run.watch.style import COLOURS, dress
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
     from experiments.softmax_convergence import Curve, Row
 
 FLOOR = 1e-11  # gaps below this are rounding: a gap is a difference of returns of order 10, with errors near 1e-14

@@ -13,6 +13,7 @@ from purepg.run.watch.style import COLOURS, GREY, dress
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
     from experiments.trust_region import Config, Result
 
 KL_FLOOR = 1e-8  # smaller values are drawn at this height

@@ -36,9 +36,9 @@ def train_population(
       network: `network(env, network_config)`; the replay algorithms take `purepg.actor_q`.
       network_config: the network's config.
       run: environment, steps, seeds, and what is saved. None: the defaults.
-      env: your own environment, or a function without arguments that makes it; replaces the one named by `run.env`.
-        If it is a module-level variable or function, the saved run can be loaded, filmed and evaluated from its folder;
-        otherwise pass it to `load`, and again when resuming.
+      env: replaces `run.env`: a name, your own environment, or a function without arguments that makes it. If it is a
+        module-level variable or function, the saved run can be loaded, filmed and evaluated from its folder; otherwise
+        pass it to `load`, and again when resuming.
       sweep: maps a field's name, or `config.field`, to its values; the settings are the grid of all of them.
       name: the run's name in titles. None: the algorithm's name.
     Raises:

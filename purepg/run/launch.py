@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from purepg.run.console import Progress, say
 from purepg.run.folder.checkpoint import Checkpoints
 from purepg.run.folder.config import changed_versions, refuse_differences
@@ -176,6 +178,8 @@ class _Session:
                 outcome = self._outcome(job, first=not parts)
             if outcome is None:
                 continue
+            if len(jobs) > 1:  # they were divided because a device cannot hold them all
+                outcome = outcome._replace(state=jax.device_get(outcome.state))
             parts.append(Part(job.chunk, outcome))
             self._say_what_went_wrong(parts[-1])
         return parts

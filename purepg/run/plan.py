@@ -88,7 +88,7 @@ class RunConfig:
 
 MakeAlgorithm = Callable[[Env, Any, Any], Algorithm]
 MakeNetwork = Callable[[Env, Any], Any]  # returns a network of the kind that the algorithm takes
-EnvSource = Env | Callable[[], Env]  # the caller's own environment, or a function that makes it
+EnvSource = str | Env | Callable[[], Env]  # a name, the caller's own environment, or a function that makes it
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,12 @@ def prepare(
     Raises:
       UsageError: an argument is wrong; the message says what to do.
     """
-    run = check(run)
+    if isinstance(env, str):
+        run, env = replace(run, env=env), None
+    run = check(replace(run, out=Path(run.out)) if isinstance(run.out, str) else run)
+    name = next(name for name in configs if name != "network")
+    for made_by, config in ((algorithm, configs[name]), (network, configs["network"])):
+        _check_kind(made_by, config)
     configs = {name: _with_absolute_start(check(config)) for name, config in configs.items()}
     if run.resume and (run.out is None or run.overwrite):
         raise UsageError("--resume needs --out, the folder of the run to resume, and no --overwrite")
@@ -157,7 +162,6 @@ def prepare(
     eval_max_steps = run.eval_max_steps or world.max_episode_steps
     if eval_max_steps is None:
         raise UsageError(f"{world.name} has no time limit: set --eval-max-steps")
-    name = next(name for name in configs if name != "network")
 
     def make(configs: Configs) -> Algorithm:
         return algorithm(world, network(world, configs["network"]), configs[name])
@@ -205,6 +209,13 @@ def _settings(configs: Configs, sweep: Mapping[str, Sequence[Any]], stored: Mapp
         setting._replace(configs={name: check(config) for name, config in setting.configs.items()})
         for setting in settings
     ]
+
+
+def _check_kind(made_by: Callable, config: Any) -> None:
+    """Raises UsageError where an algorithm or a network says that its config is of another kind."""
+    kind, name = getattr(made_by, "__annotations__", {}).get("config"), getattr(made_by, "__name__", "it")
+    if isinstance(kind, type) and not isinstance(config, kind):
+        raise UsageError(f"{name} takes a {kind.__name__}, not a {type(config).__name__}")
 
 
 def _with_absolute_start(config: Any) -> Any:

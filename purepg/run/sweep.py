@@ -41,6 +41,9 @@ def label_of(hyperparameters: Mapping[str, Any]) -> str:
 def grid(configs: Configs, sweep: Mapping[str, Sequence[Any]]) -> list[Setting]:
     """Every combination of the swept values. A name is `field` or `config.field`."""
     places = {name: find_field(configs, name) for name in sweep}
+    for name, values in sweep.items():
+        if isinstance(values, str) or not np.iterable(values) or not len(values):
+            raise UsageError(f"sweep {name} ({values}) must be a list of values")
     settings = []
     for values in product(*sweep.values()):
         chosen = dict(configs)
