@@ -129,7 +129,7 @@ class _Session:
         if record:
             hyperparameters = [setting.hyperparameters for setting in plan.settings]
             group, seeds = run.wandb_group or record.folder.name, list(range(run.num_seeds))
-            to = run.wandb, run.wandb_per, run.wandb_project, group, record.folder, describe(plan, name)
+            to = run.wandb, run.wandb_per, run.wandb_project, group, record.folder, record.config
             self._wandb = WandbSink(*to, hyperparameters, seeds, run.log_every or 1)
 
     def run(self, jobs: Sequence[Job], logged: Logged | None = None) -> Results:

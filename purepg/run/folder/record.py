@@ -40,6 +40,7 @@ class Record:
         self.folder = folder
         self._log = log
         self._log_failed = False
+        self.config: Mapping[str, Any] = {}
 
     @classmethod
     def open(cls, out: Path, overwrite: bool = False) -> "Record":
@@ -115,7 +116,8 @@ class Record:
                 say(f"cannot append to {self.folder / LOG}: {reason(error)}; training goes on without it")
 
     def write_config(self, config: Mapping[str, Any]) -> None:
-        """Writes config.json."""
+        """Writes config.json, and keeps it as `config`."""
+        self.config = config
         write_json(self.folder / CONFIG, config)
 
     def write_metrics(self, metrics: Mapping[str, np.ndarray], num_updates: np.ndarray) -> None:
