@@ -19,6 +19,14 @@ FLOORS = [
 ]
 
 
+# What the rooms within `run` may import of it.
+WITHIN_RUN = {
+    "run.folder": {"console", "sweep"},
+    "run.watch": {"console", "sweep", "reliability", "folder"},
+    "run.films": {"console", "folder", "load", "evaluation", "cli", "watch"},
+}
+
+
 def imports() -> set[tuple[str, str]]:
     """(importing module, imported module), below purepg, as dotted names."""
     found = set()
@@ -44,6 +52,15 @@ def test_no_import_goes_up_or_sideways():
     for importing, imported in imports():
         a, b = importing.split(".")[0], imported.split(".")[0]
         assert a == b or floor[a] > floor[b], f"purepg.{importing} imports purepg.{imported}"
+
+
+def test_a_room_within_run_imports_only_what_it_says():
+    for importing, imported in imports():
+        room = ".".join(importing.split(".")[:2])
+        if room in WITHIN_RUN and imported.startswith("run.") and not imported.startswith(room):
+            assert imported.split(".")[1] in WITHIN_RUN[room], f"purepg.{importing} imports purepg.{imported}"
+    inside = {(a, b) for a, b in imports() if b.startswith("run.films") and not a.startswith("run.films")}
+    assert not inside
 
 
 def test_no_import_goes_round_in_a_circle():
