@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     import xarray
     from matplotlib.figure import Figure
 
-NOTEBOOK = 'pip install "purepg[notebook]"'
-
 
 @dataclass(frozen=True, repr=False)
 class Results:
@@ -101,7 +99,7 @@ class Results:
         try:
             import xarray
         except ImportError:
-            raise UsageError(f"dataset() needs xarray: {NOTEBOOK}") from None
+            raise UsageError("dataset() needs xarray: pip install xarray") from None
         axes = ("setting", "seed", "update")
         num_settings, num_seeds, num_updates = self.metrics["env_steps"].shape
         swept = {
@@ -131,7 +129,7 @@ class Results:
         try:
             import pandas
         except ImportError:
-            raise UsageError(f"frame() needs pandas: {NOTEBOOK}") from None
+            raise UsageError("frame() needs pandas: pip install pandas") from None
         h, s, u = np.nonzero(self.metrics["env_steps"] > 0)
         settings = self.plan.settings
         swept = {
