@@ -181,7 +181,7 @@ def test_a_result_that_cannot_be_written_is_said_and_the_others_are_kept(tmp_pat
     assert command("--out", str(tmp_path / "out"), *SWEEP) == 1
     captured = capsys.readouterr()
     assert "IQM" in captured.out and captured.err.endswith("cannot write metrics.npz: No space left on device\n")
-    kept = {"config.json", "log.jsonl", "summary.json", "curves.png", "checkpoints"}
+    kept = {"config.json", "log.jsonl", "summary.json", "curves.png", "heatmap.png", "checkpoints"}
     assert {p.name for p in (tmp_path / "out").iterdir()} == kept
 
 
