@@ -1,5 +1,6 @@
 """Tests leave nothing behind in the user's home, and share what they compile within a session."""
 
+import gc
 import importlib.metadata
 import os
 import sys
@@ -11,9 +12,30 @@ os.environ["MPLCONFIGDIR"] = os.environ["XDG_CACHE_HOME"]
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["XDG_CACHE_HOME"] + "/xla"
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
-if importlib.metadata.version("jaxlib") == "0.10.2":  # compiles in half the time; elsewhere the flag may be unknown
-    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_use_fusion_emitters=false"
+if importlib.metadata.version("jaxlib") == "0.10.2":  # less to optimise; elsewhere a flag may be unknown
+    quick = "xla_cpu_use_fusion_emitters=false xla_backend_optimization_level=0 xla_llvm_disable_expensive_passes=true"
+    os.environ["XLA_FLAGS"] = " --".join([os.environ.get("XLA_FLAGS", ""), *quick.split()])
 
 sys.path.append(str(Path(__file__).parent.parent / "experiments"))  # whose scripts import what lies beside them
 
+import pytest
+
 import purepg  # noqa: F401  before anything starts JAX
+
+gc.set_threshold(200_000, 20, 100)  # tracing makes many objects and little garbage
+
+# The files that train whole runs, start processes or compile whole algorithms, the slowest first.
+SLOW = """
+    resume algorithms cli token_runs jax_modes quickstart runtime population grpo experiment ladder updates memory envs
+    q_gradients off_policy_updates configs load transformer networks train pages films tokens overoptimisation
+    off_policy lab_experiments compare
+""".split()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests of the slow files and starts with them, so that no core idles at the end."""
+    rank = {f"test_{name}.py": i for i, name in enumerate(SLOW)}
+    for item in items:
+        if item.path.name in rank:
+            item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))

@@ -1,6 +1,7 @@
 """The command line from its arguments to the out folder: what a run leaves, and what it says to bad input."""
 
 import json
+import runpy
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from purepg.run.reliability import iqm
 TINY_PPO = PPOConfig(num_envs=2, num_steps=8, num_epochs=1, num_minibatches=1)
 TINY_NETWORK = NetworkConfig(hidden=(4,))
 TINY_RUN = RunConfig(total_steps=64, num_seeds=2, eval_episodes=2, eval_max_steps=10, log_every=2, wandb="disabled")
+SWEEP = ("--sweep", "learning_rate=1e-3,1e-2", "--sweep", "ppo.gamma=0.9", "--seed", "3")
 SCRIPT = Path(__file__).parent.parent / "experiments" / "ppo.py"
 
 
@@ -39,8 +41,7 @@ def command(*arguments, algorithm: Any = ppo, config: Any = TINY_PPO, run=TINY_R
 def swept(tmp_path_factory):
     """The out folder of a small sweep."""
     out = tmp_path_factory.mktemp("sweep") / "out"
-    arguments = ("--out", str(out), "--sweep", "learning_rate=1e-3,1e-2", "--sweep", "ppo.gamma=0.9", "--seed", "3")
-    assert command(*arguments) == 0
+    assert command("--out", str(out), *SWEEP) == 0
     return out
 
 
@@ -89,11 +90,13 @@ def test_the_summary_says_what_the_finals_come_to(swept):
 
 
 def test_a_run_is_repeated_bit_for_bit_by_its_command(swept, tmp_path):
-    arguments = ("--sweep", "learning_rate=1e-3,1e-2", "--sweep", "ppo.gamma=0.9", "--seed", "3")
-    assert command("--out", str(tmp_path / "again"), "--log-every", "0", *arguments) == 0
+    """Whatever the length of its blocks."""
+    assert command("--out", str(tmp_path / "again"), "--log-every", "0", *SWEEP) == 0
     with np.load(swept / "metrics.npz") as first, np.load(tmp_path / "again" / "metrics.npz") as again:
         for name in first:
             np.testing.assert_array_equal(first[name], again[name], err_msg=name)
+    one, other = (json.loads((out / "summary.json").read_text())["settings"] for out in (swept, tmp_path / "again"))
+    assert [setting["finals"] for setting in one] == [setting["finals"] for setting in other]
 
 
 def test_an_out_folder_with_a_run_is_refused_and_kept(swept, capsys):
@@ -175,17 +178,18 @@ def test_a_result_that_cannot_be_written_is_said_and_the_others_are_kept(tmp_pat
         raise RecordError("cannot write metrics.npz: No space left on device")
 
     monkeypatch.setattr(Record, "write_metrics", full)
-    assert command("--out", str(tmp_path / "out")) == 1
+    assert command("--out", str(tmp_path / "out"), *SWEEP) == 1
     captured = capsys.readouterr()
     assert "IQM" in captured.out and captured.err.endswith("cannot write metrics.npz: No space left on device\n")
-    kept = {"config.json", "log.jsonl", "summary.json", "curves.png", "checkpoints"}
+    kept = {"config.json", "log.jsonl", "summary.json", "curves.png", "heatmap.png", "checkpoints"}
     assert {p.name for p in (tmp_path / "out").iterdir()} == kept
 
 
 def test_ctrl_c_ends_the_run_with_what_it_has(tmp_path):
     process = subprocess.Popen(
         [sys.executable, SCRIPT, "--out", tmp_path / "out", "--wandb", "disabled"]
-        + "--total-steps 100000000 --network.hidden 4 --num-seeds 2 --eval-episodes 2 --log-every 5".split(),
+        + "--total-steps 2000000 --ppo.num-envs 2 --ppo.num-steps 16 --ppo.num-epochs 1 --network.hidden 4 "
+        "--num-seeds 2 --eval-episodes 2 --eval-max-steps 10 --log-every 5".split(),
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -204,15 +208,19 @@ def test_ctrl_c_ends_the_run_with_what_it_has(tmp_path):
         assert metrics["env_steps"].shape[-1] == read_log(log)["env_steps"].shape[-1] == metrics["num_updates"][0]
 
 
-def test_two_cpu_devices_give_what_one_gives_to_rounding(tmp_path):
+def test_two_cpu_devices_give_what_one_gives_to_rounding(tmp_path, monkeypatch):
+    """A process of two devices, that is, and this one."""
     returns = []
     for devices in "1", "2":
-        subprocess.run(
-            [sys.executable, SCRIPT, "--out", tmp_path / devices, "--devices", devices, "--wandb", "disabled"]
-            + "--total-steps 384 --num-seeds 4 --ppo.num-envs 4 --ppo.num-steps 32 --network.hidden 8".split(),
-            check=True,
-            timeout=120,
-        )
+        arguments = ["--out", str(tmp_path / devices), "--devices", devices, "--wandb", "disabled"]
+        arguments += "--total-steps 384 --num-seeds 4 --ppo.num-envs 4 --ppo.num-steps 32 --network.hidden 8".split()
+        arguments += "--eval-episodes 2 --eval-max-steps 10".split()
+        if devices == "1":
+            monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
+            with pytest.raises(SystemExit):
+                runpy.run_path(str(SCRIPT), run_name="__main__")
+        else:
+            subprocess.run([sys.executable, SCRIPT, *arguments], check=True, timeout=120)
         assert len(json.loads((tmp_path / devices / "config.json").read_text())["devices"]) == int(devices)
         with np.load(tmp_path / devices / "metrics.npz") as metrics:
             returns.append({name: metrics[name] for name in metrics})

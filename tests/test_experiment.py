@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 import xarray
+from helpers import quick_jit
 from matplotlib.figure import Figure
 
 import purepg
@@ -116,12 +117,17 @@ def test_a_folder_changes_no_number_and_holds_the_same_agents(found, kept):
     assert found.final_return[best.setting, best.seed] == found.final_return.max()
 
 
-def test_an_agents_algorithm_goes_on_from_its_state(found):
-    """The fifth update of a run that was given five is that of an agent of a run that was given four."""
-    longer = train(replace(RUN, total_steps=80), sweep=SWEEP)
+@pytest.fixture(scope="module")
+def longer():
+    """A run of more updates."""
+    return train(replace(RUN, total_steps=96), sweep=SWEEP)
+
+
+def test_an_agents_algorithm_goes_on_from_its_state(found, longer):
+    """The fifth update of a run that was given six is that of an agent of a run that was given four."""
     agent = found.agent(1, 1)
     k_train = jax.random.split(jax.random.fold_in(jax.random.key(0), 1))[1]
-    _, metrics = agent.algorithm.step(jax.random.fold_in(k_train, 4), agent.state, jax.numpy.int32(4))
+    _, metrics = quick_jit(agent.algorithm.step)(jax.random.fold_in(k_train, 4), agent.state, jax.numpy.int32(4))
     np.testing.assert_allclose(metrics["entropy"], longer.metrics["entropy"][1, 1, 4], rtol=1e-5)
 
 
@@ -130,29 +136,28 @@ def test_an_environment_of_ones_own_is_found_again_by_its_name_in_a_module(kept)
     assert agent.env is SHORT and agent.env.max_episode_steps == 20
 
 
-def test_one_that_is_in_no_module_can_be_passed_and_that_is_said(tmp_path, capsys):
+def test_one_that_is_in_no_module_can_be_passed_and_that_is_said(longer, tmp_path, capsys):
     def own() -> Any:
         return make_env("CartPole-v1", {"max_steps_in_episode": 20})
 
     env, out = own(), tmp_path / "out"
-    whole = train(replace(RUN, total_steps=128, out=tmp_path / "whole"), env=env)
-    assert train(replace(RUN, out=out), env=env).metrics["env_steps"].shape[-1] == 4
+    assert train(replace(RUN, out=out), env=env, sweep=SWEEP).metrics["env_steps"].shape[-1] == 4
     (line,) = {line for line in capsys.readouterr().err.splitlines() if "Env object" in line}
     assert line.startswith("CartPole-v1: no variable at the top level") and "load(folder, env=env)" in line
-    resumed = train(replace(RUN, total_steps=128, out=out, resume=True), env=env)
-    for name in whole.metrics:
-        np.testing.assert_array_equal(resumed.metrics[name], whole.metrics[name], err_msg=name)
+    resumed = train(replace(RUN, total_steps=96, out=out, resume=True), env=env, sweep=SWEEP)
+    for name in longer.metrics:
+        np.testing.assert_array_equal(resumed.metrics[name], longer.metrics[name], err_msg=name)
     with pytest.raises(UsageError, match=r"^CartPole-v1 was an Env object that cannot be made again: pass it"):
-        load(out, seed=0)
-    assert_same(load(out, seed=2, env=env).state.learner, resumed.agent(seed=2).state.learner)
+        load(out, 0, 0)
+    assert_same(load(out, 1, 2, env=env).state.learner, resumed.agent(1, 2).state.learner)
     with pytest.raises(UsageError, match=r"another configuration: spaces \(was .* 20, is .* 500\)"):
-        train(replace(RUN, total_steps=128, out=out, resume=True), env=None)
+        train(replace(RUN, total_steps=96, out=out, resume=True), env=None, sweep=SWEEP)
 
 
 def test_a_function_that_makes_the_environment_is_called_again(tmp_path):
-    run = replace(RUN, num_seeds=1, out=tmp_path / "out")
-    assert train(run, env=make_short).agent().env.max_episode_steps == 20
-    assert load(tmp_path / "out").env.max_episode_steps == 20
+    found = train(replace(RUN, out=tmp_path / "out"), env=make_short, sweep=SWEEP)
+    assert found.agent(0, 0).env.max_episode_steps == 20
+    assert load(tmp_path / "out", 0, 0).env.max_episode_steps == 20
 
 
 def make_short():

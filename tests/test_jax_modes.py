@@ -17,7 +17,6 @@ from purepg.algorithms.ddpg import ddpg
 from purepg.algorithms.dpo import DPOConfig, dpo
 from purepg.algorithms.npg import npg
 from purepg.algorithms.ppo import ppo
-from purepg.algorithms.reinforce import reinforce
 from purepg.algorithms.sac import sac
 from purepg.algorithms.td3 import td3
 from purepg.algorithms.trpo import trpo
@@ -147,11 +146,11 @@ def packed(env):
 POLICY: dict[Any, Any] = {ddpg: "deterministic", td3: "deterministic", sac: "tanh_gaussian"}
 
 
-@pytest.mark.parametrize("algorithm", [reinforce, ppo, sac])
+@pytest.mark.parametrize("algorithm", [ppo, sac])
 def test_an_observation_in_a_dict_teaches_what_the_same_numbers_teach_in_an_array(algorithm):
     """But for rounding; running statistics included."""
     case = CASES[EACH[algorithm.__name__]]
-    config = case.config if algorithm is reinforce else replace(case.config, normalize_obs=True)
+    config = replace(case.config, normalize_obs=True)
     parameters = []
     for env in (arms_env(case.action_space), packed(arms_env(case.action_space))):
         if case.q_network:

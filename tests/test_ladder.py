@@ -30,13 +30,14 @@ from purepg.networks.tabular import tabular_actor_critic
 
 BATCH = 4
 DETECTED = 6.0  # |z|
+CHUNK = 1000  # divides every number of samples: what is left over would be a second program
 
 
 @pytest.fixture(scope="module")
 def ladder():
     """The process, the estimates, and each estimator's statistics against what theory says of its mean."""
     problem = pose(0)
-    samples = sample(lambda key: estimates(problem, key, BATCH), jax.random.key(2), 8000, jit=quick_jit)
+    samples = sample(lambda key: estimates(problem, key, BATCH), jax.random.key(2), 8000, CHUNK, jit=quick_jit)
     exact = {name: problem.exact_cut if name.startswith("cut") else problem.exact for name in NAMES}
     exact |= {FLIPPED: problem.exact, NO_DISCOUNT: problem.exact, OFF_BY_ONE: problem.exact_cut}
     mean = exact | problem.mean
@@ -139,7 +140,11 @@ def test_reinforce_takes_the_exact_gradient_step_with_every_unbiased_baseline():
     }
     updates = {name: update_of(reinforce(env, network, c), params, 1.0) for name, c in configs.items()}
     samples = sample(
-        lambda key: {name: update(key) for name, update in updates.items()}, jax.random.key(1), 10_000, jit=quick_jit
+        lambda key: {name: update(key) for name, update in updates.items()},
+        jax.random.key(1),
+        10_000,
+        CHUNK,
+        jit=quick_jit,
     )
     mean = dict.fromkeys(samples, exact) | {"per_time_mean": jax.tree.map(lambda x: 0.75 * x, exact)}
     found = {name: statistics(samples[name], mean[name], 4) for name in samples}
@@ -175,7 +180,11 @@ def test_a2c_and_ppo_take_the_mean_gradient_over_the_states_that_a_rollout_visit
     }
     updates = {name: update_of(algorithm, params, 1.0) for name, algorithm in algorithms.items()}
     samples = sample(
-        lambda key: {name: update(key) for name, update in updates.items()}, jax.random.key(1), 10_000, jit=quick_jit
+        lambda key: {name: update(key) for name, update in updates.items()},
+        jax.random.key(1),
+        10_000,
+        CHUNK,
+        jit=quick_jit,
     )
     found = {name: statistics(x, exact, 4 * T) for name, x in samples.items()}
     broken = found.pop("a2c, death")

@@ -33,6 +33,7 @@ def commands():
 
 
 COMMANDS = commands()
+SMALL = "64, num_seeds=2, eval_episodes=2, eval_max_steps=10"  # the README's run
 
 
 def test_the_readme_is_short():
@@ -67,8 +68,9 @@ def test_every_command_has_a_script_and_flags_that_it_knows(name, monkeypatch):
 
 def test_the_readmes_library_use_gives_a_curve_for_every_agent(capsys):
     """The README's first two Python blocks, made smaller."""
+    assert "25_600, num_seeds=16" in README and "num_updates=100" in README
     verb, pure = BLOCK.findall(README)[:2]
-    verb = verb.replace("num_steps=32", "num_steps=8").replace("25_600, num_seeds=16", "64, num_seeds=2")
+    verb = verb.replace("num_steps=32", "num_steps=8").replace("25_600, num_seeds=16", SMALL)
     pure = pure.replace("num_updates=100", "num_updates=2").replace("key(0), 16)", "key(0), 3)")
     names: dict[str, Any] = {"quick_jit": quick_jit}
     exec(verb, names)

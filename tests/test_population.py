@@ -66,24 +66,26 @@ def run(plan):
     return train
 
 
-def same(a, b):
-    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name], equal_nan=True) for name in a)
+@pytest.fixture(scope="module")
+def swept(run):
+    """The metrics of four settings of two seeds, all at once."""
+    return run({"learning_rate": [1e-2, 3e-3], "gamma": [0.9, 0.99]})[1]
 
 
-def test_blocks_give_the_whole_run_bit_for_bit(run):
-    whole, blocks = run({}, log_every=0), run({}, log_every=2)
-    assert whole[1]["policy_loss"].shape == (1, 2, 4)
-    assert same(whole[1], blocks[1])
-    np.testing.assert_array_equal(whole[0][0].outcome.sampled, blocks[0][0].outcome.sampled)
+def test_a_split_population_agrees_with_the_whole_to_rounding(run, swept):
+    """Into the single agents: its settings and its seeds in turns."""
+    assert swept["policy_loss"].shape == (4, 2, 4)
+    _, split, _ = run({"learning_rate": [1e-2, 3e-3], "gamma": [0.9, 0.99]}, max_parallel=1)
+    assert split.keys() == swept.keys()
+    for name in swept:
+        np.testing.assert_allclose(split[name], swept[name], rtol=1e-3, atol=1e-5, err_msg=name)
 
 
-def test_a_split_population_agrees_with_the_whole_to_rounding(run):
-    _, whole, _ = run({"learning_rate": [1e-2, 3e-3], "gamma": [0.9, 0.99]})
-    for max_parallel in 1, 4:
-        _, split, _ = run({"learning_rate": [1e-2, 3e-3], "gamma": [0.9, 0.99]}, max_parallel=max_parallel)
-        assert split.keys() == whole.keys()
-        for name in whole:
-            np.testing.assert_allclose(split[name], whole[name], rtol=1e-3, atol=1e-5, err_msg=name)
+def test_seeds_differ_and_are_the_same_for_every_setting(swept):
+    first_returns = swept["episode_return"][:, :, 0]
+    for of_setting in first_returns[1:]:
+        np.testing.assert_array_equal(of_setting, first_returns[0])
+    assert first_returns[0, 0] != first_returns[0, 1]
 
 
 def test_static_settings_are_trained_apart_and_padded_to_one_length(run):
@@ -94,21 +96,37 @@ def test_static_settings_are_trained_apart_and_padded_to_one_length(run):
     assert np.isnan(metrics["policy_loss"][1, :, 2:]).all() and np.isfinite(metrics["policy_loss"][1, :, :2]).all()
 
 
-def test_a_diverged_setting_is_frozen_and_leaves_the_others_bit_identical(run):
+@pytest.fixture(scope="module")
+def diverging(plan):
+    """`diverging(learning_rate)`: the metrics of four settings, at another learning rate if one is given; otherwise the
+    last two have one of 1e38. The policy's layer starts far smaller in the first and third than in the others."""
+    swept = plan({"learning_rate": [1e-2, 1e38], "policy_scale": [1e-9, 10.0]})
+    (chunk,) = swept.chunks
+    population, (hyper, seeds) = Population(swept, chunk.program, chunk.shape), chunk.members
+
+    def train(learning_rate=None):
+        members = hyper, seeds
+        if learning_rate is not None:
+            own = hyper["ppo"]
+            rates = jax.numpy.full_like(own["learning_rate"], learning_rate)
+            members = {**hyper, "ppo": {**own, "learning_rate": rates}}, seeds
+        return jax.device_get(population.advance(members, population.init(members), 0, 4)[1])
+
+    return train
+
+
+def test_a_diverged_setting_is_frozen_and_leaves_the_others_bit_identical(diverging):
     # A step of 1e38 overflows a parameter: the injected infinity.
-    _, healthy, _ = run({"learning_rate": [1e-2, 1e-2]})
-    _, metrics, _ = run({"learning_rate": [1e-2, 1e38]})
-    assert metrics["finite"][0].all() and not metrics["finite"][1].any()
-    for name in metrics:
-        np.testing.assert_array_equal(metrics[name][0], healthy[name][0], err_msg=name)
-        np.testing.assert_array_equal(healthy[name][1], healthy[name][0], err_msg=name)
+    healthy, metrics = diverging(1e-2), diverging()
+    assert metrics["finite"][:2].all() and not metrics["finite"][2:].any()
+    for found, expected in zip(*map(jax.tree.leaves, (metrics, healthy)), strict=True):
+        np.testing.assert_array_equal(found[:2], expected[:2])
+        np.testing.assert_array_equal(expected[2:], expected[:2])
 
 
-def test_seeds_differ_and_are_the_same_for_every_setting(run):
-    _, metrics, _ = run({"gamma": [0.9, 0.99]})
-    first_returns = metrics["episode_return"][:, :, 0]
-    np.testing.assert_array_equal(first_returns[0], first_returns[1])
-    assert first_returns[0, 0] != first_returns[0, 1]
+def test_a_float_of_any_config_is_swept_inside_one_program(diverging):
+    entropy = diverging()["entropy"][:, :, 0]
+    assert (entropy[0] > entropy[1]).all()
 
 
 def test_settings_that_differ_in_floats_share_a_program():
@@ -166,12 +184,3 @@ def test_devices_divide_the_seeds_or_the_settings():
     assert most_devices(8, 5, 1) == 5
     assert most_devices(4, 5, 6) == 3
     assert most_devices(4, 5, 7) == 1
-
-
-def test_a_float_of_any_config_is_swept_inside_one_program(plan):
-    swept = plan({"policy_scale": [1e-9, 10.0]}, num_seeds=1)
-    (chunk,) = swept.chunks
-    population = Population(swept, chunk.program, chunk.shape)
-    _, metrics = population.advance(chunk.members, population.init(chunk.members), 0, 1)
-    entropy = jax.device_get(metrics["entropy"])[:, 0, 0]
-    assert entropy[0] > entropy[1]

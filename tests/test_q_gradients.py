@@ -163,7 +163,7 @@ def test_dpgs_update_is_the_gradient_over_the_states_that_its_exploring_rollout_
         halves = steps_of_either_half(lambda c: dpg(env, NETWORK, c), config, params, key)
         return halves | {"death": update_of(dpg(env, NETWORK, dead), params, 1.0)(key)["critic"]}
 
-    samples = sample(estimate, jax.random.key(2), 1500, jit=quick_jit)
+    samples = sample(estimate, jax.random.key(2), 1500, chunk=750, jit=quick_jit)
     weight, death = samples["policy"]["params"]["weight"], samples["death"]
     zeros = jax.tree.map(lambda x: np.zeros(x.shape[1:]), samples["critic"])
     found = {
@@ -224,7 +224,9 @@ def test_dpgs_update_with_a_learned_q_has_the_mean_of_that_q(learned):
     params = lqr_params(*learned[True])
     update = update_of(dpg(lqr_env(LIMITED), NETWORK, config), params, 1.0)
     mean = dpg_mean(learned[True][0], moments(LIMITED, 25).mean(0))
-    samples = sample(lambda key: update(key)["policy"]["params"]["weight"], jax.random.key(4), 2000, jit=quick_jit)
+    samples = sample(
+        lambda key: update(key)["policy"]["params"]["weight"], jax.random.key(4), 2000, chunk=1000, jit=quick_jit
+    )
     verdict = unbiasedness({"learned": statistics(samples, mean)})["learned"]
     assert verdict.unbiased and verdict.detectable < 0.05, verdict
 
@@ -330,7 +332,7 @@ def test_discrete_sacs_own_update_has_the_exact_soft_gradient_and_keeps_the_exac
             "death": of_death["critic"],
         }
 
-    samples = sample(estimate, jax.random.key(5), 1500, jit=quick_jit)
+    samples = sample(estimate, jax.random.key(5), 1500, chunk=750, jit=quick_jit)
     found = {"policy": statistics(samples["policy"], exact)}
     zeros = jax.tree.map(lambda x: np.zeros(x.shape[1:]), samples["critic"])
     found |= {name: statistics(samples[name], zeros) for name in ("critic", "death", "plain Q")}
@@ -416,7 +418,7 @@ def test_the_actor_critic_with_the_exact_q_takes_the_exact_gradient_and_keeps_it
             "death": update(death)["critic"],
         }
 
-    samples = sample(estimate, jax.random.key(7), 2000, jit=quick_jit)
+    samples = sample(estimate, jax.random.key(7), 2000, chunk=1000, jit=quick_jit)
     zeros = jax.tree.map(jnp.zeros_like, params["critic"])
     found = {
         "plain": statistics(samples["plain"], exact[0.0]),

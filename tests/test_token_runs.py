@@ -217,26 +217,18 @@ EASY_ENV = token_env(EASY)._replace(held_out=token_env(EASY, held_out=True))
 DPO = DPOConfig(num_pairs=32, batch_size=8, num_held_out=4, learning_rate=1e-2)
 
 
-@pytest.mark.parametrize(
-    "make, config, swept",
-    [
-        (clone, CloneConfig(batch_size=8, num_held_out=0), {"learning_rate": [3e-3, 1e-2]}),
-        (dpo, replace(DPO, num_held_out=0), {"learning_rate": [3e-3, 1e-2], "beta": [0.1, 0.5]}),
-    ],
-    ids=["clone", "dpo"],
-)
-def test_a_swept_float_and_seeds_under_vmap_are_a_plain_loop_traced_once(make, config, swept):
-    traces = []
+def test_swept_floats_and_seeds_under_vmap_are_a_plain_loop_traced_once():
+    config, traces = replace(DPO, num_held_out=0), []
 
     def block(hyper, temperature, key):
         traces.append(1)
         model = language_model(EASY_ENV, replace(TINY, temperature=temperature))
-        algorithm = make(EASY_ENV, model, replace(config, **hyper))
+        algorithm = dpo(EASY_ENV, model, replace(config, **hyper))
         k_init, k_train = jax.random.split(key)
         state, metrics = train(k_train, algorithm, algorithm.init(k_init), 0, 3)
         return state.learner.params, metrics["policy_loss"]  # the fewer, the faster to compile
 
-    hyper = {name: jnp.array(values) for name, values in swept.items()}
+    hyper = {"learning_rate": jnp.array([3e-3, 1e-2]), "beta": jnp.array([0.1, 0.5])}
     temperature, keys = jnp.array([0.7, 1.3]), jax.random.split(jax.random.key(0), 2)
     population = quick_jit(jax.vmap(jax.vmap(block, (None, None, 0)), (0, 0, None)))
     after = jax.tree.map(np.asarray, population(hyper, temperature, keys))
@@ -251,8 +243,8 @@ def test_a_swept_float_and_seeds_under_vmap_are_a_plain_loop_traced_once(make, c
             )
             ends.append(np.asarray(alone[0]["params"]["embedding"]).ravel())
     assert len(traces) == 2 and len(np.unique(ends, axis=0)) == 4
-    if make is dpo:  # at the start's policy, a pair says nothing yet
-        np.testing.assert_allclose(after[1][..., 0], math.log(2), rtol=1e-5)
+    # At the start's policy, a pair says nothing yet.
+    np.testing.assert_allclose(after[1][..., 0], math.log(2), rtol=1e-5)
 
 
 # --- DPO's data ---
@@ -518,14 +510,6 @@ def test_fine_tuning_that_was_stopped_goes_on_to_the_same_bits_each_member_in_it
     resumed = run(tuning(tuned.start), tmp_path / "out", "--resume")
     assert_same_run(resumed.out, tuned.out)
     assert_same_states(resumed.states, tuned.states)
-
-
-def test_cloning_that_was_stopped_goes_on_to_the_same_bits(cloned, tmp_path):
-    with stopped(2):
-        command(CLONE, tmp_path / "out")
-    resumed = run(CLONE, tmp_path / "out", "--resume")
-    assert_same_run(resumed.out, cloned.out)
-    assert_same_states(resumed.states, cloned.states)
 
 
 # --- what is counted ---
