@@ -1,6 +1,8 @@
 """`train_population`: what it returns, what it leaves on disk, and environments of the caller's own."""
 
+import inspect
 import re
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +20,7 @@ from purepg.envs import make as make_env
 from purepg.networks.actor_critic import NetworkConfig, actor_critic
 from purepg.run.experiment import train_population
 from purepg.run.load import load
-from purepg.run.plan import RunConfig
+from purepg.run.plan import RunConfig, prepare
 from purepg.run.results import Results, column
 from purepg.types import UsageError
 
@@ -194,6 +196,13 @@ def test_a_config_of_another_kind_is_refused():
         train_population(ppo, REINFORCEConfig(), actor_critic, NETWORK, RUN)
     with pytest.raises(UsageError, match=r"^actor_critic takes a NetworkConfig, not a dict$"):
         train_population(ppo, CONFIG, actor_critic, {"hidden": (4,)}, RUN)
+
+
+def test_a_copy_of_an_algorithms_file_takes_the_original_config():
+    copy: dict[str, Any] = {"__name__": "my_ppo"}
+    exec(inspect.getsource(sys.modules[ppo.__module__]), copy)
+    plan = prepare(copy["ppo"], actor_critic, {"ppo": CONFIG, "network": NETWORK}, RUN, {}, SHORT)
+    assert plan.programs[0].num_updates == 4
 
 
 @pytest.mark.parametrize("which, said", [({}, "2 settings of 3 seeds"), ({"setting": 2, "seed": 0}, r"setting \(2\)")])

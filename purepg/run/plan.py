@@ -212,9 +212,10 @@ def _settings(configs: Configs, sweep: Mapping[str, Sequence[Any]], stored: Mapp
 
 
 def _check_kind(made_by: Callable, config: Any) -> None:
-    """Raises UsageError where an algorithm or a network says that its config is of another kind."""
+    """Raises UsageError where an algorithm or a network says that its config is of another kind. Kinds are compared by
+    name, since a copy of an algorithm's file has a config class of its own."""
     kind, name = getattr(made_by, "__annotations__", {}).get("config"), getattr(made_by, "__name__", "it")
-    if isinstance(kind, type) and not isinstance(config, kind):
+    if isinstance(kind, type) and kind.__name__ not in [base.__name__ for base in type(config).__mro__]:
         raise UsageError(f"{name} takes a {kind.__name__}, not a {type(config).__name__}")
 
 
