@@ -4,6 +4,7 @@ import inspect
 import re
 import sys
 from dataclasses import replace
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -198,10 +199,12 @@ def test_a_config_of_another_kind_is_refused():
         train_population(ppo, CONFIG, actor_critic, {"hidden": (4,)}, RUN)
 
 
-def test_a_copy_of_an_algorithms_file_takes_the_original_config():
-    copy: dict[str, Any] = {"__name__": "my_ppo"}
-    exec(inspect.getsource(sys.modules[ppo.__module__]), copy)
-    plan = prepare(copy["ppo"], actor_critic, {"ppo": CONFIG, "network": NETWORK}, RUN, {}, SHORT)
+def test_a_copy_of_an_algorithms_file_takes_the_original_config(monkeypatch):
+    copy: Any = ModuleType("my_ppo")
+    monkeypatch.setitem(sys.modules, "my_ppo", copy)
+    exec(inspect.getsource(sys.modules[ppo.__module__]), vars(copy))
+    assert copy.PPOConfig is not PPOConfig
+    plan = prepare(copy.ppo, actor_critic, {"ppo": CONFIG, "network": NETWORK}, RUN, {}, SHORT)
     assert plan.programs[0].num_updates == 4
 
 
