@@ -157,7 +157,8 @@ def test_a_sweep_in_the_library_is_held_to_the_same_types():
 
     assert refused(plan, optimizer=["adam", "SGD"]) == "optimizer ('SGD') must be adam or sgd: did you mean sgd?"
     assert refused(plan, hidden=[[64, 64]]) == "hidden ([64, 64]) must be a tuple, each entry an integer"
-    assert refused(plan, learning_rate="1e-3") == "learning_rate ('1') must be a number"
+    assert refused(plan, learning_rate="1e-3") == "sweep learning_rate (1e-3) must be a list of values"
+    assert refused(plan, learning_rate=["1e-3"]) == "learning_rate ('1e-3') must be a number"
 
 
 def test_a_function_with_choices_refuses_another_and_does_not_take_its_last():
