@@ -41,9 +41,10 @@ def main(
     name = getattr(algorithm, "__name__", "algorithm")
     try:
         arguments = sys.argv[1:] if arguments is None else arguments
-        own = env() if callable(env) and not isinstance(env, Env) else env
         default = run or RunConfig()
-        default = replace(default, env=own.name) if own else default
+        if env is not None:
+            own = env if isinstance(env, str | Env) else env()
+            default = replace(default, env=own if isinstance(own, str) else own.name)
         configs, run, texts = parse(name, config, network_config, default, arguments, description)
         sweep = parse_sweep(configs, texts)
         env = env if run.env == default.env else None

@@ -179,7 +179,7 @@ def prepare(
     return Plan(run, world, make, settings, planned, num_devices, eval_max_steps, code, stored, digest)
 
 
-def _environment(run: RunConfig, env: EnvSource | None) -> tuple[Env, str | None]:
+def _environment(run: RunConfig, env: Env | Callable[[], Env] | None) -> tuple[Env, str | None]:
     """The environment, and the address from which it can be rebuilt; None if its name is enough.
 
     Warns if the run is saved but its environment can be rebuilt from neither.
