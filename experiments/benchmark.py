@@ -34,7 +34,6 @@ OVERHEADS = ("log.jsonl", "progress bar", "W&B", "a checkpoint")
 # About a second of work: long enough to time exactly, short enough that other load on the machine changes little.
 STEPS_PER_RUN = {"ppo": 400_000, "sac": 8_000, "td3": 8_000, "grpo": 20_000}
 NUM_STEPS = {"ppo": 128, "sac": 50, "td3": 50, "grpo": 16}  # grpo's value makes a run of 64x1 about 20 updates
-WARMUP_STEPS = 300  # finished before the timing starts
 PEERS = {"rejax": ("rejax==0.1.3", "gymnax==0.0.9", "jax==0.10.2", "jaxlib==0.10.2")}
 HERE = Path(__file__).parent
 PUREPG = str(HERE / "peers" / "purepg_worker.py")
@@ -52,7 +51,7 @@ def overhead(
         num_envs, num_seeds = map(int, shape.split("x"))
         rate = {"ppo": 500_000, "sac": 5_000, "td3": 6_000}[name]  # approximate steps per second on two cores
         num_updates = max(20, 10 * round(length * rate / (num_envs * num_seeds * NUM_STEPS[name] * 10)))
-        sizes_ = [name, str(num_envs), str(num_seeds), str(num_updates), str(devices or 0)]
+        sizes_ = [name, *map(str, (num_envs, num_seeds, num_updates, NUM_STEPS[name], devices or 0))]
         worker = Worker([sys.executable, PUREPG, "overhead", *sizes_])
         shares: dict[str, list[tuple[float, float]]] = {what: [] for what in overheads}
         seconds = []
@@ -115,11 +114,10 @@ def measure(size: str, peer: str | None, repeats: int, devices: int | None) -> d
     name, shape = size.split(":")
     num_envs, num_seeds = map(int, shape.split("x"))
     num_updates = max(1, STEPS_PER_RUN[name] // (num_envs * num_seeds * NUM_STEPS[name]))
-    sizes = [name, str(num_envs), str(num_seeds), str(num_updates)]
+    sizes = [name, *map(str, (num_envs, num_seeds, num_updates, NUM_STEPS[name]))]
     workers = {"purepg": Worker([sys.executable, PUREPG, "speed", *sizes, str(devices or 0)])}
     if peer:
         names = ("--algorithm", "--num-envs", "--num-seeds", "--num-updates", "--num-steps")
-        sizes.append(str(NUM_STEPS[name]))
         flags = [part for pair in zip(names, sizes, strict=True) for part in pair]
         # Without the flag that purepg sets, jaxlib 0.10.2 can deadlock on few cores in any program.
         cure = {"XLA_FLAGS": f"--{SCHEDULER_FLAG}=false"}

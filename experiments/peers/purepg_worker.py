@@ -1,7 +1,7 @@
 """A worker process that experiments/benchmark.py times. It answers in lines of JSON.
 
-`purepg_worker.py speed|overhead ALGORITHM SIZE SEEDS UPDATES DEVICES` compiles a population, reports that it is ready,
-and then trains it once for every line on stdin.
+`purepg_worker.py speed|overhead ALGORITHM SIZE SEEDS UPDATES STEPS DEVICES` compiles a population, reports that it is
+ready, and then trains it once for every line on stdin.
 """
 
 import contextlib
@@ -36,11 +36,10 @@ from purepg.run.population import Population
 from purepg.run.start import language_model
 from purepg.run.watch.sink import WandbSink
 
-NUM_STEPS = {"ppo": 128, "sac": 50, "td3": 50, "grpo": 16}  # grpo's value makes a run of 64x1 about 20 updates
 WARMUP_STEPS = 300  # finished before the timing starts
 
 
-def make(name: str, size: int) -> tuple[Any, Any, Any, Any, str]:
+def make(name: str, size: int, num_steps: int) -> tuple[Any, Any, Any, Any, str]:
     """The algorithm, its config, the network and its config, and the environment's name.
 
     Args:
@@ -49,7 +48,7 @@ def make(name: str, size: int) -> tuple[Any, Any, Any, Any, str]:
     if name == "grpo":
         config = GRPOConfig(num_prompts=32, group_size=8, num_held_out=0)
         return grpo, config, language_model, LanguageModelConfig(hidden_size=size, mlp_size=2 * size), "addition"
-    steps: dict[str, Any] = {"num_envs": size, "num_steps": NUM_STEPS[name]}
+    steps: dict[str, Any] = {"num_envs": size, "num_steps": num_steps}
     if name == "ppo":
         config = PPOConfig(**steps, learning_rate=2.5e-4, entropy_coef=0.01)
         return ppo, config, actor_critic, NetworkConfig(), "CartPole-v1"
@@ -60,19 +59,21 @@ def make(name: str, size: int) -> tuple[Any, Any, Any, Any, str]:
     return td3, config, actor_q, ActorQConfig(policy="deterministic"), "Pendulum-v1"
 
 
-def prepared(name: str, size: int, num_seeds: int, num_updates: int, devices: int | None) -> tuple[Plan, Job]:
+def prepared(
+    name: str, size: int, num_seeds: int, num_updates: int, num_steps: int, devices: int | None
+) -> tuple[Plan, Job]:
     """A plan whose budget lasts for a thousand runs of `num_updates`, and its only job."""
-    algorithm, config, network, network_config, env = make(name, size)
-    most = 32 * 8 * 4 if name == "grpo" else size * NUM_STEPS[name]  # steps of an update
+    algorithm, config, network, network_config, env = make(name, size, num_steps)
+    most = 32 * 8 * 4 if name == "grpo" else size * num_steps  # steps of an update
     run = RunConfig(env, 1000 * most * num_updates, num_seeds, devices=devices, compile_cache=False)
     plan = prepare(algorithm, network, {name: config, "network": network_config}, run, {})
     (chunk,) = plan.chunks
     return plan, Job(0, chunk, Population(plan, chunk.program, chunk.shape))
 
 
-def speed(name: str, size: int, num_seeds: int, num_updates: int, devices: int | None) -> None:
+def speed(name: str, size: int, num_seeds: int, num_updates: int, num_steps: int, devices: int | None) -> None:
     """Times the training of `num_updates` updates, without logging."""
-    plan, (_, chunk, population, _) = prepared(name, size, num_seeds, num_updates, devices)
+    plan, (_, chunk, population, _) = prepared(name, size, num_seeds, num_updates, num_steps, devices)
     members = chunk.members
     state = population.init(members)
 
@@ -102,7 +103,7 @@ def speed(name: str, size: int, num_seeds: int, num_updates: int, devices: int |
 
 def generation(width: int, num_seeds: int) -> Callable[[Any, int], float]:
     """A function that samples the responses of one update for every seed, and returns the tokens per second."""
-    _, config, network, network_config, env = make("grpo", width)
+    _, config, network, network_config, env = make("grpo", width, 0)
     env = envs.make(env)
     groups = source(env, network(env, network_config))
 
@@ -124,9 +125,9 @@ def generation(width: int, num_seeds: int) -> Callable[[Any, int], float]:
     return tokens_per_second
 
 
-def overhead(name: str, size: int, num_seeds: int, num_updates: int, devices: int | None) -> None:
+def overhead(name: str, size: int, num_seeds: int, num_updates: int, num_steps: int, devices: int | None) -> None:
     """For each line on stdin, times a run of `num_updates` updates with the kind of logging or saving it names."""
-    plan, job = prepared(name, size, num_seeds, num_updates, devices)
+    plan, job = prepared(name, size, num_seeds, num_updates, num_steps, devices)
     job = job._replace(chunk=replace(job.chunk, program=replace(job.chunk.program, num_updates=num_updates)))
     log_every = plan.run.log_every
     run_job(job, plan.env, log_every, lambda *block: None, Interrupt())
@@ -168,5 +169,5 @@ def answer(**values) -> None:
 
 if __name__ == "__main__":
     work, name, *numbers = sys.argv[1:]
-    size, num_seeds, num_updates, devices = map(int, numbers)
-    {"speed": speed, "overhead": overhead}[work](name, size, num_seeds, num_updates, devices or None)
+    size, num_seeds, num_updates, num_steps, devices = map(int, numbers)
+    {"speed": speed, "overhead": overhead}[work](name, size, num_seeds, num_updates, num_steps, devices or None)
