@@ -94,23 +94,23 @@ def _resume(plan: Plan, out: Path, name: str, interrupt: Interrupt) -> Results:
     for change in changed_versions(plan.stored, config):
         say(f"{change}: the result may differ in its last bits from that of a run that was never stopped")
     jobs = _jobs(plan)
-    updates = [Checkpoints(out, job.number).latest() or 0 for job in jobs]
+    opened = [Checkpoints(out, job.number) for job in jobs]
+    updates = [checkpoints.latest() or 0 for checkpoints in opened]
     logged = covered(out, [job.chunk for job in jobs], updates)
-    jobs = [job._replace(saved=_saved(out, job, logged, updates[job.number])) for job in jobs]
-    for job in jobs:
+    jobs = [job._replace(saved=_saved(out, job, logged, opened[job.number], updates[job.number])) for job in jobs]
+    for job, checkpoints in zip(jobs, opened, strict=True):
         if job.saved:
-            abstract = job.population.abstract_state(job.chunk.members)
-            Checkpoints(out, job.number).restore(job.saved.update, abstract)
+            checkpoints.restore(job.saved.update, job.population.abstract_state(job.chunk.members))
     with Record.reopen(out, logged.num_bytes, keep_wandb=plan.run.wandb == "disabled") as record:
         record.write_config(config)
         return _Session(plan, name, interrupt, record).run(jobs, logged)
 
 
-def _saved(out: Path, job: Job, logged: Logged, update: int) -> Saved | None:
+def _saved(out: Path, job: Job, logged: Logged, checkpoints: Checkpoints, update: int) -> Saved | None:
     """The checkpoint from which a job resumes; None if it starts from the beginning."""
     if update == 0:
         return None
-    facts = Checkpoints(out, job.number).facts(update)
+    facts = checkpoints.facts(update)
     metrics = chunk_metrics(out, logged, job.number, job.chunk.shape, update, facts["dtypes"])
     return Saved(update, metrics, facts["run_seconds"], facts["total_steps"], facts["spent"])
 
@@ -121,8 +121,7 @@ class _Session:
     def __init__(self, plan: Plan, name: str, interrupt: Interrupt, record: Record | None = None):
         run = plan.run
         self._plan, self._interrupt, self._record = plan, interrupt, record
-        self._title = f"{name} on {run.env}"
-        self._labels = [setting.label or name for setting in plan.settings]
+        self._name = name
         self._lost: list[str] = []
         self._progress = Progress(run.total_steps * len(plan.settings) * run.num_seeds)
         self._wandb = None
@@ -141,7 +140,7 @@ class _Session:
             parts = self._train(jobs)
             metrics, num_updates = joined(parts, len(plan.settings), run.num_seeds)
             summary = summarize(plan.settings, parts, metrics, num_updates, self._interrupt.requested)
-            results = Results(plan, self._title, self._labels, metrics, num_updates, summary, parts, self._lost)
+            results = Results(plan, self._name, metrics, num_updates, summary, parts, self._lost)
             if record:
                 self._write(record, results)
             return results
@@ -235,14 +234,18 @@ class _Session:
 
     def _write(self, record: Record, results: Results) -> None:
         summary = results.summary
+
+        def write_heatmap() -> None:
+            figure = heatmap_figure(summary["settings"], results.title)
+            record.write(HEATMAP, lambda file: figure.savefig(file, format="png"))
+
         writes = [
             lambda: record.write_summary(summary),  # the smallest first, in case the disk is nearly full
             lambda: record.write(CURVES, lambda file: results.plot().savefig(file, format="png")),
             lambda: record.write_metrics(results.metrics, results.num_updates),
         ]
         if len(summary["settings"][0]["hyperparameters"]) == 2:
-            heatmap = heatmap_figure(summary["settings"], self._title)
-            writes.insert(2, lambda: record.write(HEATMAP, lambda file: heatmap.savefig(file, format="png")))
+            writes.insert(2, write_heatmap)
         for write in writes:
             try:
                 write()

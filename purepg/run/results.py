@@ -27,8 +27,7 @@ class Results:
     """The results of a run of H settings, S seeds and at most U updates. `print` shows a table of the final returns.
 
     Attributes:
-      title: the run's title.
-      labels: `[H]` names of the settings.
+      name: the run's name in titles.
       metrics: every metric `[H, S, U]`, NaN after an agent's last update. `env_steps` counts the steps of one update.
       num_updates: `[H]` the largest number of updates that any seed of the setting made.
       summary: the contents of summary.json: statistics of the final evaluations, and which seeds diverged.
@@ -36,8 +35,7 @@ class Results:
     """
 
     plan: Plan
-    title: str
-    labels: Sequence[str]
+    name: str
     metrics: HostMetrics
     num_updates: np.ndarray
     summary: dict[str, Any]
@@ -48,6 +46,26 @@ class Results:
     def out(self) -> Path | None:
         """The folder that holds the results; None if nothing was written."""
         return self.plan.run.out
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} on {self.plan.run.env}"
+
+    @property
+    def labels(self) -> list[str]:
+        """`[H]` names of the settings."""
+        return [setting.label or self.name for setting in self.plan.settings]
+
+    @property
+    def total_env_steps(self) -> np.ndarray:
+        """`[H, S, U]` an agent's environment steps up to and including an update."""
+        return np.nancumsum(self.metrics["env_steps"], axis=-1)
+
+    @property
+    def swept(self) -> dict[str, np.ndarray]:
+        """The swept fields, each `[H]`."""
+        settings = [setting.hyperparameters for setting in self.plan.settings]
+        return {name: column([setting[name] for setting in settings]) for name in settings[0]}
 
     @property
     def interrupted(self) -> bool:
@@ -102,10 +120,6 @@ class Results:
             raise UsageError("dataset() needs xarray: pip install xarray") from None
         axes = ("setting", "seed", "update")
         num_settings, num_seeds, num_updates = self.metrics["env_steps"].shape
-        swept = {
-            name: ("setting", column([setting.hyperparameters[name] for setting in self.plan.settings]))
-            for name in self.plan.settings[0].hyperparameters
-        }
         finals = {"final_return": self.final_return, "final_return_of_mode": self.final_return_of_mode}
         return xarray.Dataset(
             {name: (axes, x) for name, x in self.metrics.items()} | {name: (axes[:2], x) for name, x in finals.items()},
@@ -113,8 +127,8 @@ class Results:
                 "setting": np.arange(num_settings),
                 "seed": np.arange(num_seeds),
                 "update": np.arange(num_updates),
-                "total_env_steps": (axes, np.nancumsum(self.metrics["env_steps"], axis=-1)),
-                **swept,
+                "total_env_steps": (axes, self.total_env_steps),
+                **{name: ("setting", values) for name, values in self.swept.items()},
             },
             {"title": self.title},
         )
@@ -131,12 +145,8 @@ class Results:
         except ImportError:
             raise UsageError("frame() needs pandas: pip install pandas") from None
         h, s, u = np.nonzero(self.metrics["env_steps"] > 0)
-        settings = self.plan.settings
-        swept = {
-            name: column([setting.hyperparameters[name] for setting in settings])[h]
-            for name in settings[0].hyperparameters
-        }
-        total = np.nancumsum(self.metrics["env_steps"], axis=-1)[h, s, u]
+        swept = {name: values[h] for name, values in self.swept.items()}
+        total = self.total_env_steps[h, s, u]
         columns = {"setting": h, **swept, "seed": s, "update": u, "total_env_steps": total}
         return pandas.DataFrame(columns | {name: x[h, s, u] for name, x in self.metrics.items()})
 
