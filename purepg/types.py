@@ -83,13 +83,31 @@ class Box(NamedTuple):
         return bool(np.all(np.isfinite(self.low)) and np.all(np.isfinite(self.high)))
 
 
-Space = Discrete | Box
-ObservationSpace = Any  # a Space; or, where observations are trees (dicts, tuples), a tree of them of the same shape
+class MultiDiscrete(NamedTuple):
+    """Vectors of integers; entry i is one of 0, ..., sizes[i] - 1."""
+
+    sizes: tuple[int, ...]
 
 
-def space_leaves(space: ObservationSpace) -> list[Space]:
+class LegalActions(NamedTuple):
+    """A leaf of an observation, bool `[n]`: which actions of a Discrete action space may be taken now. Policies give
+    the others probability 0."""
+
+    n: int
+
+
+Space = Discrete | MultiDiscrete | Box
+ObservationSpace = Any  # Box, Discrete, MultiDiscrete or LegalActions; or a tree (dict, tuple) of them
+
+
+def is_space(x: Any) -> bool:
+    """Whether `x` is the space of one leaf of an observation."""
+    return isinstance(x, Discrete | MultiDiscrete | Box | LegalActions)
+
+
+def space_leaves(space: ObservationSpace) -> list[Any]:
     """The spaces of an observation's leaves, in JAX's order."""
-    return jax.tree.leaves(space, is_leaf=lambda x: isinstance(x, Discrete | Box))
+    return jax.tree.leaves(space, is_leaf=is_space)
 
 
 class TimeStep(NamedTuple):
@@ -99,6 +117,7 @@ class TimeStep(NamedTuple):
     reward: Array  # float32 scalar
     terminated: Array  # bool: the episode ended in a terminal state, whose value is 0
     truncated: Array  # bool: a time limit ended the episode; the value of the last state still counts
+    info: Any = ()  # a dict of float scalars, with the names in `Env.metrics`: numbers of the episode so far
 
 
 class Env(NamedTuple):
@@ -118,6 +137,10 @@ class Env(NamedTuple):
     held_out: "Env | None" = None  # evaluates policies in place of this one, on resets that training never sees
     task: Any = None  # the `envs.tasks.Task` of an environment of tokens
     describe: Callable[[Obs], dict[str, str]] | None = None  # puts a final observation into words, for people to read
+    metrics: tuple[str, ...] = ()  # names in `TimeStep.info`; a rollout reports each one's mean over finished episodes
+    privileged: tuple[str, ...] = ()  # entries of a dict observation that the critic reads, and the policy does not
+    costly_reset: bool = False  # reset only environments whose episode ended, in a loop, and not all in one batch
+    render: Callable[[EnvState], np.ndarray] | None = None  # one state in numpy to a picture, uint8 [height, width, 3]
 
 
 class Transition(NamedTuple):

@@ -120,7 +120,7 @@ def test_what_reset_and_step_give_is_named_where_it_is_no_pair():
         check_environment(env._replace(reset=lambda key: env.reset(key)[1]))
     with pytest.raises(UsageError, match="its step must return a state and a TimeStep, but returns a tuple"):
         check_environment(env._replace(step=lambda *args: (args[1], tuple(env.step(*args)[1]))))
-    with pytest.raises(UsageError, match="its action space must be Discrete or a Box of floats"):
+    with pytest.raises(UsageError, match="its action space must be Discrete, MultiDiscrete or a Box of floats"):
         check_environment(env._replace(action_space=Box(np.zeros(1, int), np.ones(1, int), np.int32)))
 
 

@@ -111,7 +111,7 @@ def play(name: str) -> Played:
 def test_every_environment_steps_under_vmap_and_scan_and_keeps_its_declared_types(name):
     played, (theirs, params) = play(name), gymnax_make(name)
     declared = theirs.observation_space(params)
-    obs, reward, terminated, truncated = played.time_step
+    obs, reward, terminated, truncated, _ = played.time_step
     assert (played.start_obs.shape, obs.shape) == ((N, *declared.shape), (T, N, *declared.shape))
     assert played.start_obs.dtype == obs.dtype == (bool if name in MINATAR else declared.dtype)
     assert (reward.shape, reward.dtype) == ((T, N), np.float32)
@@ -227,7 +227,7 @@ def test_a_step_from_anywhere_is_gymnasiums(name):
         start = start.replace(**dict(zip(CLASSIC[name], states.T, strict=True)))
         return jax.vmap(env.step)(keys, start, in_units(env.action_space, actions))[1]
 
-    obs, reward, terminated, truncated = jax.device_get(one_step(keys, states, actions))
+    obs, reward, terminated, truncated, _ = jax.device_get(one_step(keys, states, actions))
     scale = {"Pendulum-v1": 2.0}.get(name, 1)  # canonical 1 is its full torque, 2
     theirs = np.clip(actions, -1, 1) * scale if isinstance(env.action_space, Box) else actions
     expected_obs, expected_reward, expected_terminated = gymnasium_steps(name, states, theirs)
@@ -410,13 +410,13 @@ OURS = (*MDPS, *LQRS, *TASKS)
         ("MinAtar/Breakout-v1", "did you mean Breakout-MinAtar?"),
         ("MountainCar", "did you mean MountainCar-v0 or MountainCarContinuous-v0?"),
         ("adition", "did you mean addition?"),
-        ("Walker2d", f"the known ones are {', '.join((*gymnax.registered_envs, *OURS))}"),
+        ("Walker2d", f"the known ones are {', '.join((*gymnax.registered_envs, *OURS))}, and those of"),
     ],
 )
 def test_an_unknown_name_is_answered_with_near_ones_or_with_all(name, hint):
     with pytest.raises(UsageError) as error:
         purepg.envs.make(name)
-    assert str(error.value) == f"unknown environment {name!r}; {hint}"
+    assert str(error.value).startswith(f"unknown environment {name!r}; {hint}")
 
 
 def test_an_unknown_parameter_is_answered_with_the_known_ones():

@@ -58,7 +58,7 @@ def test_played_episode_is_that_of_a_plain_loop():
         np.testing.assert_allclose(episode.obs[t], obs, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(episode.state.theta[t], state.theta, rtol=1e-5, atol=1e-6)
         k_act, k_step = jax.random.split(jax.random.fold_in(k_run, t))
-        state, (obs, reward, terminated, truncated) = step(
+        state, (obs, reward, terminated, truncated, _) = step(
             jax.random.split(k_step, 1)[0], state, act(k_act, obs[None])[0]
         )
         assert episode.reward[t] == reward

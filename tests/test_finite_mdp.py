@@ -92,7 +92,7 @@ def test_flags_rewards_and_the_clock_are_as_declared_and_a_step_never_resets(hor
     env = mdp_env(replace(LINE, horizon=horizon, horizon_terminates=terminates))
     s, a, t = (np.array(x, np.int32) for x in zip(*itertools.product(range(4), range(2), range(6)), strict=True))
     step = quick_jit(jax.vmap(env.step, (None, 0, 0)))
-    (state, clock), (obs, reward, terminated, truncated) = step(
+    (state, clock), (obs, reward, terminated, truncated, _) = step(
         jax.random.key(0), MDPState(jnp.array(s), jnp.array(t)), jnp.array(a)
     )
     expected = np.where(a == 0, np.minimum(s + 1, 3), s)

@@ -140,7 +140,7 @@ def test_steps_taken_one_at_a_time_on_the_draws_of_a_rollout_are_the_rollout(two
         transitions.append(transition)
         finished.append(finished_now)
     trajectory = jax.tree.map(lambda *x: np.stack(x), *transitions)
-    info = averaged(episode_info(jnp.stack(finished).sum(0), jnp.int32(T * N)))
+    info = averaged(episode_info(ENV, jnp.stack(finished).sum(0), jnp.int32(T * N)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), [trajectory, info, world], expected)
 
 

@@ -404,7 +404,7 @@ def test_an_episode_of_a_forced_response_has_the_tasks_reward_and_one_flag_at_it
     run = quick_jit(jax.vmap(lambda key, action: forced(env, key, action)))
     num_earned = 0
     for action in (np.where(demonstration < 0, 0, demonstration), with_eos, without_eos):
-        first, (obs, reward, terminated, truncated) = jax.tree.map(np.asarray, run(keys, action.astype(np.int32)))
+        first, (obs, reward, terminated, truncated, _) = jax.tree.map(np.asarray, run(keys, action.astype(np.int32)))
         np.testing.assert_array_equal(first, np.pad(prompt, ((0, 0), (0, R)), constant_values=-1))
         earned = rewards(name)(prompt, cleared(task, action))
         for i in range(n):

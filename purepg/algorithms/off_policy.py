@@ -16,7 +16,7 @@ from purepg.equations.distributions import Categorical, Distribution
 from purepg.equations.losses import squared_error
 from purepg.experience import normalize, replay, rollout
 from purepg.experience.acting import evaluation_policy
-from purepg.experience.exploration import Exploration, random_action
+from purepg.experience.exploration import Exploration, random_actor
 from purepg.experience.normalize import Moments
 from purepg.experience.rollout import RolloutState
 from purepg.lanes import step_if
@@ -86,19 +86,20 @@ def replay_algorithm(
     check_environment(env)
     if c.normalize_obs:
         normalize.check_space(env)
-    cycle = _cycle(c, period)
+    cycle, at_random = _cycle(c, period), random_actor(env)
 
     def draw_noise(key, obs):
         k_noise, k_random = jax.random.split(key)
-        return exploration.noise(k_noise, obs), random_action(k_random, env, c.num_envs)
+        return exploration.noise(k_noise, obs), at_random.noise(k_random, obs)
 
     def init(key):
         k_params, k_world, k_noise = jax.random.split(key, 3)
         envs = rollout.reset_all(k_world, env, c.num_envs)
         learner = init_learner(network.init(k_params, envs.obs))
         obs = jax.tree.map(lambda x: x[0], envs.obs)
-        learner = learner._replace(obs_moments=normalize.init(obs) if c.normalize_obs else None)
-        first_noise, action = draw_noise(k_noise, envs.obs)
+        learner = learner._replace(obs_moments=normalize.init(obs, env.observation_space) if c.normalize_obs else None)
+        first_noise, random = draw_noise(k_noise, envs.obs)
+        action, _ = at_random.act(random, envs.obs)
         flag, reward = jnp.bool_(False), jnp.float32(0)
         example = Transition(obs, jax.tree.map(lambda x: x[0], action), None, reward, flag, flag, obs)
         return State(learner, ReplayWorld(envs, first_noise, replay.init(example, c.capacity)))
@@ -135,7 +136,7 @@ def _rounds(
 ) -> Step:
     """The step of `replay_algorithm`."""
     N, T, G = c.num_envs, c.num_steps, c.num_gradient_steps
-    warmup_rounds, ring = -(-c.warmup_steps // N), c.capacity // N
+    warmup_rounds, ring, at_random = -(-c.warmup_steps // N), c.capacity // N, random_actor(env)
 
     def gradient_step(learner, inputs):
         key, batch, number = inputs
@@ -162,7 +163,7 @@ def _rounds(
 
             def act(draws, obs):
                 action = exploration.act(learner.params, noise, normalize.apply(learner.obs_moments, obs))
-                return jnp.where(num_rounds < warmup_rounds, draws[1], action), None
+                return jnp.where(num_rounds < warmup_rounds, at_random.act(draws[1], obs)[0], action), None
 
             envs, transition, finished_now = rollout.step(env, act, envs, draws)
             if not c.bootstrap_at_truncation:
@@ -176,12 +177,12 @@ def _rounds(
             carry = (learner, ReplayWorld(envs, noise, buffer), finished + finished_now)
             return carry, (metrics, transition.obs if c.normalize_obs else jnp.zeros(()))
 
-        carry = (state.learner, state.world, jnp.zeros(3))
+        carry = (state.learner, state.world, rollout.none_finished(env))
         rounds = (jnp.arange(T, dtype=jnp.int32), draws, k_sample, k_learn)
         (learner, world, finished), (metrics, obs) = jax.lax.scan(round, carry, rounds)
         if c.normalize_obs:
             learner = learner._replace(obs_moments=normalize.update(learner.obs_moments, obs))
-        info = rollout.episode_info(finished, jnp.int32(T * N))
+        info = rollout.episode_info(env, finished, jnp.int32(T * N))
         return State(learner, world), info | jax.tree.map(jnp.sum, metrics)
 
     return step

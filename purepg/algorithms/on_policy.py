@@ -123,7 +123,7 @@ def rollout_algorithm(
         envs = reset_all(k_world, env, c.num_envs)
         learner = RolloutLearner(
             init_params(tx, network.init(k_params, envs.obs)),
-            normalize.init(jax.tree.map(lambda x: x[0], envs.obs)) if c.normalize_obs else None,
+            normalize.init(jax.tree.map(lambda x: x[0], envs.obs), env.observation_space) if c.normalize_obs else None,
             normalize.init(envs.episode_return[0]) if c.scale_reward else None,
             init_own(),
         )

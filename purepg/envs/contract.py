@@ -7,7 +7,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purepg.types import Action, Box, Discrete, Env, Space, TimeStep, UsageError
+from purepg.types import (
+    Action,
+    Array,
+    Box,
+    Discrete,
+    Env,
+    LegalActions,
+    MultiDiscrete,
+    Obs,
+    ObservationSpace,
+    Space,
+    TimeStep,
+    UsageError,
+    is_space,
+    space_leaves,
+)
 
 
 def in_units(space: Space, action: Action) -> Action:
@@ -17,7 +32,7 @@ def in_units(space: Space, action: Action) -> Action:
     clipped and scaled to the bounds. Where some bounds are missing, actions are already in the Box's own units and are
     clipped to the bounds that exist. All other actions are returned unchanged.
     """
-    if isinstance(space, Discrete) or not (np.isfinite(space.low).any() or np.isfinite(space.high).any()):
+    if not isinstance(space, Box) or not (np.isfinite(space.low).any() or np.isfinite(space.high).any()):
         return action
     low, high = (np.asarray(bound, space.dtype) for bound in (space.low, space.high))
     if not space.bounded:
@@ -32,23 +47,23 @@ def check_environment(env: Env) -> None:
 
     Raises:
       UsageError: a step's state or observation differs from the reset's in structure, shape or dtype; an observation
-        does not have its space's shape; a reward is not a float scalar, a flag not a bool scalar, or continuous actions
-        not floats.
+        does not have its space's shape; a reward is not a float scalar, a flag not a bool scalar, `info` not the
+        declared `metrics`, or continuous actions not floats.
     """
     space = env.action_space
     if isinstance(space, Box) and not (np.shape(space.low) == np.shape(space.high) and _is_float(space.dtype)):
-        raise UsageError(f"{env.name}: its action space must be Discrete or a Box of floats with arrays for bounds")
+        raise UsageError(
+            f"{env.name}: its action space must be Discrete, MultiDiscrete or a Box of floats with arrays for bounds"
+        )
     key = jax.eval_shape(jax.random.key, 0)
-    shape, dtype = ((), jnp.int32) if isinstance(space, Discrete) else (np.shape(space.low), space.dtype)
-    action = jax.ShapeDtypeStruct(shape, dtype)
+    action = action_example(space)
     state, obs = _pair(env, "reset", jax.eval_shape(env.reset, key))
     next_state, time_step = _pair(env, "step", jax.eval_shape(env.step, key, state, action))
     if not isinstance(time_step, TimeStep):
         kind = type(time_step).__name__
         raise UsageError(f"{env.name}: its step must return a state and a TimeStep, but returns a {kind}")
 
-    spaces, is_space = env.observation_space, lambda x: isinstance(x, Discrete | Box)
-    declared = jax.tree.map(lambda x: np.int32(0) if isinstance(x, Discrete) else x.low, spaces, is_leaf=is_space)
+    declared = jax.tree.map(lambda x: np.zeros(_shape(x)), env.observation_space, is_leaf=is_space)
     for what, difference in {
         "reset's obs": first_difference(declared, obs, ("shape",)),
         "step's state": first_difference(state, next_state),
@@ -56,12 +71,58 @@ def check_environment(env: Env) -> None:
     }.items():
         if difference:
             raise UsageError(f"{env.name}: its {what}{difference}")
+    _check_info(env, time_step.info or {})
+    _check_mask(env)
     for name, kind in {"reward": "float", "terminated": "bool", "truncated": "bool"}.items():
         found = getattr(time_step, name)
         if found.shape != ():
             raise UsageError(f"{env.name}: its step's {name} must have shape (), but has {found.shape}")
         if not (_is_float(found.dtype) if name == "reward" else found.dtype == bool):
             raise UsageError(f"{env.name}: its step's {name} must have dtype {kind}, but has {found.dtype}")
+
+
+def _check_info(env: Env, info: Any) -> None:
+    if set(info) != set(env.metrics) or any(x.shape != () or not _is_float(x.dtype) for x in info.values()):
+        found = ", ".join(f"{name}: {x.dtype}{list(x.shape)}" for name, x in info.items())
+        raise UsageError(
+            f"{env.name}: its step's info must hold float scalars named {env.metrics}, but holds {{{found}}}"
+        )
+
+
+def _check_mask(env: Env) -> None:
+    masks = [x for x in space_leaves(env.observation_space) if isinstance(x, LegalActions)]
+    n = env.action_space.n if isinstance(env.action_space, Discrete) else None
+    if len(masks) > 1 or any(mask.n != n for mask in masks):
+        raise UsageError(
+            f"{env.name}: its observation may hold one LegalActions, for the actions of a Discrete space, but holds "
+            f"{', '.join(map(str, masks))} for {env.action_space}"
+        )
+
+
+def action_example(space: Space) -> jax.ShapeDtypeStruct:
+    """The shape and dtype of one action in the environment's units."""
+    return jax.ShapeDtypeStruct(_shape(space), space.dtype if isinstance(space, Box) else jnp.int32)
+
+
+def _shape(space: Any) -> tuple[int, ...]:
+    match space:
+        case Discrete():
+            return ()
+        case MultiDiscrete():
+            return (len(space.sizes),)
+        case LegalActions():
+            return (space.n,)
+    return np.shape(space.low)
+
+
+def legal_actions(space: ObservationSpace, obs: Obs) -> Array | None:
+    """The mask of legal actions `[..., n]` in an observation; None if its space holds no `LegalActions`.
+
+    Where no action is legal, as in some suites' terminal states, all are, so that a distribution over them exists.
+    """
+    pairs = zip(space_leaves(space), jax.tree.leaves(obs), strict=True)
+    mask = next((x for leaf, x in pairs if isinstance(leaf, LegalActions)), None)
+    return None if mask is None else mask | ~jnp.any(mask, axis=-1, keepdims=True)
 
 
 def first_difference(wanted: Any, found: Any, attributes: Sequence[str] = ("shape", "dtype")) -> str | None:

@@ -12,9 +12,8 @@ two joints; MNISTBandit's pixels above 127 come out negative.
 
 from __future__ import annotations
 
-import difflib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,9 +23,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from purepg.envs.contract import check_environment
-from purepg.envs.lqr import LQRS
-from purepg.envs.named_mdps import MDPS
-from purepg.envs.named_tasks import TASKS
 from purepg.types import Action, Box, Discrete, Env, EnvState, Key, Obs, Space, TimeStep, UsageError
 
 if TYPE_CHECKING:
@@ -102,23 +98,10 @@ def _construct(name: str, constructor_kwargs: Mapping[str, Any]) -> Environment:
     import gymnax
 
     if name not in gymnax.registered_envs:
-        raise UsageError(_unknown_name(name, (*gymnax.registered_envs, *MDPS, *LQRS, *TASKS)))
+        raise UsageError(f"gymnax has no environment {name!r}; it has {', '.join(gymnax.registered_envs)}")
     if name == "MNISTBandit-bsuite":
         _require_mnist()
     return gymnax.make(name, **constructor_kwargs)[0]
-
-
-def _unknown_name(name: str, known: Sequence[str]) -> str:
-    spellings = {}  # both "catch-bsuite" and "catch" mean Catch-bsuite
-    for full in known:
-        spellings[full.lower()] = full
-        spellings.setdefault(full.rsplit("-", 1)[0].lower(), full)
-    given = name.lower()
-    close = difflib.get_close_matches(given, spellings, cutoff=0.7)
-    within = [spelling for spelling in spellings if spelling in given or (len(given) > 3 and given in spelling)]
-    near = dict.fromkeys(spellings[spelling] for spelling in (*close, *within))
-    hint = f"did you mean {' or '.join(near)}?" if near else f"the known ones are {', '.join(known)}"
-    return f"unknown environment {name!r}; {hint}"
 
 
 def _require_mnist() -> None:

@@ -82,6 +82,37 @@ class Categorical(NamedTuple):
         return jnp.argmax(self.logits, axis=-1).astype(jnp.int32)
 
 
+class MultiCategorical(NamedTuple):
+    """D independent choices; an action is int32 `[..., D]`. `logits` is `[..., D, A]` with A the largest number of
+    options; those that an entry does not have are -inf."""
+
+    logits: Array
+
+    sample, scored = _sample, _scored
+
+    def noise(self, key: Key) -> Array:
+        return self._each.noise(key)
+
+    def transform(self, noise: Array) -> Action:
+        return self._each.transform(noise)
+
+    def log_prob(self, action: Action) -> Array:
+        return jnp.sum(self._each.log_prob(action), axis=-1)
+
+    def entropy(self) -> Array:
+        return jnp.sum(self._each.entropy(), axis=-1)
+
+    def kl(self, other: "MultiCategorical") -> Array:
+        return jnp.sum(self._each.kl(other._each), axis=-1)
+
+    def mode(self) -> Action:
+        return self._each.mode()
+
+    @property
+    def _each(self) -> Categorical:
+        return Categorical(self.logits)
+
+
 def _scaled(bits: Array, n: Array) -> Array:
     """floor(bits * n / 2^32) of uint32 in 16-bit halves; jax 0.10.2 cannot compile `lax.mulhi` for several devices."""
     upper, lower = bits >> 16, bits & 0xFFFF

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from purepg.equations.distributions import executed
+from purepg.envs.contract import legal_actions
+from purepg.equations.distributions import Categorical, executed
 from purepg.experience import rollout
-from purepg.types import Action, Array, Box, Discrete, Env, Key, Obs, Params, QNetwork
+from purepg.types import Action, Actor, Array, Box, Discrete, Env, Key, MultiDiscrete, Obs, Params, QNetwork
 
 
 class Exploration(NamedTuple):
@@ -71,10 +72,31 @@ def within_bounds(env: Env, action: Action) -> Action:
     return jnp.clip(action, -1, 1) if bounded else action
 
 
+def random_actor(env: Env) -> Actor:
+    """Acts as `random_action` does, or uniformly over the legal actions where observations say which those are."""
+
+    def masked(obs):
+        mask = legal_actions(env.observation_space, obs)
+        return None if mask is None else Categorical(jnp.where(mask, 0.0, -jnp.inf))
+
+    def noise(key, obs):
+        if (uniform := jax.eval_shape(masked, obs)) is not None:
+            return uniform.noise(key)
+        return random_action(key, env, jax.tree.leaves(obs)[0].shape[0])
+
+    def act(noise, obs):
+        uniform = masked(obs)
+        return (noise if uniform is None else uniform.transform(noise)), None
+
+    return Actor(noise, act)
+
+
 def random_action(key: Key, env: Env, num_envs: int) -> Action:
     """Draws uniform actions `[N, ...]`, or standard normal ones if the space is unbounded."""
     space = env.action_space
     if isinstance(space, Discrete):
         return jax.random.randint(key, (num_envs,), 0, space.n)
+    if isinstance(space, MultiDiscrete):
+        return jax.random.randint(key, (num_envs, len(space.sizes)), 0, jnp.array(space.sizes))
     shape = num_envs, *space.shape
     return jax.random.uniform(key, shape, minval=-1.0, maxval=1.0) if space.bounded else jax.random.normal(key, shape)

@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from purepg.types import Array, Discrete, Env, UsageError, space_leaves
+from purepg.types import Array, Box, Discrete, Env, ObservationSpace, UsageError, space_leaves
 
 
 class Moments(NamedTuple):
     """Mean and (population) variance of `num_samples` observations; the trees have the structure of an observation.
+    Leaves that are not normalised, which are categories and masks of legal actions, have moments of size 0.
 
     `rest` is the accumulated rounding error of the three (compensated summation). Without it, float32 statistics would
     stop moving, and the count stop growing, long before 1e9 steps.
@@ -27,15 +28,25 @@ class Moments(NamedTuple):
 
 
 def check_space(env: Env) -> None:
-    """Raises UsageError if observations are category indices, which have no meaningful mean."""
-    for space in space_leaves(env.observation_space):
-        if isinstance(space, Discrete):
-            raise UsageError(f"normalize_obs (True) must be off: {env.name} observes one of {space.n} categories")
+    """Raises UsageError if all observations are category indices, which have no meaningful mean."""
+    spaces = space_leaves(env.observation_space)
+    if not any(isinstance(space, Box) for space in spaces):
+        one = isinstance(spaces[0], Discrete) and len(spaces) == 1
+        seen = f"one of {spaces[0].n} categories" if one else "categories only"
+        raise UsageError(f"normalize_obs (True) must be off: {env.name} observes {seen}")
 
 
-def init(example: Any) -> Moments:
-    """Returns mean 0, variance 1 and no samples, for observations shaped like `example` (an array or a tree)."""
-    zero = jax.tree.map(lambda x: jnp.zeros(jnp.shape(x), jnp.promote_types(jnp.result_type(x), jnp.float32)), example)
+def init(example: Any, space: ObservationSpace = None) -> Moments:
+    """Returns mean 0, variance 1 and no samples, for observations shaped like `example` (an array or a tree). Of an
+    observation `space`, only the leaves in a Box are normalised; without one, all leaves are."""
+    leaves, structure = jax.tree.flatten(example)
+    spaces = [None] * len(leaves) if space is None else space_leaves(space)
+
+    def zeros(x, space):
+        shape = jnp.shape(x) if space is None or isinstance(space, Box) else (0,)
+        return jnp.zeros(shape, jnp.promote_types(jnp.result_type(x), jnp.float32))
+
+    zero = structure.unflatten(map(zeros, leaves, spaces))
     none = jnp.zeros((), jnp.float32)
     return Moments(zero, jax.tree.map(jnp.ones_like, zero), none, (zero, zero, none))
 
@@ -45,12 +56,15 @@ def update(moments: Moments | None, batch: Any) -> Moments | None:
     if moments is None:
         return None
     mean_rest, variance_rest, num_rest = moments.rest
-    n = jax.tree.leaves(batch)[0].size // jax.tree.leaves(moments.mean)[0].size
+    pairs = zip(jax.tree.leaves(batch), jax.tree.leaves(moments.mean), strict=True)
+    n = next(x.size // mean.size for x, mean in pairs if mean.size)
     is_first = moments.num_samples == 0  # then the initial variance of 1 is ignored
     num_samples, num_rest = _add(moments.num_samples, num_rest, jnp.float32(n))
     fraction = n / num_samples
 
     def merge(mean, variance, mean_rest, variance_rest, batch):
+        if not mean.size:
+            return mean, mean_rest, variance, variance_rest
         batch = batch.astype(mean.dtype).reshape(-1, *mean.shape)
         variance = jnp.where(is_first, 0.0, variance)
         delta = batch.mean(axis=0) - mean - mean_rest
@@ -75,8 +89,11 @@ def apply(moments: Moments | None, x: Any, clip: float = 10.0, eps: float = 1e-8
     """Returns (x - mean) / sqrt(variance + eps), clipped to [-clip, clip]; the leaves of `x` are `[..., *shape]`."""
     if moments is None:
         return x
-    deviation = jax.tree.map(lambda x, mean: x - mean, x, moments.mean)
-    return jax.tree.map(lambda d, v: jnp.clip(d * jax.lax.rsqrt(v + eps), -clip, clip), deviation, moments.variance)
+
+    def standardised(x, mean, variance):
+        return jnp.clip((x - mean) * jax.lax.rsqrt(variance + eps), -clip, clip) if mean.size else x
+
+    return jax.tree.map(standardised, x, moments.mean, moments.variance)
 
 
 def scale(moments: Moments | None, reward: Array, clip: float = 10.0, eps: float = 1e-8) -> Array:

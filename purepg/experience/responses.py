@@ -43,7 +43,7 @@ def _paid_by_steps(key: Key, env: Env, env_state: EnvState, token: Array) -> Pay
         def step(carry, now):
             env_state, alive = carry
             key, action, is_last = now
-            env_state, (_, reward, terminated, truncated) = env.step(key, env_state, jnp.maximum(action, 0))
+            env_state, (_, reward, terminated, truncated, _) = env.step(key, env_state, jnp.maximum(action, 0))
             alive &= action >= 0
             truncated |= is_last & ~terminated
             paid = jnp.where(alive, reward, 0.0), alive & terminated, alive & truncated, alive

@@ -16,6 +16,7 @@ from purepg.lanes import any_lane
 from purepg.types import Action, Actor, Array, Env, EpisodeMetrics, Key, Mean, Metrics, Obs, Transition
 
 SMALL_RESET_BYTES = 256
+COSTLY_RESETS_AT_ONCE = 1 / 64  # of the environments; see `restart`
 
 
 class RolloutState(NamedTuple):
@@ -74,22 +75,52 @@ def step(
       act: an `Actor`'s `act`.
       draws: this step's random numbers, without a time axis.
     Returns:
-      (world, transition, finished). `finished` `[3]` is the total return, the total length and the number of the
-        episodes that ended in this step; `episode_info` takes its sum over steps.
+      (world, transition, finished). `finished` `[3 + K]` is the total return, the total length and the number of the
+        episodes that ended in this step, and the totals of the K `Env.metrics`; `episode_info` takes the sum over
+        steps.
     """
     action, log_prob = act(draws.noise, world.obs)
     taken = in_units(env.action_space, executed(action))
-    env_state, (next_obs, reward, terminated, truncated) = jax.vmap(env.step)(draws.k_step, world.env_state, taken)
+    env_state, time_step = jax.vmap(env.step)(draws.k_step, world.env_state, taken)
+    next_obs, reward, terminated, truncated, info = time_step
     transition = Transition(world.obs, action, log_prob, reward, terminated, truncated, next_obs)
 
     ended = terminated | truncated
     episode_return, episode_length = world.episode_return + reward, world.episode_length + 1
     sums = jnp.sum(episode_return, where=ended), jnp.sum(episode_length, where=ended), jnp.sum(ended)
-    finished = jnp.stack([x.astype(jnp.float32) for x in sums])
-    fresh = draws.reset if _resets_are_small(env) else jax.vmap(env.reset)(draws.reset)
-    env_state, obs = select(ended, fresh, (env_state, next_obs))
+    own = [jnp.sum(info[name], where=ended) for name in env.metrics]
+    finished = jnp.stack([x.astype(jnp.float32) for x in (*sums, *own)])
+    env_state, obs = restart(env, ended, draws.reset, (env_state, next_obs))
     world = RolloutState(env_state, obs, jnp.where(ended, 0.0, episode_return), jnp.where(ended, 0, episode_length))
     return world, transition, finished
+
+
+def restart(env: Env, ended: Array, reset: Any, current: tuple[Any, Obs]) -> tuple[Any, Obs]:
+    """Replaces every environment whose episode ended by a fresh one.
+
+    Cheap resets are computed for all N environments, and selected. Where `env.costly_reset`, a loop resets N / 64
+    environments at a time (at least one), and runs only as often as the episodes that ended require. Both use the same
+    keys, so that they give the same environments; no two environments ever share a fresh state.
+
+    Args:
+      ended: `[N]`.
+      reset: the step's `Draws.reset`.
+      current: (environment states, observations) before any reset, leaves `[N, ...]`.
+    """
+    if not env.costly_reset:
+        return select(ended, reset if _resets_are_small(env) else jax.vmap(env.reset)(reset), current)
+    N = ended.shape[0]
+    K = max(1, int(COSTLY_RESETS_AT_ONCE * N))
+    num_ended = jnp.sum(ended, dtype=jnp.int32)
+    (order,) = jnp.nonzero(ended, size=N, fill_value=N)  # the ended environments, then N, where nothing is written
+
+    def reset_some(carry):
+        i, current = carry
+        index = order.at[i * K + jnp.arange(K)].get(mode="fill", fill_value=N)
+        fresh = jax.vmap(env.reset)(reset[jnp.minimum(index, N - 1)])
+        return i + 1, jax.tree.map(lambda x, new: x.at[index].set(new, mode="drop"), current, fresh)
+
+    return jax.lax.while_loop(lambda carry: any_lane(carry[0] * K < num_ended), reset_some, (jnp.int32(0), current))[1]
 
 
 def rollout(
@@ -99,8 +130,8 @@ def rollout(
 
     Returns:
       (world, trajectory, info). The trajectory's leaves are `[T, N, ...]`; `next_obs` is the observation before any
-        reset. `info` has `episode_return` and `episode_length`, each a `Mean` over the episodes that ended in this
-        rollout, their number `num_episodes`, and `env_steps` = T * N.
+        reset. `info` has `episode_return`, `episode_length` and `info/NAME` of the `Env.metrics`, each a `Mean` over
+        the episodes that ended in this rollout, their number `num_episodes`, and `env_steps` = T * N.
     """
 
     def advance(carry, draws):
@@ -109,25 +140,31 @@ def rollout(
         return (world, finished + finished_now), transition
 
     draws = draw(key, env, actor.noise, world, num_steps)
-    (world, finished), trajectory = jax.lax.scan(advance, (world, jnp.zeros(3)), draws)
-    return world, trajectory, episode_info(finished, jnp.int32(trajectory.reward.size))
+    (world, finished), trajectory = jax.lax.scan(advance, (world, none_finished(env)), draws)
+    return world, trajectory, episode_info(env, finished, jnp.int32(trajectory.reward.size))
 
 
 def _resets_are_small(env: Env) -> bool:
     shapes = jax.eval_shape(env.reset, jax.eval_shape(jax.random.key, 0))
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes)) <= SMALL_RESET_BYTES
+    small = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes)) <= SMALL_RESET_BYTES
+    return small and not env.costly_reset
 
 
-def episode_info(finished: Array, env_steps: Array) -> Metrics:
-    """Returns a rollout's metrics from `finished` `[3]`: total return, total length and number of finished episodes."""
-    return_sum, length_sum, num_episodes = finished
+def none_finished(env: Env) -> Array:
+    """`step`'s `finished` where no episode ended."""
+    return jnp.zeros(3 + len(env.metrics))
+
+
+def episode_info(env: Env, finished: Array, env_steps: Array) -> Metrics:
+    """Returns a rollout's metrics from the sum of `step`'s `finished`."""
+    return_sum, length_sum, num_episodes, *own = finished
     info = EpisodeMetrics(
         episode_return=Mean(return_sum, num_episodes),
         episode_length=Mean(length_sum, num_episodes),
         num_episodes=num_episodes.astype(jnp.int32),
         env_steps=env_steps,
     )
-    return dict(info)
+    return dict(info) | {f"info/{name}": Mean(x, num_episodes) for name, x in zip(env.metrics, own, strict=True)}
 
 
 def truncation_as_termination(trajectory: Transition) -> Transition:
@@ -161,23 +198,27 @@ def episodes_from(key: Key, env: Env, actor: Actor, world: RolloutState, max_ste
         action, log_prob = actor.act(actor.noise(k_act, world.obs), world.obs)
         taken = in_units(env.action_space, executed(action))
         k_step = jax.random.split(k_step, num_episodes)
-        env_state, (obs, reward, terminated, truncated) = jax.vmap(env.step)(k_step, world.env_state, taken)
+        env_state, time_step = jax.vmap(env.step)(k_step, world.env_state, taken)
+        obs, reward, terminated, truncated, info = time_step
         truncated |= (t == max_steps - 1) & ~terminated
         transition = Transition(world.obs, action, log_prob, reward, terminated, truncated, obs)
-        return world._replace(env_state=env_state, obs=obs), transition
+        return world._replace(env_state=env_state, obs=obs), transition, info
 
     def body(carry):
-        t, world, alive, trajectory, mask = carry
-        world, transition = act_and_step(t, world)
+        t, world, alive, trajectory, mask, last_info = carry
+        world, transition, info = act_and_step(t, world)
         masked = select(alive, transition, jax.tree.map(jnp.zeros_like, transition))
         trajectory = jax.tree.map(lambda buffer, x: buffer.at[t].set(x), trajectory, masked)
         still_alive = alive & ~(transition.terminated | transition.truncated)
-        return t + 1, world, still_alive, trajectory, mask.at[t].set(alive)
+        return t + 1, world, still_alive, trajectory, mask.at[t].set(alive), select(alive, info, last_info)
 
-    shapes = jax.eval_shape(act_and_step, jnp.int32(0), world)[1]
-    trajectory = jax.tree.map(lambda x: jnp.zeros((max_steps, *x.shape), x.dtype), shapes)
-    carry = (jnp.int32(0), world, jnp.ones(num_episodes, bool), trajectory, jnp.zeros((max_steps, num_episodes), bool))
-    *_, trajectory, mask = jax.lax.while_loop(lambda carry: any_lane(carry[2]), body, carry)
+    _, *shapes = jax.eval_shape(act_and_step, jnp.int32(0), world)
+    trajectory = jax.tree.map(lambda x: jnp.zeros((max_steps, *x.shape), x.dtype), shapes[0])
+    info = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes[1])
+    mask = jnp.zeros((max_steps, num_episodes), bool)
+    carry = (jnp.int32(0), world, jnp.ones(num_episodes, bool), trajectory, mask, info)
+    *_, trajectory, mask, info = jax.lax.while_loop(lambda carry: any_lane(carry[2]), body, carry)
     env_steps = jnp.sum(mask, dtype=jnp.int32)
-    finished = jnp.stack([jnp.sum(trajectory.reward), env_steps.astype(jnp.float32), jnp.float32(num_episodes)])
-    return Episodes(trajectory, mask, episode_info(finished, env_steps))
+    sums = [jnp.sum(trajectory.reward), env_steps, num_episodes, *(jnp.sum(info[name]) for name in env.metrics)]
+    finished = jnp.stack([jnp.asarray(x, jnp.float32) for x in sums])
+    return Episodes(trajectory, mask, episode_info(env, finished, env_steps))

@@ -1,0 +1,115 @@
+"""`make`: every environment by its name."""
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from importlib import import_module
+from typing import Any
+
+from purepg.envs.finite_mdp import mdp_env
+from purepg.envs.gymnax import gymnax_env
+from purepg.envs.lqr import LQRS, lqr_env
+from purepg.envs.named_mdps import MDPS
+from purepg.envs.named_tasks import TASKS
+from purepg.envs.suites import SUITES
+from purepg.envs.tasks import token_env
+from purepg.envs.wrappers import repeated, time_limited
+from purepg.types import Env, UsageError
+
+WRAPPERS: dict[str, Callable[[Env, Any], Env]] = {"action_repeat": repeated, "max_episode_steps": time_limited}
+
+
+def make(name: str, params: Mapping[str, Any] | None = None, **more: Any) -> Env:
+    """Returns the environment that scripts call `--env NAME --env-params KEY=VALUE ...`.
+
+    Args:
+      name: `suite/Name`, such as `craftax/Craftax-Symbolic`; or a bare name, which is looked up among `MDPS`, `LQRS`,
+        `TASKS`, gymnax's environments and then all of `SUITES`.
+      params: arguments of the environment's function, fields of the suite's own parameters; and, of any environment,
+        `action_repeat` (take each action so many times, and add the rewards) and `max_episode_steps` (truncate episodes
+        after so many steps; a suite's own limit is replaced, any other is kept if it comes first).
+      more: the same as `params`, as arguments: `make("lqr", spring=2.0)`.
+    Raises:
+      UsageError: the name or a parameter is unknown, or the suite's packages are not installed.
+    """
+    suite, own_name = _find(name)
+    given = {**(params or {}), **more}
+    wrapped = {key: given.pop(key) for key in WRAPPERS if key in given and (suite is None or key == "action_repeat")}
+    env = _made(suite, own_name, given)
+    for key, value in wrapped.items():
+        env = WRAPPERS[key](env, value)
+    return env
+
+
+def _made(suite: str | None, name: str, params: Mapping[str, Any]) -> Env:
+    if suite is not None:
+        module, function = SUITES[suite].address
+        return getattr(import_module(module), function)(name, params)
+    constructors: Mapping[str, Mapping[str, Callable[..., Any]]] = {"mdp": MDPS, "lqr": LQRS, "task": TASKS}
+    for kind, known in constructors.items():
+        if name in known:
+            try:
+                made = known[name](**params)
+            except TypeError as error:
+                raise UsageError(f"{name} does not take these parameters: {error}") from None
+            if kind == "task":
+                return token_env(made)._replace(held_out=token_env(made, held_out=True))
+            return mdp_env(made) if kind == "mdp" else lqr_env(made)
+    return _gymnax(name, params)
+
+
+def _gymnax(name: str, params: Mapping[str, Any]) -> Env:
+    """A gymnax environment; parameters that are no fields of its `EnvParams` are its constructor's arguments."""
+    import gymnax
+
+    if name == "MNISTBandit-bsuite":
+        return gymnax_env(name, params)  # constructing it would download its data, which `gymnax_env` refuses
+    known = [field.name for field in fields(gymnax.make(name)[1])]
+    constructor = {key: value for key, value in params.items() if key not in known}
+    try:
+        gymnax.make(name, **constructor)
+    except TypeError:
+        raise UsageError(
+            f"{name} has no parameter {', '.join(map(repr, constructor))}; it has {', '.join(known)}"
+        ) from None
+    return gymnax_env(name, {key: value for key, value in params.items() if key in known}, **constructor)
+
+
+def _find(name: str) -> tuple[str | None, str]:
+    """(suite, name in it); suite None: gymnax or our own."""
+    prefix, slash, rest = name.partition("/")
+    ours = (*MDPS, *LQRS, *TASKS)
+    if name in ours:
+        return None, name
+    if slash and prefix in SUITES and SUITES[prefix].knows(rest):
+        return prefix, rest
+    import gymnax
+
+    if name.removeprefix("gymnax/") in gymnax.registered_envs:
+        return None, name.removeprefix("gymnax/")
+    found = [suite for suite, entry in SUITES.items() if name in entry.names]
+    if len(found) > 1:
+        raise UsageError(f"{name} is in several suites: choose {' or '.join(f'{suite}/{name}' for suite in found)}")
+    if found:
+        return found[0], name
+    in_suites = [f"{suite}/{known}" for suite, entry in SUITES.items() for known in entry.names]
+    if slash and prefix in SUITES:
+        raise UsageError(unknown_name(name, [known for known in in_suites if known.startswith(f"{prefix}/")]))
+    known = f"{', '.join((*gymnax.registered_envs, *ours))}, and those of {', '.join(f'{suite}/' for suite in SUITES)}"
+    raise UsageError(unknown_name(name, [*gymnax.registered_envs, *ours, *in_suites], known))
+
+
+def unknown_name(name: str, known: Sequence[str], listed: str | None = None) -> str:
+    """An error message that names the environments whose names are closest, or else all, as `listed`."""
+    spellings = {}  # both "catch-bsuite" and "catch" mean Catch-bsuite; "snake" means jumanji/Snake
+    for full in known:
+        spellings[full.lower()] = full
+        bare = full.rpartition("/")[2]
+        for short in (bare, bare.rsplit("-", 1)[0]):
+            spellings.setdefault(short.lower(), full)
+    given = name.lower()
+    close = difflib.get_close_matches(given, spellings, cutoff=0.7)
+    within = [spelling for spelling in spellings if spelling in given or (len(given) > 3 and given in spelling)]
+    near = list(dict.fromkeys(spellings[spelling] for spelling in (*close, *within)))[:6]
+    hint = f"did you mean {' or '.join(near)}?" if near else f"the known ones are {listed or ', '.join(known)}"
+    return f"unknown environment {name!r}; {hint}"

@@ -1,0 +1,25 @@
+"""Adapters of other suites, one file each, which import their suite inside functions. Each suite is an extra:
+`pip install -e ".[craftax]"`; `[suites]` installs all.
+
+To add a suite, write a file with `NAMES` and a function from a name and parameters to an `Env`, with the help of
+`adapter.suite_env`, and list it in `SUITES`.
+"""
+
+from typing import NamedTuple
+
+from purepg.envs.suites import craftax
+
+
+class Suite(NamedTuple):
+    """Where a suite's adapter is, and the names that it knows."""
+
+    address: tuple[str, str]  # module and function
+    names: tuple[str, ...]
+
+    def knows(self, name: str) -> bool:
+        return name in self.names
+
+
+SUITES = {
+    "craftax": Suite((craftax.__name__, "craftax_env"), craftax.NAMES),
+}

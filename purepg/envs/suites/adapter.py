@@ -1,0 +1,131 @@
+"""What every adapter of a suite needs: our clock, and states and observations of one dtype."""
+
+import importlib.util
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields, replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from purepg.envs.contract import action_example, check_environment
+from purepg.types import (
+    Array,
+    Box,
+    Discrete,
+    Env,
+    LegalActions,
+    MultiDiscrete,
+    ObservationSpace,
+    Space,
+    TimeStep,
+    UsageError,
+    is_space,
+)
+
+# State, observation, reward, terminated, and numbers of the episode so far.
+Step = tuple[Any, Any, Any, Any, dict[str, Any]]
+
+
+class Timed(NamedTuple):
+    """A suite's state, and the number of steps that the episode has taken by our clock."""
+
+    inner: Any
+    t: Array
+
+
+def suite_env(
+    name: str,
+    reset: Callable[[Array], tuple[Any, Any]],
+    step: Callable[[Array, Any, Any], Step],
+    observation_space: ObservationSpace,
+    action_space: Space,
+    max_episode_steps: int,
+    **others: Any,
+) -> Env:
+    """An environment of a suite, truncated by our clock.
+
+    Observations are cast to their spaces' dtypes, and a reset's state to the dtypes of a step's, from which suites'
+    resets differ by Python numbers.
+
+    Args:
+      reset: `reset(key)` returns a state and an observation. Keys are raw uint32 arrays, as all suites take them, so
+        that a state holds no typed key.
+      step: the suite's step that never resets, with its own clock switched off.
+      max_episode_steps: our clock, at least 1.
+      others: other fields of `Env`.
+    """
+    if isinstance(max_episode_steps, bool) or not isinstance(max_episode_steps, int) or max_episode_steps < 1:
+        raise UsageError(f"max_episode_steps ({max_episode_steps}) must be a positive whole number")
+    raw_key = jax.ShapeDtypeStruct((2,), jnp.uint32)
+    first, _ = jax.eval_shape(reset, raw_key)
+    like = jax.eval_shape(lambda *x: step(*x)[0], raw_key, first, action_example(action_space))
+
+    def cast_obs(obs):
+        return jax.tree.map(
+            lambda space, x: jnp.asarray(x, space.dtype if isinstance(space, Box) else _DTYPE[type(space)]),
+            observation_space,
+            obs,
+            is_leaf=is_space,
+        )
+
+    def cast(state):
+        return jax.tree.map(lambda x, like: jnp.asarray(x, like.dtype), state, like)
+
+    def our_reset(key):
+        state, obs = reset(jax.random.key_data(key))
+        return Timed(cast(state), jnp.int32(0)), cast_obs(obs)
+
+    def our_step(key, state, action):
+        inner, obs, reward, terminated, info = step(jax.random.key_data(key), state.inner, action)
+        t = state.t + 1
+        info = {name: jnp.asarray(x, jnp.float32) for name, x in info.items()}
+        reward, terminated = jnp.asarray(reward, jnp.float32), jnp.asarray(terminated, bool)
+        return Timed(cast(inner), t), TimeStep(cast_obs(obs), reward, terminated, t >= max_episode_steps, info)
+
+    made = Env(our_reset, our_step, observation_space, action_space, max_episode_steps, name, **others)
+    check_environment(made)
+    return made
+
+
+_DTYPE = {Discrete: np.int32, MultiDiscrete: np.int32, LegalActions: bool}
+
+
+def box(shape: Iterable[int], dtype: Any = np.float32, low: float = -np.inf, high: float = np.inf) -> Box:
+    """A Box with the same bounds everywhere."""
+    return Box(np.full(tuple(shape), low, dtype), np.full(tuple(shape), high, dtype), dtype)
+
+
+def require(suite: str, *packages: str) -> None:
+    """Raises UsageError, with the command to install it, where a package of a suite's extra is missing."""
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    if missing:
+        raise UsageError(f'{suite} needs {", ".join(missing)}, not installed here: pip install -e ".[{suite}]"')
+
+
+def chosen(name: str, params: Mapping[str, Any], **defaults: Any) -> dict[str, Any]:
+    """The `params`, and the defaults of those not given. Raises UsageError for an unknown name or another type."""
+    if unknown := [key for key in params if key not in defaults]:
+        known = ", ".join(defaults) or "none"
+        raise UsageError(f"{name} has no parameter {', '.join(map(repr, unknown))}; it has {known}")
+    for key, value in params.items():
+        kind = type(defaults[key])
+        if not (isinstance(value, kind) or (kind is float and isinstance(value, int))) or isinstance(value, bool) != (
+            kind is bool
+        ):
+            raise UsageError(f"{name}'s {key} ({value!r}) must be of type {kind.__name__}")
+    return defaults | dict(params)
+
+
+def with_fields(name: str, default: Any, params: Mapping[str, Any]) -> Any:
+    """A dataclass of parameters with some replaced. Raises UsageError as `chosen` does."""
+    known = {field.name: getattr(default, field.name) for field in fields(default)}
+    given = chosen(name, params, **known)
+    return replace(default, **{key: type(known[key])(given[key]) for key in params})
+
+
+def snake_case(name: str) -> str:
+    """`CollectWood` as `collect_wood`."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
