@@ -36,7 +36,7 @@ def octax_env(name: str, params: Mapping[str, Any]) -> Env:
 
     defaults = {"frame_skip": 4, "instruction_frequency": 700, "fps": 60}
     given = chosen(name, params, max_episode_steps=4500, **defaults)
-    env, _ = create_environment(name, render_scale=4, **{key: given[key] for key in defaults})
+    env, _ = create_environment(name, render_mode="rgb_array", render_scale=4, **{key: given[key] for key in defaults})
 
     def seen(frames):
         return jnp.moveaxis(frames, 0, -1)

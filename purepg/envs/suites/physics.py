@@ -9,7 +9,10 @@ over the episode's steps.
 On GPUs that multiply in reduced precision, set `JAX_DEFAULT_MATMUL_PRECISION=highest`, or physics drifts.
 """
 
+import atexit
+import ctypes.util
 import os
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +36,7 @@ BRAX = (
     *("inverted_pendulum", "pusher", "reacher", "walker2d"),  # swimmer calls a function that today's jax lacks
 )
 EPISODE_STEPS = 1000
+HEIGHT, WIDTH = 240, 320  # of a picture
 
 
 def playground_env(name: str, params: Mapping[str, Any]) -> Env:
@@ -46,6 +50,7 @@ def playground_env(name: str, params: Mapping[str, Any]) -> Env:
       UsageError: Playground is not installed, a field is unknown, or the task's models would be downloaded.
     """
     require("playground", "mujoco_playground")
+    _choose_renderer()
     from mujoco_playground import registry
     from mujoco_playground._src import mjx_env
 
@@ -64,10 +69,7 @@ def playground_env(name: str, params: Mapping[str, Any]) -> Env:
     overrides = {key: type(known.get(key, ""))(given[key]) for key in own} | {"impl": given["impl"]}
     env = registry.load(name, config_overrides=overrides)
 
-    def render(state: Any) -> np.ndarray:
-        return _picture(name, lambda: env.render([state.inner[0]])[0])
-
-    return _physics(env, name, limit, render)
+    return _physics(env, name, limit, _Picture(name, env.mj_model, lambda state: state.data.qpos))
 
 
 def brax_env(name: str, params: Mapping[str, Any]) -> Env:
@@ -80,6 +82,7 @@ def brax_env(name: str, params: Mapping[str, Any]) -> Env:
       UsageError: brax is not installed, or its constructor does not take these parameters.
     """
     require("brax", "brax")
+    _choose_renderer()
     from brax import envs
 
     own, limit = _with_limit(name, params, EPISODE_STEPS)
@@ -88,12 +91,8 @@ def brax_env(name: str, params: Mapping[str, Any]) -> Env:
     except (TypeError, ValueError, KeyError) as error:
         raise UsageError(f"brax/{name} does not take the parameters {dict(own)}: {error}") from None
 
-    def render(state: Any) -> np.ndarray:
-        from brax.io import image
-
-        return _picture(name, lambda: image.render_array(env.sys, [state.inner[0].pipeline_state], 240, 320)[0])
-
-    return _physics(env, name, limit, None if name == "fast" else render)
+    draw = _Picture(name, env.sys.mj_model, lambda state: state.pipeline_state.q) if name != "fast" else None
+    return _physics(env, name, limit, draw)
 
 
 def _with_limit(name: str, params: Mapping[str, Any], default: int) -> tuple[dict[str, Any], int]:
@@ -129,11 +128,33 @@ def _physics(env: Any, name: str, limit: int, render: Callable[[Any], np.ndarray
     return suite_env(name, reset, step, observed, box((env.action_size,), np.float32, -1, 1), limit, **others)
 
 
-def _picture(name: str, draw: Callable[[], Any]) -> np.ndarray:
-    os.environ.setdefault("MUJOCO_GL", "egl")  # read when mujoco first makes a picture
-    try:
-        return np.asarray(draw(), np.uint8)
-    except Exception as error:
-        raise UsageError(
-            f"{name} cannot be drawn without a display: mujoco needs EGL or OSMesa (MUJOCO_GL=egl or osmesa): {error}"
-        ) from error
+def _choose_renderer() -> None:
+    """Chooses a renderer that needs no display, where there is one. mujoco reads the choice when it is imported."""
+    for kind, library in (("egl", "EGL"), ("osmesa", "OSMesa")):
+        if "MUJOCO_GL" not in os.environ and sys.platform == "linux" and ctypes.util.find_library(library):
+            os.environ["MUJOCO_GL"] = kind
+
+
+class _Picture:
+    """Draws a model's positions with mujoco's offscreen renderer, which is made at the first picture."""
+
+    def __init__(self, name: str, model: Any, positions: Callable[[Any], Any]):
+        self._name, self._model, self._positions, self._renderer = name, model, positions, None
+
+    def __call__(self, state: Any) -> np.ndarray:
+        import mujoco
+
+        try:
+            if self._renderer is None:
+                self._renderer = mujoco.Renderer(self._model, HEIGHT, WIDTH)
+                atexit.register(self._renderer.close)
+        except Exception as error:
+            raise UsageError(
+                f"{self._name} cannot be drawn here, since mujoco has neither EGL nor OSMesa (set MUJOCO_GL to the one "
+                f"that is installed): {error}"
+            ) from error
+        data = mujoco.MjData(self._model)
+        data.qpos[:] = np.asarray(self._positions(state.inner[0]))
+        mujoco.mj_forward(self._model, data)
+        self._renderer.update_scene(data, camera=0 if self._model.ncam else -1)  # most tasks' first camera follows
+        return self._renderer.render()
