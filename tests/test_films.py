@@ -17,7 +17,7 @@ from purepg.envs import make
 from purepg.run.films import command
 from purepg.run.films import film as film_module
 from purepg.run.films.classic_control import CLASSIC_CONTROL
-from purepg.run.films.episodes import Episode, play, split
+from purepg.run.films.episodes import Episode, play
 from purepg.run.films.film import MAX_FRAMES, drawing_of, film, frames, shown_steps
 from purepg.run.films.grids import GRIDS
 from purepg.run.films.minatar import BLACK, MINATAR
@@ -32,6 +32,10 @@ WHITE = (255, 255, 255)
 
 def random_action(key, obs):
     return jax.random.randint(key, (len(obs),), 0, 2)
+
+
+def at_random(learned):
+    return random_action
 
 
 def rgb(colour: str) -> tuple[int, ...]:
@@ -50,7 +54,7 @@ def pixel(scene, point) -> tuple[int, ...]:
 
 def test_played_episode_is_that_of_a_plain_loop():
     env, key = make("CartPole-v1"), jax.random.key(3)
-    (episode,) = split(jax.jit(lambda key: play(key, env, random_action, 1, 100))(key))
+    (episode,) = play(key, env, at_random, None, 1, 100)
     reset, step, act = jax.jit(env.reset), jax.jit(env.step), jax.jit(random_action)
     k_start, k_run = jax.random.split(key)
     state, obs = reset(jax.random.split(k_start, 1)[0])
@@ -71,7 +75,7 @@ def test_played_episode_is_that_of_a_plain_loop():
 
 def test_episodes_are_those_that_an_evaluation_counts_and_end_as_they_do():
     env, key = diary_env(), jax.random.key(0)
-    played = split(jax.jit(lambda key: play(key, env, random_action, 32, 3))(key))
+    played = play(key, env, at_random, None, 32, 3)
     stats = evaluate(key, env, random_action, 32, 3)  # some episodes last 4 steps: cut
     np.testing.assert_allclose([e.reward.sum() for e in played], stats.episode_return, rtol=1e-6)
     np.testing.assert_array_equal([len(e.reward) for e in played], stats.episode_length)
@@ -85,17 +89,14 @@ def test_episodes_are_those_that_an_evaluation_counts_and_end_as_they_do():
 
 def test_first_episodes_do_not_depend_on_how_many_are_played():
     env, key = make("Catch-bsuite"), jax.random.key(0)
-    few, many = (
-        split(jax.jit(lambda key, n=n: play(key, env, lambda k, obs: obs[:, 9].argmax(-1) % 3, n, 20))(key))
-        for n in (2, 5)
-    )
+    few, many = (play(key, env, lambda _: lambda k, obs: obs[:, 9].argmax(-1) % 3, None, n, 20) for n in (2, 5))
     for a, b in zip(few, many, strict=False):
         jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 def test_episode_at_its_time_limit_is_truncated():
     env = arms_env(ending=TRUNCATED)
-    for episode in split(play(jax.random.key(0), env, random_action, 4, 10)):
+    for episode in play(jax.random.key(0), env, at_random, None, 4, 10):
         assert (episode.terminated, episode.truncated) == (False, True)
 
 

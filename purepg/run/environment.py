@@ -19,14 +19,14 @@ def named_env(name: str, env_params: Sequence[str] = ()) -> Env:
       UsageError: the name or a parameter is unknown, a value is of the wrong kind, a text is not KEY=VALUE, or a key
         is given twice.
     """
+    if not env_params:
+        return envs.make(name)
     params = parsed(env_params)
     try:
         return envs.make(name, params)
     except UsageError:
         raise
     except (TypeError, ValueError) as error:
-        if not params:
-            raise
         raise UsageError(f"{name} cannot be made with env_params {' '.join(env_params)}: {reason(error)}") from error
 
 
