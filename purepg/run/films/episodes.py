@@ -128,12 +128,12 @@ class _Played:
             if t % self.every == 0:
                 self._steps.append(t)
                 self._kept.append(jax.tree.map(lambda x, i=i: x[i].copy(), (block.state, block.obs)))
-            if not self.some_run:
-                break
             if self._thinned and t > MAX_FRAMES * self.every:
                 self.every *= 2
                 kept = [(t, x) for t, x in zip(self._steps, self._kept, strict=True) if t % self.every == 0]
                 self._steps, self._kept = map(list, zip(*kept, strict=True))
+            if not self.some_run:
+                break
 
     def episodes(self) -> list[Episode]:
         """The single episodes, each cut at its end."""

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import numpy as np
 
-from purepg.run.films.classic_control import CLASSIC_CONTROL
 from purepg.run.console import reason
+from purepg.run.films.classic_control import CLASSIC_CONTROL
 from purepg.run.films.episodes import MAX_FRAMES, Episode
 from purepg.run.films.grids import CLIFF_SHAPE, GRIDS, cliff
 from purepg.run.films.minatar import MINATAR, PALETTE, channels_scene
