@@ -134,7 +134,9 @@ def picture(scores: Sequence[Score], algorithms: Sequence[str], num_seeds: int) 
     for axes in panels[len(envs) :]:
         axes.set_visible(False)
     figure.supxlabel("environment steps per seed", fontsize=9)
-    figure.supylabel(f"episode return: {over_num_seeds(num_seeds)}, band between the quartiles", fontsize=9)
+    figure.supylabel("episode return", fontsize=9)
+    band = "; band: lower to upper quartile" if num_seeds > 1 else ""
+    figure.suptitle(over_num_seeds(num_seeds) + band, x=0.01, ha="left", fontsize=9, color=GREY)
     shown = [name for name in algorithms if name in lines]
-    figure.legend([lines[x] for x in shown], shown, loc="outside upper left", ncols=8, frameon=False, fontsize=9)
+    figure.legend([lines[x] for x in shown], shown, loc="outside upper right", ncols=6, frameon=False, fontsize=9)
     return figure
