@@ -9,7 +9,7 @@ import shlex
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Literal, NoReturn
 
 import jax
 from parts.suite_cells import SCRIPTS, Cell, Missing, cell, environments, folder_of, overrides, why
@@ -31,7 +31,8 @@ class Config:
     """The table.
 
     Attributes:
-      algorithms: names of algorithms, such as ppo, a2c, sac. On discrete actions, sac is sac_discrete.
+      algorithms: any of reinforce, q_actor_critic, a2c, off_policy_pg, npg, trpo, ppo, ppo_penalty, ddpg, td3, sac and
+        sac_discrete. On discrete actions, sac is sac_discrete.
       envs: names of environments, or of groups: classic, minatar, bsuite, or a suite such as craftax.
       steps: budget of environment steps for each seed of each cell.
       seeds: seeds of each cell.
@@ -102,25 +103,24 @@ def train_cell(made: Cell, config: Config, out: Path) -> bool:
         out=folder,
         resume=begun,
     )
-    arguments: Any = algorithm, own, network, network_config
-    if begun and (folder / SUMMARY).exists() and is_finished(*arguments, run, made.script):
+    if begun and (folder / SUMMARY).exists() and is_finished(made, run, folder):
         print(f"{made.name}: finished before")
         return False
     print(f"{made.name}: {'going on' if begun else 'training'} with the settings of {made.script}.py", flush=True)
-    results = train_population(*arguments, run, name=made.script)
+    results = train_population(algorithm, own, network, network_config, run, name=made.script)
     if results.lost:
         raise RecordError("; ".join(results.lost))
     return results.interrupted
 
 
-def is_finished(algorithm: Any, own: Any, network: Any, network_config: Any, run: RunConfig, script: str) -> bool:
+def is_finished(made: Cell, run: RunConfig, folder: Path) -> bool:
     """Whether a folder's run is finished, with these settings and this number of steps. Raises UsageError where its
     settings are others."""
-    assert run.out
-    stored = read_config(run.out)
+    algorithm, own, network, network_config, _ = made.experiment
+    stored = read_config(folder)
     plan = prepare(algorithm, network, {algorithm.__name__: own, "network": network_config}, run, {})
-    refuse_differences(run.out, stored, describe(plan, script))
-    return stored["run"]["total_steps"] == run.total_steps and not read_summary(run.out)["interrupted"]
+    refuse_differences(folder, stored, describe(plan, made.script))
+    return stored["run"]["total_steps"] == run.total_steps and not read_summary(folder)["interrupted"]
 
 
 def train_cells(

@@ -91,7 +91,9 @@ def page(
 ) -> str:
     """The Markdown of both tables, and a line for each missing cell."""
     title = f"Final return, IQM over {num_seeds} seeds [95 % bootstrap interval], actions sampled:"
-    lines = [title, "", matrix(scores, envs, algorithms), "", details(scores)]
+    lines = [title, "", matrix(scores, envs, algorithms)]
+    if scores:
+        lines += ["", details(scores)]
     if missing:
         lines += ["", "Without a result:", "", *(f"- {x.algorithm} on {x.env}: {x.why}" for x in missing)]
     return "\n".join(lines)

@@ -139,9 +139,9 @@ class _Played:
         """The single episodes, each cut at its end."""
         reward = np.concatenate(self._rewards)
         found = []
-        for n, (length, last, *ending) in sorted(self._last.items()):
+        for n, (length, last, terminated, truncated) in sorted(self._last.items()):
             kept = zip(self._steps, self._kept, strict=True)
             before = [jax.tree.map(lambda x, n=n: x[n], x) for t, x in kept if t < length]
             state, obs = jax.tree.map(lambda *x: np.stack(x), *before, last)
-            found.append(Episode(state, obs, reward[:length, n], *ending, self.every))
+            found.append(Episode(state, obs, reward[:length, n], terminated, truncated, self.every))
         return found

@@ -60,11 +60,11 @@ def curves_figure(
     width = 9.5 if num_settings > MAX_INSIDE or chosen else 7  # room for a legend beside the axes
     heights = [4.4, 0.4 + 1.8 * -(-len(chosen) // PANELS_IN_A_ROW)]
     figure = Figure(figsize=(width, sum(heights) if chosen else heights[0]), dpi=150, layout="constrained")
-    above, *rest = figure.subfigures(2, 1, height_ratios=heights) if chosen else [figure]
-    _draw_metric(above, curves, labels, shown, title, metric, metrics[metric].shape)
+    parts: Any = figure.subfigures(2, 1, height_ratios=heights) if chosen else [figure]
+    _draw_metric(parts[0], curves, labels, shown, title, metric, metrics[metric].shape)
     if chosen:
         which = f": the {len(chosen)} of {len(below)} that change most" if len(below) > len(chosen) else ""
-        _draw_panels(rest[0], {name: below[name] for name in chosen}, shown, which)
+        _draw_panels(parts[1], {name: below[name] for name in chosen}, shown, which)
     return figure
 
 
