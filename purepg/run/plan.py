@@ -41,7 +41,6 @@ class RunConfig:
 
     Attributes:
       env: name of the environment, such as CartPole-v1 or craftax/Craftax-Symbolic.
-      env_params: its parameters, each as KEY=VALUE, such as gravity=9.0 or action_repeat=4.
       total_steps: budget of environment steps for each agent.
       num_seeds: number of agents trained for each setting.
       seed: seed of the run. Agent s of every setting derives its key from (seed, s).
@@ -63,10 +62,10 @@ class RunConfig:
       wandb_per: log one W&B run for each seed, or one for each setting, with mean and interval.
       wandb_project: name of the W&B project.
       wandb_group: name of the W&B group. None: the folder's name.
+      env_params: parameters of the environment, each as KEY=VALUE, such as gravity=9.0 or action_repeat=4.
     """
 
     env: str = "CartPole-v1"
-    env_params: tuple[str, ...] = ()
     total_steps: Count = 100_000
     num_seeds: Count = 16
     seed: Seed = 0
@@ -86,6 +85,7 @@ class RunConfig:
     wandb_per: Literal["seed", "setting"] = "seed"
     wandb_project: str = "purepg"
     wandb_group: str | None = None
+    env_params: tuple[str, ...] = ()
 
 
 MakeAlgorithm = Callable[[Env, Any, Any], Algorithm]
