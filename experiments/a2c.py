@@ -5,8 +5,8 @@ from purepg.networks.actor_critic import NetworkConfig, actor_critic
 from purepg.run.cli import main
 from purepg.run.plan import RunConfig
 
+CONFIG = A2CConfig(num_envs=8, num_steps=8, learning_rate=4e-3, anneal_learning_rate=True, gamma=0.98, gae_lambda=1.0)
+EXPERIMENT = a2c, CONFIG, actor_critic, NetworkConfig(), RunConfig(total_steps=200_000, log_every=100)
+
 if __name__ == "__main__":
-    config = A2CConfig(
-        num_envs=8, num_steps=8, learning_rate=4e-3, anneal_learning_rate=True, gamma=0.98, gae_lambda=1.0
-    )
-    main(a2c, config, actor_critic, NetworkConfig(), RunConfig(total_steps=200_000, log_every=100), __doc__)
+    main(*EXPERIMENT, __doc__)

@@ -5,8 +5,10 @@ from purepg.networks.actor_critic import ActorQConfig, actor_q
 from purepg.run.cli import main
 from purepg.run.plan import RunConfig
 
+CONFIG = DDPGConfig(capacity=20_000, batch_size=128, gamma=0.98)
+NETWORK = ActorQConfig(policy="deterministic", num_critics=1)
+RUN = RunConfig(env="Pendulum-v1", total_steps=20_000, num_seeds=10)
+EXPERIMENT = ddpg, CONFIG, actor_q, NETWORK, RUN
+
 if __name__ == "__main__":
-    config = DDPGConfig(capacity=20_000, batch_size=128, gamma=0.98)
-    network = ActorQConfig(policy="deterministic", num_critics=1)
-    run = RunConfig(env="Pendulum-v1", total_steps=20_000, num_seeds=10)
-    main(ddpg, config, actor_q, network, run, __doc__)
+    main(*EXPERIMENT, __doc__)

@@ -5,6 +5,8 @@ from purepg.networks.actor_critic import NetworkConfig, actor_critic
 from purepg.run.cli import main
 from purepg.run.plan import RunConfig
 
+CONFIG = OffPolicyPGConfig()
+EXPERIMENT = off_policy_pg, CONFIG, actor_critic, NetworkConfig(), RunConfig(total_steps=200_000)
+
 if __name__ == "__main__":
-    config = OffPolicyPGConfig()
-    main(off_policy_pg, config, actor_critic, NetworkConfig(), RunConfig(total_steps=200_000), __doc__)
+    main(*EXPERIMENT, __doc__)

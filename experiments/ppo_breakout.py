@@ -5,18 +5,20 @@ from purepg.networks.actor_critic import NetworkConfig, actor_critic
 from purepg.run.cli import main
 from purepg.run.plan import RunConfig
 
+CONFIG = PPOConfig(
+    num_envs=64,
+    num_steps=128,
+    num_epochs=4,
+    num_minibatches=8,
+    learning_rate=5e-3,
+    anneal_learning_rate=True,
+    gamma=0.99,
+    gae_lambda=0.8,
+    entropy_coef=0.02,
+)
+NETWORK = NetworkConfig(hidden=(64, 64), activation="relu")
+RUN = RunConfig(env="Breakout-MinAtar", total_steps=1_000_000)
+EXPERIMENT = ppo, CONFIG, actor_critic, NETWORK, RUN
+
 if __name__ == "__main__":
-    config = PPOConfig(
-        num_envs=64,
-        num_steps=128,
-        num_epochs=4,
-        num_minibatches=8,
-        learning_rate=5e-3,
-        anneal_learning_rate=True,
-        gamma=0.99,
-        gae_lambda=0.8,
-        entropy_coef=0.02,
-    )
-    network = NetworkConfig(hidden=(64, 64), activation="relu")
-    run = RunConfig(env="Breakout-MinAtar", total_steps=1_000_000)
-    main(ppo, config, actor_critic, network, run, __doc__)
+    main(*EXPERIMENT, __doc__)

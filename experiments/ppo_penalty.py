@@ -5,6 +5,8 @@ from purepg.networks.actor_critic import NetworkConfig, actor_critic
 from purepg.run.cli import main
 from purepg.run.plan import RunConfig
 
+CONFIG = PPOPenaltyConfig(num_steps=32, learning_rate=1e-3, gamma=0.98, target_kl=0.003)
+EXPERIMENT = ppo_penalty, CONFIG, actor_critic, NetworkConfig(), RunConfig(total_steps=200_000)
+
 if __name__ == "__main__":
-    config = PPOPenaltyConfig(num_steps=32, learning_rate=1e-3, gamma=0.98, target_kl=0.003)
-    main(ppo_penalty, config, actor_critic, NetworkConfig(), RunConfig(total_steps=200_000), __doc__)
+    main(*EXPERIMENT, __doc__)

@@ -5,7 +5,9 @@ from purepg.networks.actor_critic import ActorQConfig, actor_q
 from purepg.run.cli import main
 from purepg.run.plan import RunConfig
 
+CONFIG = QActorCriticConfig(normalize_weight=True)
+NETWORK = ActorQConfig(policy="categorical", activation="tanh", num_critics=1)
+EXPERIMENT = q_actor_critic, CONFIG, actor_q, NETWORK, RunConfig(total_steps=200_000)
+
 if __name__ == "__main__":
-    config = QActorCriticConfig(normalize_weight=True)
-    network = ActorQConfig(policy="categorical", activation="tanh", num_critics=1)
-    main(q_actor_critic, config, actor_q, network, RunConfig(total_steps=200_000), __doc__)
+    main(*EXPERIMENT, __doc__)

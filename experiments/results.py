@@ -48,7 +48,8 @@ def row(run: Path, algorithm: str | None) -> list[str]:
     setting = summary["settings"][0]
     sampled = "{:.1f} [{:.1f}, {:.1f}]".format(setting["iqm"], *setting["interval"])
     others = (f"{setting[name]['iqm']:.1f}" for name in ("mode", "training"))
-    names = config["run"]["env"], algorithm or config["script"], steps(config["run"]["total_steps"])
+    env = " ".join([config["run"]["env"], *config["run"].get("env_params", ())])
+    names = env, algorithm or config["script"], steps(config["run"]["total_steps"])
     return [*names, "", sampled, *others, f"`python experiments/{config['script']}.py`"]
 
 

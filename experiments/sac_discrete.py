@@ -5,8 +5,10 @@ from purepg.networks.actor_critic import ActorQConfig, actor_q
 from purepg.run.cli import main
 from purepg.run.plan import RunConfig
 
+CONFIG = DiscreteSACConfig(num_envs=8, batch_size=128, tau=0.02, target_entropy=0.6)
+NETWORK = ActorQConfig(policy="categorical", num_critics=2)
+RUN = RunConfig(env="CartPole-v1", total_steps=200_000, num_seeds=10)
+EXPERIMENT = sac_discrete, CONFIG, actor_q, NETWORK, RUN
+
 if __name__ == "__main__":
-    config = DiscreteSACConfig(num_envs=8, batch_size=128, tau=0.02, target_entropy=0.6)
-    network = ActorQConfig(policy="categorical", num_critics=2)
-    run = RunConfig(env="CartPole-v1", total_steps=200_000, num_seeds=10)
-    main(sac_discrete, config, actor_q, network, run, __doc__)
+    main(*EXPERIMENT, __doc__)

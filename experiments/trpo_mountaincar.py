@@ -5,6 +5,8 @@ from purepg.networks.actor_critic import NetworkConfig, actor_critic
 from purepg.run.cli import main
 from purepg.run.plan import RunConfig
 
+CONFIG = TRPOConfig(num_envs=4, gae_lambda=0.9, value_learning_rate=3e-3, normalize_obs=True)
+EXPERIMENT = trpo, CONFIG, actor_critic, NetworkConfig(), RunConfig(env="MountainCar-v0", total_steps=100_000)
+
 if __name__ == "__main__":
-    config = TRPOConfig(num_envs=4, gae_lambda=0.9, value_learning_rate=3e-3, normalize_obs=True)
-    main(trpo, config, actor_critic, NetworkConfig(), RunConfig(env="MountainCar-v0", total_steps=100_000), __doc__)
+    main(*EXPERIMENT, __doc__)

@@ -69,7 +69,9 @@ CASES = {
         ARMS,
     ),
     "reinforce value": Case(reinforce, REINFORCEConfig(**EPISODES, baseline="value", max_steps=3), REAL),
-    "a2c gae": Case(a2c, A2CConfig(**STEPS, normalize_obs=True, scale_reward=True, entropy_coef=0.01), ARMS),
+    "a2c gae": Case(
+        a2c, A2CConfig(**STEPS, normalize_obs=True, scale_reward=True, reward_scale=2.0, entropy_coef=0.01), ARMS
+    ),
     "a2c n-step": Case(
         a2c,
         A2CConfig(
@@ -145,7 +147,12 @@ CASES = {
         REAL,
         "deterministic",
     ),
-    "td3": Case(td3, TD3Config(**REPLAY, exploration_std=0.3, bootstrap_at_truncation=False), REAL, "deterministic"),
+    "td3": Case(
+        td3,
+        TD3Config(**REPLAY, exploration_std=0.3, bootstrap_at_truncation=False, reward_scale=2.0),
+        REAL,
+        "deterministic",
+    ),
     "sac": Case(
         sac,
         SACConfig(**REPLAY, temperature=0.2, target_entropy=-2.0, normalize_obs=True, temperature_learning_rate=0.03),

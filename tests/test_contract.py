@@ -62,11 +62,12 @@ def test_whoever_steps_an_environment_does_so_in_its_units_and_keeps_the_canonic
         return (
             rollout(key, env, actor, reset_all(key, env, 6), 1)[1][1:4:2],
             episodes(key, env, actor, 6, 1).trajectory[1:4:2],
-            (canonical[None], play(key, env, act, 6, 1).reward),
             (canonical[None], evaluate(key, env, act, 6, 1).episode_return[None]),
         )
 
-    for action, reward in run(jax.random.key(0)):
+    key = jax.random.key(0)
+    filmed = np.stack([episode.reward for episode in play(key, env, lambda _: act, None, 6, 1)], axis=1)
+    for action, reward in [*run(key), (canonical[None], filmed)]:
         np.testing.assert_array_equal(action[0], canonical)
         np.testing.assert_array_equal(reward[0], [-2, -2, 2, 4, 6, 6])
 

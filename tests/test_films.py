@@ -15,23 +15,28 @@ from helpers import EMPTY_CONFIG, NUM_IDS, TRUNCATED, arms_env, diary_env, episo
 
 from purepg.envs import make
 from purepg.run.films import command
+from purepg.run.films import episodes as episodes_module
 from purepg.run.films import film as film_module
 from purepg.run.films.classic_control import CLASSIC_CONTROL
-from purepg.run.films.episodes import Episode, play, split
-from purepg.run.films.film import MAX_FRAMES, drawing_of, film, frames, shown_steps
+from purepg.run.films.episodes import Episode, play
+from purepg.run.films.film import MAX_FRAMES, check_drawing, drawing_of, film, frames, shown_steps
 from purepg.run.films.grids import GRIDS
 from purepg.run.films.minatar import BLACK, MINATAR
 from purepg.run.films.picture import fit, picture, to_pixels
 from purepg.run.films.scene import BLUE, GREEN, INK, ORANGE, RED, Disc, Line, Polygon
 from purepg.run.load import Agent
 from purepg.train import evaluate
-from purepg.types import Box, UsageError
+from purepg.types import Box, Discrete, Env, TimeStep, UsageError
 
 WHITE = (255, 255, 255)
 
 
 def random_action(key, obs):
     return jax.random.randint(key, (len(obs),), 0, 2)
+
+
+def at_random(learned):
+    return random_action
 
 
 def rgb(colour: str) -> tuple[int, ...]:
@@ -50,7 +55,7 @@ def pixel(scene, point) -> tuple[int, ...]:
 
 def test_played_episode_is_that_of_a_plain_loop():
     env, key = make("CartPole-v1"), jax.random.key(3)
-    (episode,) = split(jax.jit(lambda key: play(key, env, random_action, 1, 100))(key))
+    (episode,) = play(key, env, at_random, None, 1, 100)
     reset, step, act = jax.jit(env.reset), jax.jit(env.step), jax.jit(random_action)
     k_start, k_run = jax.random.split(key)
     state, obs = reset(jax.random.split(k_start, 1)[0])
@@ -71,7 +76,7 @@ def test_played_episode_is_that_of_a_plain_loop():
 
 def test_episodes_are_those_that_an_evaluation_counts_and_end_as_they_do():
     env, key = diary_env(), jax.random.key(0)
-    played = split(jax.jit(lambda key: play(key, env, random_action, 32, 3))(key))
+    played = play(key, env, at_random, None, 32, 3)
     stats = evaluate(key, env, random_action, 32, 3)  # some episodes last 4 steps: cut
     np.testing.assert_allclose([e.reward.sum() for e in played], stats.episode_return, rtol=1e-6)
     np.testing.assert_array_equal([len(e.reward) for e in played], stats.episode_length)
@@ -85,17 +90,14 @@ def test_episodes_are_those_that_an_evaluation_counts_and_end_as_they_do():
 
 def test_first_episodes_do_not_depend_on_how_many_are_played():
     env, key = make("Catch-bsuite"), jax.random.key(0)
-    few, many = (
-        split(jax.jit(lambda key, n=n: play(key, env, lambda k, obs: obs[:, 9].argmax(-1) % 3, n, 20))(key))
-        for n in (2, 5)
-    )
+    few, many = (play(key, env, lambda _: lambda k, obs: obs[:, 9].argmax(-1) % 3, None, n, 20) for n in (2, 5))
     for a, b in zip(few, many, strict=False):
         jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 def test_episode_at_its_time_limit_is_truncated():
     env = arms_env(ending=TRUNCATED)
-    for episode in split(play(jax.random.key(0), env, random_action, 4, 10)):
+    for episode in play(jax.random.key(0), env, at_random, None, 4, 10):
         assert (episode.terminated, episode.truncated) == (False, True)
 
 
@@ -253,6 +255,100 @@ def test_film_that_would_be_too_large_shows_fewer_steps(monkeypatch):
     monkeypatch.setattr(film_module, "MAX_BYTES", len(whole.data) // 3)
     made = film(make("cliff"), [walk(40)], "title")
     assert made.stride > 1 and len(made.data) <= len(whole.data) // 3
+
+
+# --- environments that draw themselves ---
+
+LONG = 700
+
+
+def counter_env(length: int = LONG, height: int = 2, width: int = 3, own: Any = None) -> Env:
+    """Counts its steps, ends after `length` of them, and draws the number as a grey: its own picture."""
+
+    def reset(key):
+        return {"t": jnp.int32(0), "key": key}, jnp.zeros(1)
+
+    def step(key, state, action):
+        t = state["t"] + 1
+        return {"t": t, "key": key}, TimeStep(jnp.zeros(1), jnp.float32(2), t >= length, jnp.bool_(False))
+
+    def render(state):
+        return np.full((height, width, 3), int(state["t"]) % 256, np.uint8)
+
+    space = Box(np.zeros(1, np.float32), np.ones(1, np.float32))
+    return Env(reset, step, space, Discrete(2), length + 50, "counter", render=own or render)
+
+
+def shade(image: Any) -> int:
+    """The grey of a picture at its middle."""
+    return image.getpixel((image.width // 2, 100))[0]
+
+
+@pytest.mark.parametrize(("length", "max_steps", "every"), [(3, 9, 1), (250, 300, 1), (251, 300, 2), (LONG, 750, 4)])
+def test_thinned_states_are_those_of_every_so_many_steps_and_the_last(length, max_steps, every):
+    env, key = counter_env(length), jax.random.key(0)
+    whole, thin = (play(key, env, at_random, None, 2, max_steps, thinned)[1] for thinned in (False, True))
+    assert (thin.every, whole.every, len(whole.reward)) == (every, 1, length)
+    steps = [*range(0, length, every), length]
+    assert len(steps) <= MAX_FRAMES + 1 and (every == 1 or length > every // 2 * MAX_FRAMES)
+    np.testing.assert_array_equal(thin.state["t"], steps)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[steps]), thin.state, whole.state)
+    np.testing.assert_array_equal(thin.reward, whole.reward)
+
+
+def test_blocks_of_any_length_play_the_same_episodes(monkeypatch):
+    env, key = diary_env(), jax.random.key(0)
+    whole = play(key, env, at_random, None, 16, 4)
+    monkeypatch.setattr(episodes_module, "BLOCK_BYTES", 16 * 24)  # two int32 of state and two of observation, and less
+    for a, b in zip(whole, play(key, env, at_random, None, 16, 4), strict=True):
+        jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_frames_are_the_environments_own_pictures_of_the_steps_that_they_name():
+    env = counter_env()
+    drawing = drawing_of(env)
+    (episode,) = play(jax.random.key(0), env, at_random, None, 1, 750, thinned=True)
+    images = frames(drawing, episode, "title", 8)
+    assert [shade(image) for image in images] == [t % 256 for t in shown_steps(LONG, 8)]
+    assert images[-1].getpixel((2, 2)) != WHITE and images[0].getpixel((2, 2)) == WHITE
+    made = film(env, [episode], "title")
+    assert (made.stride, made.num_frames) == (4, 176)  # 0, 4, ..., 696, and 700
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "shown"),
+    [(2, 3, (292, 438)), (64, 64, (320, 320)), (360, 440, (360, 440)), (480, 640, (240, 320)), (500, 100, (250, 50))],
+)
+def test_own_pictures_are_enlarged_or_reduced_by_a_whole_factor(height, width, shown):
+    image = picture(np.zeros((height, width, 3), np.uint8), ["", ""])
+    dark = (np.asarray(image) == 0).all(axis=-1)[44:]  # below the text
+    assert (dark.any(axis=1).sum(), dark.any(axis=0).sum()) == shown
+    assert image.width == picture(drawing_of(make("cliff")).scene(None, np.array(0)), ["", ""]).width
+
+
+def test_small_pictures_keep_their_pixels():
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 5, 3), np.uint8)
+    shown = np.asarray(picture(pixels, ["", ""]))
+    factor = min(440 // 5, 360 // 4)
+    top, left = 44, (shown.shape[1] - 5 * factor) // 2
+    np.testing.assert_array_equal(
+        shown[top : top + 4 * factor, left : left + 5 * factor], pixels.repeat(factor, 0).repeat(factor, 1)
+    )
+
+
+def test_a_renderer_that_lacks_something_is_said_in_one_line_before_anything_is_played():
+    def no_display(state):
+        raise RuntimeError("no EGL here\nand more")
+
+    def refuses(state):
+        raise UsageError("drawing needs EGL or OSMesa")
+
+    check_drawing(counter_env())
+    check_drawing(make("cliff"))
+    with pytest.raises(UsageError, match=r"^counter cannot be drawn: RuntimeError: no EGL here$"):
+        check_drawing(counter_env(own=no_display))
+    with pytest.raises(UsageError, match=r"^drawing needs EGL or OSMesa$"):
+        check_drawing(counter_env(own=refuses))
 
 
 def test_long_titles_keep_their_beginning_and_end():

@@ -13,7 +13,7 @@ from purepg.run.reliability import iqm
 from purepg.run.sweep import label_of
 from purepg.types import UsageError
 
-PROTOCOL = "total_steps", "eval_episodes", "eval_max_steps"  # a note says where runs differ in these
+PROTOCOL = "env_params", "total_steps", "eval_episodes", "eval_max_steps"  # a note says where runs differ in these
 Strata = list[np.ndarray]  # one label's scores, `[S_k]` for each environment
 
 
@@ -46,7 +46,7 @@ def rows_of(folder: Path, label: str, scores: str) -> list[Row]:
     config, summary = finished(folder)
     rows = []
     try:
-        run = config["run"]
+        run = config["run"] | {"env_params": " ".join(config["run"].get("env_params", ())) or "none"}
         for entry in summary["settings"]:
             finals = (entry if scores == "sampled" else entry[scores])["finals"]
             score = np.array(finals, np.float64)  # JSON's null becomes NaN

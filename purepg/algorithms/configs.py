@@ -79,6 +79,8 @@ class ExperienceConfig:
       num_steps: steps that each environment takes in one update, T.
       gamma: discount per environment step.
       normalize_obs: standardise observations by their running mean and variance.
+      reward_scale: multiply rewards by this constant before anything is learned from them; reported returns stay as
+        they are. It is applied after `scale_reward`, where that is on. None: 1.
       bootstrap_at_truncation: bootstrap from the value of the final observation where a time limit ends an episode.
         False treats truncation as termination, a common bug.
     """
@@ -87,6 +89,7 @@ class ExperienceConfig:
     num_steps: Count = 32
     gamma: UnitInterval = 0.99
     normalize_obs: bool = False
+    reward_scale: Positive | None = None
     bootstrap_at_truncation: bool = True
 
 

@@ -77,8 +77,9 @@ def replay_algorithm(
     `Mean` over the gradient steps.
 
     Args:
-      learn: takes batches `[B, ...]` with normalised observations, and the number of its gradient step. The number is
-        exact modulo `period` only, because it starts again from 0 before int32 overflows.
+      learn: takes batches `[B, ...]` with normalised observations and rewards times `reward_scale`, and the number of
+        its gradient step. The number is exact modulo `period` only, because it starts again from 0 before int32
+        overflows.
     Raises:
       UsageError: `normalize_obs` is on and an observation is a category, or `capacity` is smaller than `warmup_steps`
         or no multiple of `num_envs`.
@@ -141,7 +142,8 @@ def _rounds(
     def gradient_step(learner, inputs):
         key, batch, number = inputs
         obs, next_obs = (normalize.apply(learner.obs_moments, x) for x in (batch.obs, batch.next_obs))
-        learner, metrics = learn(key, learner, batch._replace(obs=obs, next_obs=next_obs), number)
+        reward = normalize.times(c.reward_scale, batch.reward)
+        learner, metrics = learn(key, learner, batch._replace(obs=obs, reward=reward, next_obs=next_obs), number)
         return learner, {name: x if isinstance(x, Mean) else Mean.of(x) for name, x in metrics.items()}
 
     def learn_on(learner, batches, keys, first):

@@ -157,7 +157,7 @@ def collect(
     _, next_value = network.apply(params, next_obs)
     if value is None:  # a QNetwork has no V
         value = next_value = jnp.zeros_like(reward)
-    scaled_reward = normalize.scale(return_moments, reward)
+    scaled_reward = normalize.times(c.reward_scale, normalize.scale(return_moments, reward))
     data = Data(obs, action, log_prob, scaled_reward, terminated, truncated, value, next_value, policy, next_obs)
 
     ended = terminated | truncated

@@ -104,6 +104,11 @@ def scale(moments: Moments | None, reward: Array, clip: float = 10.0, eps: float
     return jnp.clip(reward * jax.lax.rsqrt(moments.variance + eps), -clip, clip)
 
 
+def times(factor: Array | float | None, reward: Array) -> Array:
+    """The reward times a constant; None leaves it as it is, and compiles to nothing."""
+    return reward if factor is None else factor * reward
+
+
 def running_return(
     carry: Array | None, reward: Array, ended: Array, gamma: Array | float
 ) -> tuple[Array | None, Array]:

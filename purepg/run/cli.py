@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn, get_args, get_origin
 
 from purepg.config import alternatives, hints, refuse
+from purepg.run.environment import EnvSource
 from purepg.run.experiment import train_population
 from purepg.run.folder.files import RecordError, folder_for
-from purepg.run.plan import EnvSource, MakeAlgorithm, MakeNetwork, RunConfig
+from purepg.run.plan import MakeAlgorithm, MakeNetwork, RunConfig
 from purepg.run.sweep import Configs, find_field
 from purepg.types import Env, UsageError
 
@@ -112,6 +113,9 @@ def parse(
         ],
         frozen=True,
     )
+    given = [argument.partition("=")[0].replace("_", "-") for argument in arguments]
+    if given.count("--env-params") > 1:  # the last would silently replace the others
+        raise UsageError("--env-params is given twice: put every KEY=VALUE after one")
     chosen = parse_flags(commands, arguments, description)
     return {name: getattr(chosen, name), "network": chosen.network}, chosen.run, chosen.sweep
 

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from purepg.networks.actor_critic import NetworkConfig, actor_critic
+from purepg.run.environment import EnvSource
 from purepg.run.launch import launch
-from purepg.run.plan import EnvSource, MakeAlgorithm, MakeNetwork, RunConfig, prepare
+from purepg.run.plan import MakeAlgorithm, MakeNetwork, RunConfig, prepare
 from purepg.run.results import Results
 
 DEFAULT_NETWORK = NetworkConfig()

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from purepg import envs
 from purepg.run.code import at_address
+from purepg.run.environment import named_env
 from purepg.run.folder.checkpoint import Checkpoints
 from purepg.run.folder.config import read_config, read_summary
 from purepg.run.sweep import Configs, grid, label_of
@@ -125,10 +125,10 @@ def stored_network(out: Path | str, setting: int = 0) -> Any:
 def _rebuild(config: Mapping[str, Any], setting: int, env: Env | None) -> tuple[Env, Algorithm]:
     """Rebuilds the environment and a setting's algorithm from a run's config.json."""
     code, configs = config["code"], _configs(config, setting)
-    name, address = config["run"]["env"], code.get("env")
+    name, params, address = config["run"]["env"], config["run"].get("env_params", ()), code.get("env")
     if env is None and address == "unknown":
         raise UsageError(f"{name} was an Env object that cannot be made again: pass it, as in load(folder, env=env)")
-    found = env or (at_address(address) if address else envs.make(name))
+    found = env or (at_address(address) if address else named_env(name, params))
     made: Env = found if isinstance(found, Env) else found()
     network = at_address(code["network"])(made, configs["network"])
     algorithm = at_address(code["algorithm"])(made, network, configs[code["name"]])

@@ -11,12 +11,12 @@ from typing import Any, Literal
 
 import jax
 
-from purepg import envs
 from purepg.config import Count, CountOrZero, NonNegative, Seed, check
 from purepg.language.model import LanguageModelConfig, with_sizes
-from purepg.run.code import address_of, address_of_env
+from purepg.run.code import address_of
 from purepg.run.console import say
 from purepg.run.devices import prepare_devices, use_compile_cache
+from purepg.run.environment import EnvSource, find_environment
 from purepg.run.folder.config import read_config
 from purepg.run.start import read_start
 from purepg.run.sweep import (
@@ -40,7 +40,7 @@ class RunConfig:
     """The settings of a run, apart from those of the algorithm and the network.
 
     Attributes:
-      env: name of the environment.
+      env: name of the environment, such as CartPole-v1 or craftax/Craftax-Symbolic.
       total_steps: budget of environment steps for each agent.
       num_seeds: number of agents trained for each setting.
       seed: seed of the run. Agent s of every setting derives its key from (seed, s).
@@ -62,6 +62,7 @@ class RunConfig:
       wandb_per: log one W&B run for each seed, or one for each setting, with mean and interval.
       wandb_project: name of the W&B project.
       wandb_group: name of the W&B group. None: the folder's name.
+      env_params: parameters of the environment, each as KEY=VALUE, such as gravity=9.0 or action_repeat=4.
     """
 
     env: str = "CartPole-v1"
@@ -84,11 +85,11 @@ class RunConfig:
     wandb_per: Literal["seed", "setting"] = "seed"
     wandb_project: str = "purepg"
     wandb_group: str | None = None
+    env_params: tuple[str, ...] = ()
 
 
 MakeAlgorithm = Callable[[Env, Any, Any], Algorithm]
 MakeNetwork = Callable[[Env, Any], Any]  # returns a network of the kind that the algorithm takes
-EnvSource = str | Env | Callable[[], Env]  # a name, the caller's own environment, or a function that makes it
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ def prepare(
     if run.compile_cache:
         use_compile_cache()
     settings = _with_sizes_of_starts(settings)
-    world, env_address = _environment(run, env)
+    world, env_address = find_environment(run.env, run.env_params, env, saved=run.out is not None)
     run = replace(run, env=world.name if env else run.env)
     eval_max_steps = run.eval_max_steps or world.max_episode_steps
     if eval_max_steps is None:
@@ -177,24 +178,6 @@ def prepare(
     digest = getattr(network(world, configs["network"]), "digest", None)
     planned = programs(settings, make, run.total_steps)
     return Plan(run, world, make, settings, planned, num_devices, eval_max_steps, code, stored, digest)
-
-
-def _environment(run: RunConfig, env: Env | Callable[[], Env] | None) -> tuple[Env, str | None]:
-    """The environment, and the address from which it can be rebuilt; None if its name is enough.
-
-    Warns if the run is saved but its environment can be rebuilt from neither.
-    """
-    if env is None:
-        return envs.make(run.env), None
-    if not isinstance(env, Env):
-        return env(), address_of(env)
-    address = address_of_env(env)
-    if address is None and run.out is not None:
-        say(
-            f"{env.name}: no variable at the top level of a module holds this Env object, so evaluate.py, render.py "
-            "and load cannot make it again; keep it in one, or pass it, as in load(folder, env=env)"
-        )
-    return env, address or "unknown"
 
 
 def _settings(configs: Configs, sweep: Mapping[str, Sequence[Any]], stored: Mapping[str, Any] | None) -> list[Setting]:

@@ -154,12 +154,15 @@ class Results:
         """Learning curves: each setting's IQM over seeds, with a band from the lower to the upper quartile.
 
         Args:
-          metric: name of the metric. None: the first of episode_return, held_out_return and policy_loss that exists.
+          metric: name of the metric, such as `info/score` of an environment with its own `score`. None: the first of
+            episode_return, held_out_return and policy_loss that exists, with at most six of the environment's own
+            metrics in small panels below.
         Raises:
           UsageError: there is no such metric.
         """
         nearest = (name for name in ("episode_return", "held_out_return", "policy_loss") if name in self.metrics)
-        return curves_figure(self.metrics, self.labels, self.title, metric or next(nearest, "finite"))
+        panels = () if metric else [f"info/{name}" for name in self.plan.env.metrics]
+        return curves_figure(self.metrics, self.labels, self.title, metric or next(nearest, "finite"), panels)
 
     def __str__(self) -> str:
         return report(self.summary)

@@ -7,10 +7,12 @@ achievement, whether it was unlocked; their number; and the score, which is the 
 possible: 226 in the full game (Matthews et al. 2024), 22 in Classic.
 """
 
+import functools
 import importlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -72,11 +74,14 @@ def craftax_env(name: str, params: Mapping[str, Any]) -> Env:
 
 
 def _renderer(game: str) -> Any:
-    def render(state: Any) -> np.ndarray:
+    @functools.cache
+    def picture() -> Any:
         constants = importlib.import_module(f"craftax.{game}.constants")
         renderer = importlib.import_module(f"craftax.{game}.renderer")
-        picture = renderer.make_craftax_pixel_renderer(constants.BLOCK_PIXEL_SIZE_IMG)
+        return jax.jit(renderer.make_craftax_pixel_renderer(constants.BLOCK_PIXEL_SIZE_IMG))
+
+    def render(state: Any) -> np.ndarray:
         inner, _ = state.inner
-        return np.asarray(picture(inner)).round().clip(0, 255).astype(np.uint8)
+        return np.asarray(picture()(inner)).round().clip(0, 255).astype(np.uint8)
 
     return render

@@ -12,8 +12,8 @@ from purepg.config import Count, check
 from purepg.run.cli import leave, parse_flags
 from purepg.run.console import reason, say
 from purepg.run.evaluation import Choice, run_first
-from purepg.run.films.episodes import play, split
-from purepg.run.films.film import drawing_of, film
+from purepg.run.films.episodes import play
+from purepg.run.films.film import check_drawing, film
 from purepg.run.folder.config import read_config
 from purepg.run.load import load
 from purepg.run.watch.opening import Mode, open_run, set_up
@@ -42,17 +42,20 @@ def main(description: str | None = None, arguments: Sequence[str] | None = None)
         arguments = list(sys.argv[1:] if arguments is None else arguments)
         choice = check(parse_flags(FilmChoice, run_first(arguments), description))
         agent = load(choice.run, choice.setting, choice.seed, choice.best)
-        drawing_of(agent.env)  # refuses an environment that cannot be drawn before anything compiles
         max_steps = agent.max_steps(choice.max_steps)
+        check_drawing(agent.env)  # refuses an environment that cannot be drawn before anything long is played
     except UsageError as error:
         leave(script, error, 2)
 
-    @jax.jit
-    def run(key, state):
-        act = agent.algorithm.policy(state, not choice.sampled)
-        return play(key, agent.env, act, choice.episodes, max_steps)
-
-    episodes = split(run(jax.random.key(choice.eval_seed), agent.state))
+    episodes = play(
+        jax.random.key(choice.eval_seed),
+        agent.env,
+        lambda state: agent.algorithm.policy(state, not choice.sampled),
+        agent.state,
+        choice.episodes,
+        max_steps,
+        thinned=agent.env.render is not None,
+    )
     made = film(agent.env, episodes, f"{agent.env.name}: {agent.name}")
     out = choice.out or choice.run / f"setting-{agent.setting}-seed-{agent.seed}.gif"
     try:

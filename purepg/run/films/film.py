@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import numpy as np
 
+from purepg.run.console import reason
 from purepg.run.films.classic_control import CLASSIC_CONTROL
-from purepg.run.films.episodes import Episode
+from purepg.run.films.episodes import MAX_FRAMES, Episode
 from purepg.run.films.grids import CLIFF_SHAPE, GRIDS, cliff
 from purepg.run.films.minatar import MINATAR, PALETTE, channels_scene
 from purepg.run.films.picture import picture
@@ -22,25 +23,29 @@ from purepg.types import Box, Discrete, Env, UsageError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-MAX_FRAMES = 250  # of an episode
 MAX_BYTES = 2_000_000  # of an episode
 MILLISECONDS_AT_END = 1500
 
 
 class Drawing(NamedTuple):
-    """How an environment is drawn: its scene, given a state and an observation in numpy, and how long a step lasts."""
+    """How an environment is drawn: its scene, or a picture uint8 `[height, width, 3]`, given a state and an observation
+    in numpy; and how long a step lasts."""
 
-    scene: Callable[[Any, np.ndarray], Scene]
+    scene: Callable[[Any, Any], Scene | np.ndarray]
     milliseconds: int
 
 
 def drawing_of(env: Env) -> Drawing:
-    """How to draw an environment. A boolean image of any name is drawn as MinAtar's are.
+    """How to draw an environment: by its own `render`, if it has one. A boolean image of any name is drawn as MinAtar's
+    are.
 
     Raises:
       UsageError: the environment cannot be drawn.
     """
     space = env.observation_space
+    if env.render is not None:
+        render = env.render
+        return Drawing(lambda state, obs: render(state), 50)
     if env.name in CLASSIC_CONTROL:
         return Drawing(CLASSIC_CONTROL[env.name], 30)
     if env.name in GRIDS:
@@ -52,7 +57,27 @@ def drawing_of(env: Env) -> Drawing:
         channels = MINATAR.get(env.name, unnamed)
         return Drawing(lambda state, obs: channels_scene(obs, channels), 100)
     known = ", ".join((*CLASSIC_CONTROL, *GRIDS, "cliff"))
-    raise UsageError(f"{env.name} cannot be drawn; choose a run on MinAtar or on one of {known}")
+    raise UsageError(
+        f"{env.name} cannot be drawn; choose a run on MinAtar or on one of {known}, or on a suite that draws its own"
+    )
+
+
+def check_drawing(env: Env) -> None:
+    """Draws one picture, if the environment draws itself, before a long episode is played for nothing.
+
+    Raises:
+      UsageError: the environment cannot be drawn, for example because its renderer lacks what it needs.
+    """
+    drawing = drawing_of(env)
+    if env.render is None:
+        return
+    state, obs = jax.device_get(jax.jit(env.reset)(jax.random.key(0)))
+    try:
+        drawing.scene(state, obs)
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(f"{env.name} cannot be drawn: {reason(error)}") from error
 
 
 class Film(NamedTuple):
@@ -70,31 +95,36 @@ def film(env: Env, episodes: Sequence[Episode], title: str) -> Film:
       UsageError: the environment cannot be drawn.
     """
     drawing = drawing_of(env)
-    stride = -(-max(len(episode.reward) for episode in episodes) // MAX_FRAMES)
+    longest, every = max(len(episode.reward) for episode in episodes), max(episode.every for episode in episodes)
+    stride = every if every > 1 else -(-longest // MAX_FRAMES)
+    shown = []
+    for i, episode in enumerate(episodes):
+        count = f" (episode {i + 1} of {len(episodes)})" if len(episodes) > 1 else ""
+        shown.append(frames(drawing, episode, title + count, stride))
     while True:
         images, milliseconds = [], []
-        for i, episode in enumerate(episodes):
-            count = f" (episode {i + 1} of {len(episodes)})" if len(episodes) > 1 else ""
-            shown = frames(drawing, episode, title + count, stride)
-            images += shown
-            milliseconds += [drawing.milliseconds] * (len(shown) - 1) + [MILLISECONDS_AT_END]
+        for of_episode in shown:
+            images += of_episode
+            milliseconds += [drawing.milliseconds] * (len(of_episode) - 1) + [MILLISECONDS_AT_END]
         data = gif(images, milliseconds)
         if len(data) <= MAX_BYTES * len(episodes) or len(images) <= 2 * len(episodes):
             return Film(data, len(images), stride)
         stride *= 2
+        shown = [[*of_episode[:-1:2], of_episode[-1]] for of_episode in shown]
 
 
 def frames(drawing: Drawing, episode: Episode, title: str, stride: int = 1) -> "list[Image]":
-    """Pictures of an episode at `shown_steps`."""
+    """Pictures of an episode at `shown_steps`; `stride` is a multiple of `episode.every`."""
     return_so_far = np.concatenate([[0.0], np.cumsum(episode.reward, dtype=np.float64)])
     num_steps = len(episode.reward)
     ending = ", ".join(["terminated"] * episode.terminated + ["truncated"] * episode.truncated)
     images = []
     for t in shown_steps(num_steps, stride):
-        state = jax.tree.map(lambda x, t=t: x[t], episode.state)
         ended = t == num_steps
+        i = -1 if ended else t // episode.every
+        state, obs = jax.tree.map(lambda x, i=i: x[i], (episode.state, episode.obs))
         line = f"step {t}    return {return_so_far[t]:.4g}" + (f"    {ending}" if ended else "")
-        images.append(picture(drawing.scene(state, episode.obs[t]), [title, line], ended))
+        images.append(picture(drawing.scene(state, obs), [title, line], ended))
     return images
 
 

@@ -1,7 +1,9 @@
-"""A scene as an image: two lines of text above it, the key to its colours below."""
+"""A scene, or an environment's own picture, as an image: two lines of text above it, the key to its colours below."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from purepg.run.films.scene import Disc, Line, Point, Scene
 
@@ -13,28 +15,59 @@ HEADER, KEY_LINE, MARGIN = 44, 20, 8
 FINE = 3  # scenes are drawn three times as large and then reduced, which smooths their edges
 
 
-def picture(scene: Scene, lines: Sequence[str], ended: bool = False) -> "Image":
-    """Draws a scene. The text is white on black where the episode has ended."""
+def picture(scene: Scene | np.ndarray, lines: Sequence[str], ended: bool = False) -> "Image":
+    """Draws a scene, or an environment's own picture, uint8 `[height, width, 3]`. The text is white on black where the
+    episode has ended."""
+    image = draw_scene(scene) if isinstance(scene, Scene) else on_canvas(scene)
+    write_header(image, lines, ended)
+    return image
+
+
+def write_header(image: "Image", lines: Sequence[str], ended: bool) -> None:
+    """Writes the lines of text above a scene."""
+    from PIL import ImageDraw, ImageFont
+
+    font, draw = ImageFont.load_default(14), ImageDraw.Draw(image)
+    draw.rectangle([0, 0, image.width, HEADER - 4], fill="#222222" if ended else "white")
+    for i, line in enumerate(lines):
+        fitting = fit(line, lambda text: font.getlength(text) <= WIDTH)
+        draw.text((MARGIN, 3 + 18 * i), fitting, fill="white" if ended else "black", font=font)
+
+
+def draw_scene(scene: Scene) -> "Image":
+    """A scene and the key to its colours, under an empty header."""
     from PIL import ImageDraw, ImageFont
 
     scale, _ = to_pixels(scene)
     width = WIDTH + 2 * MARGIN
     scene_end = HEADER + round(scale * (scene.high[1] - scene.low[1])) + MARGIN
-    font, header_font = ImageFont.load_default(13), ImageFont.load_default(14)
+    font = ImageFont.load_default(13)
     key = key_places([font.getlength(name) for _, name in scene.key])
     height = scene_end + KEY_LINE * (key[-1][1] + 1 if key else 0)
 
     image = draw_shapes(scene, width, height)
     draw = ImageDraw.Draw(image)
-    draw.rectangle([0, 0, width, HEADER - 4], fill="#222222" if ended else "white")
-    for i, line in enumerate(lines):
-        fitting = fit(line, lambda text: header_font.getlength(text) <= WIDTH)
-        draw.text((MARGIN, 3 + 18 * i), fitting, fill="white" if ended else "black", font=header_font)
+    draw.rectangle([0, 0, width, HEADER - 4], fill="white")
     for (colour, name), (x, row) in zip(scene.key, key, strict=True):
         y = scene_end + KEY_LINE * row
         draw.rectangle([x, y + 3, x + 11, y + 14], fill=colour, outline="#777777")
         draw.text((x + 16, y), name, fill="black", font=font)
     return image
+
+
+def on_canvas(pixels: np.ndarray) -> "Image":
+    """An environment's own picture under an empty header, enlarged or reduced by a whole factor."""
+    from PIL import Image
+
+    image = Image.fromarray(pixels)
+    larger = min(WIDTH // image.width, MAX_HEIGHT // image.height)
+    if larger > 0:
+        image = image.resize((larger * image.width, larger * image.height), Image.Resampling.NEAREST)
+    else:
+        image = image.reduce(max(-(-image.width // WIDTH), -(-image.height // MAX_HEIGHT)))
+    canvas = Image.new("RGB", (WIDTH + 2 * MARGIN, HEADER + image.height + MARGIN), "white")
+    canvas.paste(image, ((canvas.width - image.width) // 2, HEADER))
+    return canvas
 
 
 def to_pixels(scene: Scene) -> tuple[float, Point]:

@@ -12,6 +12,7 @@ from purepg.types import UsageError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import FigureBase, SubFigure
     from matplotlib.lines import Line2D
 
     from purepg.run.watch.figure import Figure
@@ -21,11 +22,16 @@ MAX_COLOURED = 6  # of more settings, only the best are drawn in colour,
 NUM_BEST = 5  # so many of them
 LAST_PART = 0.1  # a setting is as good as the mean over this last part of its curve
 MAX_LABEL = 40  # characters
+MAX_PANELS, PANELS_IN_A_ROW = 6, 3  # of further metrics
 Curve = tuple[np.ndarray, ...]  # environment steps, IQM, lower and upper quartile, each `[G]`
 
 
 def curves_figure(
-    metrics: Mapping[str, np.ndarray], labels: Sequence[str], title: str, metric: str = "episode_return"
+    metrics: Mapping[str, np.ndarray],
+    labels: Sequence[str],
+    title: str,
+    metric: str = "episode_return",
+    panels: Sequence[str] = (),
 ) -> "Figure":
     """Draws a metric over environment steps. Of many settings, only those that end highest are coloured and named.
 
@@ -36,33 +42,75 @@ def curves_figure(
         once a member has stopped).
       labels: `[H]` the settings' names, from `label_of` or any others. A single setting needs no legend.
       metric: the name of the metric to draw.
+      panels: names of further metrics, such as an environment's own, each drawn in a small panel below. Of more than
+        `MAX_PANELS`, those that `most_changed` chooses.
     Raises:
       UsageError: the metrics do not have `metric`.
     """
-    from matplotlib.ticker import EngFormatter
-
     from purepg.run.watch.figure import Figure
 
     if metric not in metrics:
         raise UsageError(f"there is no metric {metric!r}; the run has {', '.join(sorted(metrics))}")
-    num_settings, num_seeds, num_updates = metrics[metric].shape
-    window = -(-num_updates // MAX_POINTS)
+    num_settings = len(metrics[metric])
+    curves = curves_of(metrics, metric)
+    shown = best([curve[1] for curve in curves]) if num_settings > MAX_COLOURED else list(range(num_settings))
+    below = {name: curves_of(metrics, name) for name in panels if name in metrics}
+    chosen = most_changed(below) if len(below) > MAX_PANELS else list(below)
+
+    width = 9.5 if num_settings > MAX_INSIDE or chosen else 7  # room for a legend beside the axes
+    heights = [4.4, 0.4 + 1.8 * -(-len(chosen) // PANELS_IN_A_ROW)]
+    figure = Figure(figsize=(width, sum(heights) if chosen else heights[0]), dpi=150, layout="constrained")
+    parts: Any = figure.subfigures(2, 1, height_ratios=heights) if chosen else [figure]
+    _draw_metric(parts[0], curves, labels, shown, title, metric, metrics[metric].shape)
+    if chosen:
+        which = f": the {len(chosen)} of {len(below)} that change most" if len(below) > len(chosen) else ""
+        _draw_panels(parts[1], {name: below[name] for name in chosen}, shown, which)
+    return figure
+
+
+def curves_of(metrics: Mapping[str, np.ndarray], metric: str) -> list[Curve]:
+    """The curve of each setting."""
+    window = -(-metrics[metric].shape[-1] // MAX_POINTS)
     curves: list[Curve] = []
     for env_steps, value in zip(metrics["env_steps"], metrics[metric], strict=True):
         grid, on_grid = on_common_grid(env_steps, value, window)
         curves.append((grid, *iqm_and_quartiles(on_grid)))
-    shown = best([curve[1] for curve in curves]) if num_settings > MAX_COLOURED else list(range(num_settings))
+    return curves
 
-    width = 9.5 if num_settings > MAX_INSIDE else 7  # room for a legend beside the axes
-    figure = Figure(figsize=(width, 4.4), dpi=150, layout="constrained")
+
+def most_changed(curves: Mapping[str, Sequence[Curve]], number: int = MAX_PANELS) -> list[str]:
+    """The metrics that change most, in their own units, from the mean over the first tenth of a setting's curve to that
+    over its last tenth, the most first. A metric without a value counts as constant.
+
+    Rates, such as those of achievements, are between 0 and 1, so that scores and counts come before them.
+    """
+
+    def change(curve: Curve) -> float:
+        known = curve[1][np.isfinite(curve[1])]
+        part = max(1, round(LAST_PART * len(known)))
+        return abs(float(known[-part:].mean() - known[:part].mean())) if len(known) else 0.0
+
+    return sorted(curves, key=lambda name: -max(map(change, curves[name])))[:number]
+
+
+def _draw_metric(
+    figure: "FigureBase",
+    curves: Sequence[Curve],
+    labels: Sequence[str],
+    shown: Sequence[int],
+    title: str,
+    metric: str,
+    shape: tuple[int, ...],
+) -> None:
+    """Draws the large panel and its legend."""
+    num_settings, num_seeds, num_updates = shape
+    window = -(-num_updates // MAX_POINTS)
     axes = figure.add_subplot()
     names, short = short_labels(labels)
     lines = _draw(axes, curves, short, shown)
     name = metric.replace("_", " ")
     axes.set_ylabel(name if window == 1 else f"{name} (mean of {window} updates)")
     axes.set_xlabel("environment steps per seed")
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.set_xlim(0, 1.01 * max(1.0, *(curve[0].max(initial=0) for curve in curves)))
     note = over_num_seeds(num_seeds) + ("; band: lower to upper quartile" if num_seeds > 1 else "")
     if len(shown) < num_settings:
         note += f"; in colour: the {len(shown)} of {num_settings} highest at the end"
@@ -72,11 +120,29 @@ def curves_figure(
         figure.legend(loc="outside right center", fontsize=8, title_fontsize=8, **legend)
     elif num_settings > 1:
         axes.legend(fontsize=9, **legend)
-    return figure
+
+
+def _draw_panels(figure: "SubFigure", curves: Mapping[str, Sequence[Curve]], shown: Sequence[int], which: str) -> None:
+    """Draws each metric's curves in a small panel, with the colours of the settings above."""
+    num_rows = -(-len(curves) // PANELS_IN_A_ROW)
+    panels = figure.subplots(num_rows, PANELS_IN_A_ROW, sharex=True, squeeze=False).ravel()
+    for axes, (name, of_settings) in zip(panels, curves.items(), strict=False):
+        _draw(axes, of_settings, [""] * len(of_settings), shown)
+        axes.set_title(name.partition("/")[2].replace("_", " ") or name, loc="left", fontsize=9)
+        axes.tick_params(labelsize=8, colors=GREY, labelcolor="black")
+        axes.grid(axis="y", color="#E5E5E5", linewidth=0.8)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in panels[len(curves) :]:
+        axes.set_visible(False)
+    figure.suptitle(f"The environment's own metrics{which}", x=0.01, ha="left", fontsize=10, fontweight="bold")
 
 
 def _draw(axes: "Axes", curves: Sequence[Curve], labels: Sequence[str], shown: Sequence[int]) -> "list[Line2D]":
     """Draws the curves, those in `shown` in colour and above the others. Returns a line per entry of the legend."""
+    from matplotlib.ticker import EngFormatter
+
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.set_xlim(0, 1.01 * max(1.0, *(curve[0].max(initial=0) for curve in curves)))
     in_colour: dict[int, Line2D] = {}
     grey: list[Line2D] = []
     for h, (grid, middle, lower, upper) in enumerate(curves):

@@ -1,0 +1,148 @@
+"""The cells of experiments/suite.py: which algorithm is trained on which environment, and with which settings."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from purepg.config import check, hints
+from purepg.envs import make
+from purepg.envs.suites import SUITES
+from purepg.run.cli import parse_value
+from purepg.run.console import reason
+from purepg.run.plan import RunConfig
+from purepg.types import Discrete, UsageError
+
+# Each algorithm's scripts, whose module-level EXPERIMENT holds its defaults on one environment; its own script first.
+SCRIPTS = {
+    **{name: (name,) for name in ("reinforce", "q_actor_critic", "a2c", "off_policy_pg", "npg")},
+    "trpo": ("trpo", "trpo_pendulum", "trpo_mountaincar"),
+    "ppo": ("ppo", "ppo_pendulum", "ppo_breakout"),
+    "ppo_penalty": ("ppo_penalty",),
+    "ddpg": ("ddpg", "ddpg_mountaincar"),
+    **{name: (name,) for name in ("td3", "sac", "sac_discrete")},
+}
+CLASSIC = ("CartPole-v1", "Acrobot-v1", "MountainCar-v0", "Pendulum-v1", "MountainCarContinuous-v0")
+ENDINGS = {"minatar": "-MinAtar", "bsuite": "-bsuite"}  # of the names of gymnax's environments
+
+
+class Cell(NamedTuple):
+    """One algorithm on one environment."""
+
+    algorithm: str  # as it was asked for
+    env: str
+    script: str  # whose defaults it takes
+    experiment: tuple[Any, Any, Any, Any, RunConfig]  # algorithm, its config, network, its config, run
+
+    @property
+    def name(self) -> str:
+        return f"{self.algorithm} on {self.env}"
+
+
+class Missing(NamedTuple):
+    """A cell that is not trained, and why, in one line."""
+
+    algorithm: str
+    env: str
+    why: str
+    failed: bool = False  # by an error, and not because it does not fit
+
+
+def groups() -> dict[str, tuple[str, ...]]:
+    """The groups of environments, by name: gymnax's, and every suite's."""
+    import gymnax
+
+    of_gymnax = {
+        group: tuple(name for name in gymnax.registered_envs if name.endswith(ending))
+        for group, ending in ENDINGS.items()
+    }
+    of_suites = {suite: tuple(f"{suite}/{name}" for name in entry.names) for suite, entry in SUITES.items()}
+    return {"classic": CLASSIC} | of_gymnax | of_suites
+
+
+def environments(names: Sequence[str]) -> tuple[dict[str, bool], list[tuple[str, str]]]:
+    """Whether the actions of each environment are discrete, and which environments of a group cannot be made, and why.
+
+    Args:
+      names: groups and environments. One that is named twice, or is in two groups, counts once.
+    Raises:
+      UsageError: an environment that was named itself cannot be made.
+    """
+    known, discrete, missing = groups(), {}, []
+    for name in names:
+        for env in known.get(name, (name,)):
+            try:
+                discrete[env] = isinstance(make(env).action_space, Discrete)
+            except UsageError as error:
+                if name not in known:
+                    raise UsageError(f"{error}; the groups are {', '.join(known)}") from None
+                missing.append((env, str(error)))
+    return discrete, missing
+
+
+def overrides(texts: Sequence[str], algorithms: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Parses `["ppo.learning_rate=1e-3", "network.hidden=128x128"]` into texts by config and field.
+
+    Raises:
+      UsageError: a text is of another form, or names no algorithm of the table.
+    """
+    known = [*algorithms, *(["sac_discrete"] if "sac" in algorithms else []), "network"]
+    found: dict[str, dict[str, str]] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        config, dot, field = name.strip().replace("-", "_").partition(".")
+        if not (equals and dot and field and value.strip()):
+            raise UsageError(f"set ({text!r}) must be ALGORITHM.FIELD=VALUE, as in ppo.learning_rate=1e-3")
+        if config not in known:
+            raise UsageError(f"set ({text!r}) must begin with one of {', '.join(dict.fromkeys(known))}")
+        if field in found.setdefault(config, {}):
+            raise UsageError(f"set names {config}.{field} twice: keep one")
+        found[config][field] = value.strip()
+    return found
+
+
+def cell(
+    algorithm: str, env: str, discrete: bool, algorithms: Sequence[str], changes: Mapping[str, Mapping[str, str]]
+) -> Cell | Missing:
+    """A cell with the settings of its script: the one for this environment, else one for an environment of its group,
+    else the algorithm's own. On discrete actions, sac is `sac_discrete`.
+
+    Args:
+      discrete: whether the environment's actions are.
+      algorithms: all algorithms of the table.
+      changes: what `overrides` returns.
+    Raises:
+      UsageError: a change does not fit the configs.
+    """
+    trained = "sac_discrete" if algorithm == "sac" and discrete else algorithm
+    if trained != algorithm and trained in algorithms:
+        return Missing(algorithm, env, "its actions are discrete, and sac_discrete is in the table itself")
+    group_of = {env: group for group, names in groups().items() for env in names}
+
+    def distance(script: str) -> int:
+        own = import_module(script).EXPERIMENT[4].env
+        return 0 if own == env else 1 if own in group_of and group_of.get(env) == group_of[own] else 2
+
+    script = min(SCRIPTS[trained], key=distance)
+    make_algorithm, config, network, network_config, run = import_module(script).EXPERIMENT
+    config = _changed(trained, config, changes.get(trained, {}))
+    network_config = _changed("network", network_config, changes.get("network", {}))
+    return Cell(algorithm, env, script, (make_algorithm, config, network, network_config, run))
+
+
+def _changed(name: str, config: Any, texts: Mapping[str, str]) -> Any:
+    if unknown := [field for field in texts if field not in vars(config)]:
+        raise UsageError(f"set: {name} has no field {', '.join(unknown)}; it has {', '.join(vars(config))}")
+    kinds = hints(type(config))
+    return check(replace(config, **{x: parse_value(f"set {name}.{x}", kinds[x], text) for x, text in texts.items()}))
+
+
+def folder_of(out: Path, algorithm: str, env: str) -> Path:
+    """The folder of a cell's run."""
+    return out / f"{algorithm}-{env.replace('/', '-')}"
+
+
+def why(error: BaseException) -> str:
+    """The reason why a cell is missing, in one line."""
+    return " ".join(str(error).split()) if isinstance(error, UsageError) else reason(error)
