@@ -127,7 +127,7 @@ def parse(
 def _with_preset(network_config: Any, arguments: Sequence[str]) -> Any:
     """The script's network config, with the fields of the last --network.preset. Its flag has no field of a config, so
     that config.json holds the fields alone."""
-    for argument, following in zip(arguments, [*arguments[1:], "none"], strict=True):
+    for argument, following in zip(arguments, [*arguments[1:], "none"], strict=False):
         flag, equals, value = argument.partition("=")
         name = value if equals else following
         if flag == f"--{PRESET}" and name.lower() != "none" and has_presets(network_config):
