@@ -27,12 +27,12 @@ from purepg.train import evaluate
 from purepg.types import Actor, Box, Discrete, LegalActions, Transition, UsageError
 
 B, A = 40, 5
-RNG = np.random.default_rng(0)
+RNG: Any = np.random.default_rng(0)
 LOGITS, OTHER, Q = 2 * RNG.normal(size=(3, B, A))
-LEGAL = RNG.random((B, A)) < 0.5
+LEGAL: Any = RNG.random((B, A)) < 0.5
 LEGAL[:A] = np.eye(A, dtype=bool)  # of these, one action is legal
 LEGAL[A:, 0] |= ~LEGAL[A:].any(1)
-ACTION = np.array([RNG.choice(np.flatnonzero(row)) for row in LEGAL])
+ACTION: Any = np.array([RNG.choice(np.flatnonzero(row)) for row in LEGAL])
 
 
 def on_legal(function: Any, *rows: np.ndarray) -> np.ndarray:
@@ -131,7 +131,7 @@ def test_where_one_action_is_legal_it_is_certain():
 
 def test_samples_are_legal_and_of_the_noise_that_samples_the_policy_over_the_legal_actions():
     noise = jnp.asarray(np.linspace(0, 2**32 - 1, 257).astype(np.uint32))
-    for logits, legal in zip(np.float32(LOGITS[A - 1 : A + 6]), LEGAL[A - 1 : A + 6], strict=True):
+    for logits, legal in zip(LOGITS[A - 1 : A + 6].astype(np.float32), LEGAL[A - 1 : A + 6], strict=True):
         masked, alone = (Categorical(jnp.broadcast_to(x, (257, len(x)))) for x in (logits, logits[legal]))
         np.testing.assert_array_equal(
             masked.masked(jnp.broadcast_to(legal, (257, A))).transform(noise),
@@ -141,7 +141,7 @@ def test_samples_are_legal_and_of_the_noise_that_samples_the_policy_over_the_leg
 
 def test_a_fisher_product_is_that_of_the_policy_over_the_legal_actions():
     """diag(p) - p p^T, with rows of 0 for the others."""
-    logits, legal, v = np.float32(LOGITS[A]), LEGAL[A], np.float32(RNG.normal(size=A))
+    logits, legal, v = jnp.float32(LOGITS[A]), LEGAL[A], jnp.float32(RNG.normal(size=A))
     old = Categorical(jnp.asarray(logits)).masked(legal)
     product = fisher_vector_product(lambda x: old.kl(Categorical(x).masked(legal)), jnp.asarray(logits))(v)
     p = np.zeros(A)
@@ -262,7 +262,8 @@ def test_an_evaluation_takes_legal_actions_whether_they_are_sampled_or_the_mode(
 
 
 def test_random_actions_before_discrete_sac_learns_are_legal():
-    config = DiscreteSACConfig(**REPLAY | {"warmup_steps": 15})
+    late: dict[str, Any] = REPLAY | {"warmup_steps": 15}
+    config = DiscreteSACConfig(**late)
     algorithm = sac_discrete(MASKED, network_of("sac_discrete"), config)
     state, _ = quick_jit(algorithm.step)(jax.random.key(1), algorithm.init(jax.random.key(0)), jnp.int32(0))
     buffer = state.world.buffer
@@ -280,8 +281,8 @@ def test_discrete_sacs_target_entropy_is_a_share_of_that_of_the_uniform_policy_o
         (_, network, _, init_learner, _, learn) = given[0]
         legal = np.array([[0, 0, 1, 0], [1, 0, 1, 0], [1, 1, 1, 0], [1, 1, 1, 1], [0, 1, 0, 0]], bool)
         obs = {"legal": legal, "x": np.float32(RNG.normal(size=(5, 2)))}
-        flag = np.zeros(5, bool)
-        batch = Transition(obs, np.array([2, 0, 1, 3, 1]), None, np.ones(5, np.float32), flag, flag, obs)
+        flag, reward = jnp.zeros(5, bool), jnp.ones(5)
+        batch = Transition(obs, np.array([2, 0, 1, 3, 1]), None, reward, flag, flag, obs)
         learner = init_learner(network.init(jax.random.key(0), obs))
         after, metrics = quick_jit(learn)(jax.random.key(1), learner, batch, jnp.int32(0))
     target = 0.3 * np.mean(np.log([1, 2, 3, 4, 1]))

@@ -52,12 +52,13 @@ def product(logits: Any, sizes: Any = SIZES) -> Categorical:
 def test_log_probabilities_entropy_and_kl_are_those_of_the_policy_over_all_combinations():
     def measures(logits, other):
         number = np.ravel_multi_index(tuple(ACTION.T), SIZES)
+        policies: Any = (
+            (MultiCategorical(logits), MultiCategorical(other), ACTION),
+            (product(logits), product(other), number),
+        )
         return [
             (policy.log_prob(action), policy.entropy(), policy.kl(old), old.kl(policy))
-            for policy, old, action in (
-                (MultiCategorical(logits), MultiCategorical(other), ACTION),
-                (product(logits), product(other), number),
-            )
+            for policy, old, action in policies
         ]
 
     found, expected = in_float64(measures, LOGITS, OTHER)
@@ -86,7 +87,7 @@ def test_samples_of_each_choice_have_its_probabilities_and_are_independent_of_th
     logits = jnp.asarray(LOGITS[0], jnp.float32)
     sample = np.asarray(MultiCategorical(jnp.broadcast_to(logits, (20_000, *logits.shape))).sample(jax.random.key(0)))
     assert sample.dtype == np.int32 and (sample < SIZES).all()
-    number = np.ravel_multi_index(tuple(sample.T), SIZES)
+    number: Any = np.ravel_multi_index(tuple(sample.T), SIZES)
     share = np.bincount(number, minlength=12) / len(number)
     probability = np.exp(product(logits).log_prob_of_all())
     np.testing.assert_allclose(share, probability, atol=4 * np.sqrt(0.25 / len(number)))

@@ -214,8 +214,9 @@ class Impala(nn.Module):
 
 def test_impalas_blocks_are_the_identity_plus_a_branch():
     """With branches of 0, a section is its convolution and the maxima of windows of 3 x 3 with stride 2."""
+    network: Any = Impala()
     x = jnp.asarray(RNG.normal(size=(9, 8, 3)), jnp.float32)
-    params = Impala().init(jax.random.key(0), x)
+    params = network.init(jax.random.key(0), x)
 
     def without_branches(path, leaf):
         return 0 * leaf if "conv_1" in jax.tree_util.keystr(path) else leaf
@@ -232,9 +233,9 @@ def test_impalas_blocks_are_the_identity_plus_a_branch():
     expected = x
     for i in range(3):
         expected = section(expected, params["params"][f"section_{i}_conv"])
-    found = Impala().apply(jax.tree_util.tree_map_with_path(without_branches, params), x)
+    found = network.apply(jax.tree_util.tree_map_with_path(without_branches, params), x)
     np.testing.assert_allclose(found, nn.relu(expected), rtol=1e-4, atol=1e-5)
-    assert np.abs(found - Impala().apply(params, x)).max() > 0.01
+    assert np.abs(found - network.apply(params, x)).max() > 0.01
 
 
 def test_simbas_blocks_are_the_identity_plus_a_branch():
@@ -265,7 +266,7 @@ def test_layer_norm_makes_features_invariant_to_the_scale_of_the_dense_layers_in
     assert set(params["params"]) == {"hidden_0", "norm_0", "hidden_1", "norm_1"}
     before = VECTOR @ params["params"]["hidden_0"]["kernel"]
     normalised = np.tanh((before - before.mean(-1, keepdims=True)) / before.std(-1, keepdims=True))
-    one = Torso(box(6), NetworkConfig(hidden=(8,), layer_norm=True))
+    one: Any = Torso(box(6), NetworkConfig(hidden=(8,), layer_norm=True))
     first = {name: params["params"][name] for name in ("hidden_0", "norm_0")}
     np.testing.assert_allclose(one.apply({"params": first}, VECTOR), normalised, rtol=1e-3, atol=1e-4)
 
@@ -327,7 +328,8 @@ def test_critics_of_actions_have_every_torso(name):
 )
 def test_a_torso_that_cannot_read_the_observations_is_refused_in_one_line(space, config, message):
     env = arms_env()._replace(observation_space=space)
-    for make, kind in ((actor_critic, NetworkConfig), (actor_q, lambda **c: ActorQConfig("categorical", **c))):
+    makers: Any = ((actor_critic, NetworkConfig), (actor_q, lambda **c: ActorQConfig("categorical", **c)))
+    for make, kind in makers:
         with pytest.raises(UsageError) as error:
             make(env, kind(**config))
         assert str(error.value) == message

@@ -196,6 +196,7 @@ class ActorQ(NamedTuple):
         """Q_k(s, a) of every critic, `[K, ...]`."""
         if isinstance(self.action_space, Box):
             return self._critics(params, obs, action)
+        assert isinstance(self.action_space, Discrete)
         taken = action[..., None] == jnp.arange(self.action_space.n)
         return jnp.sum(self.q_of_all(params, obs), axis=-1, where=taken)
 

@@ -1,7 +1,7 @@
 """What networks read of observations: which leaves of a tree, and their conversion to float32 features."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ def image_features(obs: Array, space: Box) -> Array:
     return (x - low) / width
 
 
-def is_image(space: Any) -> bool:
+def is_image(space: Any) -> TypeGuard[Box]:
     """Whether observations are `[height, width, channels]`."""
     return isinstance(space, Box) and len(space.shape) == 3
 

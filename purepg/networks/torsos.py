@@ -37,7 +37,7 @@ class Torso(nn.Module):
         c = check(self.config)
         activation = ACTIVATIONS[c.activation]
         leaves = readable(obs, self.space)
-        images = [leaf for leaf in leaves if c.torso in CONVOLUTIONS and is_image(leaf[1])]
+        images = [(x, space) for x, space in leaves if c.torso in CONVOLUTIONS and is_image(space)]
         features = []
         for i, (image, space) in enumerate(images):
             prefix = f"image_{i}_" if len(images) > 1 else ""
