@@ -28,7 +28,7 @@ gc.set_threshold(200_000, 20, 100)  # tracing makes many objects and little garb
 SLOW = """
     resume algorithms cli token_runs jax_modes quickstart runtime population grpo experiment ladder updates memory envs
     q_gradients off_policy_updates configs load transformer networks train pages films tokens overoptimisation
-    off_policy lab_experiments compare
+    off_policy lab_experiments compare masks multi_discrete
 """.split()
 
 

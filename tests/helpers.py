@@ -1,6 +1,7 @@
 """A toy environment in which everything is known beforehand, and what several test files need."""
 
 import functools
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from purepg.config import float_fields
 from purepg.equations.distributions import Categorical, Deterministic, DiagGaussian, TanhGaussian
 from purepg.experience import normalize
 from purepg.experience.normalize import Moments
-from purepg.types import Array, Box, Discrete, Env, Space, TimeStep
+from purepg.types import Array, Box, Discrete, Env, LegalActions, MultiDiscrete, Space, TimeStep
 
 NUM_IDS = 900
 TERMINATED, TRUNCATED, BOTH = ENDINGS = range(3)
@@ -43,7 +44,7 @@ def truncates(id: Any) -> Any:
     return id // 3 % 3 != 0
 
 
-def _toy(observe: Callable, reward: Callable, observation_space: Space, action_space: Space, ending: Any) -> Env:
+def _toy(observe: Callable, reward: Callable, observation_space: Any, action_space: Space, ending: Any) -> Env:
     def reset(key):
         # A key's own bits are random enough, and cost nothing to compile.
         state = ToyState((jax.random.key_data(key)[-1] % NUM_IDS).astype(jnp.int32), jnp.int32(0))
@@ -94,6 +95,47 @@ def arms_env(action_space: Space | None = None, ending: Any = None) -> Env:
         return (action.reshape(()) > 0).astype(jnp.float32)
 
     return _toy(observe, reward, _box(2, 8.0), action_space or Discrete(2), ending)
+
+
+PAIRS = np.array(list(itertools.combinations(range(4), 2)))  # of arms, each legal at some time
+
+
+def pair_env(masked: bool) -> Env:
+    """Four arms, of which two are legal, by the episode and its time, and none in a terminal state. Arm a pays 1 + a,
+    and an illegal one NaN.
+
+    Args:
+      masked: the action is the arm, and `legal` a mask of them; otherwise it is the number of the legal arm, 0 or 1,
+        and `legal` a bool vector like any other.
+    """
+
+    def pair(state):
+        return jnp.asarray(PAIRS)[(state.id + state.t) % len(PAIRS)]
+
+    def observe(state):
+        late = (state.t >= episode_length(state.id)) & terminates(state.id)
+        legal = (pair(state)[:, None] == jnp.arange(4)).any(0)
+        return {"legal": legal & ~late if masked else legal, "x": jnp.stack([jnp.sin(1.0 * state.id), 1.0 * state.t])}
+
+    def reward(state, action):
+        legal = jnp.any(pair(state) == action) if masked else True
+        return jnp.where(legal, 1.0 + (action if masked else pair(state)[action]), jnp.nan)
+
+    legal = LegalActions(4) if masked else Box(np.zeros(4, bool), np.ones(4, bool), bool)
+    return _toy(observe, reward, {"legal": legal, "x": _box(2, 4.0)}, Discrete(4 if masked else 2), None)
+
+
+def choices_env(product: bool) -> Env:
+    """Two choices a and b, of two and of three, that pay a + b / 2; with `product`, one choice 3 a + b of six."""
+
+    def observe(state):
+        return jnp.stack([jnp.sin(1.0 * state.id), 1.0 * state.t])
+
+    def reward(state, action):
+        a, b = jnp.divmod(action, 3) if product else action
+        return a + 0.5 * b
+
+    return _toy(observe, reward, _box(2, 4.0), Discrete(6) if product else MultiDiscrete((2, 3)), None)
 
 
 class TinyNetwork(NamedTuple):

@@ -281,6 +281,20 @@ def test_a_finished_run_is_resumed_without_training_or_evaluating(whole, states,
     assert_same_run(out, whole("ppo")[0])
 
 
+def test_a_run_from_before_a_field_existed_is_resumed_as_one_that_had_its_default(whole, states, tmp_path, capsys):
+    out = tmp_path / "out"
+    shutil.copytree(whole("ppo")[0], out)
+    config = json.loads((out / "config.json").read_text())
+    del config["network"]["layer_norm"], config["ppo"]["target_kl"]
+    (out / "config.json").write_text(json.dumps(config))
+    capsys.readouterr()
+    line = refused(EXPERIMENTS["ppo"], out, capsys, "--network.layer-norm")
+    assert "network.layer_norm (was False, is True)" in line and "target_kl" not in line
+    states.take()
+    assert command(EXPERIMENTS["ppo"], out, "--resume") == 0
+    assert states.take() == []
+
+
 def test_more_steps_at_a_constant_rate_give_the_longer_run(whole, states, tmp_path):
     long, expected = whole("ppo_penalty")
     out = tmp_path / "out"

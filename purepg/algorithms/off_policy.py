@@ -20,7 +20,7 @@ from purepg.experience.exploration import Exploration, random_actor
 from purepg.experience.normalize import Moments
 from purepg.experience.rollout import RolloutState
 from purepg.lanes import step_if
-from purepg.networks.actor_critic import output
+from purepg.networks.actor_critic import output, refuse_multi_discrete
 from purepg.optimize import TrainState, gradient_step, init_halves, init_train_state
 from purepg.types import (
     Algorithm,
@@ -192,7 +192,8 @@ def _rounds(
 
 def require(env: Env, network: QNetwork, algorithm: str, kinds: dict[str, type[Distribution]]) -> None:
     """Raises UsageError where the network's policy is none of `kinds`, keyed by their names in `ActorQConfig`, where
-    the environment's actions are not of that kind, or where the network has no critic Q(s, a)."""
+    the environment's actions are not of that kind or are MultiDiscrete, or where the network has no critic Q(s, a)."""
+    refuse_multi_discrete(env, algorithm)
     policy, _ = output(env, network)
     if not isinstance(policy, tuple(kinds.values())):
         raise UsageError(

@@ -18,6 +18,7 @@ import optax
 from purepg.algorithms.configs import ReplayConfig, TemperatureConfig
 from purepg.algorithms.off_policy import critic_step, replay_algorithm, require, soft_learner, temperature_step
 from purepg.config import UnitInterval, check
+from purepg.envs.contract import legal_actions
 from purepg.equations.advantages import td_target
 from purepg.equations.distributions import Categorical
 from purepg.equations.losses import expected_soft_policy_gradient
@@ -31,7 +32,7 @@ class DiscreteSACConfig(TemperatureConfig, ReplayConfig):
     """Hyperparameters of discrete SAC.
 
     Attributes:
-      target_entropy: as a fraction of log A, the entropy of the uniform policy.
+      target_entropy: as a fraction of the uniform policy's entropy, the logarithm of the number of legal actions.
     """
 
     target_entropy: UnitInterval = 0.5
@@ -64,8 +65,9 @@ def sac_discrete(env: Env, network: QNetwork, config: DiscreteSACConfig) -> Algo
         policy, policy_info = gradient_step(
             policy_loss, tx, c.policy_learning_rate, policy, (batch.obs, critic.params, alpha)
         )
-        target_entropy = c.target_entropy * jnp.log(next_log_prob.shape[-1])
-        log_alpha = temperature_step(tx, c, log_alpha, policy_info["entropy"] - target_entropy)
+        legal = legal_actions(env.observation_space, batch.obs)
+        largest = jnp.log(next_log_prob.shape[-1]) if legal is None else jnp.log(legal.sum(-1)).mean()
+        log_alpha = temperature_step(tx, c, log_alpha, policy_info["entropy"] - c.target_entropy * largest)
         target = optax.incremental_update({"critic": critic.params}, target, c.tau)
         learner = learner._replace(train_state=joined(policy, critic), target=target, log_temperature=log_alpha)
         temperature = {"temperature": jnp.asarray(alpha, jnp.float32)}

@@ -1,6 +1,6 @@
 """What every environment must satisfy, and the conversion of a policy's actions into the environment's units."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -48,7 +48,7 @@ def check_environment(env: Env) -> None:
     Raises:
       UsageError: a step's state or observation differs from the reset's in structure, shape or dtype; an observation
         does not have its space's shape; a reward is not a float scalar, a flag not a bool scalar, `info` not the
-        declared `metrics`, or continuous actions not floats.
+        declared `metrics`, a name in `privileged` no entry of the observation, or continuous actions not floats.
     """
     space = env.action_space
     if isinstance(space, Box) and not (np.shape(space.low) == np.shape(space.high) and _is_float(space.dtype)):
@@ -73,6 +73,7 @@ def check_environment(env: Env) -> None:
             raise UsageError(f"{env.name}: its {what}{difference}")
     _check_info(env, time_step.info or {})
     _check_mask(env)
+    _check_privileged(env)
     for name, kind in {"reward": "float", "terminated": "bool", "truncated": "bool"}.items():
         found = getattr(time_step, name)
         if found.shape != ():
@@ -99,6 +100,20 @@ def _check_mask(env: Env) -> None:
         )
 
 
+def _check_privileged(env: Env) -> None:
+    spaces = env.observation_space if isinstance(env.observation_space, Mapping) else {}
+    for name in env.privileged:
+        if name not in spaces:
+            entries = ", ".join(map(str, spaces)) or "no named entries"
+            raise UsageError(
+                f"{env.name}: privileged ({name!r}) must be an entry of its observation, which has {entries}"
+            )
+        if any(isinstance(x, LegalActions) for x in space_leaves(spaces[name])):
+            raise UsageError(f"{env.name}: privileged ({name!r}) must not hold the legal actions, which a policy reads")
+    if spaces and not spaces.keys() - set(env.privileged):
+        raise UsageError(f"{env.name}: privileged {env.privileged} must leave an entry for the policy to read")
+
+
 def action_example(space: Space) -> jax.ShapeDtypeStruct:
     """The shape and dtype of one action in the environment's units."""
     return jax.ShapeDtypeStruct(_shape(space), space.dtype if isinstance(space, Box) else jnp.int32)
@@ -113,6 +128,16 @@ def _shape(space: Any) -> tuple[int, ...]:
         case LegalActions():
             return (space.n,)
     return np.shape(space.low)
+
+
+def space_name(space: Any) -> str:
+    """The space of one leaf in a word, such as `Box(84, 84, 3)` or `MultiDiscrete(3, 2)`."""
+    match space:
+        case Discrete() | LegalActions():
+            return f"{type(space).__name__}({space.n})"
+        case MultiDiscrete():
+            return f"MultiDiscrete({', '.join(map(str, space.sizes))})"
+    return f"Box{np.shape(space.low)}"
 
 
 def legal_actions(space: ObservationSpace, obs: Obs) -> Array | None:

@@ -81,6 +81,11 @@ class Categorical(NamedTuple):
     def mode(self) -> Action:
         return jnp.argmax(self.logits, axis=-1).astype(jnp.int32)
 
+    def masked(self, legal: Array) -> "Categorical":
+        """The policy given that its action is legal, with `legal` bool `[..., A]`: the others have logits of -inf."""
+        chex.assert_equal_shape([legal, self.logits])
+        return Categorical(jnp.where(legal, self.logits, -jnp.inf))
+
 
 class MultiCategorical(NamedTuple):
     """D independent choices; an action is int32 `[..., D]`. `logits` is `[..., D, A]` with A the largest number of

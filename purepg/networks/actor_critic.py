@@ -3,7 +3,7 @@
 `obs` is raw or normalised and may have any leading batch axes; values have exactly those axes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -13,10 +13,37 @@ import jax
 import jax.numpy as jnp
 
 from purepg.config import Count, Positive, check
+from purepg.envs.contract import space_name
 from purepg.equations.distributions import Distribution, executed
-from purepg.networks.heads import SQUASHED, PolicyHead, PolicyKind, ValueHead, check_tanh_gaussian, squashed_policy
-from purepg.networks.torsos import Torso, check_torso
-from purepg.types import Action, Array, Box, Discrete, Env, Key, Network, Obs, Params, QNetwork, Space, UsageError
+from purepg.networks.heads import (
+    SQUASHED,
+    PolicyHead,
+    PolicyKind,
+    ValueHead,
+    check_tanh_gaussian,
+    given_legal,
+    squashed_policy,
+)
+from purepg.networks.observations import visible
+from purepg.networks.torsos import Torso, TorsoKind, check_torso
+from purepg.types import (
+    Action,
+    Array,
+    Box,
+    Discrete,
+    Env,
+    Key,
+    LegalActions,
+    MultiDiscrete,
+    Network,
+    Obs,
+    ObservationSpace,
+    Params,
+    QNetwork,
+    Space,
+    UsageError,
+    space_leaves,
+)
 
 
 @dataclass(frozen=True)
@@ -24,20 +51,23 @@ class NetworkConfig:
     """Sizes of the policy and the critic, which share no weights unless `shared`.
 
     Attributes:
-      torso: mlp: dense layers; cnn: one convolution before them, of the size that MinAtar needs.
-      hidden: widths of the dense layers.
+      torso: mlp: dense layers. With convolutions before them, for images: cnn, one, of the size that MinAtar needs;
+        nature, the three of DQN; impala, residual ones. simba: residual blocks of dense layers with layer norms.
+      hidden: widths of the dense layers; with simba, one equal width for each block.
       activation: applied after every hidden layer.
       shared: use one torso for policy and critic.
       policy_scale: gain of the policy's last layer; a small gain makes the first policy nearly uniform (or centred).
       initial_std: initial standard deviation of a Gaussian policy; its logarithm is learned, independent of the state.
+      layer_norm: normalise the features of every dense layer of the torso, before its activation (Ba et al. 2016).
     """
 
-    torso: Literal["mlp", "cnn"] = "mlp"
+    torso: TorsoKind = "mlp"
     hidden: tuple[Count, ...] = (64, 64)
     activation: Literal["tanh", "relu", "silu"] = "tanh"
     shared: bool = False
     policy_scale: Positive = 0.01
     initial_std: Positive = 1.0
+    layer_norm: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,21 +77,24 @@ class ActorQConfig:
     Attributes:
       policy: categorical, for discrete actions; gaussian, with a state-independent standard deviation; tanh_gaussian,
         squashed into bounded actions, with a state-dependent one; or deterministic, with a tanh for bounded actions.
-      torso: mlp: dense layers; cnn: one convolution before them, of the size that MinAtar needs.
-      hidden: widths of the dense layers.
+      torso: mlp: dense layers. With convolutions before them, for images: cnn, one, of the size that MinAtar needs;
+        nature, the three of DQN; impala, residual ones. simba: residual blocks of dense layers with layer norms.
+      hidden: widths of the dense layers; with simba, one equal width for each block.
       activation: applied after every hidden layer.
       policy_scale: gain of the policy's last layer.
       initial_std: initial standard deviation of the policy, before any tanh.
       num_critics: number of critics K, each initialised independently.
+      layer_norm: normalise the features of every dense layer of the torso, before its activation (Ba et al. 2016).
     """
 
     policy: PolicyKind = "tanh_gaussian"
-    torso: Literal["mlp", "cnn"] = "mlp"
+    torso: TorsoKind = "mlp"
     hidden: tuple[Count, ...] = (64, 64)
     activation: Literal["tanh", "relu", "silu"] = "relu"
     policy_scale: Positive = 0.01
     initial_std: Positive = 1.0
     num_critics: Count = 2
+    layer_norm: bool = False
 
 
 Part = Callable[..., Any]  # a module class or a partial of one; called with `name=...`, it returns a module
@@ -75,20 +108,26 @@ class ActorCritic(nn.Module):
       policy_head: makes a module from features to a distribution.
       value_head: makes a module from features to `[..., 1]`; it is also passed `features=1`.
       shared: use one torso for policy and critic; otherwise each has its own torso and parameters.
+      observation_space: the environment's. Where it has `LegalActions`, the policy takes legal actions only. None: all
+        actions are legal.
+      privileged: entries of a dict observation that the policy's torso does not get, as in `Env`.
     """
 
     torso: Part
     policy_head: Part
     value_head: Part = ValueHead
     shared: bool = False
+    observation_space: ObservationSpace = None
+    privileged: tuple[str, ...] = ()
 
     @nn.compact
     def __call__(self, obs: Obs) -> tuple[Distribution, Array]:
-        policy_features = self.torso(name="policy_torso")(obs)
+        _refuse_shared(self.shared, self.privileged)
+        policy_features = self.torso(name="policy_torso")(visible(obs, self.privileged))
         value_features = policy_features if self.shared else self.torso(name="value_torso")(obs)
         distribution = self.policy_head(name="policy_head")(policy_features)
         value = self.value_head(features=1, name="value")(value_features)
-        return distribution, value.squeeze(-1)
+        return given_legal(distribution, self.observation_space, obs), value.squeeze(-1)
 
 
 class Policy(nn.Module):
@@ -96,11 +135,13 @@ class Policy(nn.Module):
 
     torso: Part
     head: Part
+    observation_space: ObservationSpace = None
+    privileged: tuple[str, ...] = ()
 
     @nn.compact
     def __call__(self, obs: Obs) -> Distribution:
-        x = self.torso(name="torso")(obs)
-        return self.head(name="head")(x)
+        x = self.torso(name="torso")(visible(obs, self.privileged))
+        return given_legal(self.head(name="head")(x), self.observation_space, obs)
 
 
 class Critic(nn.Module):
@@ -155,6 +196,7 @@ class ActorQ(NamedTuple):
         """Q_k(s, a) of every critic, `[K, ...]`."""
         if isinstance(self.action_space, Box):
             return self._critics(params, obs, action)
+        assert isinstance(self.action_space, Discrete)
         taken = action[..., None] == jnp.arange(self.action_space.n)
         return jnp.sum(self.q_of_all(params, obs), axis=-1, where=taken)
 
@@ -172,6 +214,7 @@ def actor_q(env: Env, config: ActorQConfig) -> ActorQ:
     """Returns the policy and critics for an environment. Raises UsageError if a space or a setting does not fit."""
     config = check(config)
     check_torso(env, config)
+    refuse_multi_discrete(env, "actor_q")
     if isinstance(env.action_space, Discrete) != (config.policy == "categorical"):
         kind, takes = "discrete", "categorical, with sac_discrete or q_actor_critic"
         if isinstance(env.action_space, Box):
@@ -186,21 +229,52 @@ def actor_q(env: Env, config: ActorQConfig) -> ActorQ:
     head: Part = partial(PolicyHead, space, **settings)
     if config.policy in SQUASHED:  # without a module around its layers, to match the checkpoints of earlier runs
         head = lambda name: partial(squashed_policy, space=space, **settings)  # noqa: E731
-    return ActorQ(Policy(torso, head), Critic(torso, space), space, config.num_critics)
+    policy = Policy(torso, head, env.observation_space, env.privileged)
+    return ActorQ(policy, Critic(torso, space), space, config.num_critics)
 
 
 def actor_critic(env: Env, config: NetworkConfig) -> ActorCritic:
     """Returns the network for an environment's spaces. Raises UsageError if a space or a setting does not fit."""
     config = check(config)
     check_torso(env, config)
+    _refuse_shared(config.shared, env.privileged)
     torso = partial(Torso, env.observation_space, config)
     head = partial(PolicyHead, env.action_space, None, config.policy_scale, config.initial_std)
-    return ActorCritic(torso, head, shared=config.shared)
+    return ActorCritic(torso, head, ValueHead, config.shared, env.observation_space, env.privileged)
+
+
+def refuse_multi_discrete(env: Env, user: str) -> None:
+    """Raises UsageError where actions are MultiDiscrete, for which no critic Q(s, a) is defined."""
+    if isinstance(env.action_space, MultiDiscrete):
+        actions = space_name(env.action_space)
+        raise UsageError(
+            f"{user} needs a critic Q(s, a), which the {actions} actions of {env.name} do not have: use an algorithm "
+            "with V(s), such as ppo, with actor_critic"
+        )
+
+
+def _refuse_shared(shared: bool, privileged: Sequence[str]) -> None:
+    if shared and privileged:
+        raise UsageError(f"shared (True) must be off: only the critic may read the privileged {', '.join(privileged)}")
+
+
+def _check_reads(env: Env, network: Network | QNetwork) -> None:
+    """Raises UsageError where a composed policy does not know of legal actions or of privileged observations."""
+    policy = getattr(network, "policy", network)
+    if not isinstance(policy, ActorCritic | Policy):
+        return
+    masked = any(isinstance(space, LegalActions) for space in space_leaves(env.observation_space))
+    if masked and policy.observation_space is None:
+        raise UsageError(f"{env.name} says which actions are legal: give {type(policy).__name__} its observation_space")
+    if set(policy.privileged) != set(env.privileged):
+        name, entries = type(policy).__name__, ", ".join(env.privileged) or "none"
+        raise UsageError(f"{env.name}'s privileged observations are {entries}: give {name} the same, as privileged")
 
 
 def output(env: Env, network: Network | QNetwork) -> tuple[Distribution, Any]:
     """Returns the shapes and kinds of a network's output for one observation, as (distribution, V or None). Raises
-    UsageError if the network returns something else."""
+    UsageError if the network returns something else, or a composed one ignores what the policy must not do or see."""
+    _check_reads(env, network)
 
     def apply(key):
         _, obs = env.reset(key)

@@ -1,6 +1,7 @@
 """Heads: networks from features to a distribution over actions, or to values."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -8,8 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from purepg.config import Positive, is_known
-from purepg.equations.distributions import Categorical, Deterministic, DiagGaussian, Distribution, TanhGaussian
-from purepg.types import Array, Box, Discrete, Space, UsageError
+from purepg.envs.contract import legal_actions, space_name
+from purepg.equations.distributions import (
+    Categorical,
+    Deterministic,
+    DiagGaussian,
+    Distribution,
+    MultiCategorical,
+    TanhGaussian,
+)
+from purepg.types import Array, Box, Discrete, MultiDiscrete, Obs, ObservationSpace, Space, UsageError
 
 PolicyKind = Literal["categorical", "gaussian", "tanh_gaussian", "deterministic"]
 SQUASHED = ("tanh_gaussian", "deterministic")
@@ -38,6 +47,7 @@ class PolicyHead(nn.Module):
     Attributes:
       space: the action space.
       policy: the kind, as in `ActorQConfig`; None: categorical for discrete actions, gaussian for continuous ones.
+        Categorical policies of a MultiDiscrete space choose its entries independently, given the observation.
       policy_scale: gain of the last layer; a small gain makes the first policy nearly uniform (or centred).
       initial_std: initial standard deviation, before any tanh.
     """
@@ -49,9 +59,12 @@ class PolicyHead(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Distribution:
-        space, policy = self.space, self.policy or ("categorical" if isinstance(self.space, Discrete) else "gaussian")
-        if isinstance(space, Discrete) != (policy == "categorical"):
-            raise UsageError(f"policy ({policy}) does not fit {space}: categorical is for discrete actions only")
+        space, is_discrete = self.space, isinstance(self.space, Discrete | MultiDiscrete)
+        policy = self.policy or ("categorical" if is_discrete else "gaussian")
+        if is_discrete != (policy == "categorical"):
+            raise UsageError(
+                f"policy ({policy}) does not fit {space_name(space)}: categorical is for discrete actions only"
+            )
         if policy in SQUASHED:
             assert isinstance(space, Box)
             if policy == "tanh_gaussian":
@@ -60,10 +73,35 @@ class PolicyHead(nn.Module):
         init = nn.initializers.orthogonal(self.policy_scale)
         if isinstance(space, Discrete):
             return Categorical(nn.Dense(space.n, kernel_init=init, name="logits")(x))
+        if isinstance(space, MultiDiscrete):
+            return _multi_categorical(nn.Dense(sum(space.sizes), kernel_init=init, name="logits")(x), space.sizes)
         size = int(np.prod(space.shape))
         mean = nn.Dense(size, kernel_init=init, name="mean")(x)
         log_std = self.param("log_std", nn.initializers.constant(jnp.log(self.initial_std)), (size,))
         return DiagGaussian(mean, jnp.broadcast_to(log_std, mean.shape))
+
+
+def _multi_categorical(logits: Array, sizes: Sequence[int]) -> MultiCategorical:
+    """The policy of D independent choices, from the logits `[..., sum of sizes]` of all of them."""
+    ends = np.cumsum(sizes)
+    rows = [logits[..., end - size : end] for end, size in zip(ends, sizes, strict=True)]
+    batch = [(0, 0)] * (logits.ndim - 1)
+    padded = [jnp.pad(row, [*batch, (0, max(sizes) - row.shape[-1])], constant_values=-jnp.inf) for row in rows]
+    return MultiCategorical(jnp.stack(padded, axis=-2))
+
+
+def given_legal(distribution: Distribution, space: ObservationSpace, obs: Obs) -> Distribution:
+    """The distribution over the actions that the observation says are legal; unchanged where `space` has no
+    `LegalActions`. Raises UsageError if the distribution has no `masked`."""
+    legal = None if space is None else legal_actions(space, obs)
+    if legal is None:
+        return distribution
+    if not hasattr(distribution, "masked"):
+        kind = type(distribution).__name__
+        raise UsageError(
+            f"observations say which actions are legal, but a {kind} policy cannot be masked: use Categorical"
+        )
+    return distribution.masked(legal)
 
 
 class ValueHead(nn.Dense):

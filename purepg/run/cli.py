@@ -9,13 +9,16 @@ from dataclasses import field, is_dataclass, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, get_args, get_origin
 
-from purepg.config import alternatives, hints, refuse
+from purepg.config import alternatives, check_choice, hints, refuse
+from purepg.networks.presets import Preset, has_presets, with_preset
 from purepg.run.environment import EnvSource
 from purepg.run.experiment import train_population
 from purepg.run.folder.files import RecordError, folder_for
 from purepg.run.plan import MakeAlgorithm, MakeNetwork, RunConfig
 from purepg.run.sweep import Configs, find_field
 from purepg.types import Env, UsageError
+
+PRESET = "network.preset"
 
 
 def main(
@@ -103,12 +106,17 @@ def parse(
 
     sweep_help = "A field and its values; repeat the flag for a grid. Floats share a program, others compile per value."
     sweep_flag = tyro.conf.arg(metavar="NAME=A,B,...", help=sweep_help)
+    preset_help = "A published network (purepg/networks/presets.py), which other --network flags change."
+    preset_flag = tyro.conf.arg(name=PRESET, help=preset_help)
+    presets = [("preset", Annotated[Preset | None, preset_flag], field(default=None))]
+    network_config = _with_preset(network_config, arguments)
     commands = make_dataclass(
         "Commands",
         [
             ("run", Annotated[RunConfig, tyro.conf.arg(name="")], field(default=run)),
             ("sweep", Annotated[tuple[str, ...], tyro.conf.UseAppendAction, sweep_flag], field(default=())),
             (name, type(config), field(default=config)),
+            *(presets if has_presets(network_config) else []),
             ("network", type(network_config), field(default=network_config)),
         ],
         frozen=True,
@@ -118,6 +126,18 @@ def parse(
         raise UsageError("--env-params is given twice: put every KEY=VALUE after one")
     chosen = parse_flags(commands, arguments, description)
     return {name: getattr(chosen, name), "network": chosen.network}, chosen.run, chosen.sweep
+
+
+def _with_preset(network_config: Any, arguments: Sequence[str]) -> Any:
+    """The script's network config, with the fields of the last --network.preset. Its flag has no field of a config, so
+    that config.json holds the fields alone."""
+    for argument, following in zip(arguments, [*arguments[1:], "none"], strict=False):
+        flag, equals, value = argument.partition("=")
+        name = value if equals else following
+        if flag == f"--{PRESET}" and name.lower() != "none" and has_presets(network_config):
+            check_choice(flag, name, Preset)
+            network_config = with_preset(network_config, name)
+    return network_config
 
 
 def parse_flags(commands: type, arguments: Sequence[str], description: str | None = None) -> Any:
@@ -235,6 +255,7 @@ def _flags(commands: type, prefix: str) -> Iterator[tuple[str, Any]]:
     """Every flag of a dataclass and of its nested dataclasses, with the type of its field."""
     for name, hint in hints(commands).items():
         kind, *notes = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+        name = next((note.name for note in notes if getattr(note, "name", None)), name)
         if isinstance(kind, type) and is_dataclass(kind):
             bare = any(getattr(note, "name", None) == "" for note in notes)
             yield from _flags(kind, prefix if bare else f"{prefix}{name}.")

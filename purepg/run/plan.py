@@ -5,13 +5,14 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 
 from purepg.config import Count, CountOrZero, NonNegative, Seed, check
+from purepg.envs.contract import space_name
 from purepg.language.model import LanguageModelConfig, with_sizes
 from purepg.run.code import address_of
 from purepg.run.console import say
@@ -32,7 +33,7 @@ from purepg.run.sweep import (
     schedule_of,
     with_schedule,
 )
-from purepg.types import Algorithm, Discrete, Env, UsageError, space_leaves
+from purepg.types import Algorithm, Env, UsageError, space_leaves
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def prepare(
         raise UsageError("--resume needs --out, the folder of the run to resume, and no --overwrite")
     if run.wandb == "online" and run.out is None:
         raise UsageError("wandb (online) needs out, a folder for the files that W&B keeps until they are uploaded")
-    stored = read_config(run.out) if run.resume and run.out else None
+    stored = _with_later_fields(read_config(run.out), configs) if run.resume and run.out else None
     if stored and run.max_parallel is None:  # the last bits of the results depend on the chunks' sizes
         run = replace(run, max_parallel=stored["run"].get("max_parallel"))
     settings = _settings(configs, sweep, stored)
@@ -192,6 +193,16 @@ def _settings(configs: Configs, sweep: Mapping[str, Sequence[Any]], stored: Mapp
         setting._replace(configs={name: check(config) for name, config in setting.configs.items()})
         for setting in settings
     ]
+
+
+def _with_later_fields(stored: Mapping[str, Any], configs: Configs) -> dict[str, Any]:
+    """The config.json of a run. Fields that its configs did not have yet have their defaults, as they had in effect."""
+    later = {
+        name: {field.name: field.default for field in fields(config) if field.default is not MISSING}
+        for name, config in configs.items()
+        if isinstance(stored.get(name), dict)
+    }
+    return dict(stored) | {name: defaults | stored[name] for name, defaults in later.items()}
 
 
 def _check_kind(made_by: Callable, config: Any) -> None:
@@ -265,9 +276,5 @@ def describe(plan: Plan, script: str) -> dict[str, Any]:
 
 def _spaces(env: Env) -> str:
     """The environment's spaces and time limit in one line, to tell apart two environments of the same name."""
-
-    def described(space: Any) -> str:
-        return f"Discrete({space.n})" if isinstance(space, Discrete) else f"Box{space.shape}"
-
-    observed = ", ".join(map(described, space_leaves(env.observation_space)))
-    return f"{observed} -> {described(env.action_space)}, time limit {env.max_episode_steps}"
+    observed = ", ".join(map(space_name, space_leaves(env.observation_space)))
+    return f"{observed} -> {space_name(env.action_space)}, time limit {env.max_episode_steps}"
