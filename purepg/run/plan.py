@@ -18,6 +18,7 @@ from purepg.run.code import address_of, address_of_env
 from purepg.run.console import say
 from purepg.run.devices import prepare_devices, use_compile_cache
 from purepg.run.folder.config import read_config
+from purepg.run.outside import refuse_without_explorer
 from purepg.run.start import read_start
 from purepg.run.sweep import (
     Chunk,
@@ -159,6 +160,10 @@ def prepare(
     settings = _with_sizes_of_starts(settings)
     world, env_address = _environment(run, env)
     run = replace(run, env=world.name if env else run.env)
+    if world.outside and num_devices > 1:
+        if run.devices:
+            say(f"devices ({run.devices}): {world.name} is not JAX, so one device is used")
+        num_devices = 1
     eval_max_steps = run.eval_max_steps or world.max_episode_steps
     if eval_max_steps is None:
         raise UsageError(f"{world.name} has no time limit: set --eval-max-steps")
@@ -176,6 +181,7 @@ def prepare(
     }
     digest = getattr(network(world, configs["network"]), "digest", None)
     planned = programs(settings, make, run.total_steps)
+    refuse_without_explorer(world, make(planned[0].configs), name)
     return Plan(run, world, make, settings, planned, num_devices, eval_max_steps, code, stored, digest)
 
 
