@@ -128,7 +128,7 @@ def test_recordings_are_the_rollout_of_the_twin_in_jax(twin, agents, num_envs):
         found = rec.record(by_rule)
         expected = jax.tree.map(lambda x, start=start: x[start : start + T], trajectory)
         for name, a, b in zip(Transition._fields, found.trajectory, expected, strict=True):
-            a = np.moveaxis(a.reshape(-1, T, num_envs, *a.shape[len(agents) + 2 :]), 1, 0)
+            a = np.moveaxis(np.asarray(a).reshape(-1, T, num_envs, *a.shape[len(agents) + 2 :]), 1, 0)
             np.testing.assert_array_equal(a.reshape(b.shape), b, err_msg=f"{name} from {start}")
 
 
@@ -178,7 +178,8 @@ def test_starts_marks_the_first_steps_of_episodes():
             return by_rule(t, obs, starts)
 
         rec = recorder(diary(next_step=next_step), (), N)
-        rec.record(act), rec.record(act)
+        for _ in range(2):
+            rec.record(act)
         t, starts, is_last = map(np.stack, zip(*seen, strict=True))
         np.testing.assert_array_equal(starts[~is_last], t[~is_last] == 0)
         assert is_last.any() == next_step

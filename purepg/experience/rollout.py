@@ -55,7 +55,7 @@ class Draws(NamedTuple):
     """All random numbers of T steps of N environments, drawn before the first step; leaves are `[T, ...]`."""
 
     noise: Any  # the policy's random numbers
-    k_step: Key  # [T, N]
+    k_step: Any  # keys [T, N]
     reset: Any  # [T, N, ...], a fresh environment for every step, or only the key to reset it
     recorded: Recording | None = None  # the steps themselves, if they have been taken already
 
@@ -70,7 +70,7 @@ def draw(key: Key, env: Env, noise: Callable[[Key, Obs], Any], world: RolloutSta
     k_act, k_step, k_reset = jax.random.split(key, 3)
     noise = jax.vmap(noise, in_axes=(0, None))(jax.random.split(k_act, num_steps), world.obs)
     if isinstance(world.env_state, Recording):
-        return Draws(noise, (), (), world.env_state)
+        return Draws(noise, None, None, world.env_state)
     reset = jax.random.split(k_reset, (num_steps, num_envs))
     if _resets_are_small(env):
         reset = jax.vmap(jax.vmap(env.reset))(reset)
@@ -91,7 +91,7 @@ def step(
         steps.
     """
     if draws.recorded is not None:
-        return world, *draws.recorded
+        return world, draws.recorded.trajectory, draws.recorded.finished
     action, log_prob = act(draws.noise, world.obs)
     taken = in_units(env.action_space, executed(action))
     env_state, time_step = jax.vmap(env.step)(draws.k_step, world.env_state, taken)

@@ -64,14 +64,15 @@ class Recorder:
     def record(self, act: Act) -> Recording:
         """Takes T steps in each environment."""
         M, N, T = math.prod(self._agents), self._N, self._T
-        finished = np.zeros((M, T, 3), np.float32)
-        made, buffers = np.zeros(M * N, int), None
+        finished: Any = np.zeros((M, T, 3), np.float32)
+        made = np.zeros(M * N, int)
+        buffers: Any = None
         num_calls = 0
         while made.min() < T:
             t = min(num_calls, T - 1)
             obs, starts = (jax.tree.map(self._by_agent, x) for x in (self._obs, self._starts))
             action, log_prob, in_units = act(t, obs, starts)
-            step = self._envs.step(self._flat(in_units))
+            step: Any = self._envs.step(self._flat(in_units))
             finished[:, t] += self._count(step)
             action, log_prob = jax.tree.map(self._flat, (action, log_prob))
             flags = step.terminated, step.truncated
@@ -148,7 +149,7 @@ def evaluate_outside(
         ]
     finally:
         envs.close()
-    stats = [np.concatenate(x, axis=-1)[..., :num_episodes] for x in zip(*turns, strict=True)]
+    stats: list[Any] = [np.concatenate(x, axis=-1)[..., :num_episodes] for x in zip(*turns, strict=True)]
     return EpisodeStats(*(x.reshape(*agents, num_episodes) for x in stats), last_obs=())
 
 

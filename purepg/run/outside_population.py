@@ -33,7 +33,7 @@ class OutsidePopulation(Population):
         member, spread = _Member(plan, program), self._spread
         self._act = jax.jit(
             lambda hyper, s, learner, memory, obs, starts, update, t: spread(
-                lambda hyper, s, *rest: member.act(hyper, s, *rest, update, t)
+                lambda *of_agent: member.act(update, t, *of_agent)
             )(hyper, s, learner, memory, obs, starts)
         )
         self._learn = jax.jit(
@@ -144,18 +144,18 @@ class OutsidePopulation(Population):
     def _abstract_steps(self, members: Members, state: State) -> tuple[tuple[Any, ...], Recording]:
         """The shapes of what `_act` takes, and of a recording."""
         T, obs = self._explorer.num_steps, state.world.envs.obs
-        flag = jax.ShapeDtypeStruct(state.world.envs.episode_length.shape, bool)
+        flag: Any = jax.ShapeDtypeStruct(state.world.envs.episode_length.shape, bool)
         memory = jax.eval_shape(lambda: self._first_memory(state))
         number = jax.ShapeDtypeStruct((), np.int32)
         arguments = state.learner, memory, obs, flag
         action, log_prob, _, _ = jax.eval_shape(self._act, *members, *arguments, number, number)
-        reward = jax.ShapeDtypeStruct(flag.shape, np.float32)
+        reward: Any = jax.ShapeDtypeStruct(flag.shape, np.float32)
         step = Transition(obs, action, log_prob, reward, flag, flag, obs)
 
         def of_update(x):
             return jax.ShapeDtypeStruct((*x.shape[:2], T, *x.shape[2:]), x.dtype)
 
-        finished = jax.ShapeDtypeStruct((*self._shape, T, 3), np.float32)
+        finished: Any = jax.ShapeDtypeStruct((*self._shape, T, 3), np.float32)
         return arguments, Recording(jax.tree.map(of_update, step), finished)
 
     def _close(self) -> None:
@@ -174,7 +174,7 @@ class _Member(Member):
         return found
 
     def act(
-        self, hyper: Hyper, s: Array, learner: Any, memory: Any, obs: Obs, starts: Array, update: Array, t: Array
+        self, update: Array, t: Array, hyper: Hyper, s: Array, learner: Any, memory: Any, obs: Obs, starts: Array
     ) -> tuple[Any, Any, Any, Any]:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self._plan.run.seed), ACTING_TAG), s)
         key = jax.random.fold_in(jax.random.fold_in(key, update), t)

@@ -33,7 +33,7 @@ from purepg.run.sweep import (
     schedule_of,
     with_schedule,
 )
-from purepg.types import Algorithm, Discrete, Env, UsageError, space_leaves
+from purepg.types import Algorithm, Box, Discrete, Env, UsageError, space_leaves
 
 
 @dataclass(frozen=True)
@@ -290,7 +290,9 @@ def _spaces(env: Env) -> str:
     """The environment's spaces and time limit in one line, to tell apart two environments of the same name."""
 
     def described(space: Any) -> str:
-        return f"Discrete({space.n})" if isinstance(space, Discrete) else f"Box{space.shape}"
+        if isinstance(space, Discrete):
+            return f"Discrete({space.n})"
+        return f"Box{space.shape}" if isinstance(space, Box) else str(space)
 
     observed = ", ".join(map(described, space_leaves(env.observation_space)))
     return f"{observed} -> {described(env.action_space)}, time limit {env.max_episode_steps}"

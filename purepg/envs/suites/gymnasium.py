@@ -64,24 +64,32 @@ def gym_env(
         Discrete and MultiDiscrete (and, of observations, Dict and Tuple of them).
     """
     require("gym", "gymnasium")
-    name = name or (f"gym/{source}" if isinstance(source, str) else getattr(source, "__name__", "gym"))
+    _refuse_old_gymnasium()
+    title = name or (f"gym/{source}" if isinstance(source, str) else getattr(source, "__name__", "gym"))
     limit = max_episode_steps
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         raise UsageError(f"max_episode_steps ({limit}) must be a positive whole number")
     single, vector = _makers(source, limit, params)
-    first = _guarded(name, "cannot be made", single or (lambda: vector(1)))
+    first = _guarded(title, "cannot be made", single or (lambda: vector(1)))
     observed = first.observation_space if single else first.single_observation_space
     actions = first.action_space if single else first.single_action_space
-    observation_space, read = as_observations(name, observed)
-    action_space, write = as_actions(name, actions)
+    observation_space, read = as_observations(title, observed)
+    action_space, write = as_actions(title, actions)
     limit = limit or (_time_limit(first) if single else None)
     first.close()
 
     def make(num_envs: int) -> "_GymEnvs":
         of_n = vector or functools.partial(_vectorised, single, asynchronous)
-        return _GymEnvs(name, _guarded(name, "cannot be made", of_n, num_envs), num_envs, read, write)
+        return _GymEnvs(title, _guarded(title, "cannot be made", of_n, num_envs), num_envs, read, write)
 
-    return outside_env(name, make, observation_space, action_space, limit)
+    return outside_env(title, make, observation_space, action_space, limit)
+
+
+def _refuse_old_gymnasium() -> None:
+    import gymnasium
+
+    if not hasattr(gymnasium.vector, "AutoresetMode"):
+        raise UsageError(f'gymnasium {gymnasium.__version__} must be at least 1.1: pip install -e ".[gym]"')
 
 
 def _makers(source: Any, limit: int | None, params: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -127,7 +135,7 @@ def _registered(id: str, limit: int | None, params: dict[str, Any]) -> Any:
     env = gymnasium.make(id, **{"frameskip": 1, "disable_env_checker": True, **own})
     env = AtariPreprocessing(env, **{key: value for key, value in params.items() if key in WRAPPED})
     env = FrameStackObservation(env, STACKED_FRAMES)
-    frames = env.observation_space
+    frames: Any = env.observation_space
     low, high = (np.moveaxis(bound, 0, -1) for bound in (frames.low, frames.high))
     last = gymnasium.spaces.Box(low, high, dtype=frames.dtype.type)
     env = TransformObservation(env, functools.partial(np.moveaxis, source=0, destination=-1), last)

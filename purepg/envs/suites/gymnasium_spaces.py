@@ -87,7 +87,7 @@ def _leaf(name: str, what: str, space: Any) -> Any:
             return MultiDiscrete(tuple(map(int, space.nvec)))
         case spaces.Box():
             dtype = _our_dtype(space.dtype)
-            return Box(*(_cast(bound, dtype) for bound in (space.low, space.high)), dtype)
+            return Box(_cast(space.low, dtype), _cast(space.high, dtype), dtype)
     raise UsageError(f"{name}: its {what} are {space}; the kinds known here are {KINDS}")
 
 
