@@ -405,6 +405,17 @@ def test_ctrl_c_ends_the_run_after_the_current_update(tmp_path):
     assert Checkpoints(tmp_path, 0).latest() == 2
 
 
+def test_one_device_is_used_and_said_so_where_more_are_asked_for(capsys):
+    configs = {"ppo": CONFIG, "network": NETWORK}
+    for source in (DIARY, lambda: DIARY):  # of which the second is not known to be outside before it is made
+        for devices in (None, 1):
+            run = RunConfig(total_steps=16, num_seeds=2, devices=devices)
+            assert prepare(ppo, actor_critic, configs, run, {}, source).num_devices == 1
+        assert "device" not in capsys.readouterr().err
+    prepare(ppo, actor_critic, configs, RunConfig(total_steps=16, num_seeds=2, devices=2), {}, DIARY)
+    assert capsys.readouterr().err == "devices (2): diary is not JAX, so that one device is used\n"
+
+
 # --- what is refused ---
 
 

@@ -12,7 +12,9 @@ import jax
 import numpy as np
 
 from purepg.envs.outside import HostEnvs, HostStep
+from purepg.envs.suites import is_outside
 from purepg.experience.rollout import Recording
+from purepg.run.console import say
 from purepg.train import EpisodeStats
 from purepg.types import Algorithm, Env, Obs, Transition, UsageError
 
@@ -29,6 +31,19 @@ def refuse_without_explorer(env: Env, algorithm: Algorithm, name: str) -> None:
             f"{env.name} is not JAX, and {name} plays whole episodes within its program; those that work: a2c, ddpg, "
             "dpg, npg, off_policy_pg, ppo, ppo_penalty, q_actor_critic, sac, sac_discrete, td3, trpo"
         )
+
+
+def known_outside(name: str, env: Any) -> bool:
+    """Whether an environment is not JAX, as far as is known before a function makes it. The CPU is then not split into
+    devices, which halved the speed of PPO on gym/CartPole-v1 with 8 environments."""
+    return is_outside(name) if env is None else isinstance(env, Env) and env.outside is not None
+
+
+def one_device(env: Env, devices: int | None) -> int:
+    """1, the number of devices that learn from an environment that is not JAX. Says so where more were asked for."""
+    if devices is not None and devices > 1:
+        say(f"devices ({devices}): {env.name} is not JAX, so that one device is used")
+    return 1
 
 
 def seed_of(*entropy: int) -> int:

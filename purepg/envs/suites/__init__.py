@@ -15,13 +15,19 @@ class Suite(NamedTuple):
 
     address: tuple[str, str]  # module and function
     names: tuple[str, ...]
-    others: bool = False  # it may know more; its function then refuses names that it does not know
+    outside: bool = False  # it is not JAX; its function itself refuses names that it does not know
 
     def knows(self, name: str) -> bool:
-        return self.others or name in self.names
+        return self.outside or name in self.names
 
 
 SUITES = {
     "craftax": Suite((craftax.__name__, "craftax_env"), craftax.NAMES),
-    "gym": Suite((gymnasium.__name__, "gym_named"), (), others=True),
+    "gym": Suite((gymnasium.__name__, "gym_named"), (), outside=True),
 }
+
+
+def is_outside(name: str) -> bool:
+    """Whether the environment of this name is not JAX. Nothing is imported to say so."""
+    suite, slash, _ = name.partition("/")
+    return bool(slash) and suite in SUITES and SUITES[suite].outside
