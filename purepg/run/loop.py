@@ -159,8 +159,7 @@ class _Training:
         job, saving, last_saved = self._job, self._saving, self._begun
         running = None  # the block that the device computes while the previous one is logged
         for length in lengths:
-            stop = lambda: self._interrupt.requested  # noqa: E731
-            state, device_metrics = job.population.advance(job.chunk.members, state, update, length, stop)
+            state, device_metrics = job.population.advance(job.chunk.members, state, update, length, self._interrupted)
             if running is not None:
                 self._fetch(*running)
                 running = None
@@ -183,6 +182,9 @@ class _Training:
         if running is not None:
             self._fetch(*running)
         return state, update
+
+    def _interrupted(self) -> bool:
+        return self._interrupt.requested
 
     def _fail(self, failure: UsageError, running: tuple[int, Any] | None, update: int, state: State) -> None:
         """Logs and saves the updates before an environment failed, and raises its error."""
