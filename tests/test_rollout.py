@@ -263,3 +263,72 @@ def test_episodes_in_nested_lanes_are_those_of_a_plain_loop():
             expected = alone(keys[s], slopes[h])
             jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), member, expected)
     assert len(np.unique(population.info["env_steps"][0])) > 1
+
+
+# --- resets that are made only where an episode ended ---
+
+
+def bulky(costly: bool, metrics: bool = False) -> Env:
+    """The diary, with a large state, so that resets are not drawn beforehand, and with an episode's own number."""
+
+    def reset(key):
+        state, obs = ENV.reset(key)
+        return (state, jnp.full(100, obs[0].astype(jnp.float32))), obs
+
+    def env_step(key, state, action):
+        inner, step = ENV.step(key, state[0], action)
+        info = {"odd_steps": (inner.t // 2).astype(jnp.float32)} if metrics else ()
+        return (inner, state[1]), step._replace(info=info)
+
+    return ENV._replace(reset=reset, step=env_step, costly_reset=costly, metrics=("odd_steps",) if metrics else ())
+
+
+@pytest.mark.parametrize("num_envs", [1, 6, 130])
+def test_resetting_only_ended_environments_gives_what_resetting_all_gives(num_envs):
+    """Also in each lane of a population, whose lanes end different numbers of episodes."""
+
+    @quick_jit
+    def run(key):
+        found = []
+        for costly in (False, True):
+            env = bulky(costly)
+
+            def lane(key, env=env):
+                k_start, k_run = jax.random.split(key)
+                return rollout(k_run, env, actor(), reset_all(k_start, env, num_envs), T)
+
+            found.append(jax.vmap(lane)(jax.random.split(key, 3)))
+        return found
+
+    all_reset, ended_reset = jax.device_get(run(jax.random.key(0)))
+    assert all_reset[2]["num_episodes"].min() >= num_envs
+    jax.tree.map(np.testing.assert_array_equal, all_reset, ended_reset)
+
+
+def test_costly_resets_run_for_the_64th_part_of_the_environments_at_a_time_and_only_as_often_as_needed():
+    env, num_envs, calls = bulky(costly=True), 128, []
+    counted = env._replace(reset=lambda key: (jax.debug.callback(lambda: calls.append(1)), env.reset(key))[1])
+    world = jax.jit(lambda key: reset_all(key, env, num_envs))(jax.random.key(0))
+    keys = jax.random.split(jax.random.key(1), num_envs)
+    restart = jax.jit(lambda ended: purepg.experience.rollout.restart(counted, ended, keys, world[:2]))
+    for num_ended in (0, 1, 2, 3, 128):
+        calls.clear()
+        jax.block_until_ready(restart(jnp.arange(num_envs) >= num_envs - num_ended))
+        jax.effects_barrier()
+        assert len(calls) == -(-num_ended // 2)  # one call for the two environments of a pass
+
+
+def test_an_episodes_own_numbers_are_averaged_over_the_episodes_that_ended():
+    env = bulky(costly=True, metrics=True)
+
+    @quick_jit
+    def run(key):
+        k_start, k_run = jax.random.split(key)
+        return rollout(k_run, env, actor(), reset_all(k_start, env, N), T), episodes(k_run, env, actor(), 5, 4)
+
+    (_, trajectory, info), whole = jax.device_get(run(jax.random.key(2)))
+    ended = trajectory.terminated | trajectory.truncated
+    expected = (trajectory.next_obs[..., 1] // 2)[ended].mean()
+    assert averaged(info)["info/odd_steps"] == pytest.approx(expected)
+    lengths = whole.mask.sum(0)
+    assert averaged(whole.info)["info/odd_steps"] == pytest.approx((lengths // 2).mean())

@@ -3,7 +3,6 @@
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from importlib import import_module
 from typing import Any
 
 from purepg.envs.finite_mdp import mdp_env
@@ -43,8 +42,7 @@ def make(name: str, params: Mapping[str, Any] | None = None, **more: Any) -> Env
 
 def _made(suite: str | None, name: str, params: Mapping[str, Any]) -> Env:
     if suite is not None:
-        module, function = SUITES[suite].address
-        return getattr(import_module(module), function)(name, params)
+        return SUITES[suite].make(name, params)
     constructors: Mapping[str, Mapping[str, Callable[..., Any]]] = {"mdp": MDPS, "lqr": LQRS, "task": TASKS}
     for kind, known in constructors.items():
         if name in known:

@@ -1,7 +1,6 @@
 """What every adapter of a suite needs: our clock, and states and observations of one dtype."""
 
 import importlib.util
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, replace
 from typing import Any, NamedTuple
@@ -119,13 +118,8 @@ def chosen(name: str, params: Mapping[str, Any], **defaults: Any) -> dict[str, A
     return defaults | dict(params)
 
 
-def with_fields(name: str, default: Any, params: Mapping[str, Any]) -> Any:
-    """A dataclass of parameters with some replaced. Raises UsageError as `chosen` does."""
-    known = {field.name: getattr(default, field.name) for field in fields(default)}
+def with_fields(name: str, default: Any, params: Mapping[str, Any], hidden: str) -> Any:
+    """A dataclass of parameters with some replaced, of which `hidden` is none. Raises UsageError as `chosen` does."""
+    known = {field.name: getattr(default, field.name) for field in fields(default) if field.name != hidden}
     given = chosen(name, params, **known)
     return replace(default, **{key: type(known[key])(given[key]) for key in params})
-
-
-def snake_case(name: str) -> str:
-    """`CollectWood` as `collect_wood`."""
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()

@@ -43,7 +43,7 @@ def craftax_env(name: str, params: Mapping[str, Any]) -> Env:
     own = {key: value for key, value in params.items() if key != "max_episode_steps"}
     clock = {key: value for key, value in params.items() if key == "max_episode_steps"}
     limit = chosen(name, clock, max_episode_steps=MAX_EPISODE_STEPS[game])["max_episode_steps"]
-    env_params = with_fields(name, env.default_params, own).replace(max_timesteps=NEVER)
+    env_params = with_fields(name, env.default_params, own, "max_timesteps").replace(max_timesteps=NEVER)
     achievements = {x.name.lower(): x.value for x in importlib.import_module(f"craftax.{game}.constants").Achievement}
 
     def seen(obs):
