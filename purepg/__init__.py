@@ -27,6 +27,7 @@ from purepg.algorithms.trpo import TRPOConfig, trpo
 from purepg.envs import gymnax_env, lqr_env, mdp_env
 from purepg.envs.finite_mdp import FiniteMDP
 from purepg.envs.lqr import LQR
+from purepg.envs.suites.gymnasium import gym_env
 from purepg.envs.tasks import Task, token_env
 from purepg.language.model import LanguageModel, LanguageModelConfig, generate
 from purepg.networks.actor_critic import ActorQConfig, NetworkConfig, actor_critic, actor_q

@@ -141,6 +141,7 @@ class Env(NamedTuple):
     privileged: tuple[str, ...] = ()  # entries of a dict observation that the critic reads, and the policy does not
     costly_reset: bool = False  # reset only environments whose episode ended, in a loop, and not all in one batch
     render: Callable[[EnvState], np.ndarray] | None = None  # one state in numpy to a picture, uint8 [height, width, 3]
+    outside: Callable[[int], Any] | None = None  # not JAX: makes n of this environment (`envs.outside.HostEnvs`)
 
 
 class Transition(NamedTuple):
@@ -203,6 +204,24 @@ class Actor(NamedTuple):
     act: Callable[[Any, Obs], tuple[Action, Any]]
 
 
+class Explorer(NamedTuple):
+    """How an algorithm acts during training, for environments that are stepped outside of its compiled update.
+
+    Acting uses the learner as it is at the update's start, in all of the update's steps.
+
+    num_envs, num_steps: an update takes T steps in each of N environments.
+    memory: `memory(obs)` is what acting carries from step to step, before the first one; only shapes of `obs` are read.
+    act: `act(key, learner, memory, update, t, obs, starts) -> (action, log_prob, memory)`, for raw observations
+      `[N, ...]`. `t` is the step's number in its update, and `starts` `[N]` marks the first steps of episodes. Action
+      and log_prob are as `Transition` has them.
+    """
+
+    num_envs: int
+    num_steps: int
+    memory: Callable[[Obs], Any]
+    act: Callable[[Key, Any, Any, Array, Array, Obs, Array], tuple[Any, Any, Any]]
+
+
 class UpdateSteps(NamedTuple):
     """The least and the most environment steps that one update takes; equal where all updates have one length."""
 
@@ -224,9 +243,11 @@ class Algorithm(NamedTuple):
     step: one update, `step(key, state, update) -> (state, metrics)`; `update` counts from 0 and drives schedules.
     policy: `policy(state, deterministic) -> act`.
     update_steps: how many environment steps one update takes.
+    explorer: how it acts in environments that are not JAX; None if it cannot learn from them.
     """
 
     init: Callable[[Key], State]
     step: Step
     policy: Callable[[State, bool], Act]
     update_steps: UpdateSteps
+    explorer: Explorer | None = None

@@ -66,14 +66,16 @@ def dpg(env: Env, network: QNetwork, config: DPGConfig) -> Algorithm:
         loss = deterministic_policy_gradient(network.q({"critic": critic}, obs, action).mean(0)).mean()
         return loss, {"loss": loss}
 
-    def step(key, state, update):
-        learner = state.learner
-        policy, critic = learner.train_state.halves
-
+    def acting(learner):
         def act(noise, obs):
             return exploration.act(learner.params, noise, normalize.apply(learner.obs_moments, obs)), None
 
-        data, after, info = collect(key, env, network, c, state, Actor(exploration.noise, act))
+        return Actor(exploration.noise, act)
+
+    def step(key, state, update):
+        learner = state.learner
+        policy, critic = learner.train_state.halves
+        data, after, info = collect(key, env, network, c, state, acting(learner))
         share = anneal(1.0, update, c.anneal_updates if c.anneal_learning_rate else None)
         critic, critic_info = gradient_steps(
             critic_loss, tx, share * c.critic_learning_rate, critic, (data, policy.params), c.num_critic_steps
@@ -84,4 +86,4 @@ def dpg(env: Env, network: QNetwork, config: DPGConfig) -> Algorithm:
         learner = after.learner._replace(train_state=joined(policy, critic))
         return State(learner, after.world), info | by_half(policy=policy_info, critic=critic_info)
 
-    return rollout_algorithm(env, network, c, tx, step, init_params=init_halves)
+    return rollout_algorithm(env, network, c, tx, step, init_params=init_halves, acting=acting)

@@ -27,6 +27,7 @@ from purepg.types import (
     Array,
     Discrete,
     Env,
+    Explorer,
     Key,
     Mean,
     Metrics,
@@ -105,9 +106,21 @@ def replay_algorithm(
         example = Transition(obs, jax.tree.map(lambda x: x[0], action), None, reward, flag, flag, obs)
         return State(learner, ReplayWorld(envs, first_noise, replay.init(example, c.capacity)))
 
+    act = _acting(env, c, exploration)
+
+    def explore(key, learner, noise, update, t, obs, starts):
+        fresh = draw_noise(key, obs)
+        noise = exploration.carry(noise, fresh[0], starts)
+        return *act(learner, noise, fresh[1], _rounds_before(c, update) + t, obs), noise
+
+    def no_noise(obs):
+        shapes = jax.eval_shape(lambda: draw_noise(jax.random.key(0), obs)[0])
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
     env_steps = c.num_envs * c.num_steps
-    step = _rounds(env, c, exploration, draw_noise, learn, cycle)
-    return Algorithm(init, step, evaluation_policy(network), UpdateSteps(env_steps, env_steps))
+    step = _rounds(env, c, exploration, draw_noise, act, learn, cycle)
+    explorer = Explorer(c.num_envs, c.num_steps, no_noise, explore)
+    return Algorithm(init, step, evaluation_policy(network), UpdateSteps(env_steps, env_steps), explorer)
 
 
 def _cycle(c: ReplayConfig, period: int) -> int:
@@ -127,17 +140,35 @@ def _cycle(c: ReplayConfig, period: int) -> int:
     return cycle
 
 
+def _rounds_before(c: ReplayConfig, update: Array) -> Array:
+    """How many rounds came before an update, up to a full ring, so that int32 can count them."""
+    T, ring = c.num_steps, c.capacity // c.num_envs
+    return jnp.minimum(update, -(-ring // T)) * T
+
+
+def _acting(env: Env, c: ReplayConfig, exploration: Exploration) -> Callable[..., tuple[Array, None]]:
+    """`act(learner, noise, random, num_rounds, obs) -> (action, None)`: random actions in the rounds of the warm-up."""
+    warmup_rounds, at_random = -(-c.warmup_steps // c.num_envs), random_actor(env)
+
+    def act(learner, noise, random, num_rounds, obs):
+        action = exploration.act(learner.params, noise, normalize.apply(learner.obs_moments, obs))
+        return jnp.where(num_rounds < warmup_rounds, at_random.act(random, obs)[0], action), None
+
+    return act
+
+
 def _rounds(
     env: Env,
     c: ReplayConfig,
     exploration: Exploration,
     draw_noise: Callable[[Key, Any], Any],
+    act: Callable[..., tuple[Array, None]],
     learn: Learn,
     cycle: int,
 ) -> Step:
     """The step of `replay_algorithm`."""
     N, T, G = c.num_envs, c.num_steps, c.num_gradient_steps
-    warmup_rounds, ring, at_random = -(-c.warmup_steps // N), c.capacity // N, random_actor(env)
+    warmup_rounds = -(-c.warmup_steps // N)
 
     def gradient_step(learner, inputs):
         key, batch, number = inputs
@@ -155,7 +186,7 @@ def _rounds(
         k_sample, k_learn = jax.random.split(k_sample, (T, G)), jax.random.split(k_learn, (T, G))
         # Below, `number` is the round's number modulo a cycle, and `num_rounds` how many rounds came before it, up to a
         # full ring. Both follow from the update, which a population shares, so branches are cheap.
-        first_round, rounds_before = update % cycle * T, jnp.minimum(update, -(-ring // T)) * T
+        first_round, rounds_before = update % cycle * T, _rounds_before(c, update)
 
         def round(carry, inputs):
             learner, (envs, noise, buffer), finished = carry
@@ -163,11 +194,10 @@ def _rounds(
             number, num_rounds = first_round + r, rounds_before + r
             noise = exploration.carry(noise, draws.noise[0], envs.episode_length == 0)
 
-            def act(draws, obs):
-                action = exploration.act(learner.params, noise, normalize.apply(learner.obs_moments, obs))
-                return jnp.where(num_rounds < warmup_rounds, at_random.act(draws[1], obs)[0], action), None
+            def act_now(draws, obs):
+                return act(learner, noise, draws[1], num_rounds, obs)
 
-            envs, transition, finished_now = rollout.step(env, act, envs, draws)
+            envs, transition, finished_now = rollout.step(env, act_now, envs, draws)
             if not c.bootstrap_at_truncation:
                 transition = rollout.truncation_as_termination(transition)
             buffer = replay.add(buffer, transition, number)

@@ -28,6 +28,7 @@ from purepg.types import (
     Algorithm,
     Array,
     Env,
+    Explorer,
     Key,
     Metrics,
     Network,
@@ -106,6 +107,7 @@ def rollout_algorithm(
     step: Step,
     init_own: Callable[[], Any] = lambda: None,
     init_params: Callable[[optax.GradientTransformation, Params], TrainState] = init_train_state,
+    acting: Callable[[RolloutLearner], Actor] | None = None,
 ) -> Algorithm:
     """The algorithm of a step, with the state that `collect` advances. Raises UsageError where `normalize_obs` is on
     and an observation is a category.
@@ -113,6 +115,7 @@ def rollout_algorithm(
     Args:
       init_own: gives the initial value of `RolloutLearner.own`.
       init_params: `init_train_state`, or `init_halves`.
+      acting: how a learner acts during training; None: by its policy.
     """
     check_environment(env)
     if c.normalize_obs:
@@ -129,8 +132,14 @@ def rollout_algorithm(
         )
         return State(learner, RolloutWorld(envs, jnp.zeros(c.num_envs) if c.scale_reward else None))
 
+    def act(key, learner, memory, update, t, obs, starts):
+        del update, t, starts
+        chosen = acting(learner) if acting else actor(network, learner.params, learner.obs_moments)
+        return *chosen.act(chosen.noise(key, obs), obs), memory
+
+    explorer = Explorer(c.num_envs, c.num_steps, lambda obs: (), act)
     env_steps = c.num_envs * c.num_steps
-    return Algorithm(init, step, evaluation_policy(network), UpdateSteps(env_steps, env_steps))
+    return Algorithm(init, step, evaluation_policy(network), UpdateSteps(env_steps, env_steps), explorer)
 
 
 def collect(

@@ -41,7 +41,8 @@ def in_units(space: Space, action: Action) -> Action:
 
 
 def check_environment(env: Env) -> None:
-    """Checks that `reset` and `step` satisfy the contract of `Env`, by tracing them without running them.
+    """Checks that `reset` and `step` satisfy the contract of `Env`, by tracing them without running them. Of an
+    environment that is not JAX, only the spaces and the reset are checked.
 
     JAX caches the traces, so repeating the check for the same two functions costs next to nothing.
 
@@ -58,22 +59,28 @@ def check_environment(env: Env) -> None:
     key = jax.eval_shape(jax.random.key, 0)
     action = action_example(space)
     state, obs = _pair(env, "reset", jax.eval_shape(env.reset, key))
+    declared = jax.tree.map(lambda x: np.zeros(_shape(x)), env.observation_space, is_leaf=is_space)
+    if difference := first_difference(declared, obs, ("shape",)):
+        raise UsageError(f"{env.name}: its reset's obs{difference}")
+    _check_mask(env)
+    _check_privileged(env)
+    if env.outside is None:
+        _check_step(env, key, action, state, obs)
+
+
+def _check_step(env: Env, key: Any, action: Any, state: Any, obs: Any) -> None:
     next_state, time_step = _pair(env, "step", jax.eval_shape(env.step, key, state, action))
     if not isinstance(time_step, TimeStep):
         kind = type(time_step).__name__
         raise UsageError(f"{env.name}: its step must return a state and a TimeStep, but returns a {kind}")
 
-    declared = jax.tree.map(lambda x: np.zeros(_shape(x)), env.observation_space, is_leaf=is_space)
     for what, difference in {
-        "reset's obs": first_difference(declared, obs, ("shape",)),
         "step's state": first_difference(state, next_state),
         "step's obs": first_difference(obs, time_step.obs),
     }.items():
         if difference:
             raise UsageError(f"{env.name}: its {what}{difference}")
     _check_info(env, time_step.info or {})
-    _check_mask(env)
-    _check_privileged(env)
     for name, kind in {"reward": "float", "terminated": "bool", "truncated": "bool"}.items():
         found = getattr(time_step, name)
         if found.shape != ():

@@ -18,6 +18,7 @@ class Counted(NamedTuple):
 def time_limited(env: Env, max_episode_steps: int) -> Env:
     """Truncates episodes after `max_episode_steps` steps, or where the environment itself does, if that is earlier."""
     limit = _count("max_episode_steps", max_episode_steps)
+    _refuse_outside(env, "max_episode_steps", limit)
 
     def reset(key):
         state, obs = env.reset(key)
@@ -38,6 +39,7 @@ def repeated(env: Env, times: int) -> Env:
     """Takes each action up to `times` times, until the episode ends, and adds the rewards. A step, and with it every
     count of steps and the discount, is that of the policy."""
     k = _count("action_repeat", times)
+    _refuse_outside(env, "action_repeat", k)
     if env.task is not None:
         raise UsageError(f"action_repeat ({k}) must be 1 on {env.name}, whose actions are tokens")
 
@@ -56,6 +58,11 @@ def repeated(env: Env, times: int) -> Env:
 
     limit = env.max_episode_steps and -(-env.max_episode_steps // k)
     return env._replace(step=step, max_episode_steps=limit, held_out=env.held_out and repeated(env.held_out, k))
+
+
+def _refuse_outside(env: Env, name: str, value: int) -> None:
+    if env.outside is not None:
+        raise UsageError(f"{name} ({value}) cannot be set on {env.name}, which is not JAX: wrap it in its own suite")
 
 
 def _count(name: str, value: Any) -> int:

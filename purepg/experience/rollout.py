@@ -22,10 +22,18 @@ COSTLY_RESETS_AT_ONCE = 1 / 64  # of the environments; see `restart`
 class RolloutState(NamedTuple):
     """N running environments; leaves are `[N, ...]`."""
 
-    env_state: Any
+    env_state: Any  # or a `Recording`
     obs: Obs
     episode_return: Array  # raw reward so far in the running episode
     episode_length: Array
+
+
+class Recording(NamedTuple):
+    """T steps of N environments that were taken outside of the program. Where it stands in place of
+    `RolloutState.env_state`, `rollout` and `step` return these steps instead of taking any."""
+
+    trajectory: Transition  # leaves [T, N, ...]
+    finished: Array  # [T, 3 + K], as `step` returns it
 
 
 def reset_all(key: Key, env: Env, num_envs: int) -> RolloutState:
@@ -47,8 +55,9 @@ class Draws(NamedTuple):
     """All random numbers of T steps of N environments, drawn before the first step; leaves are `[T, ...]`."""
 
     noise: Any  # the policy's random numbers
-    k_step: Key  # [T, N]
+    k_step: Any  # keys [T, N]
     reset: Any  # [T, N, ...], a fresh environment for every step, or only the key to reset it
+    recorded: Recording | None = None  # the steps themselves, if they have been taken already
 
 
 def draw(key: Key, env: Env, noise: Callable[[Key, Obs], Any], world: RolloutState, num_steps: int) -> Draws:
@@ -60,6 +69,8 @@ def draw(key: Key, env: Env, noise: Callable[[Key, Obs], Any], world: RolloutSta
     num_envs = world.episode_return.shape[0]
     k_act, k_step, k_reset = jax.random.split(key, 3)
     noise = jax.vmap(noise, in_axes=(0, None))(jax.random.split(k_act, num_steps), world.obs)
+    if isinstance(world.env_state, Recording):
+        return Draws(noise, None, None, world.env_state)
     reset = jax.random.split(k_reset, (num_steps, num_envs))
     if _resets_are_small(env):
         reset = jax.vmap(jax.vmap(env.reset))(reset)
@@ -79,6 +90,8 @@ def step(
         episodes that ended in this step, and the totals of the K `Env.metrics`; `episode_info` takes the sum over
         steps.
     """
+    if draws.recorded is not None:
+        return world, draws.recorded.trajectory, draws.recorded.finished
     action, log_prob = act(draws.noise, world.obs)
     taken = in_units(env.action_space, executed(action))
     env_state, time_step = jax.vmap(env.step)(draws.k_step, world.env_state, taken)
@@ -139,6 +152,9 @@ def rollout(
         world, transition, finished_now = step(env, actor.act, world, draws)
         return (world, finished + finished_now), transition
 
+    if isinstance(world.env_state, Recording):
+        trajectory, finished = world.env_state
+        return world, trajectory, episode_info(env, finished.sum(0), jnp.int32(trajectory.reward.size))
     draws = draw(key, env, actor.noise, world, num_steps)
     (world, finished), trajectory = jax.lax.scan(advance, (world, none_finished(env)), draws)
     return world, trajectory, episode_info(env, finished, jnp.int32(trajectory.reward.size))

@@ -81,11 +81,14 @@ class Spread:
         return sharded
 
     def abstract(self, state: Any) -> Any:
-        """A state's shapes and dtypes, annotated with their sharding."""
-        if self._mesh is None:
+        """A state's shapes and dtypes, annotated with their sharding. XLA keeps arrays of size 0 on every device."""
+        if (mesh := self._mesh) is None:
             return state
-        sharding = NamedSharding(self._mesh, self._leaf)
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state)
+
+        def annotated(x):
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, self._leaf if x.size else P()))
+
+        return jax.tree.map(annotated, state)
 
 
 def vmap_unless_one(f: Callable) -> Callable:

@@ -8,9 +8,11 @@ import jax
 import numpy as np
 
 from purepg.config import Count, CountOrZero, Seed, check
+from purepg.envs.contract import in_units
 from purepg.run.cli import leave, parse_flags
-from purepg.run.load import load
-from purepg.train import evaluate
+from purepg.run.load import Agent, load
+from purepg.run.outside import evaluate_outside
+from purepg.train import EpisodeStats, evaluate
 from purepg.types import UsageError
 
 
@@ -57,12 +59,7 @@ def report(choice: Choice) -> str:
     agent = load(choice.run, choice.setting, choice.seed, choice.best)
     max_steps = agent.max_steps(choice.max_steps)
 
-    @jax.jit
-    def run(key, state):
-        act = agent.algorithm.policy(state, not choice.sampled)
-        return evaluate(key, agent.env.held_out or agent.env, act, choice.episodes, max_steps)
-
-    stats = jax.device_get(run(jax.random.key(choice.eval_seed), agent.state))
+    stats = (_on_the_host if agent.env.outside else _compiled)(agent, choice, max_steps)
     returns = stats.episode_return.astype(np.float64)
     error = returns.std(ddof=1) / np.sqrt(len(returns)) if len(returns) > 1 else np.nan
     return (
@@ -72,3 +69,25 @@ def report(choice: Choice) -> str:
         f"length {stats.episode_length.mean():.1f}; {stats.terminated.mean():.1%} terminated, "
         f"{stats.truncated.mean():.1%} truncated"
     )
+
+
+def _compiled(agent: Agent, choice: Choice, max_steps: int) -> EpisodeStats:
+    @jax.jit
+    def run(key, state):
+        act = agent.algorithm.policy(state, not choice.sampled)
+        return evaluate(key, agent.env.held_out or agent.env, act, choice.episodes, max_steps)
+
+    return jax.device_get(run(jax.random.key(choice.eval_seed), agent.state))
+
+
+def _on_the_host(agent: Agent, choice: Choice, max_steps: int) -> EpisodeStats:
+    @jax.jit
+    def act(state, obs, turn, t):
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(choice.eval_seed), turn), t)
+        action = agent.algorithm.policy(state, not choice.sampled)(key, obs)
+        return in_units(agent.env.action_space, action)
+
+    def chosen(turn, t, obs):
+        return act(agent.state, obs, turn, t)
+
+    return evaluate_outside(chosen, agent.env, (), choice.episodes, max_steps, choice.eval_seed)

@@ -24,6 +24,7 @@ from purepg.run.loop import (
     run_job,
 )
 from purepg.run.memory import forecast
+from purepg.run.outside_population import OutsidePopulation
 from purepg.run.plan import Plan, describe
 from purepg.run.population import Population
 from purepg.run.results import Results
@@ -81,7 +82,7 @@ def _jobs(plan: Plan) -> list[Job]:
     jobs = []
     for i, chunk in enumerate(plan.chunks):
         key = chunk.program, chunk.shape
-        made[key] = made.get(key) or Population(plan, *key)
+        made[key] = made.get(key) or (OutsidePopulation if plan.env.outside else Population)(plan, *key)
         jobs.append(Job(i, chunk, made[key]))
     return jobs
 
@@ -93,6 +94,8 @@ def _resume(plan: Plan, out: Path, name: str, interrupt: Interrupt) -> Results:
     refuse_differences(out, plan.stored, config)
     for change in changed_versions(plan.stored, config):
         say(f"{change}: the result may differ in its last bits from that of a run that was never stopped")
+    if plan.env.outside:
+        say(f"{plan.env.name} is not JAX: its environments begin anew, so the result differs from an unstopped run's")
     jobs = _jobs(plan)
     opened = [Checkpoints(out, job.number) for job in jobs]
     updates = [checkpoints.latest() or 0 for checkpoints in opened]

@@ -16,7 +16,7 @@ from purepg.run.folder.files import RecordError
 from purepg.run.population import Evaluation, Population
 from purepg.run.sweep import Chunk
 from purepg.train import averaged
-from purepg.types import Env, State
+from purepg.types import Env, State, UsageError
 
 HostMetrics = dict[str, np.ndarray]  # each [H, S, U]
 LogBlock = Callable[[Chunk, int, HostMetrics], None]  # (chunk, number of the block's first update, its metrics)
@@ -159,17 +159,21 @@ class _Training:
         job, saving, last_saved = self._job, self._saving, self._begun
         running = None  # the block that the device computes while the previous one is logged
         for length in lengths:
-            state, device_metrics = job.population.advance(job.chunk.members, state, update, length)
+            state, device_metrics = job.population.advance(job.chunk.members, state, update, length, self._interrupted)
             if running is not None:
                 self._fetch(*running)
                 running = None
                 if not self._moved:
                     break
-            running = (update, device_metrics)
-            update += length
+            if device_metrics:
+                running = (update, device_metrics)
+                update += device_metrics["env_steps"].shape[-1]
+            if job.population.failure:
+                self._fail(job.population.failure, running, update, state)
             if saving and time.perf_counter() - last_saved >= saving.every:
                 # A checkpoint must not be ahead of the log, so its own block is logged first.
-                self._fetch(*running)
+                if running is not None:
+                    self._fetch(*running)
                 running = None
                 self._save(update, state)
                 last_saved = time.perf_counter()
@@ -178,6 +182,18 @@ class _Training:
         if running is not None:
             self._fetch(*running)
         return state, update
+
+    def _interrupted(self) -> bool:
+        return self._interrupt.requested
+
+    def _fail(self, failure: UsageError, running: tuple[int, Any] | None, update: int, state: State) -> None:
+        """Logs and saves the updates before an environment failed, and raises its error."""
+        if running is not None:
+            self._fetch(*running)
+        if self._saving and self._blocks:
+            self._save(update, state)
+            self._saving.checkpoints.wait()
+        raise failure
 
     def _fetch(self, start: int, device_metrics: Any) -> None:
         """Waits for a block to finish and logs it."""

@@ -19,6 +19,7 @@ from purepg.run.console import say
 from purepg.run.devices import prepare_devices, use_compile_cache
 from purepg.run.environment import EnvSource, find_environment
 from purepg.run.folder.config import read_config
+from purepg.run.outside import known_outside, one_device, refuse_without_explorer
 from purepg.run.start import read_start
 from purepg.run.sweep import (
     Chunk,
@@ -155,12 +156,15 @@ def prepare(
     if stored and run.max_parallel is None:  # the last bits of the results depend on the chunks' sizes
         run = replace(run, max_parallel=stored["run"].get("max_parallel"))
     settings = _settings(configs, sweep, stored)
-    num_devices = prepare_devices(run.devices, run.num_seeds, len(settings))
+    devices = 1 if known_outside(run.env, env) else run.devices
+    num_devices = prepare_devices(devices, run.num_seeds, len(settings))
     if run.compile_cache:
         use_compile_cache()
     settings = _with_sizes_of_starts(settings)
     world, env_address = find_environment(run.env, run.env_params, env, saved=run.out is not None)
     run = replace(run, env=world.name if env else run.env)
+    if world.outside:
+        num_devices = one_device(world, run.devices)
     eval_max_steps = run.eval_max_steps or world.max_episode_steps
     if eval_max_steps is None:
         raise UsageError(f"{world.name} has no time limit: set --eval-max-steps")
@@ -178,6 +182,7 @@ def prepare(
     }
     digest = getattr(network(world, configs["network"]), "digest", None)
     planned = programs(settings, make, run.total_steps)
+    refuse_without_explorer(world, make(planned[0].configs), name)
     return Plan(run, world, make, settings, planned, num_devices, eval_max_steps, code, stored, digest)
 
 

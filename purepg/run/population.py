@@ -15,7 +15,7 @@ from purepg.run.memory import Memory
 from purepg.run.plan import Plan
 from purepg.run.sweep import Hyper, Program
 from purepg.train import evaluate, guard, train
-from purepg.types import Algorithm, Array, Metrics, Obs, State
+from purepg.types import Algorithm, Array, Metrics, Obs, State, UsageError
 
 # Agents' keys fold in their seed, counted from 0, so no agent ever uses the evaluation's tag.
 EVALUATION_TAG = 2**31 - 1
@@ -43,12 +43,14 @@ class Population:
       shape: (H, S).
     """
 
+    failure: UsageError | None = None  # of an environment that is not JAX
+
     def __init__(self, plan: Plan, program: Program, shape: tuple[int, int]):
         self.compile_seconds = 0.0
         self.num_members = shape[0] * shape[1]
         self.total_steps = plan.run.total_steps
         self._spread = spread = Spread(*shape, plan.num_devices)
-        member = _Member(plan, program)
+        member = Member(plan, program)
         self._init = jax.jit(spread(member.init))
         self._advance = jax.jit(
             lambda hyper, s, state, start, num_updates: spread(
@@ -73,7 +75,10 @@ class Population:
 
     def memory(self, members: Members, num_updates: int) -> Memory:
         """The memory of a block: the arguments, results and temporaries that XLA reports for its compiled program."""
-        found = self._compiled((self._advance, ("num_updates", num_updates))).memory_analysis()
+        return self._memory_of((self._advance, ("num_updates", num_updates)), members)
+
+    def _memory_of(self, program: Any, members: Members) -> Memory:
+        found = self._compiled(program).memory_analysis()
         whole = found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
         buffer = getattr(jax.eval_shape(self._init, *members).world, "buffer", ())
         replay = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(buffer))
@@ -94,9 +99,21 @@ class Population:
         """The state before the first update."""
         return self._compile(self._init, *members)(*members)
 
-    def advance(self, members: Members, state: State, start: int, num_updates: int) -> tuple[State, Metrics]:
+    def advance(
+        self,
+        members: Members,
+        state: State,
+        start: int,
+        num_updates: int,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> tuple[State, Metrics]:
         """Runs `num_updates` updates from number `start` on; if updates vary in length, each agent continues its own
-        count. Donates `state`. Metrics are `[H, S, num_updates]`. Returns at once, before the device has finished."""
+        count. Donates `state`. Metrics are `[H, S, num_updates]`. Returns at once, before the device has finished.
+
+        Args:
+          stop: asked after every update by a population that can end between them, which `OutsidePopulation` can.
+        """
+        del stop
         arguments = (*members, state, jnp.int32(start))
         return self._compile(self._advance, *arguments, num_updates=num_updates)(*arguments)
 
@@ -127,7 +144,7 @@ class Population:
         return compiled
 
 
-class _Member:
+class Member:
     """One agent of a program: init, train and evaluate as pure functions of its hyperparameters and seed."""
 
     def __init__(self, plan: Plan, program: Program):

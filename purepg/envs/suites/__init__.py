@@ -8,7 +8,7 @@ To add a suite, write a file with `NAMES` and a function from a name and paramet
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from purepg.envs.suites import craftax, jumanji, octax, pgx, physics, popgym_arcade, xminigrid
+from purepg.envs.suites import craftax, gymnasium, jumanji, octax, pgx, physics, popgym_arcade, xminigrid
 from purepg.types import Env
 
 
@@ -18,6 +18,7 @@ class Suite(NamedTuple):
     make: Callable[[str, Mapping[str, Any]], Env]
     names: tuple[str, ...]
     any_name: bool = False  # whether the suite may have registered more names, which its adapter checks
+    outside: bool = False  # its environments are not JAX
 
     def knows(self, name: str) -> bool:
         return self.any_name or name in self.names
@@ -32,4 +33,11 @@ SUITES = {
     "popgym_arcade": Suite(popgym_arcade.popgym_arcade_env, popgym_arcade.NAMES),
     "pgx": Suite(pgx.pgx_env, pgx.NAMES),
     "jumanji": Suite(jumanji.jumanji_env, jumanji.NAMES),
+    "gym": Suite(gymnasium.gym_named, (), any_name=True, outside=True),
 }
+
+
+def is_outside(name: str) -> bool:
+    """Whether the environment of this name is not JAX. Nothing is imported to say so."""
+    suite, slash, _ = name.partition("/")
+    return bool(slash) and suite in SUITES and SUITES[suite].outside

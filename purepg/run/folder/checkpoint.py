@@ -66,7 +66,9 @@ class Checkpoints:
             return
         manager = self._manager
         assert manager
-        args = self._args.Composite(state=self._args.StandardSave(state), facts=self._args.JsonSave(dict(facts)))
+        args = self._args.Composite(
+            state=self._args.StandardSave(_without_empty(state)), facts=self._args.JsonSave(dict(facts))
+        )
         self._guarded(lambda: manager.save(update, args=args))
 
     def wait(self) -> None:
@@ -87,14 +89,16 @@ class Checkpoints:
           UsageError: the saved shapes or dtypes differ, or the checkpoint cannot be read.
         """
         # orbax silently casts to the requested dtypes, so the dtypes on disk are compared here.
-        asked, found = _kinds(abstract), _kinds(self._tree(update))
+        asked, found = _kinds(_without_empty(abstract)), _kinds(self._tree(update))
         different = [name for name in sorted(asked.keys() | found.keys()) if asked.get(name) != found.get(name)]
         if different:
             more = f" and {len(different) - 3} more" if len(different) > 3 else ""
             named = ", ".join(different[:3]) + more
             raise UsageError(f"{self.folder / str(update)} holds another kind of state: {named} differs")
-        placed = jax.tree.map(_placed, abstract)
-        return self._read(update, state=self._args.StandardRestore(placed))["state"]
+        placed = jax.tree.map(_placed, _without_empty(abstract))
+        read = jax.tree.leaves(self._read(update, state=self._args.StandardRestore(placed))["state"])
+        leaves, structure = jax.tree.flatten(abstract)
+        return structure.unflatten([read.pop(0) if x.size else jnp.zeros(x.shape, x.dtype) for x in leaves])
 
     def write_evaluation(self, update: int, evaluation: Mapping[str, Any]) -> None:
         """Writes the agents' final evaluation: arrays `[H, S]` and JSON values, by name.
@@ -177,6 +181,11 @@ def _kinds(tree: Any) -> dict[str, Any]:
         return leaf.dtype, tuple(leaf.shape)
 
     return {".".join(map(name, path)): kind(leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def _without_empty(tree: Any) -> Any:
+    """The tree without arrays of size 0, which orbax refuses."""
+    return jax.tree.map(lambda x: x if x.size else None, tree)
 
 
 def _placed(x: Any) -> Any:

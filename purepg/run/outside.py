@@ -1,0 +1,197 @@
+"""Experience from environments that are not JAX (`envs.outside`): recordings for compiled learning, and evaluation.
+
+Everything here is NumPy on the host. Acting is a compiled function that is called once for every step of all
+environments; arrays of environments have the agents' axes first, `[*agents, N, ...]`.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from purepg.envs.outside import HostEnvs, HostStep
+from purepg.envs.suites import is_outside
+from purepg.experience.rollout import Recording
+from purepg.run.console import say
+from purepg.train import EpisodeStats
+from purepg.types import Algorithm, Env, Obs, Transition, UsageError
+
+EVALUATED_AT_ONCE = 16  # episodes of each agent, at least
+
+# act(t, obs, starts) -> (action, log_prob, the same action in the environment's units), leaves [*agents, N, ...]
+Act = Callable[[int, Obs, np.ndarray], tuple[Any, Any, Any]]
+
+
+def refuse_without_explorer(env: Env, algorithm: Algorithm, name: str) -> None:
+    """Raises UsageError where the algorithm cannot learn from an environment that is not JAX."""
+    if env.outside is not None and algorithm.explorer is None:
+        raise UsageError(
+            f"{env.name} is not JAX, and {name} plays whole episodes within its program; those that work: a2c, ddpg, "
+            "dpg, npg, off_policy_pg, ppo, ppo_penalty, q_actor_critic, sac, sac_discrete, td3, trpo"
+        )
+
+
+def known_outside(name: str, env: Any) -> bool:
+    """Whether an environment is not JAX, as far as is known before a function makes it. The CPU is then not split into
+    devices, which halved the speed of PPO on gym/CartPole-v1 with 8 environments."""
+    return is_outside(name) if env is None else isinstance(env, Env) and env.outside is not None
+
+
+def one_device(env: Env, devices: int | None) -> int:
+    """1, the number of devices that learn from an environment that is not JAX. Says so where more were asked for."""
+    if devices is not None and devices > 1:
+        say(f"devices ({devices}): {env.name} is not JAX, so that one device is used")
+    return 1
+
+
+def seed_of(*entropy: int) -> int:
+    """A seed below 2^31, which every environment takes, that differs for different numbers."""
+    return int(np.random.SeedSequence(entropy).generate_state(1)[0] >> 1)
+
+
+class Recorder:
+    """Steps N environments of each agent, and records the steps.
+
+    A recording has exactly T transitions of every environment, one after another. Where resets take steps of their own
+    (Gymnasium's next-step mode), an environment whose episodes ended less often than another's is ahead of it; the
+    steps beyond its T are not recorded, so that the learner sees only what its current parameters have done. They
+    count in the returns and lengths of episodes, but not in `env_steps`.
+
+    Args:
+      agents: their axes, such as (H, S).
+      seeds: one for each environment, of all agents in turn.
+    """
+
+    def __init__(self, env: Env, agents: tuple[int, ...], num_envs: int, num_steps: int, seeds: Sequence[int]):
+        assert env.outside is not None
+        self._agents, self._N, self._T = agents, num_envs, num_steps
+        self._envs: HostEnvs = env.outside(len(seeds))
+        try:
+            self._obs = self._envs.reset(seeds)
+        except BaseException:
+            self._envs.close()
+            raise
+        self._starts = np.ones(len(seeds), bool)
+        self._return, self._length = np.zeros(len(seeds)), np.zeros(len(seeds), int)
+
+    def record(self, act: Act) -> Recording:
+        """Takes T steps in each environment."""
+        M, N, T = math.prod(self._agents), self._N, self._T
+        finished: Any = np.zeros((M, T, 3), np.float32)
+        made = np.zeros(M * N, int)
+        buffers: Any = None
+        num_calls = 0
+        while made.min() < T:
+            t = min(num_calls, T - 1)
+            obs, starts = (jax.tree.map(self._by_agent, x) for x in (self._obs, self._starts))
+            action, log_prob, in_units = act(t, obs, starts)
+            step: Any = self._envs.step(self._flat(in_units))
+            finished[:, t] += self._count(step)
+            action, log_prob = jax.tree.map(self._flat, (action, log_prob))
+            flags = step.terminated, step.truncated
+            transition = Transition(self._obs, action, log_prob, step.reward, *flags, step.next_obs)
+            if buffers is None:  # new ones each time: on a CPU, JAX may read the last ones in place
+                buffers = jax.tree.map(lambda x: np.empty((M, T, N, *x.shape[1:]), x.dtype), transition)
+            self._write(buffers, transition, made, step.taken)
+            self._obs = step.obs
+            num_calls += 1
+        recording = Recording(buffers, finished)
+        return jax.tree.map(lambda x: x.reshape(*self._agents, *x.shape[1:]), recording)
+
+    def close(self) -> None:
+        self._envs.close()
+
+    def _write(self, buffers: Any, transition: Transition, made: np.ndarray, taken: np.ndarray) -> None:
+        """Appends the steps that were taken, of environments that have not made T."""
+        pairs = list(zip(jax.tree.leaves(buffers), jax.tree.leaves(transition), strict=True))
+        if taken.all() and (made == made[0]).all():  # always, in same-step mode
+            for buffer, x in pairs:
+                at_t = buffer[:, made[0]]
+                at_t[...] = x.reshape(at_t.shape)
+            made += 1
+            return
+        index = np.flatnonzero(taken & (made < self._T))
+        m, n = np.divmod(index, self._N)
+        for buffer, x in pairs:
+            buffer[m, made[index], n] = x[index]
+        made[index] += 1
+
+    def _count(self, step: HostStep) -> np.ndarray:
+        """Advances the episodes' returns and lengths. Returns, of those that ended, the sums and number `[M, 3]`."""
+        self._return += np.where(step.taken, step.reward, 0.0)
+        self._length += step.taken
+        ended = (step.terminated | step.truncated) & step.taken
+        sums = np.stack([self._return, self._length, np.ones_like(self._return)], -1) * ended[:, None]
+        self._return[ended], self._length[ended] = 0.0, 0
+        self._starts = ended | ~step.taken
+        return sums.reshape(-1, self._N, 3).sum(1)
+
+    def _by_agent(self, x: np.ndarray) -> np.ndarray:
+        return x.reshape(*self._agents, self._N, *x.shape[1:])
+
+    def _flat(self, x: Any) -> np.ndarray:
+        x = np.asarray(x)
+        return x.reshape(-1, *x.shape[len(self._agents) + 1 :])
+
+
+def evaluate_outside(
+    act: Callable[[int, int, Obs], Any],
+    env: Env,
+    agents: tuple[int, ...],
+    num_episodes: int,
+    max_steps: int,
+    seed: int,
+    at_once: int = EVALUATED_AT_ONCE,
+) -> EpisodeStats:
+    """Whole episodes, as `train.evaluate` plays them, with leaves `[*agents, num_episodes]`.
+
+    Episodes are played in turns of at most `at_once`, each of which lasts until all of its episodes have ended. Each
+    environment plays one episode of a turn, so that every episode counts once. The i-th has the same seed for every
+    agent.
+
+    Args:
+      act: `act(turn, t, obs [*agents, N, ...])` returns actions in the environment's units.
+    """
+    assert env.outside is not None
+    M, N = math.prod(agents), min(at_once, num_episodes)
+    envs: HostEnvs = env.outside(M * N)
+    try:
+        turns = [
+            _turn(lambda t, obs, turn=turn: act(turn, t, obs), envs, agents, N, max_steps, seed, turn * N)
+            for turn in range(-(-num_episodes // N))
+        ]
+    finally:
+        envs.close()
+    stats: list[Any] = [np.concatenate(x, axis=-1)[..., :num_episodes] for x in zip(*turns, strict=True)]
+    return EpisodeStats(*(x.reshape(*agents, num_episodes) for x in stats), last_obs=())
+
+
+def _turn(
+    act: Callable[[int, Obs], Any],
+    envs: HostEnvs,
+    agents: tuple[int, ...],
+    num_envs: int,
+    max_steps: int,
+    seed: int,
+    first: int,
+) -> tuple[np.ndarray, ...]:
+    """One episode in each environment: returns, lengths and flags `[M, N]`. `first` is the number of the first."""
+    M, N = math.prod(agents), num_envs
+    obs = envs.reset([seed_of(seed, first + i) for i in range(N)] * M)
+    returns, lengths = np.zeros(M * N, np.float32), np.zeros(M * N, np.int32)
+    terminated, truncated = np.zeros(M * N, bool), np.zeros(M * N, bool)
+    for t in range(max_steps):
+        alive = ~(terminated | truncated)
+        if not alive.any():
+            break
+        action = np.asarray(act(t, jax.tree.map(lambda x: x.reshape(*agents, N, *x.shape[1:]), obs)))
+        step = envs.step(action.reshape(M * N, *action.shape[len(agents) + 1 :]))
+        returns += np.where(alive, step.reward, 0.0)
+        lengths += alive
+        terminated |= alive & step.terminated
+        truncated |= alive & step.truncated
+        obs = step.obs
+    truncated |= ~(terminated | truncated)
+    return tuple(x.reshape(M, N) for x in (returns, lengths, terminated, truncated))

@@ -1,0 +1,202 @@
+"""A population in environments that are not JAX: Python steps them, between compiled acting and compiled learning."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from purepg.envs.contract import in_units
+from purepg.equations.distributions import executed
+from purepg.experience.rollout import Recording
+from purepg.run.memory import Memory
+from purepg.run.outside import EVALUATED_AT_ONCE, Recorder, evaluate_outside, seed_of
+from purepg.run.plan import Plan
+from purepg.run.population import EVALUATION_TAG, Evaluation, Member, Members, Population
+from purepg.run.sweep import Hyper, Program
+from purepg.train import train
+from purepg.types import Array, Explorer, Metrics, Obs, State, Transition, UsageError
+
+ACTING_TAG = EVALUATION_TAG - 1  # no agent uses it either
+
+
+class OutsidePopulation(Population):
+    """H settings x S seeds in one vector of H * S * N environments, on one device.
+
+    The environments are not part of a state. They begin anew with `init`, and after a resume.
+    """
+
+    def __init__(self, plan: Plan, program: Program, shape: tuple[int, int]):
+        super().__init__(plan, program, shape)
+        self._plan, self._shape = plan, shape
+        member, spread = _Member(plan, program), self._spread
+        self._act = jax.jit(
+            lambda hyper, s, learner, memory, obs, starts, update, t: spread(
+                lambda *of_agent: member.act(update, t, *of_agent)
+            )(hyper, s, learner, memory, obs, starts)
+        )
+        self._learn = jax.jit(
+            lambda hyper, s, state, recording, update: spread(
+                lambda hyper, s, state, recording: member.learn(hyper, s, state, recording, update)
+            )(hyper, s, state, recording),
+            donate_argnames="state",
+        )
+        self._choose = jax.jit(
+            lambda hyper, s, state, obs, turn, t, deterministic: spread(
+                lambda hyper, s, state, obs: member.choose(hyper, s, state, obs, turn, t, deterministic)
+            )(hyper, s, state, obs),
+            static_argnames="deterministic",
+        )
+        self._explorer = member.explorer
+        self._recorder: Recorder | None = None
+        self._memory: Any = ()
+        self.failure: UsageError | None = None
+
+    def start_compiling(self, members: Members, *block_lengths: int) -> None:
+        state = self.abstract_state(members)
+        number = jax.eval_shape(lambda: jnp.int32(0))
+        if block_lengths:
+            arguments, recording = self._abstract_steps(members, state)
+            self._compile(self._learn, *members, state, recording, number)
+            self._compile(self._act, *members, *arguments, number, number)
+        self._compile(self._init, *members)
+
+    def memory(self, members: Members, num_updates: int) -> Memory:
+        del num_updates
+        return self._memory_of((self._learn,), members)
+
+    def init(self, members: Members) -> State:
+        self._close()
+        return super().init(members)
+
+    def with_more_steps(self, state: State, more: int) -> State:
+        """The state as its environments begin anew: a running return that scales rewards starts from 0."""
+        world = state.world
+        if getattr(world, "running_return", None) is not None:
+            state = state._replace(world=world._replace(running_return=jnp.zeros_like(world.running_return)))
+        return super().with_more_steps(state, more)
+
+    def advance(
+        self,
+        members: Members,
+        state: State,
+        start: int,
+        num_updates: int,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> tuple[State, Metrics]:
+        """Runs updates until `stop`. Where an environment fails, it returns the updates before that, perhaps none, and
+        sets `failure`."""
+        made: list[Metrics] = []
+        members = jax.device_put(members)
+        for update in range(start, start + num_updates):
+            number = np.int32(update)
+            try:
+                recording = self._record(members, state, number)
+            except UsageError as error:
+                self.failure = error
+                self._close()
+                break
+            learn = self._compile(self._learn, *members, state, recording, number)
+            state, metrics = learn(*members, state, recording, number)
+            made.append(metrics)
+            if stop():
+                break
+        return state, jax.tree.map(lambda *x: np.concatenate(x, axis=-1), *jax.device_get(made)) if made else {}
+
+    def final(self, members: Members, state: State) -> Evaluation:
+        self._close()
+        run = self._plan.run
+        at_once = max(EVALUATED_AT_ONCE, self._explorer.num_envs)
+        members = jax.device_put(members)
+
+        def returns(deterministic: bool) -> Any:
+            def act(turn, t, obs):
+                numbers = np.int32(turn), np.int32(t)
+                choose = self._compile(self._choose, *members, state, obs, *numbers, deterministic=deterministic)
+                return choose(*members, state, obs, *numbers)
+
+            sizes = self._shape, run.eval_episodes, self._plan.eval_max_steps, run.eval_seed, at_once
+            return evaluate_outside(act, self._plan.env, *sizes).episode_return.mean(-1)
+
+        return Evaluation(returns(False), returns(True), None, None)
+
+    def _record(self, members: Members, state: State, update: np.int32) -> Recording:
+        N, T = self._explorer.num_envs, self._explorer.num_steps
+        if self._recorder is None:
+            H, seeds = self._shape[0], np.asarray(members[1])
+            own = [seed_of(self._plan.run.seed, int(s), i, int(update)) for s in seeds for i in range(N)]
+            self._recorder = Recorder(self._plan.env, self._shape, N, T, own * H)
+            self._memory = self._first_memory(state)
+
+        def act(t, obs, starts):
+            arguments = state.learner, self._memory, obs, starts, update, np.int32(t)
+            chosen = self._compile(self._act, *members, *arguments)(*members, *arguments)
+            action, log_prob, self._memory, taken = chosen
+            return action, log_prob, taken
+
+        return self._recorder.record(act)
+
+    def _first_memory(self, state: State) -> Any:
+        shapes = jax.eval_shape(jax.vmap(jax.vmap(self._explorer.memory)), state.world.envs.obs)
+        return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+
+    def _abstract_steps(self, members: Members, state: State) -> tuple[tuple[Any, ...], Recording]:
+        """The shapes of what `_act` takes, and of a recording."""
+        T, obs = self._explorer.num_steps, state.world.envs.obs
+        flag: Any = jax.ShapeDtypeStruct(state.world.envs.episode_length.shape, bool)
+        memory = jax.eval_shape(lambda: self._first_memory(state))
+        number = jax.ShapeDtypeStruct((), np.int32)
+        arguments = state.learner, memory, obs, flag
+        action, log_prob, _, _ = jax.eval_shape(self._act, *members, *arguments, number, number)
+        reward: Any = jax.ShapeDtypeStruct(flag.shape, np.float32)
+        step = Transition(obs, action, log_prob, reward, flag, flag, obs)
+
+        def of_update(x):
+            return jax.ShapeDtypeStruct((*x.shape[:2], T, *x.shape[2:]), x.dtype)
+
+        finished: Any = jax.ShapeDtypeStruct((*self._shape, T, 3), np.float32)
+        return arguments, Recording(jax.tree.map(of_update, step), finished)
+
+    def _close(self) -> None:
+        if self._recorder is not None:
+            self._recorder.close()
+            self._recorder = None
+
+
+class _Member(Member):
+    """One agent: how it acts, learns from a recording, and acts when it is evaluated."""
+
+    @property
+    def explorer(self) -> Explorer:
+        found = self._plan.make(self._program.configs).explorer
+        assert found is not None  # `prepare` has checked it
+        return found
+
+    def act(
+        self, update: Array, t: Array, hyper: Hyper, s: Array, learner: Any, memory: Any, obs: Obs, starts: Array
+    ) -> tuple[Any, Any, Any, Any]:
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self._plan.run.seed), ACTING_TAG), s)
+        key = jax.random.fold_in(jax.random.fold_in(key, update), t)
+        explorer = self._algorithm(hyper).explorer
+        assert explorer is not None
+        action, log_prob, memory = explorer.act(key, learner, memory, update, t, obs, starts)
+        return action, log_prob, memory, in_units(self._plan.env.action_space, executed(action))
+
+    def learn(self, hyper: Hyper, s: Array, state: State, recording: Recording, update: Array) -> tuple[State, Metrics]:
+        def with_env_state(state, env_state):
+            world = state.world
+            return state._replace(world=world._replace(envs=world.envs._replace(env_state=env_state)))
+
+        state = with_env_state(state, recording)
+        state, metrics = train(self._key(s, training=True), self._algorithm(hyper), state, update, 1)
+        return with_env_state(state, ()), metrics
+
+    def choose(
+        self, hyper: Hyper, s: Array, state: State, obs: Obs, turn: Array, t: Array, deterministic: bool
+    ) -> Array:
+        del s
+        key = jax.random.fold_in(jax.random.key(self._plan.run.eval_seed), EVALUATION_TAG)
+        key = jax.random.fold_in(jax.random.fold_in(key, turn), t)
+        action = self._algorithm(hyper).policy(state, deterministic)(key, obs)
+        return in_units(self._plan.env.action_space, action)
