@@ -70,6 +70,7 @@ def random_action(key: jax.Array, env: Env) -> jax.Array:
     space = env.action_space
     if isinstance(space, Discrete):
         return jax.random.randint(key, (), 0, space.n)
+    assert isinstance(space, Box)
     return jax.random.uniform(key, space.shape, minval=-1.5, maxval=1.5)
 
 
@@ -177,6 +178,7 @@ def test_the_spaces_are_gymnaxs(name):
     if isinstance(env.action_space, Discrete):
         assert env.action_space.n == acted.n
     else:
+        assert isinstance(env.action_space, Box)
         np.testing.assert_array_equal(env.action_space.low, np.broadcast_to(acted.low, acted.shape))
         np.testing.assert_array_equal(env.action_space.high, np.broadcast_to(acted.high, acted.shape))
     assert (env.name, env.max_episode_steps) == (name, params.max_steps_in_episode)
@@ -407,7 +409,7 @@ OURS = (*MDPS, *LQRS, *TASKS)
         ("cartpole-V1", "did you mean CartPole-v1?"),
         ("clif", "did you mean cliff?"),
         ("catch", "did you mean Catch-bsuite?"),
-        ("MinAtar/Breakout-v1", "did you mean Breakout-MinAtar?"),
+        ("MinAtar/Breakout-v1", "did you mean pgx/minatar-breakout or Breakout-MinAtar"),
         ("MountainCar", "did you mean MountainCar-v0 or MountainCarContinuous-v0?"),
         ("adition", "did you mean addition?"),
         ("Walker2d", f"the known ones are {', '.join((*gymnax.registered_envs, *OURS))}, and those of"),

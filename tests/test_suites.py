@@ -6,6 +6,7 @@ A suite that is not installed is not tested. CI installs craftax, playground and
 import bz2
 import functools
 import importlib
+import importlib.util
 import pickle
 from typing import Any, NamedTuple
 
@@ -14,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import purepg
+from purepg import envs
 from purepg.envs.contract import in_units, legal_actions
 from purepg.envs.suites import SUITES
 from purepg.experience.exploration import random_actor
-from purepg.types import Box, TimeStep, UsageError, is_space
+from purepg.types import Box, Env, TimeStep, UsageError, is_space
 
 N, T, LIMIT = 4, 120, 50
 # The cheapest environment of each kind of adapter: its package, and whether random play reaches a terminal state in T
@@ -56,7 +57,7 @@ def need(package: str) -> None:
     pytest.importorskip(package, reason=f"{package} is not installed")
 
 
-def rollout(env: purepg.Env, key: jax.Array) -> Any:
+def rollout(env: Env, key: jax.Array) -> Any:
     k_reset, k_play = jax.random.split(key)
     state, obs = jax.vmap(env.reset)(jax.random.split(k_reset, N))
     at_random = random_actor(env)
@@ -74,7 +75,7 @@ def rollout(env: purepg.Env, key: jax.Array) -> Any:
 
 @functools.cache
 def play(name: str, limit: int | None) -> Played:
-    env = purepg.envs.make(name, {} if limit is None else {"max_episode_steps": limit})
+    env = envs.make(name, {} if limit is None else {"max_episode_steps": limit})
     first, played = jax.device_get(jax.jit(functools.partial(rollout, env))(jax.random.key(0)))
     return Played(first, *played)
 
@@ -86,7 +87,7 @@ def name(request):
 
 
 def test_observations_rewards_and_flags_are_as_declared(name):
-    env, played = purepg.envs.make(name), play(name, None)
+    env, played = envs.make(name), play(name, None)
     over = np.cumsum(played.step.terminated, axis=0) - played.step.terminated > 0  # past the end, physics may diverge
 
     def check(space, obs, step_obs):
@@ -149,7 +150,7 @@ def test_a_step_into_a_terminal_state_terminates_and_is_truncated_too_only_at_th
     need(PLAYED[name][0])
     state, _ = jax.tree.map(lambda x: jnp.asarray(x[0]), play(name, LIMIT).first)
     doomed, action = DOOMED[name](state)
-    step = jax.jit(purepg.envs.make(name, {"max_episode_steps": LIMIT}).step)
+    step = jax.jit(envs.make(name, {"max_episode_steps": LIMIT}).step)
     _, early = step(jax.random.key(0), doomed, action)
     _, late = step(jax.random.key(0), doomed._replace(t=jnp.int32(LIMIT - 1)), action)
     assert (bool(early.terminated), bool(early.truncated)) == (True, False)
@@ -158,7 +159,7 @@ def test_a_step_into_a_terminal_state_terminates_and_is_truncated_too_only_at_th
 
 def test_the_same_key_gives_the_same_trajectory_and_vmap_that_of_a_loop(name):
     """One environment stepped alone goes where it went among N, to rounding; its step is traced once."""
-    env, played = purepg.envs.make(name), play(name, None)
+    env, played = envs.make(name), play(name, None)
     k_reset, k_play = jax.random.split(jax.random.key(0))
     traces = []
 
@@ -183,7 +184,7 @@ def close(x, y):
 
 
 def test_random_play_takes_legal_actions_only(name):
-    env, played = purepg.envs.make(name), play(name, None)
+    env, played = envs.make(name), play(name, None)
     mask = legal_actions(env.observation_space, played.obs)
     if mask is not None:
         assert np.take_along_axis(np.asarray(mask), played.action[..., None], -1).all()
@@ -214,7 +215,7 @@ def test_a_suite_that_is_not_installed_is_named_with_the_command_that_installs_i
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for suite, entry in SUITES.items():
         with pytest.raises(UsageError, match=rf'pip install -e "\.\[{suite}\]"'):
-            purepg.envs.make(f"{suite}/{next(iter(entry.names), 'CartPole-v1')}")
+            envs.make(f"{suite}/{next(iter(entry.names), 'CartPole-v1')}")
 
 
 @pytest.mark.parametrize(
@@ -228,13 +229,13 @@ def test_a_suite_that_is_not_installed_is_named_with_the_command_that_installs_i
 )
 def test_an_unknown_name_is_answered_with_near_ones_of_all_suites(name, message):
     with pytest.raises(UsageError) as error:
-        purepg.envs.make(name)
+        envs.make(name)
     assert message in str(error.value)
 
 
 def test_a_bare_name_is_looked_up_in_every_suite():
     need("xminigrid")
-    assert purepg.envs.make("MiniGrid-Empty-5x5").name == "MiniGrid-Empty-5x5"
+    assert envs.make("MiniGrid-Empty-5x5").name == "MiniGrid-Empty-5x5"
 
 
 @pytest.mark.parametrize(
@@ -253,9 +254,10 @@ def test_a_bare_name_is_looked_up_in_every_suite():
     ],
 )
 def test_what_a_suite_cannot_do_is_refused_in_one_line(name, params, message):
-    need({"playground": "mujoco_playground"}.get(name.split("/")[0], name.split("/")[0]))
+    suite = name.split("/")[0]
+    need("mujoco_playground" if suite == "playground" else suite)
     with pytest.raises(UsageError, match=message):
-        purepg.envs.make(name, params)
+        envs.make(name, params)
 
 
 def test_an_xland_episode_draws_its_goal_and_rules_from_the_benchmark(monkeypatch, tmp_path):
@@ -268,7 +270,7 @@ def test_an_xland_episode_draws_its_goal_and_rules_from_the_benchmark(monkeypatc
     content = {"goals": goals, "rules": rules, "init_tiles": tiles, "num_rules": num}
     (tmp_path / "trivial_21k").write_bytes(bz2.compress(pickle.dumps({k: jnp.asarray(v) for k, v in content.items()})))
     monkeypatch.setattr(benchmarks, "DATA_PATH", str(tmp_path))
-    env = purepg.envs.make("XLand-MiniGrid-R1-9x9", {"benchmark": "trivial-21k"})
+    env = envs.make("XLand-MiniGrid-R1-9x9", {"benchmark": "trivial-21k"})
     state, _ = jax.vmap(env.reset)(jax.random.split(jax.random.key(0), 32))
     drawn = {tuple(goal) for goal in np.asarray(state.inner.state.goal_encoding)}
     assert drawn == {tuple(goal) for goal in goals}
@@ -278,7 +280,7 @@ def test_a_minigrid_observation_is_the_same_cells_as_identifiers_and_one_hot():
     need("xminigrid")
     found = {}
     for kind in ("one_hot", "ids"):
-        env = purepg.envs.make("MiniGrid-DoorKey-5x5", {"observation": kind})
+        env = envs.make("MiniGrid-DoorKey-5x5", {"observation": kind})
         _, found[kind] = env.reset(jax.random.key(3))
     tile, colour = np.split(np.asarray(found["one_hot"]), [13], axis=-1)
     cells = np.stack([tile.argmax(-1), colour.argmax(-1)], -1)
@@ -289,7 +291,7 @@ def test_a_minigrid_observation_is_the_same_cells_as_identifiers_and_one_hot():
 def test_craftax_scores_an_episode_by_its_return_and_counts_what_it_unlocked():
     need("craftax")
     name = "craftax/Craftax-Classic-Symbolic"
-    played, env = play(name, None), purepg.envs.make(name)
+    played, env = play(name, None), envs.make(name)
     info = played.step.info
     np.testing.assert_allclose(info["score"], 100 * np.cumsum(played.step.reward, 0) / 22, rtol=1e-4, atol=1e-4)
     unlocked = np.stack([info[metric] for metric in env.metrics[:-2]])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers import diary_env, episode_length, terminates, truncates
 
-import purepg
+from purepg import envs
 from purepg.envs.wrappers import repeated, time_limited
 from purepg.types import UsageError
 
@@ -51,7 +51,7 @@ def test_a_repeated_action_adds_the_rewards_of_its_steps_until_the_episode_ends(
 
 def test_the_limit_of_a_repeated_action_counts_its_own_steps():
     assert repeated(ENV, 3).max_episode_steps == 2
-    env = purepg.envs.make("Pendulum-v1", {"action_repeat": 4, "max_episode_steps": 20})
+    env = envs.make("Pendulum-v1", {"action_repeat": 4, "max_episode_steps": 20})
     assert env.max_episode_steps == 20
 
 
@@ -64,9 +64,9 @@ def test_a_count_that_is_none_is_refused(value):
 
 
 def test_parameters_reach_any_kind_of_environment():
-    assert purepg.envs.make("garnet", {"seed": 3}).name == "garnet 3"
-    assert purepg.envs.make("DeepSea-bsuite", {"size": 5}).observation_space.shape == (5, 5)
-    assert purepg.envs.make("gymnax/CartPole-v1", {"max_steps_in_episode": 7}).max_episode_steps == 7
-    assert purepg.envs.make("addition", {"num_digits": 1}).max_episode_steps == 3
+    assert envs.make("garnet", {"seed": 3}).name == "garnet 3"
+    assert envs.make("DeepSea-bsuite", {"size": 5}).observation_space.shape == (5, 5)
+    assert envs.make("gymnax/CartPole-v1", {"max_steps_in_episode": 7}).max_episode_steps == 7
+    assert envs.make("addition", {"num_digits": 1}).max_episode_steps == 3
     with pytest.raises(UsageError, match="lqr does not take these parameters"):
-        purepg.envs.make("lqr", {"sprin": 2.0})
+        envs.make("lqr", {"sprin": 2.0})

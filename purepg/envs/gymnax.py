@@ -73,7 +73,7 @@ def gymnax_env(
     # `reset_env` puts Python numbers (time=0) into its state, whose weak types `step_env` does not return. A scan needs
     # one type, so both are cast to the type that a step returns; on the device this is no operation.
     key = jax.eval_shape(jax.random.key, 0)
-    shape = () if isinstance(action_space, Discrete) else action_space.shape
+    shape = action_space.shape if isinstance(action_space, Box) else ()
     reset_state, _ = jax.eval_shape(gymnax_reset, key)
     step_state, _ = jax.eval_shape(gymnax_step, key, reset_state, jax.ShapeDtypeStruct(shape, action_dtype))
 

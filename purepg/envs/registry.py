@@ -43,17 +43,16 @@ def make(name: str, params: Mapping[str, Any] | None = None, **more: Any) -> Env
 def _made(suite: str | None, name: str, params: Mapping[str, Any]) -> Env:
     if suite is not None:
         return SUITES[suite].make(name, params)
-    constructors: Mapping[str, Mapping[str, Callable[..., Any]]] = {"mdp": MDPS, "lqr": LQRS, "task": TASKS}
-    for kind, known in constructors.items():
-        if name in known:
-            try:
-                made = known[name](**params)
-            except TypeError as error:
-                raise UsageError(f"{name} does not take these parameters: {error}") from None
-            if kind == "task":
-                return token_env(made)._replace(held_out=token_env(made, held_out=True))
-            return mdp_env(made) if kind == "mdp" else lqr_env(made)
-    return _gymnax(name, params)
+    constructors: dict[str, Callable[..., Any]] = {**MDPS, **LQRS, **TASKS}
+    if name not in constructors:
+        return _gymnax(name, params)
+    try:
+        made = constructors[name](**params)
+    except TypeError as error:
+        raise UsageError(f"{name} does not take these parameters: {error}") from None
+    if name in TASKS:
+        return token_env(made)._replace(held_out=token_env(made, held_out=True))
+    return mdp_env(made) if name in MDPS else lqr_env(made)
 
 
 def _gymnax(name: str, params: Mapping[str, Any]) -> Env:

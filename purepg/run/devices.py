@@ -15,7 +15,7 @@ from purepg.runtime import backend_is_running, split_cpu
 from purepg.types import UsageError
 
 
-def prepare_devices(devices: int | None, num_seeds: int, num_settings: int) -> int:
+def prepare_devices(devices: int | None, num_seeds: int, num_settings: int, threads_per_core: int = 2) -> int:
     """Splits the CPU into devices if no JAX backend runs yet, and returns the number of devices to spread agents over.
 
     Raises:
@@ -27,7 +27,7 @@ def prepare_devices(devices: int | None, num_seeds: int, num_settings: int) -> i
     if not backend_is_running():
         cpu_devices = devices or most_devices(cores, num_seeds, num_settings)
         if cpu_devices > 1:
-            split_cpu(cpu_devices, cores)
+            split_cpu(cpu_devices, threads_per_core * max(cores, cpu_devices))
     available = jax.device_count()
     if devices is not None and devices > available:
         raise UsageError(f"devices ({devices}) must be at most {available}, the number that this machine has")

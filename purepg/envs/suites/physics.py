@@ -14,6 +14,7 @@ import ctypes.util
 import os
 import sys
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +62,12 @@ def playground_env(name: str, params: Mapping[str, Any]) -> Env:
             f"playground/{name} reads robots' models from {mjx_env.MENAGERIE_PATH}, which does not exist: clone "
             f"github.com/google-deepmind/mujoco_menagerie there, at commit {mjx_env.MENAGERIE_COMMIT_SHA[:12]}"
         )
-    config = registry.get_default_config(name)
+    config: Any = registry.get_default_config(name)
     own, limit = _with_limit(name, params, int(config.get("episode_length", EPISODE_STEPS)))
     ours = ("episode_length", "action_repeat")  # our clock and our wrapper
     known = {k: v for k, v in config.to_dict().items() if isinstance(v, bool | int | float | str) and k not in ours}
     given = chosen(name, own, **known | {"impl": "jax"})
-    overrides = {key: type(known.get(key, ""))(given[key]) for key in own} | {"impl": given["impl"]}
+    overrides: Any = {key: type(known.get(key, ""))(given[key]) for key in own} | {"impl": given["impl"]}
     env = registry.load(name, config_overrides=overrides)
 
     return _physics(env, name, limit, _Picture(name, env.mj_model, lambda state: state.data.qpos))
@@ -87,7 +88,7 @@ def brax_env(name: str, params: Mapping[str, Any]) -> Env:
 
     own, limit = _with_limit(name, params, EPISODE_STEPS)
     try:
-        env = envs.get_environment(name, **own)
+        env: Any = envs.get_environment(name, **own)
     except (TypeError, ValueError, KeyError) as error:
         raise UsageError(f"brax/{name} does not take the parameters {dict(own)}: {error}") from None
 
@@ -142,7 +143,7 @@ class _Picture:
         self._name, self._model, self._positions, self._renderer = name, model, positions, None
 
     def __call__(self, state: Any) -> np.ndarray:
-        import mujoco
+        mujoco: Any = import_module("mujoco")
 
         try:
             if self._renderer is None:

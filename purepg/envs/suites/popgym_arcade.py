@@ -10,6 +10,7 @@ be installed without its requirements, as the error says.
 
 import importlib.util
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 import jax.numpy as jnp
@@ -38,7 +39,7 @@ def popgym_arcade_env(name: str, params: Mapping[str, Any]) -> Env:
             'pip install -e ".[popgym_arcade]" && pip install --no-deps popgym-arcade==0.0.7'
         )
     require("popgym_arcade", "dm_pix", "jaxtyping")
-    import popgym_arcade
+    popgym_arcade: Any = import_module("popgym_arcade")
 
     size = {key: params[key] for key in ("obs_size", "partial_obs") if key in params}
     twin = chosen(name, size, obs_size=128, partial_obs=False)

@@ -9,6 +9,7 @@ A cell is a tile and a colour. Observations are one-hot images, bool `[view, vie
 
 import os
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def xminigrid_env(name: str, params: Mapping[str, Any]) -> Env:
       UsageError: the suite is not installed, a parameter is unknown, or the benchmark would be downloaded.
     """
     require("xminigrid", "xminigrid")
-    import xminigrid
+    xminigrid: Any = import_module("xminigrid")
     from xminigrid.core.constants import NUM_COLORS, NUM_TILES
 
     env, default = xminigrid.make(name)
