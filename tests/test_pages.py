@@ -11,6 +11,7 @@ import jax
 import pytest
 from helpers import quick_jit
 
+import purepg
 from purepg import envs
 from purepg.run import cli
 
@@ -88,11 +89,11 @@ def test_the_readmes_own_networks_train_under_ppo_and_sac():
         exec(code, names)
     config = names["ResidualConfig"](4)
     for algorithm, network, own, env in (
-        ("ppo", "residual", names["PPOConfig"](num_envs=4), "Breakout-MinAtar"),
-        ("sac", "residual_q", names["SACConfig"](), "Pendulum-v1"),
+        ("ppo", "residual", names["PPOConfig"](num_envs=4), "Acrobot-v1"),
+        ("sac", "residual_q", purepg.SACConfig(), "Pendulum-v1"),
     ):
         env = envs.make(env)
-        made = names[algorithm](env, names[network](env, config), own)
+        made = getattr(purepg, algorithm)(env, names[network](env, config), own)
         key = jax.random.key(0)
         state = jax.eval_shape(made.init, key)
         after, metrics = jax.eval_shape(made.step, key, state, 0)
