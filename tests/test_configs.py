@@ -449,7 +449,8 @@ def draw_wrong(rng: np.random.Generator, hint: Any) -> Any:
             outside += [allowed.high + 1] if np.isfinite(allowed.high) else []
             wrong += [x if kind is int else as_(x) for x in outside for as_ in (float, np.float32, np.array)] * 2
     else:
-        wrong += [5, True, ("a", "b") if get_origin(kind) is tuple else (1,)]
+        of_words = get_origin(kind) is tuple and get_args(kind)[0] is str
+        wrong += [5, True, ("a", "b") if get_origin(kind) is tuple and not of_words else (1,)]
     return wrong[rng.integers(len(wrong))]
 
 

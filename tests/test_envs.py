@@ -412,7 +412,7 @@ OURS = (*MDPS, *LQRS, *TASKS)
         ("MinAtar/Breakout-v1", "did you mean pgx/minatar-breakout or Breakout-MinAtar"),
         ("MountainCar", "did you mean MountainCar-v0 or MountainCarContinuous-v0?"),
         ("adition", "did you mean addition?"),
-        ("Walker2d", f"the known ones are {', '.join((*gymnax.registered_envs, *OURS))}, and those of"),
+        ("Zaxxon", f"the known ones are {', '.join((*gymnax.registered_envs, *OURS))}, and those of"),
     ],
 )
 def test_an_unknown_name_is_answered_with_near_ones_or_with_all(name, hint):
