@@ -15,9 +15,12 @@ from purepg.runtime import backend_is_running, split_cpu
 from purepg.types import UsageError
 
 
-def prepare_devices(devices: int | None, num_seeds: int, num_settings: int, threads_per_core: int = 2) -> int:
+def prepare_devices(devices: int | None, num_seeds: int, num_settings: int, wide: bool = False) -> int:
     """Splits the CPU into devices if no JAX backend runs yet, and returns the number of devices to spread agents over.
 
+    Args:
+      wide: whether the program has many operations that can run at once, as those of other suites' environments have;
+        its devices then get more worker threads (`split_cpu`).
     Raises:
       UsageError: `devices` exceeds what the machine has, or divides neither the seeds nor the settings.
     """
@@ -27,7 +30,7 @@ def prepare_devices(devices: int | None, num_seeds: int, num_settings: int, thre
     if not backend_is_running():
         cpu_devices = devices or most_devices(cores, num_seeds, num_settings)
         if cpu_devices > 1:
-            split_cpu(cpu_devices, threads_per_core * max(cores, cpu_devices))
+            split_cpu(cpu_devices, (8 if wide else 2) * max(cores, cpu_devices))
     available = jax.device_count()
     if devices is not None and devices > available:
         raise UsageError(f"devices ({devices}) must be at most {available}, the number that this machine has")

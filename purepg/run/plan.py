@@ -13,7 +13,7 @@ import jax
 
 from purepg.config import Count, CountOrZero, NonNegative, Seed, check
 from purepg.envs.contract import space_name
-from purepg.envs.suites import threads_per_core
+from purepg.envs.suites import in_a_suite
 from purepg.language.model import LanguageModelConfig, with_sizes
 from purepg.run.code import address_of
 from purepg.run.console import say
@@ -158,9 +158,8 @@ def prepare(
         run = replace(run, max_parallel=stored["run"].get("max_parallel"))
     settings = _settings(configs, sweep, stored)
     devices = 1 if known_outside(run.env, env) else run.devices
-    num_devices = prepare_devices(
-        devices, run.num_seeds, len(settings), threads_per_core(run.env if env is None else "")
-    )
+    wide = in_a_suite(run.env) if env is None else isinstance(env, Env) and env.costly_reset
+    num_devices = prepare_devices(devices, run.num_seeds, len(settings), wide)
     if run.compile_cache:
         use_compile_cache()
     settings = _with_sizes_of_starts(settings)

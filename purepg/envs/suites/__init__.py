@@ -19,7 +19,6 @@ class Suite(NamedTuple):
     names: tuple[str, ...]
     any_name: bool = False  # whether the suite may have registered more names, which its adapter checks
     outside: bool = False  # its environments are not JAX
-    threads_per_core: int = 2  # that its programs need in XLA's pool of workers (`runtime.split_cpu`)
 
     def knows(self, name: str) -> bool:
         return self.any_name or name in self.names
@@ -27,8 +26,8 @@ class Suite(NamedTuple):
 
 SUITES = {
     "craftax": Suite(craftax.craftax_env, craftax.NAMES),
-    "playground": Suite(physics.playground_env, physics.PLAYGROUND, any_name=True, threads_per_core=8),
-    "brax": Suite(physics.brax_env, physics.BRAX, threads_per_core=8),
+    "playground": Suite(physics.playground_env, physics.PLAYGROUND, any_name=True),
+    "brax": Suite(physics.brax_env, physics.BRAX),
     "xminigrid": Suite(xminigrid.xminigrid_env, xminigrid.NAMES),
     "octax": Suite(octax.octax_env, octax.NAMES),
     "popgym_arcade": Suite(popgym_arcade.popgym_arcade_env, popgym_arcade.NAMES),
@@ -44,10 +43,7 @@ def is_outside(name: str) -> bool:
     return bool(slash) and suite in SUITES and SUITES[suite].outside
 
 
-def threads_per_core(name: str) -> int:
-    """How many threads a core the program of the environment of this name needs. Nothing is imported to say so."""
+def in_a_suite(name: str) -> bool:
+    """Whether the environment of this name is one of `SUITES`. Nothing is imported to say so."""
     suite, slash, _ = name.partition("/")
-    needed = [
-        entry.threads_per_core for key, entry in SUITES.items() if (key == suite and slash) or name in entry.names
-    ]
-    return max(needed, default=2)
+    return (bool(slash) and suite in SUITES) or any(name in entry.names for entry in SUITES.values())
