@@ -41,8 +41,8 @@ def split_cpu(num_devices: int, num_threads: int) -> None:
 
     With two devices, the older scheduler is not enough: runs hung with it, and hung without it at one worker thread per
     device. A larger worker pool (`NPROC`) works, so the flag is removed again unless the user set it. How large it must
-    be depends on the program: twice the cores for most, more where many operations can run at once, as in physics and in
-    Craftax. A pool larger than needed costs speed: eight threads a core instead of two cost PPO on CartPole a third.
+    be depends on the program: twice the cores for most, more where many operations can run at once, as in Craftax and
+    in physics. A pool larger than needed costs speed: eight threads a core instead of two cost PPO on CartPole a third.
     """
     if "NPROC" not in os.environ:
         os.environ["NPROC"] = str(num_threads)
