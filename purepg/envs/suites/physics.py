@@ -4,8 +4,8 @@ Both have the same interface. The bare environments never reset; `done` is termi
 Control Suite never reach, unless a number is not finite. Their wrappers, which add time limits and resets, replace the
 final observation by that of the reset, so the adapter uses our clock of 1000 steps instead. A step whose observation or
 reward is not finite terminates in brax too, and its numbers that are not finite become 0: a simulation that blew up
-would otherwise make a learner's parameters NaN. Playground's `impl` is "jax", since its default, "warp", needs CUDA. Actions are in [-1, 1]. An episode's metrics are the suite's own, averaged
-over the episode's steps.
+would otherwise make a learner's parameters NaN. Playground's `impl` is "jax", since its default, "warp", needs CUDA.
+Actions are in [-1, 1]. An episode's metrics are the suite's own, averaged over the episode's steps.
 
 On GPUs that multiply in reduced precision, set `JAX_DEFAULT_MATMUL_PRECISION=highest`, or physics drifts.
 """
