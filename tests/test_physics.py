@@ -51,3 +51,13 @@ def test_a_step_that_is_not_finite_terminates_with_finite_numbers_and_the_steps_
             np.testing.assert_array_equal(found.obs, [t, bad["obs"]])
             assert found.reward == bad["reward"]
         assert found.info["speed"] == (1 + 2) / 3
+
+
+def test_the_clock_truncates_at_its_step_and_a_picture_is_drawn_of_the_suites_own_state():
+    env = _physics(Simulator(np.nan, "nowhere"), "simulator", 2, lambda state: state[0].obs)
+    assert env.max_episode_steps == 2 and env.render is not None
+    state, _ = env.reset(jax.random.key(0))
+    for t in (1, 2, 3):
+        state, found = jax.jit(env.step)(jax.random.key(0), state, jnp.zeros(1))
+        assert bool(found.truncated) == (t >= 2) and not found.terminated
+        np.testing.assert_array_equal(env.render(state), [t, t])

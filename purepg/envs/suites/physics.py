@@ -163,7 +163,7 @@ class _Picture:
                 f"that is installed): {error}"
             ) from error
         data = mujoco.MjData(self._model)
-        data.qpos[:] = np.asarray(self._positions(state.inner[0]))
+        data.qpos[:] = np.asarray(self._positions(state[0]))
         mujoco.mj_forward(self._model, data)
         self._renderer.update_scene(data, camera=0 if self._model.ncam else -1)  # most tasks' first camera follows
         return self._renderer.render()
