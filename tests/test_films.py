@@ -331,7 +331,7 @@ def test_own_pictures_are_enlarged_or_reduced_by_a_whole_factor(height, width, s
 def test_a_time_limit_does_not_change_how_a_state_is_drawn():
     state, obs = SimpleNamespace(x=1.0, theta=0.3), np.zeros(4)
     drawing = drawing_of(make("CartPole-v1", max_episode_steps=9))
-    for seen in (state, Counted(state, np.int32(3)), Counted(Counted(state, np.int32(3)), np.int32(3))):
+    for seen in (state, Counted(state, jnp.int32(3)), Counted(Counted(state, jnp.int32(3)), jnp.int32(3))):
         shown = np.asarray(picture(drawing.scene(seen, obs), ["", ""]))
         np.testing.assert_array_equal(shown, picture(CLASSIC_CONTROL["CartPole-v1"](state, obs), ["", ""]))
 
