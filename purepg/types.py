@@ -212,8 +212,8 @@ class Explorer(NamedTuple):
     num_envs, num_steps: an update takes T steps in each of N environments.
     memory: `memory(obs)` is what acting carries from step to step, before the first one; only shapes of `obs` are read.
     act: `act(key, learner, memory, update, t, obs, starts) -> (action, log_prob, memory)`, for raw observations
-      `[N, ...]`. `t` is the step's number in its update, and `starts` `[N]` marks the first steps of episodes. Action
-      and log_prob are as `Transition` has them.
+      `[N, ...]`. `t` is the call's number in its update; there are more than T calls where resets take steps of their
+      own. `starts` `[N]` marks the first steps of episodes. Action and log_prob are as `Transition` has them.
     """
 
     num_envs: int

@@ -14,6 +14,8 @@ from fake_wandb import FakeWandb
 from helpers import EMPTY_CONFIG, NUM_IDS, TRUNCATED, arms_env, diary_env, episode_length
 
 from purepg.envs import make
+from purepg.envs.outside import outside_env
+from purepg.envs.wrappers import Counted
 from purepg.run.films import command
 from purepg.run.films import episodes as episodes_module
 from purepg.run.films import film as film_module
@@ -324,6 +326,21 @@ def test_own_pictures_are_enlarged_or_reduced_by_a_whole_factor(height, width, s
     dark = (np.asarray(image) == 0).all(axis=-1)[44:]  # below the text
     assert (dark.any(axis=1).sum(), dark.any(axis=0).sum()) == shown
     assert image.width == picture(drawing_of(make("cliff")).scene(None, np.array(0)), ["", ""]).width
+
+
+def test_a_time_limit_does_not_change_how_a_state_is_drawn():
+    state, obs = SimpleNamespace(x=1.0, theta=0.3), np.zeros(4)
+    drawing = drawing_of(make("CartPole-v1", max_episode_steps=9))
+    for seen in (state, Counted(state, jnp.int32(3)), Counted(Counted(state, jnp.int32(3)), jnp.int32(3))):
+        shown = np.asarray(picture(drawing.scene(seen, obs), ["", ""]))
+        np.testing.assert_array_equal(shown, picture(CLASSIC_CONTROL["CartPole-v1"](state, obs), ["", ""]))
+
+
+def test_an_environment_that_is_not_jax_is_not_drawn_even_if_its_name_is_known():
+    space = make("CartPole-v1").observation_space
+    env = outside_env("CartPole-v1", lambda n: None, space, Discrete(2), 9)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UsageError, match=r"^CartPole-v1 cannot be drawn, since it is not JAX"):
+        drawing_of(env)
 
 
 def test_small_pictures_keep_their_pixels():

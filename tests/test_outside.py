@@ -156,6 +156,19 @@ def test_a_step_that_only_resets_is_not_recorded_and_those_ahead_skip_what_an_ol
     assert skipped > 0
 
 
+def test_every_call_of_an_update_has_a_number_of_its_own_for_its_random_numbers():
+    for next_step in (False, True):
+        numbers = []
+
+        def act(t, obs, starts, numbers=numbers):
+            numbers.append(t)
+            return by_rule(t, obs, starts)
+
+        recorder(diary(next_step=next_step), (), N).record(act)
+        assert numbers == list(range(len(numbers)))
+        assert (len(numbers) > T) == next_step
+
+
 def test_finished_counts_each_episode_at_its_end_with_its_whole_return(twin):
     trajectory, ids = twin
     rec = recorder(diary(ids=ids), (), N)
@@ -274,6 +287,8 @@ def test_a_replay_algorithm_explores_at_random_until_the_warm_up_ends_and_then_b
     mode = network.apply(learner.params, obs)[0].mode()
     last_random, _, memory = act(1, 0, memory, begins)  # 15 transitions are 5 rounds of 3
     assert (jnp.abs(last_random - mode) > 0.5).any()
+    later_call, _, _ = act(0, 7, memory, begins)  # calls beyond num_steps, for resets, are the last round's
+    assert (jnp.abs(later_call - mode) > 0.5).any()
     action, log_prob, after = act(1, 1, memory, ~begins)
     np.testing.assert_allclose(action - mode, 0.1 * memory, rtol=1e-5, atol=1e-7)
     assert log_prob is None

@@ -97,6 +97,7 @@ def test_changes_are_made_in_the_configs_that_they_name():
     [
         ({"algorithms": ("ppq",)}, r"^algorithms \(ppq\) must be among reinforce, .*ppo"),
         ({"algorithms": ()}, r"^name at least one algorithm and one environment$"),
+        ({"envs": ("gym",)}, r"^unknown environment 'gym'; .*the groups are classic, minatar, bsuite, "),
         ({"envs": ("CartPol-v1",)}, r"did you mean CartPole-v1.*the groups are classic, minatar, bsuite, "),
         ({"set": ("ppo.gamma",)}, r"^set \('ppo.gamma'\) must be ALGORITHM.FIELD=VALUE"),
         ({"set": ("sac.gamma=1",)}, r"^set \('sac.gamma=1'\) must begin with one of ppo, a2c, network$"),

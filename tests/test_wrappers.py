@@ -49,10 +49,16 @@ def test_a_repeated_action_adds_the_rewards_of_its_steps_until_the_episode_ends(
         assert bool(step.truncated) == (last == length and bool(truncates(id)))
 
 
-def test_the_limit_of_a_repeated_action_counts_its_own_steps():
+def test_a_time_limit_counts_the_environments_own_steps_and_a_repeated_action_takes_several():
     assert repeated(ENV, 3).max_episode_steps == 2
-    env = envs.make("Pendulum-v1", {"action_repeat": 4, "max_episode_steps": 20})
-    assert env.max_episode_steps == 20
+    env = envs.make("Pendulum-v1", {"action_repeat": 4, "max_episode_steps": 21})
+    assert env.max_episode_steps == 6
+    state, _ = env.reset(jax.random.key(0))
+    ends = []
+    for _ in range(6):
+        state, step = jax.jit(env.step)(jax.random.key(0), state, jnp.zeros(1))
+        ends.append(bool(step.truncated))
+    assert ends == [False] * 5 + [True]
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, True])

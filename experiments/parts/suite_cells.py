@@ -50,14 +50,16 @@ class Missing(NamedTuple):
 
 
 def groups() -> dict[str, tuple[str, ...]]:
-    """The groups of environments, by name: gymnax's, and every suite's."""
+    """The groups of environments, by name: gymnax's, and those of every suite that lists its names."""
     import gymnax
 
     of_gymnax = {
         group: tuple(name for name in gymnax.registered_envs if name.endswith(ending))
         for group, ending in ENDINGS.items()
     }
-    of_suites = {suite: tuple(f"{suite}/{name}" for name in entry.names) for suite, entry in SUITES.items()}
+    of_suites = {
+        suite: tuple(f"{suite}/{name}" for name in entry.names) for suite, entry in SUITES.items() if entry.names
+    }
     return {"classic": CLASSIC} | of_gymnax | of_suites
 
 

@@ -111,7 +111,8 @@ def replay_algorithm(
     def explore(key, learner, noise, update, t, obs, starts):
         fresh = draw_noise(key, obs)
         noise = exploration.carry(noise, fresh[0], starts)
-        return *act(learner, noise, fresh[1], _rounds_before(c, update) + t, obs), noise
+        num_rounds = _rounds_before(c, update) + jnp.minimum(t, c.num_steps - 1)
+        return *act(learner, noise, fresh[1], num_rounds, obs), noise
 
     def no_noise(obs):
         shapes = jax.eval_shape(lambda: draw_noise(jax.random.key(0), obs)[0])

@@ -1,6 +1,6 @@
 """Environments: one thin adapter per suite into `purepg.types.Env`, and our own, whose solutions are known.
 
-Imports only `types` and `config`. To add an environment, return an `Env` from a function and name it in `make`.
+Imports only `types`. To add an environment, return an `Env` from a function and name it in `make`.
 """
 
 from purepg.envs.finite_mdp import mdp_env

@@ -15,7 +15,8 @@ from purepg.envs.tasks import token_env
 from purepg.envs.wrappers import repeated, time_limited
 from purepg.types import Env, UsageError
 
-WRAPPERS: dict[str, Callable[[Env, Any], Env]] = {"action_repeat": repeated, "max_episode_steps": time_limited}
+# In this order, so that a time limit counts the environment's own steps, as the limits of suites do.
+WRAPPERS: dict[str, Callable[[Env, Any], Env]] = {"max_episode_steps": time_limited, "action_repeat": repeated}
 
 
 def make(name: str, params: Mapping[str, Any] | None = None, **more: Any) -> Env:
@@ -26,7 +27,8 @@ def make(name: str, params: Mapping[str, Any] | None = None, **more: Any) -> Env
         `TASKS`, gymnax's environments and then all of `SUITES`.
       params: arguments of the environment's function, fields of the suite's own parameters; and, of any environment,
         `action_repeat` (take each action so many times, and add the rewards) and `max_episode_steps` (truncate episodes
-        after so many steps; a suite's own limit is replaced, any other is kept if it comes first).
+        after so many of the environment's own steps, whatever `action_repeat` is; a suite's own limit is replaced, any
+        other is kept if it comes first).
       more: the same as `params`, as arguments: `make("lqr", spring=2.0)`.
     Raises:
       UsageError: the name or a parameter is unknown, or the suite's packages are not installed.

@@ -60,6 +60,13 @@ def repeated(env: Env, times: int) -> Env:
     return env._replace(step=step, max_episode_steps=limit, held_out=env.held_out and repeated(env.held_out, k))
 
 
+def own_state(state: Any) -> Any:
+    """The state of the environment itself, without the counts of time limits around it."""
+    while isinstance(state, Counted):
+        state = state.inner
+    return state
+
+
 def _refuse_outside(env: Env, name: str, value: int) -> None:
     if env.outside is not None:
         raise UsageError(f"{name} ({value}) cannot be set on {env.name}, which is not JAX: wrap it in its own suite")

@@ -20,6 +20,7 @@ from purepg.types import Algorithm, Env, Obs, Transition, UsageError
 
 EVALUATED_AT_ONCE = 16  # episodes of each agent, at least
 
+# `t` numbers the calls of an update, from 0: T, and more where resets take steps of their own.
 # act(t, obs, starts) -> (action, log_prob, the same action in the environment's units), leaves [*agents, N, ...]
 Act = Callable[[int, Obs, np.ndarray], tuple[Any, Any, Any]]
 
@@ -84,11 +85,10 @@ class Recorder:
         buffers: Any = None
         num_calls = 0
         while made.min() < T:
-            t = min(num_calls, T - 1)
             obs, starts = (jax.tree.map(self._by_agent, x) for x in (self._obs, self._starts))
-            action, log_prob, in_units = act(t, obs, starts)
+            action, log_prob, in_units = act(num_calls, obs, starts)
             step: Any = self._envs.step(self._flat(in_units))
-            finished[:, t] += self._count(step)
+            finished[:, min(num_calls, T - 1)] += self._count(step)
             action, log_prob = jax.tree.map(self._flat, (action, log_prob))
             flags = step.terminated, step.truncated
             transition = Transition(self._obs, action, log_prob, step.reward, *flags, step.next_obs)

@@ -3,13 +3,14 @@
 import importlib.util
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from purepg.envs.contract import action_example, check_environment
+from purepg.envs.wrappers import time_limited
 from purepg.types import (
     Array,
     Box,
@@ -26,13 +27,6 @@ from purepg.types import (
 
 # State, observation, reward, terminated, and numbers of the episode so far.
 Step = tuple[Any, Any, Any, Any, dict[str, Any]]
-
-
-class Timed(NamedTuple):
-    """A suite's state, and the number of steps that the episode has taken by our clock."""
-
-    inner: Any
-    t: Array
 
 
 def suite_env(
@@ -54,10 +48,10 @@ def suite_env(
         that a state holds no typed key.
       step: the suite's step that never resets, with its own clock switched off.
       max_episode_steps: our clock, at least 1.
-      others: other fields of `Env`.
+      others: other fields of `Env`; `render` takes the suite's state.
+    Raises:
+      UsageError: `max_episode_steps` is no positive whole number, or the environment breaks the contract of `Env`.
     """
-    if isinstance(max_episode_steps, bool) or not isinstance(max_episode_steps, int) or max_episode_steps < 1:
-        raise UsageError(f"max_episode_steps ({max_episode_steps}) must be a positive whole number")
     raw_key = jax.ShapeDtypeStruct((2,), jnp.uint32)
     first, _ = jax.eval_shape(reset, raw_key)
     like = jax.eval_shape(lambda *x: step(*x)[0], raw_key, first, action_example(action_space))
@@ -75,16 +69,16 @@ def suite_env(
 
     def our_reset(key):
         state, obs = reset(jax.random.key_data(key))
-        return Timed(cast(state), jnp.int32(0)), cast_obs(obs)
+        return cast(state), cast_obs(obs)
 
     def our_step(key, state, action):
-        inner, obs, reward, terminated, info = step(jax.random.key_data(key), state.inner, action)
-        t = state.t + 1
+        state, obs, reward, terminated, info = step(jax.random.key_data(key), state, action)
         info = {name: jnp.asarray(x, jnp.float32) for name, x in info.items()}
         reward, terminated = jnp.asarray(reward, jnp.float32), jnp.asarray(terminated, bool)
-        return Timed(cast(inner), t), TimeStep(cast_obs(obs), reward, terminated, t >= max_episode_steps, info)
+        return cast(state), TimeStep(cast_obs(obs), reward, terminated, jnp.bool_(False), info)
 
-    made = Env(our_reset, our_step, observation_space, action_space, max_episode_steps, name, **others)
+    endless = Env(our_reset, our_step, observation_space, action_space, None, name, **others)
+    made = time_limited(endless, max_episode_steps)
     check_environment(made)
     return made
 

@@ -81,7 +81,7 @@ def _renderer(game: str) -> Any:
         return jax.jit(renderer.make_craftax_pixel_renderer(constants.BLOCK_PIXEL_SIZE_IMG))
 
     def render(state: Any) -> np.ndarray:
-        inner, _ = state.inner
+        inner, _ = state
         return np.asarray(picture()(inner)).round().clip(0, 255).astype(np.uint8)
 
     return render

@@ -50,7 +50,7 @@ def octax_env(name: str, params: Mapping[str, Any]) -> Env:
         return state, seen(frames), reward, terminated, {}
 
     def render(state: Any) -> np.ndarray:
-        return np.asarray(env.render(state.inner), np.uint8)
+        return np.asarray(env.render(state), np.uint8)
 
     shape = (*env.cached_reset_state.display.shape, given["frame_skip"])
     observed, limit = box(shape, bool, False, True), given["max_episode_steps"]

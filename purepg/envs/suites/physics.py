@@ -2,9 +2,10 @@
 
 Both have the same interface. The bare environments never reset; `done` is termination, which the tasks of the DeepMind
 Control Suite never reach, unless a number is not finite. Their wrappers, which add time limits and resets, replace the
-final observation by that of the reset, so the adapter uses our clock of 1000 steps instead. Playground's `impl` is
-"jax", since its default, "warp", needs CUDA. Actions are in [-1, 1]. An episode's metrics are the suite's own, averaged
-over the episode's steps.
+final observation by that of the reset, so the adapter uses our clock of 1000 steps instead. A step whose observation or
+reward is not finite terminates in brax too, and its numbers that are not finite become 0: a simulation that blew up
+would otherwise make a learner's parameters NaN. Playground's `impl` is "jax", since its default, "warp", needs CUDA.
+Actions are in [-1, 1]. An episode's metrics are the suite's own, averaged over the episode's steps.
 
 On GPUs that multiply in reduced precision, set `JAX_DEFAULT_MATMUL_PRECISION=highest`, or physics drifts.
 """
@@ -23,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from purepg.envs.suites.adapter import box, chosen, require, suite_env
-from purepg.types import Box, Env, UsageError
+from purepg.types import Array, Box, Env, UsageError
 
 # The tasks of the DeepMind Control Suite. Playground's robots need their models' repository: see `playground_env`.
 PLAYGROUND = (
@@ -119,14 +120,21 @@ def _physics(env: Any, name: str, limit: int, render: Callable[[Any], np.ndarray
     def step(key, state, action):
         state, sums, t = state
         new = env.step(state, action)
-        t, sums = t + 1, jax.tree.map(jnp.add, sums, new.metrics)
+        learned_from = seen(new), new.reward
+        broken = ~jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(learned_from)]).all()
+        obs, reward = jax.tree.map(_finite, learned_from)
+        t, sums = t + 1, jax.tree.map(lambda total, x: total + _finite(x), sums, new.metrics)
         info = {metric: sums[metric] / t for metric in metrics}
-        return (new, sums, t), seen(new), new.reward, new.done > 0, info
+        return (new, sums, t), obs, reward, (new.done > 0) | broken, info
 
     others = {"metrics": metrics, "costly_reset": True, "render": render}
     if isinstance(observed, dict) and "privileged_state" in observed:
         others["privileged"] = ("privileged_state",)
     return suite_env(name, reset, step, observed, box((env.action_size,), np.float32, -1, 1), limit, **others)
+
+
+def _finite(x: Array) -> Array:
+    return jnp.where(jnp.isfinite(x), x, 0)
 
 
 def _choose_renderer() -> None:
@@ -155,7 +163,7 @@ class _Picture:
                 f"that is installed): {error}"
             ) from error
         data = mujoco.MjData(self._model)
-        data.qpos[:] = np.asarray(self._positions(state.inner[0]))
+        data.qpos[:] = np.asarray(self._positions(state[0]))
         mujoco.mj_forward(self._model, data)
         self._renderer.update_scene(data, camera=0 if self._model.ncam else -1)  # most tasks' first camera follows
         return self._renderer.render()

@@ -68,6 +68,6 @@ def popgym_arcade_env(name: str, params: Mapping[str, Any]) -> Env:
     actions = Discrete(int(env.action_space(env_params).n))
 
     def render(state: Any) -> np.ndarray:
-        return np.asarray(env.get_obs(state.inner), np.uint8)
+        return np.asarray(env.get_obs(state), np.uint8)
 
     return suite_env(name, reset, step, box(shape, np.uint8, 0, 255), actions, limit, costly_reset=True, render=render)

@@ -74,7 +74,7 @@ def xminigrid_env(name: str, params: Mapping[str, Any]) -> Env:
         return timestep, seen(timestep), timestep.reward, timestep.discount == 0, {}
 
     def render(state: Any) -> np.ndarray:
-        return np.asarray(env.render(env_params, state.inner), np.uint8)
+        return np.asarray(env.render(env_params, state), np.uint8)
 
     one_hot, ids = (view, view, NUM_TILES + NUM_COLORS), MultiDiscrete((NUM_TILES, NUM_COLORS) * view**2)
     observed = ids if given["observation"] == "ids" else box(one_hot, bool, False, True)

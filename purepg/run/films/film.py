@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import numpy as np
 
+from purepg.envs.wrappers import own_state
 from purepg.run.console import reason
 from purepg.run.films.classic_control import CLASSIC_CONTROL
 from purepg.run.films.episodes import MAX_FRAMES, Episode
@@ -42,14 +43,15 @@ def drawing_of(env: Env) -> Drawing:
     Raises:
       UsageError: the environment cannot be drawn.
     """
+    if env.outside is not None:
+        raise UsageError(f"{env.name} cannot be drawn, since it is not JAX: film it with its own suite")
     space = env.observation_space
     if env.render is not None:
         render = env.render
         return Drawing(lambda state, obs: render(state), 50)
-    if env.name in CLASSIC_CONTROL:
-        return Drawing(CLASSIC_CONTROL[env.name], 30)
-    if env.name in GRIDS:
-        return Drawing(GRIDS[env.name], 200)
+    if env.name in CLASSIC_CONTROL or env.name in GRIDS:
+        scene, milliseconds = (CLASSIC_CONTROL[env.name], 30) if env.name in CLASSIC_CONTROL else (GRIDS[env.name], 200)
+        return Drawing(lambda state, obs: scene(own_state(state), obs), milliseconds)
     if env.name == "cliff" and isinstance(space, Discrete) and space.n == CLIFF_SHAPE[0] * CLIFF_SHAPE[1]:
         return Drawing(cliff, 200)
     if isinstance(space, Box) and len(space.shape) == 3 and space.dtype is bool:
