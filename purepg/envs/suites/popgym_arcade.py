@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -68,6 +69,7 @@ def popgym_arcade_env(name: str, params: Mapping[str, Any]) -> Env:
     actions = Discrete(int(env.action_space(env_params).n))
 
     def render(state: Any) -> np.ndarray:
-        return np.asarray(env.get_obs(state), np.uint8)
+        noise = {"key": jax.random.PRNGKey(0)} if "CartPole" in name else {}
+        return np.asarray(env.get_obs(state, **noise), np.uint8)
 
     return suite_env(name, reset, step, box(shape, np.uint8, 0, 255), actions, limit, costly_reset=True, render=render)
