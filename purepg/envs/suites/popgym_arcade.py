@@ -69,7 +69,7 @@ def popgym_arcade_env(name: str, params: Mapping[str, Any]) -> Env:
     actions = Discrete(int(env.action_space(env_params).n))
 
     def render(state: Any) -> np.ndarray:
-        noise = {"key": jax.random.PRNGKey(0)} if "CartPole" in name else {}
-        return np.asarray(env.get_obs(state, **noise), np.uint8)
+        noise = (env_params, jax.random.PRNGKey(0)) if "CartPole" in name else ()
+        return np.asarray(env.get_obs(state, *noise), np.uint8)
 
     return suite_env(name, reset, step, box(shape, np.uint8, 0, 255), actions, limit, costly_reset=True, render=render)
