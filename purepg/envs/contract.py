@@ -57,9 +57,9 @@ def check_environment(env: Env) -> None:
             f"{env.name}: its action space must be Discrete, MultiDiscrete or a Box of floats with arrays for bounds"
         )
     key = jax.eval_shape(jax.random.key, 0)
-    action = action_example(space)
+    action = example(space)
     state, obs = _pair(env, "reset", jax.eval_shape(env.reset, key))
-    declared = jax.tree.map(lambda x: np.zeros(_shape(x)), env.observation_space, is_leaf=is_space)
+    declared = jax.tree.map(example, env.observation_space, is_leaf=is_space)
     if difference := first_difference(declared, obs, ("shape",)):
         raise UsageError(f"{env.name}: its reset's obs{difference}")
     _check_mask(env)
@@ -121,20 +121,16 @@ def _check_privileged(env: Env) -> None:
         raise UsageError(f"{env.name}: privileged {env.privileged} must leave an entry for the policy to read")
 
 
-def action_example(space: Space) -> jax.ShapeDtypeStruct:
-    """The shape and dtype of one action in the environment's units."""
-    return jax.ShapeDtypeStruct(_shape(space), space.dtype if isinstance(space, Box) else jnp.int32)
-
-
-def _shape(space: Any) -> tuple[int, ...]:
+def example(space: Any) -> jax.ShapeDtypeStruct:
+    """The shape and dtype of an action in the environment's units, or of one leaf of an observation."""
     match space:
         case Discrete():
-            return ()
+            return jax.ShapeDtypeStruct((), jnp.int32)
         case MultiDiscrete():
-            return (len(space.sizes),)
+            return jax.ShapeDtypeStruct((len(space.sizes),), jnp.int32)
         case LegalActions():
-            return (space.n,)
-    return np.shape(space.low)
+            return jax.ShapeDtypeStruct((space.n,), bool)
+    return jax.ShapeDtypeStruct(np.shape(space.low), space.dtype)
 
 
 def space_name(space: Any) -> str:

@@ -6,14 +6,14 @@ write a class with the methods of `HostEnvs` and return `outside_env(...)`.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purepg.envs.contract import action_example, check_environment
-from purepg.types import Box, Env, LegalActions, Obs, ObservationSpace, Space, UsageError, is_space
+from purepg.envs.contract import check_environment, example
+from purepg.types import Env, Obs, ObservationSpace, Space, UsageError, is_space
 
 
 class HostStep(NamedTuple):
@@ -57,7 +57,8 @@ def outside_env(
 
     def reset(key):
         del key
-        return (), jax.tree.map(_zeros, observation_space, is_leaf=is_space)
+        shapes = jax.tree.map(example, observation_space, is_leaf=is_space)
+        return (), jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
     def step(key, state, action):
         raise UsageError(
@@ -68,11 +69,3 @@ def outside_env(
     env = Env(reset, step, observation_space, action_space, max_episode_steps, name, outside=make)
     check_environment(env)
     return env
-
-
-def _zeros(space: Any) -> jax.Array:
-    if isinstance(space, LegalActions):
-        return jnp.zeros(space.n, bool)
-    if isinstance(space, Box):
-        return jnp.zeros(space.shape, space.dtype)
-    return jnp.zeros(action_example(space).shape, jnp.int32)

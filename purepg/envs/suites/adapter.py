@@ -9,15 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purepg.envs.contract import action_example, check_environment
+from purepg.envs.contract import check_environment, example
 from purepg.envs.wrappers import time_limited
 from purepg.types import (
     Array,
     Box,
-    Discrete,
     Env,
-    LegalActions,
-    MultiDiscrete,
     ObservationSpace,
     Space,
     TimeStep,
@@ -54,14 +51,11 @@ def suite_env(
     """
     raw_key = jax.ShapeDtypeStruct((2,), jnp.uint32)
     first, _ = jax.eval_shape(reset, raw_key)
-    like = jax.eval_shape(lambda *x: step(*x)[0], raw_key, first, action_example(action_space))
+    like = jax.eval_shape(lambda *x: step(*x)[0], raw_key, first, example(action_space))
 
     def cast_obs(obs):
         return jax.tree.map(
-            lambda space, x: jnp.asarray(x, space.dtype if isinstance(space, Box) else _DTYPE[type(space)]),
-            observation_space,
-            obs,
-            is_leaf=is_space,
+            lambda space, x: jnp.asarray(x, example(space).dtype), observation_space, obs, is_leaf=is_space
         )
 
     def cast(state):
@@ -81,9 +75,6 @@ def suite_env(
     made = time_limited(endless, max_episode_steps)
     check_environment(made)
     return made
-
-
-_DTYPE = {Discrete: np.int32, MultiDiscrete: np.int32, LegalActions: bool}
 
 
 def box(shape: Iterable[int], dtype: Any = np.float32, low: float = -np.inf, high: float = np.inf) -> Box:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from purepg.envs.contract import example
 from purepg.types import Box, Discrete, MultiDiscrete, Obs, ObservationSpace, Space, UsageError
 
 KINDS = "Box, Discrete and MultiDiscrete, and observations Dict and Tuple of them"
@@ -34,8 +35,7 @@ def as_observations(name: str, space: Any) -> tuple[ObservationSpace, Callable[.
 
         return tuple(ours for ours, _ in entries), read_tuple
     ours = _leaf(name, "observations", space)
-    dtype = ours.dtype if isinstance(ours, Box) else np.int32
-    shape = ours.shape if isinstance(ours, Box) else space.shape
+    shape, dtype = example(ours).shape, example(ours).dtype
     start = None if isinstance(ours, Box) else np.asarray(space.start)
 
     def read(obs, batched=True):
