@@ -262,8 +262,7 @@ def test_what_a_suite_cannot_do_is_refused_in_one_line(name, params, message):
 
 def test_an_xland_episode_draws_its_goal_and_rules_from_the_benchmark(monkeypatch, tmp_path):
     need("xminigrid")
-    from xminigrid import benchmarks
-
+    benchmarks = importlib.import_module("xminigrid").benchmarks
     rules, num = np.zeros((2, 1, 7), np.uint8), np.zeros(2, np.uint8)
     goals = np.array([[1, 3, 1, 0, 0], [1, 4, 2, 0, 0]], np.uint8)  # hold a red ball; hold a green square
     tiles = np.array([[[3, 1]], [[4, 2]]], np.uint8)

@@ -17,7 +17,7 @@ class Counted(NamedTuple):
 
 def time_limited(env: Env, max_episode_steps: int) -> Env:
     """Truncates episodes after `max_episode_steps` steps, or where the environment itself does, if that is earlier."""
-    limit = _count("max_episode_steps", max_episode_steps)
+    limit = positive_count("max_episode_steps", max_episode_steps)
     _refuse_outside(env, "max_episode_steps", limit)
 
     def reset(key):
@@ -38,7 +38,7 @@ def time_limited(env: Env, max_episode_steps: int) -> Env:
 def repeated(env: Env, times: int) -> Env:
     """Takes each action up to `times` times, until the episode ends, and adds the rewards. A step, and with it every
     count of steps and the discount, is that of the policy."""
-    k = _count("action_repeat", times)
+    k = positive_count("action_repeat", times)
     _refuse_outside(env, "action_repeat", k)
     if env.task is not None:
         raise UsageError(f"action_repeat ({k}) must be 1 on {env.name}, whose actions are tokens")
@@ -72,7 +72,8 @@ def _refuse_outside(env: Env, name: str, value: int) -> None:
         raise UsageError(f"{name} ({value}) cannot be set on {env.name}, which is not JAX: wrap it in its own suite")
 
 
-def _count(name: str, value: Any) -> int:
+def positive_count(name: str, value: Any) -> int:
+    """The value. Raises UsageError if it is no positive whole number."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise UsageError(f"{name} ({value}) must be a positive whole number")
     return value

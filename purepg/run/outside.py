@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from purepg.envs.outside import HostEnvs, HostStep
-from purepg.envs.suites import is_outside
+from purepg.envs.suites import suite_of
 from purepg.experience.rollout import Recording
 from purepg.run.console import say
 from purepg.train import EpisodeStats
@@ -37,7 +37,10 @@ def refuse_without_explorer(env: Env, algorithm: Algorithm, name: str) -> None:
 def known_outside(name: str, env: Any) -> bool:
     """Whether an environment is not JAX, as far as is known before a function makes it. The CPU is then not split into
     devices, which halved the speed of PPO on gym/CartPole-v1 with 8 environments."""
-    return is_outside(name) if env is None else isinstance(env, Env) and env.outside is not None
+    if env is None:
+        suite = suite_of(name)
+        return suite is not None and suite.outside
+    return isinstance(env, Env) and env.outside is not None
 
 
 def one_device(env: Env, devices: int | None) -> int:

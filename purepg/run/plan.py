@@ -13,7 +13,7 @@ import jax
 
 from purepg.config import Count, CountOrZero, NonNegative, Seed, check
 from purepg.envs.contract import space_name
-from purepg.envs.suites import in_a_suite
+from purepg.envs.suites import suite_of
 from purepg.language.model import LanguageModelConfig, with_sizes
 from purepg.run.code import address_of
 from purepg.run.console import say
@@ -158,7 +158,7 @@ def prepare(
         run = replace(run, max_parallel=stored["run"].get("max_parallel"))
     settings = _settings(configs, sweep, stored)
     devices = 1 if known_outside(run.env, env) else run.devices
-    wide = in_a_suite(run.env) if env is None else isinstance(env, Env) and env.costly_reset
+    wide = suite_of(run.env) is not None if env is None else isinstance(env, Env) and env.costly_reset
     num_devices = prepare_devices(devices, run.num_seeds, len(settings), wide)
     if run.compile_cache:
         use_compile_cache()

@@ -37,13 +37,9 @@ SUITES = {
 }
 
 
-def is_outside(name: str) -> bool:
-    """Whether the environment of this name is not JAX. Nothing is imported to say so."""
-    suite, slash, _ = name.partition("/")
-    return bool(slash) and suite in SUITES and SUITES[suite].outside
-
-
-def in_a_suite(name: str) -> bool:
-    """Whether the environment of this name is one of `SUITES`. Nothing is imported to say so."""
-    suite, slash, _ = name.partition("/")
-    return (bool(slash) and suite in SUITES) or any(name in entry.names for entry in SUITES.values())
+def suite_of(name: str) -> Suite | None:
+    """The suite of an environment, by `suite/Name` or by a bare name. Nothing is imported to say so."""
+    prefix, slash, _ = name.partition("/")
+    if slash:
+        return SUITES.get(prefix)
+    return next((suite for suite in SUITES.values() if name in suite.names), None)

@@ -22,6 +22,8 @@ from purepg.types import (
     is_space,
 )
 
+CLOCK = "max_episode_steps"  # the parameter of every suite that sets our clock
+
 # State, observation, reward, terminated, and numbers of the episode so far.
 Step = tuple[Any, Any, Any, Any, dict[str, Any]]
 
@@ -82,11 +84,12 @@ def box(shape: Iterable[int], dtype: Any = np.float32, low: float = -np.inf, hig
     return Box(np.full(tuple(shape), low, dtype), np.full(tuple(shape), high, dtype), dtype)
 
 
-def require(suite: str, *packages: str) -> None:
-    """Raises UsageError, with the command to install it, where a package of a suite's extra is missing."""
+def require(suite: str, *packages: str) -> Any:
+    """The first of a suite's packages. Raises UsageError, with the command to install them, where one is missing."""
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
         raise UsageError(f'{suite} needs {", ".join(missing)}, not installed here: pip install -e ".[{suite}]"')
+    return importlib.import_module(packages[0])
 
 
 def chosen(name: str, params: Mapping[str, Any], **defaults: Any) -> dict[str, Any]:
@@ -101,6 +104,13 @@ def chosen(name: str, params: Mapping[str, Any], **defaults: Any) -> dict[str, A
         ):
             raise UsageError(f"{name}'s {key} ({value!r}) must be of type {kind.__name__}")
     return defaults | dict(params)
+
+
+def with_limit(name: str, params: Mapping[str, Any], default: int) -> tuple[dict[str, Any], int]:
+    """The suite's own parameters among `params`, and the steps of our clock. Raises UsageError as `chosen` does."""
+    own = {key: value for key, value in params.items() if key != CLOCK}
+    clock = {key: value for key, value in params.items() if key == CLOCK}
+    return own, chosen(name, clock, **{CLOCK: default})[CLOCK]
 
 
 def with_fields(name: str, default: Any, params: Mapping[str, Any], hidden: str) -> Any:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purepg.envs.suites.adapter import box, chosen, require, suite_env, with_fields
+from purepg.envs.suites.adapter import box, require, suite_env, with_fields, with_limit
 from purepg.types import Discrete, Env
 
 NAMES = (  # Craftax's own names end in -v1
@@ -42,9 +42,7 @@ def craftax_env(name: str, params: Mapping[str, Any]) -> Env:
     game, kind = "craftax_classic" if "Classic" in name else "craftax", "pixels" if "Pixels" in name else "symbolic"
     module = importlib.import_module(f"craftax.{game}.envs.craftax_{kind}_env")
     env = getattr(module, name.replace("-", "") + "EnvNoAutoReset")()
-    own = {key: value for key, value in params.items() if key != "max_episode_steps"}
-    clock = {key: value for key, value in params.items() if key == "max_episode_steps"}
-    limit = chosen(name, clock, max_episode_steps=MAX_EPISODE_STEPS[game])["max_episode_steps"]
+    own, limit = with_limit(name, params, MAX_EPISODE_STEPS[game])
     env_params = with_fields(name, env.default_params, own, "max_timesteps").replace(max_timesteps=NEVER)
     achievements = {x.name.lower(): x.value for x in importlib.import_module(f"craftax.{game}.constants").Achievement}
 

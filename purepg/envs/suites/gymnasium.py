@@ -30,6 +30,7 @@ import numpy as np
 from purepg.envs.outside import HostStep, outside_env
 from purepg.envs.suites.adapter import require
 from purepg.envs.suites.gymnasium_spaces import as_actions, as_observations, take_row
+from purepg.envs.wrappers import positive_count
 from purepg.types import Env, Obs, UsageError
 
 ATARI = "ALE/"
@@ -70,9 +71,7 @@ def gym_env(
     require("gym", "gymnasium")
     _refuse_old_gymnasium()
     title = name or (f"gym/{source}" if isinstance(source, str) else getattr(source, "__name__", "gym"))
-    limit = max_episode_steps
-    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-        raise UsageError(f"max_episode_steps ({limit}) must be a positive whole number")
+    limit = None if max_episode_steps is None else positive_count("max_episode_steps", max_episode_steps)
     single, vector = _makers(source, limit, params)
     first = _guarded(title, "cannot be made", single or (lambda: vector(1)))
     observed = first.observation_space if single else first.single_observation_space
@@ -130,9 +129,9 @@ def _registered(id: str, limit: int | None, params: dict[str, Any]) -> Any:
     more = {} if limit is None else {"max_episode_steps": limit}
     if not id.startswith(ATARI):
         return gymnasium.make(id, **{"disable_env_checker": True, **params, **more})
-    import ale_py
     from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation, TransformObservation
 
+    ale_py = require("gym", "ale_py", "cv2")
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     gymnasium.register_envs(ale_py)
     own = {key: value for key, value in params.items() if key not in WRAPPED}

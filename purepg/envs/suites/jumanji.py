@@ -28,9 +28,7 @@ def jumanji_env(name: str, params: Mapping[str, Any]) -> Env:
     Raises:
       UsageError: Jumanji is not installed, or a parameter is unknown.
     """
-    require("jumanji", "jumanji")
-    from jumanji import environments
-
+    environments = require("jumanji", "jumanji").environments
     limit = chosen(name, params, max_episode_steps=LIMITS[name])["max_episode_steps"]
     env = getattr(environments, name)(**({} if name == "Game2048" else {"time_limit": NEVER}))
 

@@ -6,6 +6,7 @@ begin in one state; what differs is the emulator's random numbers.
 """
 
 from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 import jax.numpy as jnp
@@ -32,11 +33,12 @@ def octax_env(name: str, params: Mapping[str, Any]) -> Env:
       UsageError: Octax, or a package that it uses and does not declare, is not installed, or a parameter is unknown.
     """
     require("octax", "octax", "cv2", "PIL")
-    from octax.environments import create_environment
-
+    environments: Any = import_module("octax.environments")
     defaults = {"frame_skip": 4, "instruction_frequency": 700, "fps": 60}
     given = chosen(name, params, max_episode_steps=4500, **defaults)
-    env, _ = create_environment(name, render_mode="rgb_array", render_scale=4, **{key: given[key] for key in defaults})
+    env, _ = environments.create_environment(
+        name, render_mode="rgb_array", render_scale=4, **{key: given[key] for key in defaults}
+    )
 
     def seen(frames):
         return jnp.moveaxis(frames, 0, -1)

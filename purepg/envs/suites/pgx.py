@@ -25,8 +25,7 @@ def pgx_env(name: str, params: Mapping[str, Any]) -> Env:
     Raises:
       UsageError: pgx is not installed, or a parameter is unknown.
     """
-    require("pgx", "pgx")
-    import pgx
+    pgx = require("pgx", "pgx")
 
     is_minatar = name in MINATAR
     own: dict[str, Any] = {"sticky_action_prob": 0.1} if is_minatar else {}

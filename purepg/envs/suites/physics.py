@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purepg.envs.suites.adapter import box, chosen, require, suite_env
+from purepg.envs.suites.adapter import box, chosen, require, suite_env, with_limit
 from purepg.types import Array, Box, Env, UsageError
 
 # The tasks of the DeepMind Control Suite. Playground's robots need their models' repository: see `playground_env`.
@@ -51,11 +51,9 @@ def playground_env(name: str, params: Mapping[str, Any]) -> Env:
     Raises:
       UsageError: Playground is not installed, a field is unknown, or the task's models would be downloaded.
     """
-    require("playground", "mujoco_playground")
     _choose_renderer()
-    from mujoco_playground import registry
-    from mujoco_playground._src import mjx_env
-
+    registry = require("playground", "mujoco_playground").registry
+    mjx_env: Any = import_module("mujoco_playground._src.mjx_env")
     if name not in registry.ALL_ENVS:
         raise UsageError(f"playground has no task {name!r}; it has {', '.join(registry.ALL_ENVS)}")
     if name not in PLAYGROUND and not Path(str(mjx_env.MENAGERIE_PATH)).is_dir():
@@ -63,8 +61,8 @@ def playground_env(name: str, params: Mapping[str, Any]) -> Env:
             f"playground/{name} reads robots' models from {mjx_env.MENAGERIE_PATH}, which does not exist: clone "
             f"github.com/google-deepmind/mujoco_menagerie there, at commit {mjx_env.MENAGERIE_COMMIT_SHA[:12]}"
         )
-    config: Any = registry.get_default_config(name)
-    own, limit = _with_limit(name, params, int(config.get("episode_length", EPISODE_STEPS)))
+    config = registry.get_default_config(name)
+    own, limit = with_limit(name, params, int(config.get("episode_length", EPISODE_STEPS)))
     ours = ("episode_length", "action_repeat")  # our clock and our wrapper
     known = {k: v for k, v in config.to_dict().items() if isinstance(v, bool | int | float | str) and k not in ours}
     given = chosen(name, own, **known | {"impl": "jax"})
@@ -83,24 +81,17 @@ def brax_env(name: str, params: Mapping[str, Any]) -> Env:
     Raises:
       UsageError: brax is not installed, or its constructor does not take these parameters.
     """
-    require("brax", "brax")
     _choose_renderer()
-    from brax import envs
-
-    own, limit = _with_limit(name, params, EPISODE_STEPS)
+    require("brax", "brax")
+    envs: Any = import_module("brax.envs")
+    own, limit = with_limit(name, params, EPISODE_STEPS)
     try:
-        env: Any = envs.get_environment(name, **own)
+        env = envs.get_environment(name, **own)
     except (TypeError, ValueError, KeyError) as error:
         raise UsageError(f"brax/{name} does not take the parameters {dict(own)}: {error}") from None
 
     draw = _Picture(name, env.sys.mj_model, lambda state: state.pipeline_state.q) if name != "fast" else None
     return _physics(env, name, limit, draw)
-
-
-def _with_limit(name: str, params: Mapping[str, Any], default: int) -> tuple[dict[str, Any], int]:
-    own = {key: value for key, value in params.items() if key != "max_episode_steps"}
-    clock = {key: value for key, value in params.items() if key == "max_episode_steps"}
-    return own, chosen(name, clock, max_episode_steps=default)["max_episode_steps"]
 
 
 def _physics(env: Any, name: str, limit: int, render: Callable[[Any], np.ndarray] | None) -> Env:

@@ -10,14 +10,13 @@ be installed without its requirements, as the error says.
 
 import importlib.util
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purepg.envs.suites.adapter import box, chosen, require, suite_env
+from purepg.envs.suites.adapter import CLOCK, box, chosen, require, suite_env, with_limit
 from purepg.types import Discrete, Env, UsageError
 
 GAMES = ("AutoEncode", "BattleShip", "Breakout", "CartPole", "CountRecall", "MineSweeper", "Navigator", "NoisyCartPole")
@@ -39,17 +38,12 @@ def popgym_arcade_env(name: str, params: Mapping[str, Any]) -> Env:
             "popgym_arcade needs popgym-arcade, installed without its requirements, one of which overwrites gymnax: "
             'pip install -e ".[popgym_arcade]" && pip install --no-deps popgym-arcade==0.0.7'
         )
-    require("popgym_arcade", "dm_pix", "jaxtyping")
-    popgym_arcade: Any = import_module("popgym_arcade")
-
-    size = {key: params[key] for key in ("obs_size", "partial_obs") if key in params}
-    twin = chosen(name, size, obs_size=128, partial_obs=False)
+    popgym_arcade = require("popgym_arcade", "popgym_arcade", "dm_pix", "jaxtyping")
+    twin = chosen(name, {k: v for k, v in params.items() if k != CLOCK}, obs_size=128, partial_obs=False)
     env, env_params = popgym_arcade.make(name, **twin)
     clock = "max_steps_in_episode" if hasattr(env, "max_steps_in_episode") else "max_episode_length"
     own_limit = int(getattr(env, clock))
-    limit = chosen(name, {k: v for k, v in params.items() if k not in twin}, max_episode_steps=own_limit)[
-        "max_episode_steps"
-    ]
+    _, limit = with_limit(name, params, own_limit)
     setattr(env, clock, NEVER)
     if hasattr(env_params, "max_steps_in_episode"):
         env_params = env_params.replace(max_steps_in_episode=NEVER)

@@ -41,10 +41,9 @@ def xminigrid_env(name: str, params: Mapping[str, Any]) -> Env:
     Raises:
       UsageError: the suite is not installed, a parameter is unknown, or the benchmark would be downloaded.
     """
-    require("xminigrid", "xminigrid")
-    xminigrid: Any = import_module("xminigrid")
-    from xminigrid.core.constants import NUM_COLORS, NUM_TILES
-
+    xminigrid = require("xminigrid", "xminigrid")
+    constants: Any = import_module("xminigrid.core.constants")
+    tiles, colours = constants.NUM_TILES, constants.NUM_COLORS
     env, default = xminigrid.make(name)
     known = {field: getattr(default, field) for field in ("height", "width", "view_size")}
     given = chosen(name, params, observation="one_hot", benchmark="", max_episode_steps=default.max_steps, **known)
@@ -58,7 +57,7 @@ def xminigrid_env(name: str, params: Mapping[str, Any]) -> Env:
         cells = timestep.observation
         if given["observation"] == "ids":
             return cells.reshape(-1).astype(jnp.int32)
-        tile, colour = cells[..., :1] == jnp.arange(NUM_TILES), cells[..., 1:] == jnp.arange(NUM_COLORS)
+        tile, colour = cells[..., :1] == jnp.arange(tiles), cells[..., 1:] == jnp.arange(colours)
         return jnp.concatenate([tile, colour], axis=-1)
 
     def reset(key):
@@ -76,7 +75,7 @@ def xminigrid_env(name: str, params: Mapping[str, Any]) -> Env:
     def render(state: Any) -> np.ndarray:
         return np.asarray(env.render(env_params, state), np.uint8)
 
-    one_hot, ids = (view, view, NUM_TILES + NUM_COLORS), MultiDiscrete((NUM_TILES, NUM_COLORS) * view**2)
+    one_hot, ids = (view, view, tiles + colours), MultiDiscrete((tiles, colours) * view**2)
     observed = ids if given["observation"] == "ids" else box(one_hot, bool, False, True)
     actions = Discrete(int(env.num_actions(env_params)))
     return suite_env(name, reset, step, observed, actions, limit, costly_reset=True, render=render)
@@ -85,8 +84,7 @@ def xminigrid_env(name: str, params: Mapping[str, Any]) -> Env:
 def _benchmark(name: str, benchmark: str) -> Any:
     if name not in XLAND and not benchmark:
         return None
-    from xminigrid import benchmarks
-
+    benchmarks = require("xminigrid", "xminigrid").benchmarks
     known = ", ".join(benchmarks.NAME2HFFILENAME)
     if name not in XLAND:
         raise UsageError(f"{name} takes no benchmark ({benchmark}): only the names that begin with XLand do")
