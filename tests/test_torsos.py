@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import arms_env, quick_jit
+from jax import lax
 
 from purepg.networks.actor_critic import ActorQConfig, NetworkConfig, actor_critic, actor_q
-from purepg.networks.convolutions import impala
+from purepg.networks.convolutions import convolve, impala
 from purepg.networks.observations import as_features, flat_features, image_features
 from purepg.networks.torsos import Torso
 from purepg.types import Box, Discrete, LegalActions, MultiDiscrete, UsageError
@@ -204,6 +205,23 @@ def test_impalas_network_has_fifteen_convolutions_and_halves_the_image_thrice():
     filters = [shape[-1] for name, shape in kernels.items() if "conv" in name]
     assert sorted(filters) == [16] * 5 + [32] * 10 and kernels["hidden_0/kernel"] == (2048, 256)
     assert all(shape[:2] == (3, 3) for name, shape in kernels.items() if "conv" in name)
+
+
+@pytest.mark.parametrize(("strides", "padding"), [((1, 1), "SAME"), ((3, 2), "SAME"), ((2, 1), "VALID")])
+def test_a_convolution_as_a_product_of_matrices_is_the_librarys(strides, padding):
+    """For kernels of a population, in value and in every derivative."""
+    x, kernel = jnp.array(RNG.normal(size=(2, 3, 9, 8, 4))), jnp.array(RNG.normal(size=(2, 3, 2, 4, 5)))
+    layout: Any = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+
+    def found(conv):
+        def total(x, kernel):
+            return jnp.sin(jax.vmap(lambda x, k: conv(x, k, strides, padding, **layout))(x, kernel)).sum()
+
+        gradient = jax.grad(total, (0, 1))
+        return quick_jit(lambda: (gradient(x, kernel), jax.jvp(gradient, (x, kernel), (x, kernel))[1]))()
+
+    for ours, theirs in zip(*map(jax.tree.leaves, map(found, (convolve, lax.conv_general_dilated))), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3 * np.abs(theirs).max())
 
 
 class Impala(nn.Module):
