@@ -110,18 +110,18 @@ def measured(name: str, least: float, repeats: int) -> dict[str, Any]:
     env = envs.make(name)
     lengths = {n: max(16, min(256, 16_384 // n)) for n in SIZES}
     begun = time.perf_counter()
-    first = play(env, 64, 64)
+    first = play(env, 64, lengths[64])
     first(0)
     compile_seconds = time.perf_counter() - begun
-    runs: dict[str, Run] = {str(n): play(env, n, lengths[n]) for n in SIZES}
-    runs |= {"share": first, "ppo": update(env, 64, 64)}
+    runs: dict[str, Run] = {str(n): first if n == 64 else play(env, n, lengths[n]) for n in SIZES}
+    runs["ppo"] = update(env, 64, 64)
     if env.costly_reset:
         runs["reset all"] = play(env._replace(costly_reset=False), 64, lengths[64])
     found = seconds_of(runs, least, repeats)
     rates = {str(n): n * lengths[n] / found[str(n)] for n in SIZES}
     if env.costly_reset:
         rates["reset all"] = 64 * lengths[64] / found["reset all"]
-    share = 100 * found["share"] / found["ppo"]
+    share = 100 * found["64"] * 64 / lengths[64] / found["ppo"]
     return {"rates": rates, "share": share, "compile": compile_seconds}
 
 

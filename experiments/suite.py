@@ -18,7 +18,7 @@ from parts.suite_table import Score, numbers, page, picture, read_score
 from purepg.config import Count, Seed, check
 from purepg.run.cli import leave, parse_flags
 from purepg.run.experiment import train_population
-from purepg.run.folder.config import read_config, read_summary, refuse_differences
+from purepg.run.folder.config import read_summary, refuse_differences
 from purepg.run.folder.files import CONFIG, SUMMARY, RecordError, folder_for, write_json, write_whole
 from purepg.run.plan import RunConfig, describe, prepare
 from purepg.types import UsageError
@@ -117,10 +117,11 @@ def is_finished(made: Cell, run: RunConfig, folder: Path) -> bool:
     """Whether a folder's run is finished, with these settings and this number of steps. Raises UsageError where its
     settings are others."""
     algorithm, own, network, network_config, _ = made.experiment
-    stored = read_config(folder)
-    plan = prepare(algorithm, network, {algorithm.__name__: own, "network": network_config}, run, {})
-    refuse_differences(folder, stored, describe(plan, made.script))
-    return stored["run"]["total_steps"] == run.total_steps and not read_summary(folder)["interrupted"]
+    configs = {algorithm.__name__: own, "network": network_config}
+    plan = prepare(algorithm, network, configs, replace(run, resume=True), {})
+    assert plan.stored
+    refuse_differences(folder, plan.stored, describe(plan, made.script))
+    return plan.stored["run"]["total_steps"] == run.total_steps and not read_summary(folder)["interrupted"]
 
 
 def train_cells(

@@ -20,6 +20,7 @@ from purepg.run.console import say
 from purepg.run.devices import prepare_devices, use_compile_cache
 from purepg.run.environment import EnvSource, find_environment
 from purepg.run.folder.config import read_config
+from purepg.run.folder.files import plain
 from purepg.run.outside import known_outside, one_device, refuse_without_explorer
 from purepg.run.start import read_start
 from purepg.run.sweep import (
@@ -153,7 +154,7 @@ def prepare(
         raise UsageError("--resume needs --out, the folder of the run to resume, and no --overwrite")
     if run.wandb == "online" and run.out is None:
         raise UsageError("wandb (online) needs out, a folder for the files that W&B keeps until they are uploaded")
-    stored = _with_later_fields(read_config(run.out), configs) if run.resume and run.out else None
+    stored = _with_later_fields(read_config(run.out), {**configs, "run": run}) if run.resume and run.out else None
     if stored and run.max_parallel is None:  # the last bits of the results depend on the chunks' sizes
         run = replace(run, max_parallel=stored["run"].get("max_parallel"))
     settings = _settings(configs, sweep, stored)
@@ -202,10 +203,10 @@ def _settings(configs: Configs, sweep: Mapping[str, Sequence[Any]], stored: Mapp
     ]
 
 
-def _with_later_fields(stored: Mapping[str, Any], configs: Configs) -> dict[str, Any]:
+def _with_later_fields(stored: Mapping[str, Any], configs: Mapping[str, Any]) -> dict[str, Any]:
     """The config.json of a run. Fields that its configs did not have yet have their defaults, as they had in effect."""
     later = {
-        name: {field.name: field.default for field in fields(config) if field.default is not MISSING}
+        name: plain({field.name: field.default for field in fields(config) if field.default is not MISSING})
         for name, config in configs.items()
         if isinstance(stored.get(name), dict)
     }

@@ -14,9 +14,6 @@ FREE = (
     *("wandb", "wandb_per", "wandb_project", "wandb_group"),
 )
 
-# Fields that the config.json of an earlier run may lack, and the values that such a run had.
-LATER = {"env_params": []}
-
 # The entries of config.json that other modules read, with their types.
 KNOWN = {"run": dict, "code": dict, "settings": list, "num_updates": list, "layout": list, "schedules": list}
 KNOWN |= {"versions": dict}
@@ -76,7 +73,7 @@ def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
         for field, value in fields.items()
         if field != ANNEAL_UPDATES
     }
-    named |= {name: value for name, value in (LATER | config["run"]).items() if name not in FREE}
+    named |= {name: value for name, value in config["run"].items() if name not in FREE}
     others = ("settings", "layout", "devices", "xla_flags", "start_digest", "spaces")
     named |= {name: config.get(name) for name in others}
     return named | {"backend": config.get("platform", {}).get("backend")}
