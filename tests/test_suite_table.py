@@ -53,13 +53,17 @@ def test_every_algorithm_has_a_script_of_its_own_name_that_trains_it():
         assert {importlib.import_module(script).EXPERIMENT[0].__name__ for script in scripts} == {name}
 
 
-def test_a_cell_has_the_settings_of_the_script_for_its_environment_or_else_for_its_group():
+def test_a_cell_has_the_settings_of_the_script_for_its_environment_or_general_ones_or_those_for_its_group():
     found = cells("ppo", "trpo", envs=("classic", "Breakout-MinAtar", "Asterix-MinAtar", "Catch-bsuite"))
     of_ppo = {env: cell.script for (name, env), cell in found.items() if name == "ppo"}
-    minatar = {"Breakout-MinAtar": "ppo_breakout", "Asterix-MinAtar": "ppo_breakout"}
-    classic = dict.fromkeys(CLASSIC, "ppo") | {"Pendulum-v1": "ppo_pendulum"}
-    assert of_ppo == classic | minatar | {"Catch-bsuite": "ppo"}
+    assert of_ppo == dict.fromkeys((*CLASSIC, "Asterix-MinAtar", "Catch-bsuite"), "ppo_general") | {
+        "CartPole-v1": "ppo",
+        "Breakout-MinAtar": "ppo_breakout",
+        "Pendulum-v1": "ppo_pendulum",
+        "MountainCarContinuous-v0": "ppo",
+    }
     assert found["trpo", "MountainCar-v0"].script == "trpo_mountaincar"
+    assert found["trpo", "MountainCarContinuous-v0"].script == "trpo"
     assert found["ppo", "Pendulum-v1"].experiment[1:] == importlib.import_module("ppo_pendulum").EXPERIMENT[1:]
 
 

@@ -15,10 +15,12 @@ from purepg.run.plan import RunConfig
 from purepg.types import Discrete, UsageError
 
 # Each algorithm's scripts, whose module-level EXPERIMENT holds its defaults on one environment; its own script first.
+# One that ends in _general has settings for any environment with discrete actions.
 SCRIPTS = {
-    **{name: (name,) for name in ("reinforce", "q_actor_critic", "a2c", "off_policy_pg", "npg")},
+    **{name: (name,) for name in ("reinforce", "q_actor_critic", "off_policy_pg", "npg")},
+    "a2c": ("a2c", "a2c_general"),
     "trpo": ("trpo", "trpo_pendulum", "trpo_mountaincar"),
-    "ppo": ("ppo", "ppo_pendulum", "ppo_breakout"),
+    "ppo": ("ppo", "ppo_general", "ppo_pendulum", "ppo_breakout"),
     "ppo_penalty": ("ppo_penalty",),
     "ddpg": ("ddpg", "ddpg_mountaincar"),
     **{name: (name,) for name in ("td3", "sac", "sac_discrete")},
@@ -107,8 +109,8 @@ def overrides(texts: Sequence[str], algorithms: Sequence[str]) -> dict[str, dict
 def cell(
     algorithm: str, env: str, discrete: bool, algorithms: Sequence[str], changes: Mapping[str, Mapping[str, str]]
 ) -> Cell | Missing:
-    """A cell with the settings of its script: the one for this environment, else one for an environment of its group,
-    else the algorithm's own. On discrete actions, sac is `sac_discrete`.
+    """A cell with the settings of its script: the one for this environment, else, on discrete actions, the general one,
+    else one for an environment of its group, else the algorithm's own. On discrete actions, sac is `sac_discrete`.
 
     Args:
       discrete: whether the environment's actions are.
@@ -124,7 +126,9 @@ def cell(
 
     def distance(script: str) -> int:
         own = import_module(script).EXPERIMENT[4].env
-        return 0 if own == env else 1 if own in group_of and group_of.get(env) == group_of[own] else 2
+        if script.endswith("_general"):
+            return 1 if discrete else 4
+        return 0 if own == env else 2 if own in group_of and group_of.get(env) == group_of[own] else 3
 
     script = min(SCRIPTS[trained], key=distance)
     make_algorithm, config, network, network_config, run = import_module(script).EXPERIMENT
