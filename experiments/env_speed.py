@@ -26,7 +26,7 @@ from purepg.experience.exploration import random_actor
 from purepg.experience.rollout import reset_all, rollout
 from purepg.networks.actor_critic import NetworkConfig, actor_critic
 from purepg.run.cli import leave, parse_flags
-from purepg.run.pages import page_help, read_block, table, write_block
+from purepg.run.pages import read_block, table, write_block
 from purepg.runtime import users_environment
 from purepg.types import Env, UsageError
 
@@ -48,7 +48,7 @@ class Choice:
       names: the environments; those whose suite is not installed are left out, with one line.
       seconds: the least length of one timed run.
       repeats: timed runs, of which the median counts.
-      page: see `--help`.
+      page: Markdown page whose block <!-- env_speed --> holds the table. None: no page.
       worker: measures one environment in this process and prints its results as JSON; used by the script itself.
     """
 
@@ -132,7 +132,7 @@ def row(name: str, found: dict[str, Any]) -> list[str]:
 
 def main() -> None:
     try:
-        choice = check(parse_flags(Choice, sys.argv[1:], f"{__doc__} --page: {page_help(MARKER)}"))
+        choice = check(parse_flags(Choice, sys.argv[1:], __doc__))
         if choice.worker:
             print(json.dumps(measured(choice.worker, choice.seconds, choice.repeats)))
             return

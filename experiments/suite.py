@@ -20,9 +20,11 @@ from purepg.run.cli import leave, parse_flags
 from purepg.run.experiment import train_population
 from purepg.run.folder.config import read_summary, refuse_differences
 from purepg.run.folder.files import CONFIG, SUMMARY, RecordError, folder_for, write_json, write_whole
+from purepg.run.pages import read_block, write_block
 from purepg.run.plan import RunConfig, describe, prepare
 from purepg.types import UsageError
 
+MARKER = "suite"
 TABLE, NUMBERS, CURVES = "table.md", "table.json", "curves.png"
 
 
@@ -42,6 +44,7 @@ class Config:
       eval_max_steps: truncate evaluation episodes after this many steps. None: at the environment's time limit.
       wandb: log every run to Weights & Biases, in a group for each cell.
       out: folder of the table and of its runs. None: a new one under runs/.
+      page: Markdown page whose block <!-- suite --> holds the tables. None: no page.
     """
 
     algorithms: tuple[str, ...] = ("ppo", "a2c")
@@ -54,6 +57,7 @@ class Config:
     eval_max_steps: Count | None = None
     wandb: Literal["online", "offline", "disabled"] = "disabled"
     out: Path | None = None
+    page: Path | None = None
 
 
 def algorithms_of(config: Config) -> list[str]:
@@ -171,12 +175,16 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     try:
         config: Config = check(parse_flags(Config, arguments, __doc__))
         cells, missing, envs = cells_of(config)  # what is wrong is said before a folder is made
+        if config.page:
+            read_block(config.page, MARKER)
         with folder_for(config.out, "suite") as out:
             out.mkdir(parents=True, exist_ok=True)
             scores, missing, stopped = train_cells(cells, missing, config, out)
             text = page(scores, missing, envs, algorithms_of(config), config.seeds)
             print(f"\n{text}\n")
             write(out, text, scores, missing, config)
+            if config.page and not stopped:
+                write_block(config.page, MARKER, text)
     except UsageError as error:
         leave("suite", error, 2)
     except (RecordError, OSError) as error:

@@ -137,7 +137,7 @@ def test_the_table_has_the_iqm_of_the_finals_and_its_interval_and_says_what_is_l
     assert (trained / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_same_command_again_trains_nothing_and_makes_the_same_table(trained, monkeypatch, capsys):
+def test_the_same_command_again_trains_nothing_and_makes_the_same_table(trained, monkeypatch, tmp_path, capsys):
     before = {name: (trained / name).read_bytes() for name in ("table.md", "table.json", "curves.png")}
     own = suite.train_population
 
@@ -146,8 +146,14 @@ def test_the_same_command_again_trains_nothing_and_makes_the_same_table(trained,
         return own(algorithm, *arguments, **options)
 
     monkeypatch.setattr(suite, "train_population", train)
-    code, said = table(trained, capsys)
+    page = tmp_path / "page.md"
+    page.write_text("Before.\n<!-- suite -->\nold\n<!-- end -->\nAfter.\n")
+    code, said = table(trained, capsys, "--page", str(page))
     assert code == 0 and said.count("finished before") == 2
+    assert (
+        page.read_text().split("<!-- suite -->")[1].split("<!-- end -->")[0].strip()
+        == before["table.md"].decode().strip()
+    )
     assert {name: (trained / name).read_bytes() for name in before} == before
 
 
