@@ -158,9 +158,7 @@ def prepare(
     if stored and run.max_parallel is None:  # the last bits of the results depend on the chunks' sizes
         run = replace(run, max_parallel=stored["run"].get("max_parallel"))
     settings = _settings(configs, sweep, stored)
-    devices = 1 if known_outside(run.env, env) else run.devices
-    wide = suite_of(run.env) is not None if env is None else isinstance(env, Env) and env.costly_reset
-    num_devices = prepare_devices(devices, run.num_seeds, len(settings), wide)
+    num_devices = _prepare_devices(run, env, len(settings))
     if run.compile_cache:
         use_compile_cache()
     settings = _with_sizes_of_starts(settings)
@@ -187,6 +185,13 @@ def prepare(
     planned = programs(settings, make, run.total_steps)
     refuse_without_explorer(world, make(planned[0].configs), name)
     return Plan(run, world, make, settings, planned, num_devices, eval_max_steps, code, stored, digest)
+
+
+def _prepare_devices(run: RunConfig, env: EnvSource | None, num_settings: int) -> int:
+    """`prepare_devices`, from what is known of an environment before a function makes it, which may start JAX."""
+    devices = 1 if known_outside(run.env, env) else run.devices
+    wide = suite_of(run.env) is not None if env is None else isinstance(env, Env) and env.costly_reset
+    return prepare_devices(devices, run.num_seeds, num_settings, wide)
 
 
 def _settings(configs: Configs, sweep: Mapping[str, Sequence[Any]], stored: Mapping[str, Any] | None) -> list[Setting]:
