@@ -34,6 +34,6 @@ def step_if(
 
     def skip(carry, *inputs):
         shapes = jax.eval_shape(step, carry, *inputs)[1]
-        return carry, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        return carry, jax.tree.map(jnp.zeros_like, shapes)
 
     return jax.lax.cond(predicate, step, skip, carry, *inputs)

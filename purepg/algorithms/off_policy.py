@@ -116,7 +116,7 @@ def replay_algorithm(
 
     def no_noise(obs):
         shapes = jax.eval_shape(lambda: draw_noise(jax.random.key(0), obs)[0])
-        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        return jax.tree.map(jnp.zeros_like, shapes)
 
     env_steps = c.num_envs * c.num_steps
     step = _rounds(env, c, exploration, draw_noise, act, learn, cycle)

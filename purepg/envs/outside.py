@@ -58,7 +58,7 @@ def outside_env(
     def reset(key):
         del key
         shapes = jax.tree.map(example, observation_space, is_leaf=is_space)
-        return (), jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        return (), jax.tree.map(jnp.zeros_like, shapes)
 
     def step(key, state, action):
         raise UsageError(

@@ -230,7 +230,7 @@ def episodes_from(key: Key, env: Env, actor: Actor, world: RolloutState, max_ste
 
     _, *shapes = jax.eval_shape(act_and_step, jnp.int32(0), world)
     trajectory = jax.tree.map(lambda x: jnp.zeros((max_steps, *x.shape), x.dtype), shapes[0])
-    info = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes[1])
+    info = jax.tree.map(jnp.zeros_like, shapes[1])
     mask = jnp.zeros((max_steps, num_episodes), bool)
     carry = (jnp.int32(0), world, jnp.ones(num_episodes, bool), trajectory, mask, info)
     *_, trajectory, mask, info = jax.lax.while_loop(lambda carry: any_lane(carry[2]), body, carry)
