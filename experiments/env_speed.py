@@ -26,7 +26,7 @@ from purepg.experience.exploration import random_actor
 from purepg.experience.rollout import reset_all, rollout
 from purepg.networks.actor_critic import NetworkConfig, actor_critic
 from purepg.run.cli import leave, parse_flags
-from purepg.run.pages import read_block, table, write_block
+from purepg.run.pages import cells, read_block, table, write_block
 from purepg.runtime import users_environment
 from purepg.types import Env, UsageError
 
@@ -48,7 +48,8 @@ class Choice:
       names: the environments; those whose suite is not installed are left out, with one line.
       seconds: the least length of one timed run.
       repeats: timed runs, of which the median counts.
-      page: Markdown page whose block <!-- env_speed --> holds the table. None: no page.
+      page: Markdown page whose block <!-- env_speed --> holds the table, in which each row measured replaces the one of
+        the same environment. None: no page.
       worker: measures one environment in this process and prints its results as JSON; used by the script itself.
     """
 
@@ -130,18 +131,21 @@ def row(name: str, found: dict[str, Any]) -> list[str]:
     return [name, *rates, f"{found['compile']:.1f}", f"{found['share']:.0f}"]
 
 
+def rows_of(block: str) -> dict[str, list[str]]:
+    """The rows of the page's table, by environment."""
+    return {row[0]: row for row in map(cells, block.splitlines()[2:])}
+
+
 def main() -> None:
     try:
         choice = check(parse_flags(Choice, sys.argv[1:], __doc__))
         if choice.worker:
             print(json.dumps(measured(choice.worker, choice.seconds, choice.repeats)))
             return
-        if choice.page:
-            read_block(choice.page, MARKER)
+        rows = rows_of(read_block(choice.page, MARKER)) if choice.page else {}
     except UsageError as error:
         leave("env_speed", error, 2)
     header = ["environment", *(f"{n:,}" for n in SIZES), "64, reset all", "compile s", "% of PPO"]
-    rows = []
     for name in choice.names:
         flags = ["--worker", name, "--seconds", str(choice.seconds), "--repeats", str(choice.repeats)]
         command = [sys.executable, __file__, *flags]
@@ -149,11 +153,11 @@ def main() -> None:
         if done.returncode:
             print(f"left out {name}: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
             continue
-        rows.append(row(name, json.loads(done.stdout.strip().splitlines()[-1])))
-        print("  ".join(rows[-1]), flush=True)
-    print(table(header, rows))
-    if choice.page:
-        write_block(choice.page, MARKER, table(header, rows))
+        rows[name] = row(name, json.loads(done.stdout.strip().splitlines()[-1]))
+        print("  ".join(rows[name]), flush=True)
+        in_order = sorted(rows.values(), key=lambda row: NAMES.index(row[0]) if row[0] in NAMES else len(NAMES))
+        if choice.page:
+            write_block(choice.page, MARKER, table(header, in_order))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from parts.compare import finished
 
 from purepg.run.cli import leave, parse_flags
 from purepg.run.console import reason
-from purepg.run.pages import read_block, write_block
+from purepg.run.pages import cells, read_block, write_block
 from purepg.types import UsageError
 
 MARKER = "results"
@@ -71,10 +71,6 @@ def merged(block: str, rows: list[list[str]]) -> str:
             kept[FOUND] = new[FOUND]
             lines[i] = join(kept)
     return "\n".join(lines)
-
-
-def cells(line: str) -> list[str]:
-    return [cell.strip() for cell in line.strip().removeprefix("|").removesuffix("|").split("|")]
 
 
 def join(row: list[str]) -> str:

@@ -23,6 +23,11 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(header), rule, *map(line, rows)])
 
 
+def cells(line: str) -> list[str]:
+    """The cells of a line of a Markdown table."""
+    return [cell.strip() for cell in line.strip().removeprefix("|").removesuffix("|").split("|")]
+
+
 def page_help(marker: str) -> str:
     """The help text of `--page`."""
     return f"Markdown page; this run's table replaces its block from <!-- {marker} --> to {END}. None: no page."
