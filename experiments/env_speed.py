@@ -136,6 +136,11 @@ def rows_of(block: str) -> dict[str, list[str]]:
     return {row[0]: row for row in map(cells, block.splitlines()[2:])}
 
 
+def in_order(rows: dict[str, list[str]]) -> list[list[str]]:
+    """The rows in the order of `NAMES`, then any others."""
+    return sorted(rows.values(), key=lambda row: NAMES.index(row[0]) if row[0] in NAMES else len(NAMES))
+
+
 def main() -> None:
     try:
         choice = check(parse_flags(Choice, sys.argv[1:], __doc__))
@@ -155,9 +160,9 @@ def main() -> None:
             continue
         rows[name] = row(name, json.loads(done.stdout.strip().splitlines()[-1]))
         print("  ".join(rows[name]), flush=True)
-        in_order = sorted(rows.values(), key=lambda row: NAMES.index(row[0]) if row[0] in NAMES else len(NAMES))
         if choice.page:
-            write_block(choice.page, MARKER, table(header, in_order))
+            write_block(choice.page, MARKER, table(header, in_order(rows)))
+    print(table(header, in_order(rows)))
 
 
 if __name__ == "__main__":

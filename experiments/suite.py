@@ -118,12 +118,12 @@ def train_cell(made: Cell, config: Config, out: Path) -> bool:
 
 
 def is_finished(made: Cell, run: RunConfig, folder: Path) -> bool:
-    """Whether a folder's run is finished, with these settings and this number of steps. Raises UsageError where its
-    settings are others."""
+    """Whether the run in a folder, which `run` would resume, is finished, with these settings and this number of steps.
+    Raises UsageError where its settings are others."""
     algorithm, own, network, network_config, _ = made.experiment
     configs = {algorithm.__name__: own, "network": network_config}
-    plan = prepare(algorithm, network, configs, replace(run, resume=True), {})
-    assert plan.stored
+    plan = prepare(algorithm, network, configs, run, {})
+    assert plan.stored  # since the run resumes
     refuse_differences(folder, plan.stored, describe(plan, made.script))
     return plan.stored["run"]["total_steps"] == run.total_steps and not read_summary(folder)["interrupted"]
 

@@ -13,6 +13,7 @@ import pytest
 import suite
 from parts.suite_cells import CLASSIC, SCRIPTS, Cell, groups, overrides
 
+from purepg.run.pages import read_block
 from purepg.run.reliability import bootstrap_interval, iqm
 from purepg.types import UsageError
 
@@ -150,10 +151,7 @@ def test_the_same_command_again_trains_nothing_and_makes_the_same_table(trained,
     page.write_text("Before.\n<!-- suite -->\nold\n<!-- end -->\nAfter.\n")
     code, said = table(trained, capsys, "--page", str(page))
     assert code == 0 and said.count("finished before") == 2
-    assert (
-        page.read_text().split("<!-- suite -->")[1].split("<!-- end -->")[0].strip()
-        == before["table.md"].decode().strip()
-    )
+    assert read_block(page, suite.MARKER) == before["table.md"].decode().strip()
     assert {name: (trained / name).read_bytes() for name in before} == before
 
 

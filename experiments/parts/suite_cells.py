@@ -15,7 +15,8 @@ from purepg.run.plan import RunConfig
 from purepg.types import Discrete, UsageError
 
 # Each algorithm's scripts, whose module-level EXPERIMENT holds its defaults on one environment; its own script first.
-# One that ends in _general has settings for any environment with discrete actions.
+# One that ends in GENERAL has settings for any environment with discrete actions.
+GENERAL = "_general"
 SCRIPTS = {
     **{name: (name,) for name in ("reinforce", "q_actor_critic", "off_policy_pg", "npg")},
     "a2c": ("a2c", "a2c_general"),
@@ -126,11 +127,13 @@ def cell(
 
     def distance(script: str) -> int:
         own = import_module(script).EXPERIMENT[4].env
-        if script.endswith("_general"):
-            return 1 if discrete else 4
-        return 0 if own == env else 2 if own in group_of and group_of.get(env) == group_of[own] else 3
+        if own == env:
+            return 0
+        if script.endswith(GENERAL):
+            return 1
+        return 2 if own in group_of and group_of.get(env) == group_of[own] else 3
 
-    script = min(SCRIPTS[trained], key=distance)
+    script = min((x for x in SCRIPTS[trained] if discrete or not x.endswith(GENERAL)), key=distance)
     make_algorithm, config, network, network_config, run = import_module(script).EXPERIMENT
     config = _changed(trained, config, changes.get(trained, {}))
     network_config = _changed("network", network_config, changes.get("network", {}))
