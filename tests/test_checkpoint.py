@@ -1,5 +1,7 @@
 """A state on disk and back: to the bit or not at all."""
 
+import errno
+import os
 import shutil
 from typing import Any, NamedTuple
 
@@ -153,6 +155,22 @@ def test_a_half_written_checkpoint_is_never_read_and_no_hindrance_to_the_next_wr
     checkpoints.close()
     assert {path.name for path in folder.iterdir()} == {"3", "4"}
     assert bits(Checkpoints(copied, 0).restore(4, abstract(make_state()))) == bits(make_state())
+
+
+def test_a_save_that_fails_leaves_the_latest_checkpoints_and_nothing_else(copied, monkeypatch):
+    """Neither half of one nor more than are to be kept, as orbax does where the disk fills while it deletes."""
+    folder = copied / "checkpoints" / "0"
+    checkpoints = Checkpoints(copied, 0, keep=1)
+
+    def full(update, **_):
+        shutil.copytree(folder / "3", folder / f"{update}.orbax-checkpoint-tmp")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoints._manager, "save", full)
+    with pytest.raises(RecordError, match=r"cannot save a checkpoint in .*/checkpoints/0: No space left on device$"):
+        checkpoints.save(4, make_state(), {})
+    assert {path.name for path in folder.iterdir()} == {"3"}
+    assert bits(Checkpoints(copied, 0).restore(3, abstract(make_state()))) == bits(make_state())
 
 
 def spoil_data(folder):

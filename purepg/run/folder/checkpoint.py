@@ -36,7 +36,7 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         silence()
-        self._args = ocp.args
+        self._args, self._keep = ocp.args, keep
         self.folder = (out / CHECKPOINTS / str(chunk)).absolute()
         writes = keep is not None
         options = ocp.CheckpointManagerOptions(
@@ -119,7 +119,10 @@ class Checkpoints:
 
     def close(self) -> None:
         if self._manager:
-            self._guarded(self._manager.close)
+            try:
+                self._guarded(self._manager.close)
+            finally:
+                self._tidy()
 
     def _evaluation(self, update: int) -> Path:
         return self.folder / f"evaluation-{update}.json"
@@ -128,12 +131,20 @@ class Checkpoints:
         try:
             return write()
         except Exception as error:  # orbax and tensorstore raise several kinds of error when the disk is full
-            for half in self.folder.glob("*.orbax-checkpoint-tmp*"):  # frees space for the run's results
-                with contextlib.suppress(OSError):
-                    remove_folder(half)
+            self._tidy()
             full = any(word in str(error) for word in ("RESOURCE_EXHAUSTED", os.strerror(errno.ENOSPC)))
             why = os.strerror(errno.ENOSPC) if full else reason(error)
             raise RecordError(f"cannot save a checkpoint in {self.folder}: {why}") from error
+
+    def _tidy(self) -> None:
+        """Frees space for the run's results: removes what a save that failed left, which are half-written checkpoints
+        and complete ones beyond the number to keep."""
+        if self._keep is None:
+            return
+        complete = sorted((x for x in self.folder.glob("*") if x.name.isdigit()), key=lambda x: int(x.name))
+        for left in (*self.folder.glob("*.orbax-checkpoint-tmp*"), *complete[: -self._keep]):
+            with contextlib.suppress(OSError):
+                remove_folder(left)
 
     def _read(self, update: int, **items: Any) -> Any:
         manager = self._manager
