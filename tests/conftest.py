@@ -26,9 +26,9 @@ gc.set_threshold(200_000, 20, 100)  # tracing makes many objects and little garb
 
 # The files that train whole runs, start processes or compile whole algorithms, the slowest first.
 SLOW = """
-    resume algorithms cli token_runs jax_modes quickstart runtime population grpo experiment ladder updates memory envs
-    q_gradients off_policy_updates configs load transformer networks train pages films tokens overoptimisation
-    off_policy lab_experiments compare masks multi_discrete
+    resume suites algorithms quickstart jax_modes grpo token_runs updates torsos cli envs outside configs masks ladder
+    runtime suite_table multi_discrete q_gradients experiment off_policy_updates env_params population load films
+    transformer memory off_policy tokens train overoptimisation pages networks privileged lab_experiments compare
 """.split()
 
 

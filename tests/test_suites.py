@@ -74,8 +74,13 @@ def rollout(env: Env, key: jax.Array) -> Any:
 
 
 @functools.cache
+def made(name: str, limit: int | None = None) -> Env:
+    return envs.make(name, {} if limit is None else {"max_episode_steps": limit})
+
+
+@functools.cache
 def play(name: str, limit: int | None) -> Played:
-    env = envs.make(name, {} if limit is None else {"max_episode_steps": limit})
+    env = made(name, limit)
     first, played = jax.device_get(jax.jit(functools.partial(rollout, env))(jax.random.key(0)))
     return Played(first, *played)
 
@@ -87,7 +92,7 @@ def name(request):
 
 
 def test_observations_rewards_and_flags_are_as_declared(name):
-    env, played = envs.make(name), play(name, None)
+    env, played = made(name), play(name, None)
     over = np.cumsum(played.step.terminated, axis=0) - played.step.terminated > 0  # past the end, physics may diverge
 
     def check(space, obs, step_obs):
@@ -145,38 +150,47 @@ DOOMED = {
 }
 
 
+class Single:
+    """The compiled reset and step of one environment, with the time limit LIMIT, and how often the step was traced."""
+
+    def __init__(self, name: str) -> None:
+        env = made(name, LIMIT)
+        self.num_traces = 0
+
+        def step(key, state, action):
+            self.num_traces += 1
+            return env.step(key, state, in_units(env.action_space, action))
+
+        self.reset, self.step = jax.jit(env.reset), jax.jit(step)
+
+
+single = functools.cache(Single)
+
+
 @pytest.mark.parametrize("name", DOOMED)
 def test_a_step_into_a_terminal_state_terminates_and_is_truncated_too_only_at_the_limit(name):
     need(PLAYED[name][0])
     state, _ = jax.tree.map(lambda x: jnp.asarray(x[0]), play(name, LIMIT).first)
     doomed, action = DOOMED[name](state)
-    step = jax.jit(envs.make(name, {"max_episode_steps": LIMIT}).step)
-    _, early = step(jax.random.key(0), doomed, action)
-    _, late = step(jax.random.key(0), doomed._replace(t=jnp.int32(LIMIT - 1)), action)
+    _, early = single(name).step(jax.random.key(0), doomed, action)
+    _, late = single(name).step(jax.random.key(0), doomed._replace(t=jnp.int32(LIMIT - 1)), action)
     assert (bool(early.terminated), bool(early.truncated)) == (True, False)
     assert (bool(late.terminated), bool(late.truncated)) == (True, True)
 
 
 def test_the_same_key_gives_the_same_trajectory_and_vmap_that_of_a_loop(name):
     """One environment stepped alone goes where it went among N, to rounding; its step is traced once."""
-    env, played = envs.make(name), play(name, None)
+    env, played = single(name), play(name, LIMIT)
     k_reset, k_play = jax.random.split(jax.random.key(0))
-    traces = []
-
-    @jax.jit
-    def step(key, state, action):
-        traces.append(None)
-        return env.step(key, state, in_units(env.action_space, action))
-
-    state, obs = jax.jit(env.reset)(jax.random.split(k_reset, N)[0])
+    state, obs = env.reset(jax.random.split(k_reset, N)[0])
     keys = jax.random.split(k_play, T)
     for t in range(5):
         jax.tree.map(lambda x, y, t=t: close(x, y[t, 0]), obs, played.obs)
         k_step = jax.random.split(jax.random.split(keys[t])[1], N)[0]
-        state, time_step = step(k_step, state, jnp.asarray(played.action[t, 0]))
+        state, time_step = env.step(k_step, state, jnp.asarray(played.action[t, 0]))
         obs = time_step.obs
         close(time_step.reward, played.step.reward[t, 0])
-    assert len(traces) == 1
+    assert env.num_traces == 1
 
 
 def close(x, y):
@@ -184,7 +198,7 @@ def close(x, y):
 
 
 def test_random_play_takes_legal_actions_only(name):
-    env, played = envs.make(name), play(name, None)
+    env, played = made(name), play(name, None)
     mask = legal_actions(env.observation_space, played.obs)
     if mask is not None:
         assert np.take_along_axis(np.asarray(mask), played.action[..., None], -1).all()
@@ -270,7 +284,7 @@ def test_an_xland_episode_draws_its_goal_and_rules_from_the_benchmark(monkeypatc
     (tmp_path / "trivial_21k").write_bytes(bz2.compress(pickle.dumps({k: jnp.asarray(v) for k, v in content.items()})))
     monkeypatch.setattr(benchmarks, "DATA_PATH", str(tmp_path))
     env = envs.make("XLand-MiniGrid-R1-9x9", {"benchmark": "trivial-21k"})
-    state, _ = jax.vmap(env.reset)(jax.random.split(jax.random.key(0), 32))
+    state, _ = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(0), 32))
     drawn = {tuple(goal) for goal in np.asarray(state.inner.state.goal_encoding)}
     assert drawn == {tuple(goal) for goal in goals}
 
@@ -280,7 +294,7 @@ def test_a_minigrid_observation_is_the_same_cells_as_identifiers_and_one_hot():
     found = {}
     for kind in ("one_hot", "ids"):
         env = envs.make("MiniGrid-DoorKey-5x5", {"observation": kind})
-        _, found[kind] = env.reset(jax.random.key(3))
+        _, found[kind] = jax.jit(env.reset)(jax.random.key(3))
     tile, colour = np.split(np.asarray(found["one_hot"]), [13], axis=-1)
     cells = np.stack([tile.argmax(-1), colour.argmax(-1)], -1)
     assert (tile.sum(-1) == 1).all() and (colour.sum(-1) == 1).all()
@@ -290,7 +304,7 @@ def test_a_minigrid_observation_is_the_same_cells_as_identifiers_and_one_hot():
 def test_craftax_scores_an_episode_by_its_return_and_counts_what_it_unlocked():
     need("craftax")
     name = "craftax/Craftax-Classic-Symbolic"
-    played, env = play(name, None), envs.make(name)
+    played, env = play(name, None), made(name)
     info = played.step.info
     np.testing.assert_allclose(info["score"], 100 * np.cumsum(played.step.reward, 0) / 22, rtol=1e-4, atol=1e-4)
     unlocked = np.stack([info[metric] for metric in env.metrics[:-2]])
