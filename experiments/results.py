@@ -15,6 +15,7 @@ from parts.compare import finished
 from purepg.run.cli import leave, parse_flags
 from purepg.run.console import reason
 from purepg.run.pages import cells, read_block, write_block
+from purepg.run.summary import short, with_interval
 from purepg.types import UsageError
 
 MARKER = "results"
@@ -46,8 +47,8 @@ def row(run: Path, algorithm: str | None) -> list[str]:
     if len(summary["settings"]) != 1:
         raise UsageError(f"{run} swept {len(summary['settings'])} settings; a row is a finished run of one setting")
     setting = summary["settings"][0]
-    sampled = "{:.1f} [{:.1f}, {:.1f}]".format(setting["iqm"], *setting["interval"])
-    others = (f"{setting[name]['iqm']:.1f}" for name in ("mode", "training"))
+    sampled = with_interval(setting["iqm"], setting["interval"])
+    others = (short(setting[name]["iqm"]) for name in ("mode", "training"))
     env = " ".join([config["run"]["env"], *config["run"].get("env_params", ())])
     names = env, algorithm or config["script"], steps(config["run"]["total_steps"])
     return [*names, "", sampled, *others, f"`python experiments/{config['script']}.py`"]

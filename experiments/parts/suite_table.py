@@ -10,6 +10,7 @@ from parts.suite_cells import Missing
 from purepg.run.folder.config import read_config, read_summary
 from purepg.run.folder.files import METRICS
 from purepg.run.pages import table
+from purepg.run.summary import short, with_interval
 from purepg.run.watch.curves import Curve, curves_of
 from purepg.run.watch.style import GREY, look, over_num_seeds
 
@@ -66,11 +67,7 @@ def _cell(score: Score | None) -> str:
     if score is None:
         return "-"
     other = f" ({score.trained})" if score.trained != score.algorithm else ""
-    return f"{_short(score.iqm)} [{_short(score.interval[0])}, {_short(score.interval[1])}]{other}"
-
-
-def _short(x: float) -> str:
-    return "" if np.isnan(x) else f"{x:.3f}" if abs(x) < 2 else f"{x:.1f}"
+    return f"{with_interval(score.iqm, score.interval)}{other}"
 
 
 def details(scores: Sequence[Score]) -> str:
@@ -78,7 +75,7 @@ def details(scores: Sequence[Score]) -> str:
     header = ["environment", "algorithm", "with mode", "steps per seed", "seconds", "diverged", "settings of"]
     rows = [
         [
-            *(score.env, score.trained, _short(score.mode), f"{score.env_steps:,}", f"{score.seconds:.1f}"),
+            *(score.env, score.trained, short(score.mode), f"{score.env_steps:,}", f"{score.seconds:.1f}"),
             *(str(score.num_diverged), f"{score.script}.py"),
         ]
         for score in scores

@@ -155,13 +155,12 @@ def report(summary: dict[str, Any]) -> str:
     rows = []
     for setting in summary["settings"]:
         steps_per_second = setting["env_steps"] / setting["run_seconds"] if setting["run_seconds"] else float("nan")
-        lo, hi = setting["interval"]
         rows.append(
             [
                 label_of(setting["hyperparameters"]) or "default",
-                f"{_number(setting['iqm'])} [{_number(lo)}, {_number(hi)}]",
-                _number(setting["mode"]["iqm"]),
-                _number(setting["training"]["iqm"]),
+                with_interval(setting["iqm"], setting["interval"]),
+                short(setting["mode"]["iqm"]),
+                short(setting["training"]["iqm"]),
                 f"{steps_per_second:,.0f}",
                 f"{setting['compile_seconds']:.1f}",
                 f"{setting['run_seconds']:.1f}",
@@ -170,9 +169,14 @@ def report(summary: dict[str, Any]) -> str:
     return "\n".join([table(header, rows), *_best_responses(summary)])
 
 
-def _number(x: float) -> str:
+def short(x: float) -> str:
     """Formats a return with one decimal, or three if its absolute value is below 2; NaN is an empty string."""
     return "" if np.isnan(x) else f"{x:.3f}" if abs(x) < 2 else f"{x:.1f}"
+
+
+def with_interval(x: float, interval: Sequence[float]) -> str:
+    """Formats a return and its interval, as in "3.1 [2.8, 3.4]"."""
+    return f"{short(x)} [{', '.join(map(short, interval))}]"
 
 
 def _best_responses(summary: dict[str, Any]) -> list[str]:
