@@ -1,4 +1,5 @@
-"""Writes rows of experiments/results.md from saved runs: final evaluations, sampled and with the mode, and training.
+"""Writes rows of experiments/results.md from saved runs: final evaluations, sampled and with the mode, and training. A
+run that swept has a row for each setting.
 
 A row with the same environment, algorithm and number of steps is updated, except for its published return to reach and
 its command. Otherwise, the new row is added at the end.
@@ -16,6 +17,7 @@ from purepg.run.cli import leave, parse_flags
 from purepg.run.console import reason
 from purepg.run.pages import cells, read_block, write_block
 from purepg.run.summary import short, with_interval
+from purepg.run.sweep import label_of
 from purepg.types import UsageError
 
 MARKER = "results"
@@ -27,7 +29,7 @@ class Config:
     """Which runs become rows, and in which page.
 
     Attributes:
-      runs: folders of runs without a sweep, before any flag.
+      runs: folders of finished runs, before any flag.
       algorithm: name of the algorithm in the rows. None: the name of the run's script.
       page: Markdown page whose block <!-- results --> holds the table.
     """
@@ -37,21 +39,20 @@ class Config:
     page: Path = Path(__file__).parent / "results.md"
 
 
-def row(run: Path, algorithm: str | None) -> list[str]:
-    """The cells of a run's row; the return to reach is left empty.
-
-    Raises:
-      UsageError: the folder holds no finished run of one setting.
-    """
+def rows_of(run: Path, algorithm: str | None) -> list[list[str]]:
+    """The cells of a run's rows, one for each setting, which is named after the algorithm; the return to reach is left
+    empty. Raises UsageError where the folder holds no finished run."""
     config, summary = finished(run)
-    if len(summary["settings"]) != 1:
-        raise UsageError(f"{run} swept {len(summary['settings'])} settings; a row is a finished run of one setting")
-    setting = summary["settings"][0]
-    sampled = with_interval(setting["iqm"], setting["interval"])
-    others = (short(setting[name]["iqm"]) for name in ("mode", "training"))
     env = " ".join([config["run"]["env"], *config["run"].get("env_params", ())])
-    names = env, algorithm or config["script"], steps(config["run"]["total_steps"])
-    return [*names, "", sampled, *others, f"`python experiments/{config['script']}.py`"]
+    rows = []
+    for setting in summary["settings"]:
+        label = label_of(setting["hyperparameters"])
+        name = ", ".join(filter(None, [algorithm or config["script"], label]))
+        sampled = with_interval(setting["iqm"], setting["interval"])
+        others = (short(setting[name]["iqm"]) for name in ("mode", "training"))
+        command = f"`python experiments/{config['script']}.py`"
+        rows.append([env, name, steps(config["run"]["total_steps"]), "", sampled, *others, command])
+    return rows
 
 
 def steps(n: int) -> str:
@@ -84,7 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
         config: Any = parse_flags(Config, sys.argv[1:] if arguments is None else arguments, __doc__)
         if not config.runs:
             raise UsageError("no run was named: give the out folders whose rows the table should have")
-        rows = [row(run, config.algorithm) for run in config.runs]
+        rows = [row for run in config.runs for row in rows_of(run, config.algorithm)]
         write_block(config.page, MARKER, merged(read_block(config.page, MARKER), rows))
     except UsageError as error:
         leave("results", error, 2)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from helpers import EMPTY_CONFIG
 from parts.compare import gather
-from results import row
+from results import rows_of
 
 from purepg.algorithms.ppo import PPOConfig, ppo
 from purepg.envs import make
@@ -136,4 +136,7 @@ def test_pages_and_comparisons_say_with_which_parameters_a_run_was_made(tmp_path
     assert gather(folders, None, "sampled", False)[1] == [
         "The runs on CartPole-v1 differ in env_params: none, gravity=20."
     ]
-    assert [row(folder, None)[0] for folder in folders] == ["CartPole-v1", "CartPole-v1 gravity=20"]
+    assert [row[0] for folder in folders for row in rows_of(folder, None)] == ["CartPole-v1", "CartPole-v1 gravity=20"]
+    swept = {"settings": [entry, entry | {"hyperparameters": {"gamma": 0.9}}], "interrupted": False}
+    (folders[0] / "summary.json").write_text(json.dumps(swept))
+    assert [row[1] for row in rows_of(folders[0], None)] == ["ppo", "ppo, gamma=0.9"]
