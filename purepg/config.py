@@ -72,10 +72,15 @@ def check_choice(name: str, value: object, choices: Any) -> None:
         refuse(name, value, choices)
 
 
-def check_minibatches(batch_size: int, num_minibatches: int, what: str = "num_minibatches") -> None:
-    """Raises UsageError if a rollout's steps cannot be split evenly into minibatches."""
-    if batch_size % num_minibatches:
-        raise UsageError(f"num_envs * num_steps ({batch_size}) must be divisible by {what} ({num_minibatches})")
+def check_minibatches(
+    num_envs: int, num_steps: int, num_minibatches: int, window: int | None = None, what: str = "num_minibatches"
+) -> None:
+    """Raises UsageError if a rollout's steps, or windows of them, cannot be split evenly into minibatches."""
+    if window is not None and num_steps % window:
+        raise UsageError(f"num_steps ({num_steps}) must be divisible by window ({window})")
+    of_windows, total = (" / window", num_envs * num_steps // window) if window else ("", num_envs * num_steps)
+    if total % num_minibatches:
+        raise UsageError(f"num_envs * num_steps{of_windows} ({total}) must be divisible by {what} ({num_minibatches})")
 
 
 def check_schedules(config: Any) -> None:

@@ -26,6 +26,15 @@ def _any_lane_over_lanes(axis_size, in_batched, predicate):
     return any_lane(predicate), False
 
 
+def select(where: Array, new: Any, old: Any) -> Any:
+    """Returns `new` where `where` (`[N]`), else `old`; leaves are `[N, ...]`."""
+
+    def choose(new, old):
+        return jnp.where(where.reshape(where.shape + (1,) * (old.ndim - where.ndim)), new, old)
+
+    return jax.tree.map(choose, new, old)
+
+
 def step_if(
     predicate: Array, step: Callable[..., tuple[Any, Metrics]], carry: Any, *inputs: Any
 ) -> tuple[Any, Metrics]:

@@ -1,6 +1,7 @@
 """From a loss to new parameters: one gradient step, or epochs of shuffled minibatches."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import chex
@@ -181,6 +182,14 @@ def shuffle(key: Key, n: int) -> Array:
     return x.astype(jnp.int32)
 
 
+def _windows(x: Array, length: int | None) -> Array:
+    """`[T, N, ...]` as `[T * N, ...]`, or in windows of successive steps, `[length, T / length * N, ...]`."""
+    if length is None:
+        return x.reshape(-1, *x.shape[2:])
+    T, N, *shape = x.shape
+    return x.reshape(T // length, length, N, *shape).swapaxes(0, 1).reshape(length, T // length * N, *shape)
+
+
 def minibatch_epochs(
     key: Key,
     loss: Loss,
@@ -191,24 +200,28 @@ def minibatch_epochs(
     num_epochs: int,
     num_minibatches: int,
     target_kl: Array | float | None = None,
+    window: int | None = None,
 ) -> tuple[TrainState, Metrics]:
     """`num_epochs` passes over the batch, each in `num_minibatches` gradient steps on a new shuffle.
 
     Args:
       batch: a tree of arrays `[T, N, ...]`; T * N is divisible by `num_minibatches`.
+      window: shuffle windows of L successive steps of one environment, where L divides T, and their number N * T / L
+        is divisible by `num_minibatches`; a minibatch is then `[L, W, ...]`. None: shuffle steps; it is `[B, ...]`.
       target_kl: if not None, the first minibatch whose `approx_kl` (a metric of the loss, before the step) exceeds
         1.5 * target_kl stops the update: it takes no step, and neither does any later minibatch.
     Returns:
       (train_state, metrics): means of the loss's metrics over the minibatches up to the one that stopped the update,
       and `epochs_used`, the number of gradient steps taken divided by `num_minibatches`.
     """
-    batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
-    batch_size = jax.tree.leaves(batch)[0].shape[0]
+    batch = jax.tree.map(partial(_windows, length=window), batch)
+    axis = 0 if window is None else 1
+    batch_size = jax.tree.leaves(batch)[0].shape[axis]
     chex.assert_is_divisible(batch_size, num_minibatches)
 
     def minibatch_step(carry, index):
         old, stopped = carry
-        minibatch = jax.tree.map(lambda x: jnp.take(x, index, axis=0), batch)
+        minibatch = jax.tree.map(lambda x: jnp.take(x, index, axis=axis), batch)
         new, metrics = gradient_step(loss, tx, learning_rate, old, minibatch)
         if target_kl is not None:
             stopped |= metrics["approx_kl"] > 1.5 * target_kl

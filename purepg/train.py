@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from purepg.envs.contract import check_environment, in_units
+from purepg.equations.distributions import executed
 from purepg.experience.rollout import reset_all
 from purepg.lanes import any_lane, step_if
-from purepg.types import Act, Algorithm, Array, Env, Key, Mean, Metrics, Obs, State
+from purepg.types import Actor, Algorithm, Array, Env, Key, Mean, Metrics, Obs, State
 
 
 def train(key: Key, algorithm: Algorithm, state: State, start: Array | int, num_updates: int) -> tuple[State, Metrics]:
@@ -100,20 +101,21 @@ class EpisodeStats(NamedTuple):
     last_obs: Obs  # when the last episode had ended; environments are stepped on after their own episode's end
 
 
-def evaluate(key: Key, env: Env, act: Act, num_episodes: int, max_steps: int) -> EpisodeStats:
+def evaluate(key: Key, env: Env, actor: Actor, num_episodes: int, max_steps: int) -> EpisodeStats:
     """Whole episodes in the raw environment; one still running after `max_steps` is truncated.
 
     Every episode counts once. In a rollout of fixed length, short episodes would be over-represented.
     """
     check_environment(env)
     k_start, k_run = jax.random.split(key)
-    world = reset_all(k_start, env, num_episodes)
+    world = reset_all(k_start, env, num_episodes, actor.memory)
 
     def body(carry):
-        t, env_state, stats = carry
+        t, (env_state, memory), stats = carry
         k_act, k_step = jax.random.split(jax.random.fold_in(k_run, t))
         alive = ~(stats.terminated | stats.truncated)
-        taken = in_units(env.action_space, act(k_act, stats.last_obs))
+        memory, action, _ = actor(k_act, memory, stats.last_obs)
+        taken = in_units(env.action_space, executed(action))
         env_state, time_step = jax.vmap(env.step)(jax.random.split(k_step, num_episodes), env_state, taken)
         stats = EpisodeStats(
             stats.episode_return + jnp.where(alive, time_step.reward, 0.0),
@@ -122,14 +124,14 @@ def evaluate(key: Key, env: Env, act: Act, num_episodes: int, max_steps: int) ->
             stats.truncated | (alive & (time_step.truncated | ((t == max_steps - 1) & ~time_step.terminated))),
             time_step.obs,
         )
-        return t + 1, env_state, stats
+        return t + 1, (env_state, memory), stats
 
     def running(carry):
         return any_lane(~(carry[2].terminated | carry[2].truncated))
 
     never = jnp.zeros(num_episodes, bool)
     stats = EpisodeStats(world.episode_return, world.episode_length, never, never, world.obs)
-    return jax.lax.while_loop(running, body, (jnp.int32(0), world.env_state, stats))[2]
+    return jax.lax.while_loop(running, body, (jnp.int32(0), (world.env_state, world.memory), stats))[2]
 
 
 def all_finite(tree) -> Array:

@@ -18,6 +18,7 @@ Params = Any
 Obs = Any
 Action = Array
 EnvState = Any
+Memory = Any  # what a policy remembers of the running episodes, leaves [N, ...]; () where it remembers nothing
 
 
 class Mean(NamedTuple):
@@ -144,8 +145,46 @@ class Env(NamedTuple):
     outside: Callable[[int], Any] | None = None  # not JAX: makes n of this environment (`envs.outside.HostEnvs`)
 
 
+class Window(NamedTuple):
+    """L successive observations of N environments, as a policy with memory is applied to them: it goes through them in
+    order, from the memory before the first, which begins anew where an episode starts."""
+
+    obs: Obs  # leaves [L, N, ...]
+    starts: Array  # [L, N] bool: the observation is the first of an episode
+    memory: Memory  # [L, N, ...], before each observation; only that before the first is read
+
+
+class Moment(NamedTuple):
+    """Single observations, each with the memory before it, as a policy with memory is applied to them; leaves have any
+    leading batch axes."""
+
+    obs: Obs
+    memory: Memory
+
+
+def seen(obs: Obs, starts: Array, memory: Memory) -> Any:
+    """What a policy is applied to at one step of a rollout: the observation; with memory, a `Window`'s part of it."""
+    return Window(obs, starts, memory) if jax.tree.leaves(memory) else obs
+
+
+def moment(obs: Obs, memory: Memory) -> Any:
+    """What a policy is applied to for single observations: these; with memory, a `Moment`."""
+    return Moment(obs, memory) if jax.tree.leaves(memory) else obs
+
+
+def sparse(batch: Any, every: int) -> Any:
+    """Some of a batch `[T, N, ...]`: every so many time steps; with memory, whose steps belong together, every so many
+    environments."""
+    windows = any(isinstance(x, Window) for x in jax.tree.leaves(batch, is_leaf=lambda x: isinstance(x, Window)))
+    return jax.tree.map(lambda x: x[:, ::every] if windows else x[::every], batch)
+
+
 class Transition(NamedTuple):
-    """Experience; every leaf is `[T, N, ...]`. Advantage estimators and replay both use it."""
+    """Experience; every leaf is `[T, N, ...]`. Advantage estimators and replay both use it.
+
+    Where the policy has a memory, `obs` is a `Window`, and `next_obs` a `Moment` with the memory of the episode that
+    `obs` belongs to, also where that has ended.
+    """
 
     obs: Obs
     action: Any  # as the policy's `log_prob` takes it (`distributions.Squashed`); in replay, as it was executed
@@ -159,7 +198,11 @@ class Transition(NamedTuple):
 class Network(Protocol):
     """A policy and V. Any flax.linen module whose call returns (distribution, value) is one.
 
-    `obs` may have any leading batch axes; `value` and the log-probabilities have exactly those.
+    `obs` may have any leading batch axes; `value` and the log-probabilities have exactly those. A network with memory
+    is applied to a `Window` or a `Moment`, and has two more methods (see `has_memory`):
+
+        memory(num_envs) -> the memory before an episode's first step, leaves [N, ...]
+        remember(params, Moment) -> ((distribution, value), the memory after it)
     """
 
     def init(self, key: Key, obs: Obs, /) -> Params: ...
@@ -176,6 +219,21 @@ class QNetwork(Protocol):
     def q_of_all(self, params: Params, obs: Obs, /) -> Array: ...  # [K, ..., A], of discrete actions
 
 
+def has_memory(network: Any) -> bool:
+    """Whether a network remembers what it has seen of an episode, as in `Network`."""
+    return hasattr(network, "remember") and bool(jax.tree.leaves(jax.eval_shape(lambda: network.memory(1))))
+
+
+def first_memory(network: Any) -> Callable[[int], Memory]:
+    """`memory(num_envs)` of a network, before an episode's first step; `no_memory` of one without."""
+    return network.memory if has_memory(network) else no_memory
+
+
+def first_seen(network: Any, obs: Obs) -> Any:
+    """What a network is applied to for one observation without a batch axis, at an episode's start."""
+    return moment(obs, jax.tree.map(lambda x: x[0], first_memory(network)(1)))
+
+
 class State(NamedTuple):
     """An algorithm's whole state.
 
@@ -190,18 +248,33 @@ class State(NamedTuple):
     guard: Any = None
 
 
-Act = Callable[[Key, Obs], Action]  # raw observations [N, ...] to actions [N, ...]
+def no_memory(num_envs: int) -> Memory:
+    """The memory of a policy without one."""
+    del num_envs
+    return ()
 
 
 class Actor(NamedTuple):
-    """A policy, split so that a rollout can draw all random numbers before it begins.
+    """A policy that acts on raw observations, split so that a rollout can draw all random numbers before it begins.
 
     noise: the random numbers of one step, `noise(key, obs)`; of `obs` only shapes are read.
-    act: `act(noise, obs) -> (action [N, ...], log_prob [N])`; log_prob may be None where nothing reads it.
+    act: `act(noise, memory, obs) -> (memory, action [N, ...], log_prob [N])`; log_prob may be None where nothing reads
+      it.
+    memory: `memory(num_envs)`, what it remembers before an episode's first step.
     """
 
     noise: Callable[[Key, Obs], Any]
-    act: Callable[[Any, Obs], tuple[Action, Any]]
+    act: Callable[[Any, Memory, Obs], tuple[Memory, Any, Any]]
+    memory: Callable[[int], Memory] = no_memory
+
+    def __call__(self, key: Key, memory: Memory, obs: Obs) -> tuple[Memory, Any, Any]:
+        """One step with random numbers of its own: (memory, action, log_prob)."""
+        return self.act(self.noise(key, obs), memory, obs)
+
+    @classmethod
+    def of(cls, act: Callable[[Key, Obs], Any]) -> "Actor":
+        """The actor of a function `act(key, obs)` from observations `[N, ...]` to actions `[N, ...]`."""
+        return cls(lambda key, obs: key, lambda key, memory, obs: (memory, act(key, obs), None))
 
 
 class Explorer(NamedTuple):
@@ -210,15 +283,15 @@ class Explorer(NamedTuple):
     Acting uses the learner as it is at the update's start, in all of the update's steps.
 
     num_envs, num_steps: an update takes T steps in each of N environments.
-    memory: `memory(obs)` is what acting carries from step to step, before the first one; only shapes of `obs` are read.
-    act: `act(key, learner, memory, update, t, obs, starts) -> (action, log_prob, memory)`, for raw observations
+    carry: `carry(obs)` is what acting carries from step to step, before the first one; only shapes of `obs` are read.
+    act: `act(key, learner, carry, update, t, obs, starts) -> (action, log_prob, carry)`, for raw observations
       `[N, ...]`. `t` is the call's number in its update; there are more than T calls where resets take steps of their
       own. `starts` `[N]` marks the first steps of episodes. Action and log_prob are as `Transition` has them.
     """
 
     num_envs: int
     num_steps: int
-    memory: Callable[[Obs], Any]
+    carry: Callable[[Obs], Any]
     act: Callable[[Key, Any, Any, Array, Array, Obs, Array], tuple[Any, Any, Any]]
 
 
@@ -241,13 +314,13 @@ class Algorithm(NamedTuple):
 
     init: the state before the first update.
     step: one update, `step(key, state, update) -> (state, metrics)`; `update` counts from 0 and drives schedules.
-    policy: `policy(state, deterministic) -> act`.
+    policy: `policy(state, deterministic)`, which samples its actions or takes the distribution's mode.
     update_steps: how many environment steps one update takes.
     explorer: how it acts in environments that are not JAX; None if it cannot learn from them.
     """
 
     init: Callable[[Key], State]
     step: Step
-    policy: Callable[[State, bool], Act]
+    policy: Callable[[State, bool], Actor]
     update_steps: UpdateSteps
     explorer: Explorer | None = None

@@ -52,21 +52,18 @@ def paid_env() -> Env:
 
 def test_whoever_steps_an_environment_does_so_in_its_units_and_keeps_the_canonical_action():
     env, canonical = paid_env(), jnp.array([[-3.0], [-1.0], [0.0], [0.5], [1.0], [3.0]])
-    actor = Actor(lambda key, obs: None, lambda noise, obs: (canonical, jnp.zeros(6)))
-
-    def act(key, obs):
-        return canonical
+    actor = Actor(lambda key, obs: None, lambda noise, memory, obs: (memory, canonical, jnp.zeros(6)))
 
     @quick_jit
     def run(key):
         return (
             rollout(key, env, actor, reset_all(key, env, 6), 1)[1][1:4:2],
             episodes(key, env, actor, 6, 1).trajectory[1:4:2],
-            (canonical[None], evaluate(key, env, act, 6, 1).episode_return[None]),
+            (canonical[None], evaluate(key, env, actor, 6, 1).episode_return[None]),
         )
 
     key = jax.random.key(0)
-    filmed = np.stack([episode.reward for episode in play(key, env, lambda _: act, None, 6, 1)], axis=1)
+    filmed = np.stack([episode.reward for episode in play(key, env, lambda _: actor, None, 6, 1)], axis=1)
     for action, reward in [*run(key), (canonical[None], filmed)]:
         np.testing.assert_array_equal(action[0], canonical)
         np.testing.assert_array_equal(reward[0], [-2, -2, 2, 4, 6, 6])
@@ -134,12 +131,13 @@ def test_every_kind_of_algorithm_and_an_evaluation_refuse_an_environment_whose_s
 
     env = toy._replace(step=step)
     network, critics = TinyNetwork(env.action_space), TinyQNetwork("tanh_gaussian")
+    same = Actor.of(lambda key, obs: obs[:, :1])
     for make in (
         lambda: a2c(env, network, A2CConfig()),
         lambda: sac(env, critics, SACConfig()),
         lambda: reinforce(env, network, REINFORCEConfig()),
         lambda: grpo(env, network, GRPOConfig()),
-        lambda: jax.eval_shape(lambda key: evaluate(key, env, lambda key, obs: obs[:, :1], 2, 4), jax.random.key(0)),
+        lambda: jax.eval_shape(lambda key: evaluate(key, env, same, 2, 4), jax.random.key(0)),
     ):
         with pytest.raises(UsageError, match="toy: its step's obs must have dtype float32, but has float16"):
             make()

@@ -28,7 +28,7 @@ from purepg.run.films.picture import fit, picture, to_pixels
 from purepg.run.films.scene import BLUE, GREEN, INK, ORANGE, RED, Disc, Line, Polygon
 from purepg.run.load import Agent
 from purepg.train import evaluate
-from purepg.types import Box, Discrete, Env, TimeStep, UsageError
+from purepg.types import Actor, Box, Discrete, Env, TimeStep, UsageError
 
 WHITE = (255, 255, 255)
 
@@ -38,7 +38,7 @@ def random_action(key, obs):
 
 
 def at_random(learned):
-    return random_action
+    return Actor.of(random_action)
 
 
 def rgb(colour: str) -> tuple[int, ...]:
@@ -79,7 +79,7 @@ def test_played_episode_is_that_of_a_plain_loop():
 def test_episodes_are_those_that_an_evaluation_counts_and_end_as_they_do():
     env, key = diary_env(), jax.random.key(0)
     played = play(key, env, at_random, None, 32, 3)
-    stats = evaluate(key, env, random_action, 32, 3)  # some episodes last 4 steps: cut
+    stats = evaluate(key, env, Actor.of(random_action), 32, 3)  # some episodes last 4 steps: cut
     np.testing.assert_allclose([e.reward.sum() for e in played], stats.episode_return, rtol=1e-6)
     np.testing.assert_array_equal([len(e.reward) for e in played], stats.episode_length)
     np.testing.assert_array_equal([e.terminated for e in played], stats.terminated)
@@ -92,7 +92,8 @@ def test_episodes_are_those_that_an_evaluation_counts_and_end_as_they_do():
 
 def test_first_episodes_do_not_depend_on_how_many_are_played():
     env, key = make("Catch-bsuite"), jax.random.key(0)
-    few, many = (play(key, env, lambda _: lambda k, obs: obs[:, 9].argmax(-1) % 3, None, n, 20) for n in (2, 5))
+    by_rule = Actor.of(lambda key, obs: obs[:, 9].argmax(-1) % 3)
+    few, many = (play(key, env, lambda _: by_rule, None, n, 20) for n in (2, 5))
     for a, b in zip(few, many, strict=False):
         jax.tree.map(np.testing.assert_array_equal, a, b)
 
@@ -375,7 +376,7 @@ def test_long_titles_keep_their_beginning_and_end():
 
 def test_command_line_writes_the_film_of_the_agent_and_says_what_it_shows(tmp_path, monkeypatch, capsys):
     def load(run, setting, seed, best):
-        algorithm: Any = SimpleNamespace(policy=lambda state, deterministic: lambda key, obs: jnp.full(len(obs), state))
+        algorithm: Any = SimpleNamespace(policy=lambda state, _: Actor.of(lambda key, obs: jnp.full(len(obs), state)))
         env = make("Catch-bsuite" if best else "chain")
         state: Any = jnp.int32(1)  # the action that it always takes
         return Agent(env, algorithm, state, setting=2, seed=3, label="gamma=0.9", update=1)

@@ -53,7 +53,7 @@ def by_rule(t, obs, starts):
 
 @pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP], ids=lambda mode: mode.value)
 def test_what_is_recorded_is_transition_by_transition_the_rollout_of_the_twin_in_jax(mode):
-    env, act = diary_env(), Actor(lambda key, obs: (), lambda noise, obs: (rule(obs), -1.0 * rule(obs)))
+    env, act = diary_env(), Actor(lambda key, obs: (), lambda noise, memory, obs: (memory, rule(obs), -1.0 * rule(obs)))
     run = quick_jit(lambda key: rollout(key, env, act, reset_all(jax.random.key(8), env, N), 30)[1])
     twin = jax.tree.map(np.asarray, run(jax.random.key(9)))
     assert len(np.unique(np.stack([twin.terminated, twin.truncated], -1).reshape(-1, 2), axis=0)) == 4

@@ -43,10 +43,7 @@ def some_gain(lqr: LQR, seed: int = 0) -> np.ndarray:
 
 
 def actor(K: np.ndarray) -> Actor:
-    def act(noise, obs) -> Any:
-        return -obs @ jnp.asarray(K.T, jnp.float32), None
-
-    return Actor(lambda key, obs: (), act)
+    return Actor.of(lambda key, obs: -obs @ jnp.asarray(K.T, jnp.float32))
 
 
 # --- the environment ---
@@ -69,10 +66,7 @@ def test_the_clock_truncates_and_nothing_ever_terminates():
     """With states far beyond any that a policy would reach, too; and the clock starts again at a reset."""
     env = lqr_env(SMALL)
 
-    def act(noise, obs) -> Any:
-        return jnp.full((2, 3), 1e6), None
-
-    wild = Actor(lambda key, obs: (), act)
+    wild = Actor.of(lambda key, obs: jnp.full((2, 3), 1e6))
     world = reset_all(jax.random.key(0), env, 2)
     _, trajectory, _ = quick_jit(lambda key: rollout(key, env, wild, world, 12))(jax.random.key(1))
     assert not trajectory.terminated.any()

@@ -229,8 +229,9 @@ def updates() -> Any:
         """On either environment the same arms."""
         arms = random_actor(MASKED)
 
-        def number(noise, obs):
-            return (arms.act(noise, obs)[0] != jnp.argmax(obs["legal"], axis=-1)).astype(jnp.int32), None
+        def number(noise, memory, obs):
+            memory, arm, _ = arms.act(noise, memory, obs)
+            return memory, (arm != jnp.argmax(obs["legal"], axis=-1)).astype(jnp.int32), None
 
         return arms if env is MASKED else Actor(arms.noise, number)
 

@@ -221,5 +221,5 @@ def test_an_agent_of_several_choices_learns_the_best_of_each():
 
     state, _ = quick_jit(lambda state: jax.lax.scan(update, state, jnp.arange(60)))(state)
     _, obs = CHOICES.reset(jax.random.key(2))
-    action = algorithm.policy(state, True)(jax.random.key(3), obs[None])
+    _, action, _ = algorithm.policy(state, True)(jax.random.key(3), (), obs[None])
     np.testing.assert_array_equal(action, [[1, 2]])

@@ -101,7 +101,8 @@ def rule(obs):
 @pytest.fixture(scope="module")
 def twin():
     """30 steps in the twin in JAX under `rule`, leaves `[30, N, ...]`, and the ids of each environment's episodes."""
-    env, by_rule = diary_env(), Actor(lambda key, obs: (), lambda noise, obs: (rule(obs), -1.0 * rule(obs)))
+    env = diary_env()
+    by_rule = Actor(lambda key, obs: (), lambda noise, memory, obs: (memory, rule(obs), -1.0 * rule(obs)))
 
     def run(key):
         return rollout(key, env, by_rule, reset_all(jax.random.key(8), env, N), 30)[1]
@@ -279,7 +280,7 @@ def test_a_replay_algorithm_explores_at_random_until_the_warm_up_ends_and_then_b
     learner, obs = quick_jit(algorithm.init)(jax.random.key(0)).learner, jax.random.normal(jax.random.key(1), (3, 2))
     explorer = algorithm.explorer
     assert explorer is not None
-    memory, begins, explore = explorer.memory(obs), jnp.ones(3, bool), quick_jit(explorer.act)
+    memory, begins, explore = explorer.carry(obs), jnp.ones(3, bool), quick_jit(explorer.act)
 
     def act(u, t, memory, starts):
         return explore(jax.random.key(100 * u + t), learner, memory, u, t, obs, starts)
@@ -334,7 +335,7 @@ def test_a_checkpoint_holds_no_environment_and_its_agent_evaluates(finished_run)
     assert agent.state.world.envs.env_state == () and not np.any(agent.state.world.envs.obs)
     assert Checkpoints(out, 0).latest() == 6
     expected = results.summary["settings"][1]["finals"][0]
-    act = jax.jit(lambda obs, key: agent.algorithm.policy(agent.state, False)(key, obs))
+    act = jax.jit(lambda obs, key: agent.algorithm.policy(agent.state, False)(key, (), obs)[1])
     stats = evaluate_outside(lambda turn, t, obs: act(obs, jax.random.key(t)), DIARY, (), 5, 4, seed=0)
     # Returns differ by the actions alone, half a point a step; the episodes are the same.
     np.testing.assert_allclose(stats.episode_return.mean(), expected, atol=2.0)
@@ -441,7 +442,7 @@ def test_what_needs_a_compiled_step_is_refused_in_one_line():
     ):
         prepare(reinforce, actor_critic, config, RunConfig(total_steps=1000, devices=1), {}, DIARY)
     with pytest.raises(UsageError, match="diary is not JAX, so that no compiled program can step it"):
-        evaluate(jax.random.key(0), DIARY, lambda key, obs: jnp.zeros(3, jnp.int32), 3, 4)
+        evaluate(jax.random.key(0), DIARY, Actor.of(lambda key, obs: jnp.zeros(3, jnp.int32)), 3, 4)
     with pytest.raises(UsageError, match=r"action_repeat \(2\) cannot be set on diary"):
         repeated(DIARY, 2)
     with pytest.raises(UsageError, match=r"max_episode_steps \(3\) cannot be set on diary"):

@@ -110,10 +110,8 @@ def test_dpg_with_the_exact_q_has_the_exact_gradient_as_its_mean():
         def mode(params, obs):
             return NETWORK.apply(params, obs)[0].mode()
 
-        def act(noise, obs) -> Any:
-            return mode(params, obs), None
-
-        _, x, _ = rollout(k_rollout, env, Actor(lambda key, obs: (), act), reset_all(k_start, env, batch), T)
+        actor = Actor.of(lambda key, obs: mode(params, obs))
+        _, x, _ = rollout(k_rollout, env, actor, reset_all(k_start, env, batch), T)
         discount = discount_power(x.reward, CARTS.gamma)
 
         def ascent(obs, discount):

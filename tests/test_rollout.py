@@ -24,10 +24,10 @@ def logits(obs, slope=1.0):
 
 
 def actor(slope=1.0) -> Actor:
-    def act(noise, obs):
+    def act(noise, memory, obs):
         distribution = Categorical(logits(obs, slope))
         action = distribution.transform(noise)
-        return action, distribution.log_prob(action)
+        return memory, action, distribution.log_prob(action)
 
     return Actor(lambda key, obs: jax.random.bits(key, obs.shape[:1]), act)
 
@@ -133,7 +133,7 @@ def test_steps_taken_one_at_a_time_on_the_draws_of_a_rollout_are_the_rollout(two
     world, *expected = two_rollouts[1]
     _, _, key = jax.random.split(jax.random.key(0), 3)
     draws = quick_jit(lambda key, world: draw(key, ENV, actor().noise, world, T))(key, world)
-    advance = quick_jit(lambda world, draws: step(ENV, actor().act, world, draws))
+    advance = quick_jit(lambda world, draws: step(ENV, actor(), world, draws))
     transitions, finished = [], []
     for t in range(T):
         world, transition, finished_now = advance(world, jax.tree.map(lambda x, t=t: x[t], draws))
@@ -178,7 +178,7 @@ def key_actor() -> Actor:
     def noise(key, obs):
         return jnp.full(obs.shape[0], jax.random.key_data(key)[-1])
 
-    return Actor(noise, lambda noise, obs: (noise, jnp.zeros(obs.shape[0])))
+    return Actor(noise, lambda noise, memory, obs: (memory, noise, jnp.zeros(obs.shape[0])))
 
 
 def test_no_key_is_given_twice():

@@ -65,7 +65,7 @@ def rollout(env: Env, key: jax.Array) -> Any:
     def step(carry, key):
         state, obs = carry
         k_act, k_step = jax.random.split(key)
-        action, _ = at_random.act(at_random.noise(k_act, obs), obs)
+        _, action, _ = at_random(k_act, (), obs)
         units = in_units(env.action_space, action)
         state, time_step = jax.vmap(env.step)(jax.random.split(k_step, N), state, units)
         return (state, time_step.obs), (obs, action, state.t, time_step)

@@ -460,7 +460,7 @@ def test_a_rollout_sees_a_prompt_and_its_own_episodes_tokens_alone(name):
     @quick_jit
     def run(key):
         k_start, k_run = jax.random.split(key)
-        actor = Actor(noise, lambda noise, obs: (noise, None))
+        actor = Actor.of(noise)
         return rollout(k_run, env, actor, reset_all(k_start, env, N), T)[1:]
 
     trajectory, info = jax.tree.map(np.asarray, run(jax.random.key(0)))

@@ -23,7 +23,7 @@ from purepg.algorithms.family import FAMILY
 from purepg.algorithms.grpo import grpo
 from purepg.algorithms.reinforce import REINFORCEConfig, reinforce
 from purepg.train import averaged, evaluate, guard, train
-from purepg.types import Algorithm, Discrete, State, UpdateSteps
+from purepg.types import Actor, Algorithm, Discrete, State, UpdateSteps
 
 NEVER = 10**6
 
@@ -60,7 +60,7 @@ def random_walk(nan_at, min_env_steps: int, max_env_steps: int) -> Algorithm:
         return State(Learner(w, num_updates + 1), world + 1), metrics
 
     def policy(state, deterministic):
-        return lambda key, obs: state.learner.w[0] + obs + deterministic
+        return Actor.of(lambda key, obs: state.learner.w[0] + obs + deterministic)
 
     return Algorithm(init, step, policy, UpdateSteps(min_env_steps, max_env_steps))
 
@@ -166,8 +166,8 @@ def test_a_guarded_policy_is_the_algorithms_own():
     key, obs = jax.random.key(0), jnp.arange(3.0)
     for deterministic in (False, True):
         np.testing.assert_array_equal(
-            guarded.policy(guarded.init(key), deterministic)(key, obs),
-            plain.policy(plain.init(key), deterministic)(key, obs),
+            guarded.policy(guarded.init(key), deterministic)(key, (), obs)[1],
+            plain.policy(plain.init(key), deterministic)(key, (), obs)[1],
         )
 
 
@@ -279,8 +279,10 @@ NUM_EPISODES = 40
 def evaluations():
     """[S, NUM_EPISODES] of the diary, whose returns tell which episodes they were, by max_steps."""
 
+    still = Actor.of(lambda key, obs: jnp.zeros(len(obs)))
+
     def run(max_steps):
-        return lambda key: evaluate(key, diary_env(), lambda key, obs: jnp.zeros(len(obs)), NUM_EPISODES, max_steps)
+        return lambda key: evaluate(key, diary_env(), still, NUM_EPISODES, max_steps)
 
     keys = jax.random.split(jax.random.key(6), 3)
     programs = {max_steps: run(max_steps) for max_steps in (3, 10)}
@@ -329,7 +331,7 @@ def test_evaluation_acts_on_what_it_observes_with_keys_of_its_own():
         coin = jax.random.bernoulli(key, 0.5, obs.shape[:1])
         return jnp.where(obs[:, 1] % 2 == 1, 1, 2 * coin)
 
-    stats = quick_jit(lambda key: evaluate(key, diary_env(), act, NUM_EPISODES, 10))(jax.random.key(8))
+    stats = quick_jit(lambda key: evaluate(key, diary_env(), Actor.of(act), NUM_EPISODES, 10))(jax.random.key(8))
     length = stats.episode_length
     # id is an integer, an odd step pays 1/2, a coin 0 or 1: the halves tell how many odd steps there were.
     halves = 2 * (stats.episode_return - length * (length - 1) / 2)

@@ -137,6 +137,8 @@ class ProximalConfig(ActorCriticConfig):
     Attributes:
       num_epochs: passes over the N * T steps.
       num_minibatches: gradient steps in one pass.
+      window: successive steps of one environment that stay together in a minibatch, L; it divides T. None: 1, so that
+        steps are shuffled singly; with memory, which learns along a window, all T.
       normalize_advantage: standardise the advantages of each minibatch, of the whole batch, or not at all.
     """
 
@@ -144,6 +146,7 @@ class ProximalConfig(ActorCriticConfig):
     learning_rate: Positive = 3e-4
     num_epochs: Count = 4
     num_minibatches: Count = 4
+    window: Count | None = None
     normalize_advantage: Literal["minibatch", "batch", "off"] = "minibatch"
 
 
@@ -156,6 +159,8 @@ class TrustRegionConfig(AdamConfig, RolloutConfig):
       num_cg_steps: conjugate gradient steps.
       num_value_epochs: passes over the N * T steps to fit the critic.
       num_value_minibatches: gradient steps of the critic in one pass.
+      window: successive steps of one environment that stay together in a minibatch of the critic, L; it divides T.
+        None: 1, so that steps are shuffled singly; with memory, all T.
       value_learning_rate: step size of the critic's Adam.
       gae_lambda: lambda of generalised advantage estimation.
       normalize_advantage: standardise the advantages over the batch.
@@ -166,6 +171,7 @@ class TrustRegionConfig(AdamConfig, RolloutConfig):
     num_cg_steps: Count = 10
     num_value_epochs: Count = 10
     num_value_minibatches: Count = 8
+    window: Count | None = None
     value_learning_rate: Positive = 1e-3
     gae_lambda: UnitInterval = 0.95
     normalize_advantage: bool = True

@@ -67,8 +67,8 @@ def dpg(env: Env, network: QNetwork, config: DPGConfig) -> Algorithm:
         return loss, {"loss": loss}
 
     def acting(learner):
-        def act(noise, obs):
-            return exploration.act(learner.params, noise, normalize.apply(learner.obs_moments, obs)), None
+        def act(noise, memory, obs):
+            return memory, exploration.act(learner.params, noise, normalize.apply(learner.obs_moments, obs)), None
 
         return Actor(exploration.noise, act)
 

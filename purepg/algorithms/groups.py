@@ -40,6 +40,9 @@ from purepg.types import (
     Step,
     UpdateSteps,
     UsageError,
+    first_memory,
+    first_seen,
+    has_memory,
 )
 
 MAX_CORRECTION = 2.0  # upper bound on a token's probability under `score` over that under the sampler
@@ -89,14 +92,14 @@ def source(env: Env, network: Network | LanguageModel, max_steps: int | None = N
 
     def init(key):
         k_params, k_obs = jax.random.split(key)
-        return network.init(k_params, env.reset(k_obs)[1])
+        return network.init(k_params, first_seen(network, env.reset(k_obs)[1]))
 
     if isinstance(network, LanguageModel):
         return Source(init, partial(_responses, env, network), network.score, env.task.response_length)
     steps = max_steps or env.max_episode_steps
     if steps is None:
         raise UsageError(f"{env.name} has no time limit: max_steps (None) must be set, so that an episode ends")
-    return Source(init, partial(_episodes, env, network, steps), network.apply, steps)
+    return Source(init, partial(_episodes, env, network, steps), partial(_score, network), steps)
 
 
 def _responses(
@@ -120,11 +123,20 @@ def _responses(
     return data._replace(log_prob=scored, log_correction=scored - log_prob)
 
 
+def _score(network: Network, params: Params, obs: Obs) -> tuple[Distribution, Array]:
+    """`Source.score` of episodes `[B, T]`, which a network with memory goes through time first."""
+    if not has_memory(network):
+        return network.apply(params, obs)
+    time_first = jax.tree.map(lambda x: x.swapaxes(0, 1), obs)
+    return jax.tree.map(lambda x: x.swapaxes(0, 1), network.apply(params, time_first))
+
+
 def _episodes(
     env: Env, network: Network, max_steps: int, key: Key, params: Params, num_starts: int, group_size: int
 ) -> GroupedEpisodes:
     k_start, k_run = jax.random.split(key)
-    world = jax.tree.map(lambda x: jnp.repeat(x, group_size, axis=0), reset_all(k_start, env, num_starts))
+    world = reset_all(k_start, env, num_starts, first_memory(network))
+    world = jax.tree.map(lambda x: jnp.repeat(x, group_size, axis=0), world)
     trajectory, mask, _ = episodes_from(k_run, env, actor(network, params), world, max_steps)
 
     def grouped(x):

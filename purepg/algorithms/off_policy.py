@@ -23,6 +23,7 @@ from purepg.lanes import step_if
 from purepg.networks.actor_critic import output, refuse_multi_discrete
 from purepg.optimize import TrainState, gradient_step, init_halves, init_train_state
 from purepg.types import (
+    Actor,
     Algorithm,
     Array,
     Discrete,
@@ -101,7 +102,7 @@ def replay_algorithm(
         obs = jax.tree.map(lambda x: x[0], envs.obs)
         learner = learner._replace(obs_moments=normalize.init(obs, env.observation_space) if c.normalize_obs else None)
         first_noise, random = draw_noise(k_noise, envs.obs)
-        action, _ = at_random.act(random, envs.obs)
+        _, action, _ = at_random.act(random, (), envs.obs)
         flag, reward = jnp.bool_(False), jnp.float32(0)
         example = Transition(obs, jax.tree.map(lambda x: x[0], action), None, reward, flag, flag, obs)
         return State(learner, ReplayWorld(envs, first_noise, replay.init(example, c.capacity)))
@@ -112,7 +113,7 @@ def replay_algorithm(
         fresh = draw_noise(key, obs)
         noise = exploration.carry(noise, fresh[0], starts)
         num_rounds = _rounds_before(c, update) + jnp.minimum(t, c.num_steps - 1)
-        return *act(learner, noise, fresh[1], num_rounds, obs), noise
+        return act(learner, noise, fresh[1], num_rounds, obs), None, noise
 
     def no_noise(obs):
         shapes = jax.eval_shape(lambda: draw_noise(jax.random.key(0), obs)[0])
@@ -147,13 +148,14 @@ def _rounds_before(c: ReplayConfig, update: Array) -> Array:
     return jnp.minimum(update, -(-ring // T)) * T
 
 
-def _acting(env: Env, c: ReplayConfig, exploration: Exploration) -> Callable[..., tuple[Array, None]]:
-    """`act(learner, noise, random, num_rounds, obs) -> (action, None)`: random actions in the rounds of the warm-up."""
+def _acting(env: Env, c: ReplayConfig, exploration: Exploration) -> Callable[..., Array]:
+    """`act(learner, noise, random, num_rounds, obs)`: the action, random in the rounds of the warm-up."""
     warmup_rounds, at_random = -(-c.warmup_steps // c.num_envs), random_actor(env)
 
     def act(learner, noise, random, num_rounds, obs):
         action = exploration.act(learner.params, noise, normalize.apply(learner.obs_moments, obs))
-        return jnp.where(num_rounds < warmup_rounds, at_random.act(random, obs)[0], action), None
+        _, uniform, _ = at_random.act(random, (), obs)
+        return jnp.where(num_rounds < warmup_rounds, uniform, action)
 
     return act
 
@@ -163,7 +165,7 @@ def _rounds(
     c: ReplayConfig,
     exploration: Exploration,
     draw_noise: Callable[[Key, Any], Any],
-    act: Callable[..., tuple[Array, None]],
+    act: Callable[..., Array],
     learn: Learn,
     cycle: int,
 ) -> Step:
@@ -195,10 +197,10 @@ def _rounds(
             number, num_rounds = first_round + r, rounds_before + r
             noise = exploration.carry(noise, draws.noise[0], envs.episode_length == 0)
 
-            def act_now(draws, obs):
-                return act(learner, noise, draws[1], num_rounds, obs)
+            def act_now(draws, memory, obs):
+                return memory, act(learner, noise, draws[1], num_rounds, obs), None
 
-            envs, transition, finished_now = rollout.step(env, act_now, envs, draws)
+            envs, transition, finished_now = rollout.step(env, Actor(draw_noise, act_now), envs, draws)
             if not c.bootstrap_at_truncation:
                 transition = rollout.truncation_as_termination(transition)
             buffer = replay.add(buffer, transition, number)

@@ -3,6 +3,7 @@ diagnostics. An algorithm's own file has its weight of grad log pi, its loss and
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -20,6 +21,7 @@ from purepg.experience import normalize
 from purepg.experience.acting import actor, evaluation_policy
 from purepg.experience.normalize import Moments
 from purepg.experience.rollout import RolloutState, reset_all, rollout, truncation_as_termination
+from purepg.lanes import select
 from purepg.networks.actor_critic import require_policy_gradient
 from purepg.optimize import TrainState, init_train_state, minibatch_epochs
 from purepg.types import (
@@ -37,6 +39,9 @@ from purepg.types import (
     State,
     Step,
     UpdateSteps,
+    first_memory,
+    has_memory,
+    sparse,
 )
 
 Config = TypeVar("Config", bound=RolloutConfig)
@@ -61,7 +66,7 @@ class RolloutWorld(NamedTuple):
 class Data(NamedTuple):
     """A rollout as an update reads it; every leaf is `[T, N, ...]`."""
 
-    obs: Obs  # normalised
+    obs: Obs  # normalised; with memory a `Window`
     action: Action
     log_prob: Array
     reward: Array  # scaled
@@ -70,7 +75,7 @@ class Data(NamedTuple):
     value: Array  # V(s_t); 0 where the network has no V
     next_value: Array  # V of the observation before any reset; 0 where the network has no V
     policy: Distribution  # the policy that acted
-    next_obs: Obs  # normalised, before any reset
+    next_obs: Obs  # normalised, before any reset; with memory a `Moment`
 
     def gae(self, gamma: Array | float, lam: Array | float) -> tuple[Array, Array]:
         """(advantage, target) by `advantages.gae`."""
@@ -86,15 +91,20 @@ class Data(NamedTuple):
 
 
 def checked(env: Env, network: Network, config: Config, algorithm: str) -> Config:
-    """The config, checked. Raises UsageError for what `check` refuses, a rollout that the minibatches do not divide,
-    annealing without a length, a single advantage that would be standardised by itself, or a network without a
-    stochastic policy or without V."""
+    """The config, checked; a `window` of None is the whole rollout where the network has memory.
+
+    Raises UsageError for what `check` refuses, a rollout that the minibatches do not divide, annealing without a
+    length, a single advantage that would be standardised by itself, or a network without a stochastic policy or V.
+    """
     c: Any = check(config)
     check_schedules(c)
-    num_steps, num_minibatches = c.num_envs * c.num_steps, getattr(c, "num_minibatches", 1)
-    check_minibatches(num_steps, num_minibatches)
-    check_minibatches(num_steps, getattr(c, "num_value_minibatches", 1), "num_value_minibatches")
-    check_standardised(c.normalize_advantage, num_steps, num_minibatches)
+    if has_memory(network) and getattr(c, "window", c.num_steps) is None:
+        c = replace(c, window=c.num_steps)
+    window, num_minibatches = getattr(c, "window", None), getattr(c, "num_minibatches", 1)
+    check_minibatches(c.num_envs, c.num_steps, num_minibatches, window)
+    value_minibatches = getattr(c, "num_value_minibatches", 1)
+    check_minibatches(c.num_envs, c.num_steps, value_minibatches, window, "num_value_minibatches")
+    check_standardised(c.normalize_advantage, c.num_envs * c.num_steps, num_minibatches)
     require_policy_gradient(env, network, algorithm)
     return c
 
@@ -123,9 +133,9 @@ def rollout_algorithm(
 
     def init(key):
         k_params, k_world = jax.random.split(key)
-        envs = reset_all(k_world, env, c.num_envs)
+        envs = reset_all(k_world, env, c.num_envs, first_memory(network))
         learner = RolloutLearner(
-            init_params(tx, network.init(k_params, envs.obs)),
+            init_params(tx, network.init(k_params, envs.seen)),
             normalize.init(jax.tree.map(lambda x: x[0], envs.obs), env.observation_space) if c.normalize_obs else None,
             normalize.init(envs.episode_return[0]) if c.scale_reward else None,
             init_own(),
@@ -133,11 +143,13 @@ def rollout_algorithm(
         return State(learner, RolloutWorld(envs, jnp.zeros(c.num_envs) if c.scale_reward else None))
 
     def act(key, learner, memory, update, t, obs, starts):
-        del update, t, starts
+        del update, t
         chosen = acting(learner) if acting else actor(network, learner.params, learner.obs_moments)
-        return *chosen.act(chosen.noise(key, obs), obs), memory
+        memory = select(starts, chosen.memory(c.num_envs), memory)
+        memory, action, log_prob = chosen(key, memory, obs)
+        return action, log_prob, memory
 
-    explorer = Explorer(c.num_envs, c.num_steps, lambda obs: (), act)
+    explorer = Explorer(c.num_envs, c.num_steps, lambda obs: first_memory(network)(c.num_envs), act)
     env_steps = c.num_envs * c.num_steps
     return Algorithm(init, step, evaluation_policy(network), UpdateSteps(env_steps, env_steps), explorer)
 
@@ -198,7 +210,9 @@ def fit_critic(
 
     epochs = c.num_value_epochs, c.num_value_minibatches
     batch = (data.obs, target)
-    train_state, metrics = minibatch_epochs(key, loss, tx, c.value_learning_rate, train_state, batch, *epochs)
+    train_state, metrics = minibatch_epochs(
+        key, loss, tx, c.value_learning_rate, train_state, batch, *epochs, window=c.window
+    )
     return train_state, {name: metrics[name] for name in ("value_loss", "grad_norm")}
 
 
@@ -207,10 +221,11 @@ def diagnostics(network: Network, old_params: Params, params: Params, data: Data
     before the update.
 
     Args:
-      every: measure the policy's change on every so many time steps. On all of them, the two more passes of the policy
-        cost PPO a tenth of its speed or more; this pays only where an algorithm's step depends on the result.
+      every: measure the policy's change on every so many time steps or environments (`sparse`). On all of them, the
+        two more passes of the policy cost PPO a tenth of its speed or more; this pays only where an algorithm's step
+        depends on the result.
     """
-    obs, action = jax.tree.map(lambda x: x[::every], (data.obs, data.action))
+    obs, action = sparse((data.obs, data.action), every)
     old = data.policy if every == 1 else network.apply(old_params, obs)[0]
     new, _ = network.apply(params, obs)
     return policy_change(old, new, action) | {"explained_variance": explained_variance(data.value, target)}

@@ -72,7 +72,14 @@ def ppo(env: Env, network: Network, config: PPOConfig) -> Algorithm:
         batch = (data.obs, data.action, data.log_prob, data.value, advantage, target)
         epochs = (c.num_epochs, c.num_minibatches, c.target_kl)
         train_state, metrics = minibatch_epochs(
-            k_update, partial(loss, clip_eps=clip_eps), tx, learning_rate, state.learner.train_state, batch, *epochs
+            k_update,
+            partial(loss, clip_eps=clip_eps),
+            tx,
+            learning_rate,
+            state.learner.train_state,
+            batch,
+            *epochs,
+            window=c.window,
         )
         return finish(network, state, after, train_state, data, target, info | metrics)
 

@@ -76,7 +76,14 @@ def ppo_penalty(env: Env, network: Network, config: PPOPenaltyConfig) -> Algorit
         batch = (data.obs, data.action, data.log_prob, data.policy, advantage, target)
         epochs = (c.num_epochs, c.num_minibatches)
         train_state, metrics = minibatch_epochs(
-            k_update, partial(loss, kl_coef=kl_coef), tx, learning_rate, state.learner.train_state, batch, *epochs
+            k_update,
+            partial(loss, kl_coef=kl_coef),
+            tx,
+            learning_rate,
+            state.learner.train_state,
+            batch,
+            *epochs,
+            window=c.window,
         )
         metrics |= info | {"kl_coef": kl_coef}
         after, metrics = finish(network, state, after, train_state, data, target, metrics, every=1)

@@ -22,7 +22,7 @@ from purepg.experience.acting import actor, evaluation_policy
 from purepg.experience.rollout import episodes
 from purepg.networks.actor_critic import require_policy_gradient
 from purepg.optimize import gradient_step, init_train_state, step_direction
-from purepg.types import Algorithm, Array, Env, Network, State, Transition, UpdateSteps, UsageError
+from purepg.types import Algorithm, Array, Env, Network, State, Transition, UpdateSteps, UsageError, first_seen, sparse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ def reinforce(env: Env, network: Network, config: REINFORCEConfig) -> Algorithm:
     def init(key):
         k_params, k_obs = jax.random.split(key)
         _, obs = env.reset(k_obs)
-        return State(init_train_state(tx, network.init(k_params, obs)), ())
+        return State(init_train_state(tx, network.init(k_params, first_seen(network, obs))), ())
 
     def loss(params, batch):
         trajectory, mask, weight, target = batch
@@ -90,7 +90,7 @@ def reinforce(env: Env, network: Network, config: REINFORCEConfig) -> Algorithm:
 
         batch = (trajectory, mask, weight, target)
         learner, metrics = gradient_step(loss, tx, c.learning_rate, state.learner, batch)
-        obs, action, some = jax.tree.map(lambda x: x[::SPARSE], (trajectory.obs, trajectory.action, mask))
+        obs, action, some = sparse((trajectory.obs, trajectory.action, mask), SPARSE)
         old_policy, new_policy = (network.apply(x, obs)[0] for x in (params, learner.params))
         metrics |= policy_change(old_policy, new_policy, action, where=some)
         if c.baseline == "value":

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from purepg.envs.contract import legal_actions
 from purepg.equations.distributions import Categorical, executed
-from purepg.experience import rollout
+from purepg.lanes import select
 from purepg.types import Action, Actor, Array, Box, Discrete, Env, Key, MultiDiscrete, Obs, Params, QNetwork
 
 
@@ -58,7 +58,7 @@ def gaussian_noise(network: QNetwork, env: Env, std: Array | float, correlation:
 
     def carry(before, fresh, starts):
         later = correlation * before + jnp.sqrt(1 - jnp.square(correlation)) * fresh
-        return rollout.select(starts, fresh, later)
+        return select(starts, fresh, later)
 
     def act(params, noise, obs):
         return within_bounds(env, network.apply(params, obs)[0].mode() + std * noise)
@@ -84,9 +84,9 @@ def random_actor(env: Env) -> Actor:
             return uniform.noise(key)
         return random_action(key, env, jax.tree.leaves(obs)[0].shape[0])
 
-    def act(noise, obs):
+    def act(noise, memory, obs):
         uniform = masked(obs)
-        return (noise if uniform is None else uniform.transform(noise)), None
+        return memory, (noise if uniform is None else uniform.transform(noise)), None
 
     return Actor(noise, act)
 

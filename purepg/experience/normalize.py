@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from purepg.types import Array, Box, Discrete, Env, ObservationSpace, UsageError, space_leaves
+from purepg.types import Array, Box, Discrete, Env, Moment, ObservationSpace, UsageError, Window, space_leaves
 
 
 class Moments(NamedTuple):
@@ -52,9 +52,12 @@ def init(example: Any, space: ObservationSpace = None) -> Moments:
 
 
 def update(moments: Moments | None, batch: Any) -> Moments | None:
-    """Merges a batch with leaves `[..., *shape]`; the result is the moments of all data at once (Chan et al. 1979)."""
+    """Merges a batch with leaves `[..., *shape]`; the result is the moments of all data at once (Chan et al. 1979).
+    Of a `Window` or a `Moment`, the observations count."""
     if moments is None:
         return None
+    if isinstance(batch, Window | Moment):
+        batch = batch.obs
     mean_rest, variance_rest, num_rest = moments.rest
     pairs = zip(jax.tree.leaves(batch), jax.tree.leaves(moments.mean), strict=True)
     n = next(x.size // mean.size for x, mean in pairs if mean.size)
@@ -86,9 +89,12 @@ def _add(x: Array, rest: Array, more: Array) -> tuple[Array, Array]:
 
 
 def apply(moments: Moments | None, x: Any, clip: float = 10.0, eps: float = 1e-8) -> Any:
-    """Returns (x - mean) / sqrt(variance + eps), clipped to [-clip, clip]; the leaves of `x` are `[..., *shape]`."""
+    """Returns (x - mean) / sqrt(variance + eps), clipped to [-clip, clip]; the leaves of `x` are `[..., *shape]`. In a
+    `Window` or a `Moment`, the observations are standardised."""
     if moments is None:
         return x
+    if isinstance(x, Window | Moment):
+        return x._replace(obs=apply(moments, x.obs, clip, eps))
 
     def standardised(x, mean, variance):
         return jnp.clip((x - mean) * jax.lax.rsqrt(variance + eps), -clip, clip) if mean.size else x

@@ -12,8 +12,22 @@ import jax.numpy as jnp
 
 from purepg.envs.contract import in_units
 from purepg.equations.distributions import executed
-from purepg.lanes import any_lane
-from purepg.types import Action, Actor, Array, Env, EpisodeMetrics, Key, Mean, Metrics, Obs, Transition
+from purepg.lanes import any_lane, select
+from purepg.types import (
+    Actor,
+    Array,
+    Env,
+    EpisodeMetrics,
+    Key,
+    Mean,
+    Memory,
+    Metrics,
+    Obs,
+    Transition,
+    moment,
+    no_memory,
+    seen,
+)
 
 SMALL_RESET_BYTES = 256
 COSTLY_RESETS_AT_ONCE = 1 / 64  # of the environments; see `restart`
@@ -26,6 +40,12 @@ class RolloutState(NamedTuple):
     obs: Obs
     episode_return: Array  # raw reward so far in the running episode
     episode_length: Array
+    memory: Memory = ()  # the policy's, before it sees `obs`
+
+    @property
+    def seen(self) -> Any:
+        """What a network is applied to before the first step: the observations, or a `Moment`."""
+        return moment(self.obs, self.memory)
 
 
 class Recording(NamedTuple):
@@ -36,19 +56,10 @@ class Recording(NamedTuple):
     finished: Array  # [T, 3 + K], as `step` returns it
 
 
-def reset_all(key: Key, env: Env, num_envs: int) -> RolloutState:
-    """Resets N environments, each with its own key."""
+def reset_all(key: Key, env: Env, num_envs: int, memory: Callable[[int], Memory] = no_memory) -> RolloutState:
+    """Resets N environments, each with its own key, and the memory of the policy that will act in them."""
     env_state, obs = jax.vmap(env.reset)(jax.random.split(key, num_envs))
-    return RolloutState(env_state, obs, jnp.zeros(num_envs), jnp.zeros(num_envs, jnp.int32))
-
-
-def select(ended: Array, fresh: Any, current: Any) -> Any:
-    """Returns `fresh` where `ended` (`[N]`), else `current`; leaves are `[N, ...]`."""
-
-    def choose(fresh, current):
-        return jnp.where(ended.reshape(ended.shape + (1,) * (current.ndim - ended.ndim)), fresh, current)
-
-    return jax.tree.map(choose, fresh, current)
+    return RolloutState(env_state, obs, jnp.zeros(num_envs), jnp.zeros(num_envs, jnp.int32), memory(num_envs))
 
 
 class Draws(NamedTuple):
@@ -77,13 +88,10 @@ def draw(key: Key, env: Env, noise: Callable[[Key, Obs], Any], world: RolloutSta
     return Draws(noise, jax.random.split(k_step, (num_steps, num_envs)), reset)
 
 
-def step(
-    env: Env, act: Callable[[Any, Obs], tuple[Action, Any]], world: RolloutState, draws: Draws
-) -> tuple[RolloutState, Transition, Array]:
+def step(env: Env, actor: Actor, world: RolloutState, draws: Draws) -> tuple[RolloutState, Transition, Array]:
     """Steps N environments once and resets those whose episode ends.
 
     Args:
-      act: an `Actor`'s `act`.
       draws: this step's random numbers, without a time axis.
     Returns:
       (world, transition, finished). `finished` `[3 + K]` is the total return, the total length and the number of the
@@ -92,11 +100,12 @@ def step(
     """
     if draws.recorded is not None:
         return world, draws.recorded.trajectory, draws.recorded.finished
-    action, log_prob = act(draws.noise, world.obs)
+    memory, action, log_prob = actor.act(draws.noise, world.memory, world.obs)
     taken = in_units(env.action_space, executed(action))
     env_state, time_step = jax.vmap(env.step)(draws.k_step, world.env_state, taken)
     next_obs, reward, terminated, truncated, info = time_step
-    transition = Transition(world.obs, action, log_prob, reward, terminated, truncated, next_obs)
+    before, after = seen(world.obs, world.episode_length == 0, world.memory), moment(next_obs, memory)
+    transition = Transition(before, action, log_prob, reward, terminated, truncated, after)
 
     ended = terminated | truncated
     episode_return, episode_length = world.episode_return + reward, world.episode_length + 1
@@ -104,8 +113,9 @@ def step(
     own = [jnp.sum(info[name], where=ended) for name in env.metrics]
     finished = jnp.stack([x.astype(jnp.float32) for x in (*sums, *own)])
     env_state, obs = restart(env, ended, draws.reset, (env_state, next_obs))
-    world = RolloutState(env_state, obs, jnp.where(ended, 0.0, episode_return), jnp.where(ended, 0, episode_length))
-    return world, transition, finished
+    memory = select(ended, actor.memory(ended.shape[0]), memory)
+    episode_return, episode_length = jnp.where(ended, 0.0, episode_return), jnp.where(ended, 0, episode_length)
+    return RolloutState(env_state, obs, episode_return, episode_length, memory), transition, finished
 
 
 def restart(env: Env, ended: Array, reset: Any, current: tuple[Any, Obs]) -> tuple[Any, Obs]:
@@ -149,7 +159,7 @@ def rollout(
 
     def advance(carry, draws):
         world, finished = carry
-        world, transition, finished_now = step(env, actor.act, world, draws)
+        world, transition, finished_now = step(env, actor, world, draws)
         return (world, finished + finished_now), transition
 
     if isinstance(world.env_state, Recording):
@@ -202,7 +212,7 @@ def episodes(key: Key, env: Env, actor: Actor, num_episodes: int, max_steps: int
     Episodes are truncated after `max_steps`. `info` is as for `rollout`; `env_steps` counts the steps in the mask.
     """
     k_start, k_run = jax.random.split(key)
-    return episodes_from(k_run, env, actor, reset_all(k_start, env, num_episodes), max_steps)
+    return episodes_from(k_run, env, actor, reset_all(k_start, env, num_episodes, actor.memory), max_steps)
 
 
 def episodes_from(key: Key, env: Env, actor: Actor, world: RolloutState, max_steps: int) -> Episodes:
@@ -211,14 +221,15 @@ def episodes_from(key: Key, env: Env, actor: Actor, world: RolloutState, max_ste
 
     def act_and_step(t, world):
         k_act, k_step = jax.random.split(jax.random.fold_in(key, t))
-        action, log_prob = actor.act(actor.noise(k_act, world.obs), world.obs)
+        memory, action, log_prob = actor(k_act, world.memory, world.obs)
         taken = in_units(env.action_space, executed(action))
         k_step = jax.random.split(k_step, num_episodes)
         env_state, time_step = jax.vmap(env.step)(k_step, world.env_state, taken)
         obs, reward, terminated, truncated, info = time_step
         truncated |= (t == max_steps - 1) & ~terminated
-        transition = Transition(world.obs, action, log_prob, reward, terminated, truncated, obs)
-        return world._replace(env_state=env_state, obs=obs), transition, info
+        before, after = seen(world.obs, jnp.full(num_episodes, t == 0), world.memory), moment(obs, memory)
+        transition = Transition(before, action, log_prob, reward, terminated, truncated, after)
+        return world._replace(env_state=env_state, obs=obs, memory=memory), transition, info
 
     def body(carry):
         t, world, alive, trajectory, mask, last_info = carry

@@ -15,7 +15,7 @@ from purepg.equations.losses import policy_gradient
 from purepg.experience.acting import actor
 from purepg.experience.rollout import episodes, reset_all, rollout
 from purepg.optimize import with_params
-from purepg.types import Algorithm, Array, Env, Key, Network, Obs, Params, State, Transition
+from purepg.types import Algorithm, Array, Env, Key, Network, Obs, Params, State, Transition, first_memory
 
 
 class WithCritic(NamedTuple):
@@ -50,7 +50,8 @@ def rollout_experience(
 ) -> Experience:
     """Takes `num_steps` steps in N freshly reset environments; every step is in the mask."""
     k_start, k_rollout = jax.random.split(key)
-    _, trajectory, _ = rollout(k_rollout, env, actor(network, params), reset_all(k_start, env, num_envs), num_steps)
+    world = reset_all(k_start, env, num_envs, first_memory(network))
+    _, trajectory, _ = rollout(k_rollout, env, actor(network, params), world, num_steps)
     return Experience(trajectory, jnp.ones_like(trajectory.terminated))
 
 

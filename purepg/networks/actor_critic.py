@@ -24,6 +24,7 @@ from purepg.networks.heads import (
     given_legal,
     squashed_policy,
 )
+from purepg.networks.memory import MemoryKind, Recurrence, cell_of, first_of
 from purepg.networks.observations import visible
 from purepg.networks.torsos import Torso, TorsoKind, check_torso
 from purepg.types import (
@@ -34,6 +35,8 @@ from purepg.types import (
     Env,
     Key,
     LegalActions,
+    Memory,
+    Moment,
     MultiDiscrete,
     Network,
     Obs,
@@ -42,6 +45,7 @@ from purepg.types import (
     QNetwork,
     Space,
     UsageError,
+    first_seen,
     space_leaves,
 )
 
@@ -59,6 +63,9 @@ class NetworkConfig:
       policy_scale: gain of the policy's last layer; a small gain makes the first policy nearly uniform (or centred).
       initial_std: initial standard deviation of a Gaussian policy; its logarithm is learned, independent of the state.
       layer_norm: normalise the features of every dense layer of the torso, before its activation (Ba et al. 2016).
+      memory: what follows the torso and remembers the episode. gru and lstm: recurrent cells; lru: a linear recurrent
+        unit, which trains on all steps of a window at once; stack: the last observations' features. None: nothing.
+      memory_size: width of the memory's features; of a stack, the number of observations.
     """
 
     torso: TorsoKind = "mlp"
@@ -68,6 +75,8 @@ class NetworkConfig:
     policy_scale: Positive = 0.01
     initial_std: Positive = 1.0
     layer_norm: bool = False
+    memory: MemoryKind | None = None
+    memory_size: Count = 64
 
 
 @dataclass(frozen=True)
@@ -111,6 +120,8 @@ class ActorCritic(nn.Module):
       observation_space: the environment's. Where it has `LegalActions`, the policy takes legal actions only. None: all
         actions are legal.
       privileged: entries of a dict observation that the policy's torso does not get, as in `Env`.
+      cell: makes what remembers, from the torso's features to others (`networks.memory`); the policy and the critic
+        have one each, unless `shared`. None: the network is applied to observations, with no memory.
     """
 
     torso: Part
@@ -119,15 +130,39 @@ class ActorCritic(nn.Module):
     shared: bool = False
     observation_space: ObservationSpace = None
     privileged: tuple[str, ...] = ()
+    cell: Part | None = None
+
+    def __call__(self, seen: Any) -> tuple[Distribution, Array]:
+        """(pi, V) of observations; with a cell, of a `Window` or a `Moment`."""
+        return self.step(seen)[0]
 
     @nn.compact
-    def __call__(self, obs: Obs) -> tuple[Distribution, Array]:
+    def step(self, seen: Any) -> tuple[tuple[Distribution, Array], Memory]:
+        """((pi, V), the memory after `seen`)."""
         _refuse_shared(self.shared, self.privileged)
-        policy_features = self.torso(name="policy_torso")(visible(obs, self.privileged))
-        value_features = policy_features if self.shared else self.torso(name="value_torso")(obs)
-        distribution = self.policy_head(name="policy_head")(policy_features)
-        value = self.value_head(features=1, name="value")(value_features)
-        return given_legal(distribution, self.observation_space, obs), value.squeeze(-1)
+        obs = seen.obs if self.cell else seen
+        features = {"policy": self.torso(name="policy_torso")(visible(obs, self.privileged))}
+        if not self.shared:
+            features["value"] = self.torso(name="value_torso")(obs)
+        memory = {}
+        if self.cell:
+            for name, x in features.items():
+                recurrence = Recurrence(self.cell, name=f"{name}_memory")
+                memory[name], features[name] = recurrence(seen, seen.memory[name], x)
+        distribution = self.policy_head(name="policy_head")(features["policy"])
+        value = self.value_head(features=1, name="value")(features.get("value", features["policy"]))
+        return (given_legal(distribution, self.observation_space, obs), value.squeeze(-1)), memory
+
+    def remember(self, params: Params, seen: Moment) -> tuple[tuple[Distribution, Array], Memory]:
+        """`step` of these parameters, as `Network` has it."""
+        return self.apply(params, seen, method="step")  # pyright: ignore
+
+    def memory(self, num_envs: int) -> Memory:
+        """The memory before an episode's first step: the policy's, and unless `shared` the critic's."""
+        if not self.cell:
+            return ()
+        first = first_of(self.cell, num_envs)
+        return {"policy": first} if self.shared else {"policy": first, "value": first}
 
 
 class Policy(nn.Module):
@@ -240,7 +275,8 @@ def actor_critic(env: Env, config: NetworkConfig) -> ActorCritic:
     _refuse_shared(config.shared, env.privileged)
     torso = partial(Torso, env.observation_space, config)
     head = partial(PolicyHead, env.action_space, None, config.policy_scale, config.initial_std)
-    return ActorCritic(torso, head, ValueHead, config.shared, env.observation_space, env.privileged)
+    cell = config.memory and cell_of(config.memory, config.memory_size, config.hidden[-1])
+    return ActorCritic(torso, head, ValueHead, config.shared, env.observation_space, env.privileged, cell)
 
 
 def refuse_multi_discrete(env: Env, user: str) -> None:
@@ -278,7 +314,8 @@ def output(env: Env, network: Network | QNetwork) -> tuple[Distribution, Any]:
 
     def apply(key):
         _, obs = env.reset(key)
-        return network.apply(network.init(key, obs), obs)
+        seen = first_seen(network, obs)
+        return network.apply(network.init(key, seen), seen)
 
     found = jax.eval_shape(apply, jax.eval_shape(jax.random.key, 0))
     if not isinstance(found, tuple) or len(found) != 2 or hasattr(found, "mode"):  # a distribution is itself a tuple

@@ -3,12 +3,14 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 from purepg.config import Count, CountOrZero, Seed, check
 from purepg.envs.contract import in_units
+from purepg.equations.distributions import executed
 from purepg.run.cli import leave, parse_flags
 from purepg.run.load import Agent, load
 from purepg.run.outside import evaluate_outside
@@ -74,20 +76,26 @@ def report(choice: Choice) -> str:
 def _compiled(agent: Agent, choice: Choice, max_steps: int) -> EpisodeStats:
     @jax.jit
     def run(key, state):
-        act = agent.algorithm.policy(state, not choice.sampled)
-        return evaluate(key, agent.env.held_out or agent.env, act, choice.episodes, max_steps)
+        actor = agent.algorithm.policy(state, not choice.sampled)
+        return evaluate(key, agent.env.held_out or agent.env, actor, choice.episodes, max_steps)
 
     return jax.device_get(run(jax.random.key(choice.eval_seed), agent.state))
 
 
 def _on_the_host(agent: Agent, choice: Choice, max_steps: int) -> EpisodeStats:
     @jax.jit
-    def act(state, obs, turn, t):
+    def act(state, memory, obs, turn, t):
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(choice.eval_seed), turn), t)
-        action = agent.algorithm.policy(state, not choice.sampled)(key, obs)
-        return in_units(agent.env.action_space, action)
+        memory, action, _ = agent.algorithm.policy(state, not choice.sampled)(key, memory, obs)
+        return memory, in_units(agent.env.action_space, executed(action))
 
     def chosen(turn, t, obs):
-        return act(agent.state, obs, turn, t)
+        nonlocal memory
+        if t == 0:
+            memory = agent.algorithm.policy(agent.state, True).memory(len(jax.tree.leaves(obs)[0]))
+        memory, taken = act(agent.state, memory, obs, turn, t)
+        return taken
+
+    memory: Any = ()
 
     return evaluate_outside(chosen, agent.env, (), choice.episodes, max_steps, choice.eval_seed)

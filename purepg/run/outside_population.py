@@ -16,7 +16,7 @@ from purepg.run.plan import Plan
 from purepg.run.population import EVALUATION_TAG, Evaluation, Member, Members, Population
 from purepg.run.sweep import Hyper, Program
 from purepg.train import train
-from purepg.types import Array, Explorer, Metrics, Obs, State, Transition, UsageError
+from purepg.types import Actor, Array, Explorer, Metrics, Obs, State, Transition, UsageError
 
 ACTING_TAG = EVALUATION_TAG - 1  # no agent uses it either
 
@@ -32,9 +32,9 @@ class OutsidePopulation(Population):
         self._plan, self._shape = plan, shape
         member, spread = _Member(plan, program), self._spread
         self._act = jax.jit(
-            lambda hyper, s, learner, memory, obs, starts, update, t: spread(
+            lambda hyper, s, learner, carry, obs, starts, update, t: spread(
                 lambda *of_agent: member.act(update, t, *of_agent)
-            )(hyper, s, learner, memory, obs, starts)
+            )(hyper, s, learner, carry, obs, starts)
         )
         self._learn = jax.jit(
             lambda hyper, s, state, recording, update: spread(
@@ -43,14 +43,20 @@ class OutsidePopulation(Population):
             donate_argnames="state",
         )
         self._choose = jax.jit(
-            lambda hyper, s, state, obs, turn, t, deterministic: spread(
-                lambda hyper, s, state, obs: member.choose(hyper, s, state, obs, turn, t, deterministic)
-            )(hyper, s, state, obs),
+            lambda hyper, s, state, memory, obs, turn, t, deterministic: spread(
+                lambda hyper, s, state, memory, obs: member.choose(hyper, state, memory, obs, turn, t, deterministic)
+            )(hyper, s, state, memory, obs),
             static_argnames="deterministic",
+        )
+        self._first_memory = jax.jit(
+            lambda hyper, s, state, num_envs: spread(
+                lambda hyper, s, state: member.policy(hyper, state).memory(num_envs)
+            )(hyper, s, state),
+            static_argnames="num_envs",
         )
         self._explorer = member.explorer
         self._recorder: Recorder | None = None
-        self._memory: Any = ()
+        self._carry: Any = ()
         self.failure: UsageError | None = None
 
     def start_compiling(self, members: Members, *block_lengths: int) -> None:
@@ -112,9 +118,14 @@ class OutsidePopulation(Population):
 
         def returns(deterministic: bool) -> Any:
             def act(turn, t, obs):
-                numbers = np.int32(turn), np.int32(t)
-                choose = self._compile(self._choose, *members, state, obs, *numbers, deterministic=deterministic)
-                return choose(*members, state, obs, *numbers)
+                nonlocal memory
+                if t == 0:
+                    memory = self._first_memory(*members, state, num_envs=jax.tree.leaves(obs)[0].shape[2])
+                arguments = *members, state, memory, obs, np.int32(turn), np.int32(t)
+                memory, taken = self._compile(self._choose, *arguments, deterministic=deterministic)(*arguments)
+                return taken
+
+            memory: Any = ()
 
             sizes = self._shape, run.eval_episodes, self._plan.eval_max_steps, run.eval_seed, at_once
             return evaluate_outside(act, self._plan.env, *sizes).episode_return.mean(-1)
@@ -127,27 +138,27 @@ class OutsidePopulation(Population):
             H, seeds = self._shape[0], np.asarray(members[1])
             own = [seed_of(self._plan.run.seed, int(s), i, int(update)) for s in seeds for i in range(N)]
             self._recorder = Recorder(self._plan.env, self._shape, N, T, own * H)
-            self._memory = self._first_memory(state)
+            self._carry = self._first_carry(state)
 
         def act(t, obs, starts):
-            arguments = state.learner, self._memory, obs, starts, update, np.int32(t)
+            arguments = state.learner, self._carry, obs, starts, update, np.int32(t)
             chosen = self._compile(self._act, *members, *arguments)(*members, *arguments)
-            action, log_prob, self._memory, taken = chosen
+            action, log_prob, self._carry, taken = chosen
             return action, log_prob, taken
 
         return self._recorder.record(act)
 
-    def _first_memory(self, state: State) -> Any:
-        shapes = jax.eval_shape(jax.vmap(jax.vmap(self._explorer.memory)), state.world.envs.obs)
+    def _first_carry(self, state: State) -> Any:
+        shapes = jax.eval_shape(jax.vmap(jax.vmap(self._explorer.carry)), state.world.envs.obs)
         return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
 
     def _abstract_steps(self, members: Members, state: State) -> tuple[tuple[Any, ...], Recording]:
         """The shapes of what `_act` takes, and of a recording."""
         T, obs = self._explorer.num_steps, state.world.envs.obs
         flag: Any = jax.ShapeDtypeStruct(state.world.envs.episode_length.shape, bool)
-        memory = jax.eval_shape(lambda: self._first_memory(state))
+        carry = jax.eval_shape(lambda: self._first_carry(state))
         number = jax.ShapeDtypeStruct((), np.int32)
-        arguments = state.learner, memory, obs, flag
+        arguments = state.learner, carry, obs, flag
         action, log_prob, _, _ = jax.eval_shape(self._act, *members, *arguments, number, number)
         reward: Any = jax.ShapeDtypeStruct(flag.shape, np.float32)
         step = Transition(obs, action, log_prob, reward, flag, flag, obs)
@@ -174,14 +185,14 @@ class _Member(Member):
         return found
 
     def act(
-        self, update: Array, t: Array, hyper: Hyper, s: Array, learner: Any, memory: Any, obs: Obs, starts: Array
+        self, update: Array, t: Array, hyper: Hyper, s: Array, learner: Any, carry: Any, obs: Obs, starts: Array
     ) -> tuple[Any, Any, Any, Any]:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self._plan.run.seed), ACTING_TAG), s)
         key = jax.random.fold_in(jax.random.fold_in(key, update), t)
         explorer = self._algorithm(hyper).explorer
         assert explorer is not None
-        action, log_prob, memory = explorer.act(key, learner, memory, update, t, obs, starts)
-        return action, log_prob, memory, in_units(self._plan.env.action_space, executed(action))
+        action, log_prob, carry = explorer.act(key, learner, carry, update, t, obs, starts)
+        return action, log_prob, carry, in_units(self._plan.env.action_space, executed(action))
 
     def learn(self, hyper: Hyper, s: Array, state: State, recording: Recording, update: Array) -> tuple[State, Metrics]:
         def with_env_state(state, env_state):
@@ -192,11 +203,13 @@ class _Member(Member):
         state, metrics = train(self._key(s, training=True), self._algorithm(hyper), state, update, 1)
         return with_env_state(state, ()), metrics
 
+    def policy(self, hyper: Hyper, state: State, deterministic: bool = False) -> Actor:
+        return self._algorithm(hyper).policy(state, deterministic)
+
     def choose(
-        self, hyper: Hyper, s: Array, state: State, obs: Obs, turn: Array, t: Array, deterministic: bool
-    ) -> Array:
-        del s
+        self, hyper: Hyper, state: State, memory: Any, obs: Obs, turn: Array, t: Array, deterministic: bool
+    ) -> tuple[Any, Array]:
         key = jax.random.fold_in(jax.random.key(self._plan.run.eval_seed), EVALUATION_TAG)
         key = jax.random.fold_in(jax.random.fold_in(key, turn), t)
-        action = self._algorithm(hyper).policy(state, deterministic)(key, obs)
-        return in_units(self._plan.env.action_space, action)
+        memory, action, _ = self.policy(hyper, state, deterministic)(key, memory, obs)
+        return memory, in_units(self._plan.env.action_space, executed(action))

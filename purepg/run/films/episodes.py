@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from purepg.envs.contract import in_units
+from purepg.equations.distributions import executed
 from purepg.experience.rollout import reset_all
-from purepg.types import Act, Env, Key
+from purepg.types import Actor, Env, Key
 
 MAX_FRAMES = 250  # of an episode
 BLOCK_STEPS, BLOCK_BYTES = 500, 64_000_000  # the most steps, and bytes of states, that one call plays
@@ -39,7 +40,7 @@ class Block(NamedTuple):
 def play(
     key: Key,
     env: Env,
-    policy: Callable[[Any], Act],
+    policy: Callable[[Any], Actor],
     learned: Any,
     num_episodes: int,
     max_steps: int,
@@ -58,6 +59,7 @@ def play(
     """
     k_start, k_run = jax.random.split(key)
     first = jax.jit(lambda key: reset_all(key, env, num_episodes)[:2])(k_start)
+    memory = jax.jit(lambda learned: policy(learned).memory(num_episodes))(learned)
     num_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(first))
     num_steps = max(1, min(max_steps, BLOCK_STEPS, BLOCK_BYTES // max(1, num_bytes)))
 
@@ -66,7 +68,7 @@ def play(
         return _steps(key, env, policy(learned), carry, start + jnp.arange(num_steps), max_steps)
 
     played = _Played(jax.device_get(_numbers(first)), thinned)
-    carry, start = first, 0
+    carry, start = (*first, memory), 0
     while played.some_run:
         carry, block = advance(k_run, learned, carry, jnp.int32(start))
         played.add(jax.device_get(block))
@@ -74,16 +76,18 @@ def play(
     return played.episodes()
 
 
-def _steps(key: Key, env: Env, act: Act, carry: Any, t: Any, max_steps: int) -> tuple[Any, Block]:
-    """Takes the steps of numbers `t` `[K]` from (environment states, observations); returns those reached, and all."""
+def _steps(key: Key, env: Env, actor: Actor, carry: Any, t: Any, max_steps: int) -> tuple[Any, Block]:
+    """Takes the steps of numbers `t` `[K]` from (environment states, observations, memory); returns those reached, and
+    all."""
 
     def body(carry, t):
-        env_state, obs = carry
+        env_state, obs, memory = carry
         k_act, k_step = jax.random.split(jax.random.fold_in(key, t))
-        taken = in_units(env.action_space, act(k_act, obs))
+        memory, action, _ = actor(k_act, memory, obs)
+        taken = in_units(env.action_space, executed(action))
         num_episodes = jax.tree.leaves(obs)[0].shape[0]
         env_state, time_step = jax.vmap(env.step)(jax.random.split(k_step, num_episodes), env_state, taken)
-        return (env_state, time_step.obs), (_numbers(env_state), time_step)
+        return (env_state, time_step.obs, memory), (_numbers(env_state), time_step)
 
     carry, (state, step) = jax.lax.scan(body, carry, t)
     truncated = step.truncated | ((t == max_steps - 1)[:, None] & ~step.terminated)

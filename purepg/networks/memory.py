@@ -1,0 +1,171 @@
+"""Cells: what a policy remembers of an episode. A cell goes from (memory, features) to (memory, features), one step at
+a time, and `Recurrence` takes it along the steps of a window.
+
+A cell is a flax module like `flax.linen.GRUCell`: called with a memory, leaves `[..., n]`, and features `[..., m]`, it
+returns both anew, and `initialize_carry(key, (*batch, m))` is the memory before an episode's first step. One that has
+`unroll(memory, features, starts)` as well, for all L steps at once, is asked for that in place of L calls.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from purepg.lanes import select
+from purepg.types import Array, Memory, Moment, Window
+
+MemoryKind = Literal["gru", "lstm", "lru", "stack"]
+
+
+def first_of(cell: Callable[..., Any], num_envs: int) -> Memory:
+    """A cell's memory before an episode's first step, leaves `[N, ...]`."""
+    made = cell(parent=None)
+    return made.initialize_carry(jax.random.key(0), (num_envs, 1))
+
+
+class Recurrence(nn.Module):
+    """A cell along the time of a `Window`, or one step of it from each `Moment`.
+
+    Attributes:
+      cell: makes the cell.
+    """
+
+    cell: Callable[..., Any]
+
+    @nn.compact
+    def __call__(self, seen: Window | Moment, memory: Memory, x: Array) -> tuple[Memory, Array]:
+        """Returns (the memory after the last step, features `[..., n]`).
+
+        Args:
+          seen: what the features are of.
+          memory: this cell's part of the memory in it.
+          x: features, `[L, N, m]` of a window, or `[..., m]`.
+        """
+        cell = self.cell(name="cell")
+        if isinstance(seen, Moment):
+            return cell(memory, x)
+        before = jax.tree.map(lambda x: x[0], memory)
+        if hasattr(cell, "unroll"):
+            return cell.unroll(before, x, seen.starts)
+
+        def step(cell, memory, inputs):
+            x, starts = inputs
+            return cell(select(starts, first_of(self.cell, starts.shape[0]), memory), x)
+
+        return nn.scan(step, variable_broadcast="params", split_rngs={"params": False})(cell, before, (x, seen.starts))
+
+
+class Stack(nn.Module):
+    """The features of the last `size` observations side by side, those before the episode being 0.
+
+    Attributes:
+      size: how many.
+      features: the number of features of one observation.
+    """
+
+    size: int
+    features: int
+
+    def __call__(self, memory: Array, x: Array) -> tuple[Array, Array]:
+        stacked = jnp.concatenate([memory, x], axis=-1)
+        return stacked[..., self.features :], stacked
+
+    @nn.nowrap
+    def initialize_carry(self, key: Array, input_shape: tuple[int, ...]) -> Array:
+        del key
+        return jnp.zeros((*input_shape[:-1], (self.size - 1) * self.features))
+
+
+class LRU(nn.Module):
+    """The linear recurrent unit (Orvieto et al. 2023), with a gate and a residual connection around it:
+
+        h_t = lambda * h_{t-1} + gamma * B x_t,    y_t = Re(C h_t) + D x_t,    gamma = sqrt(1 - |lambda|^2)
+
+    The state h is complex, lambda is diagonal with |lambda| < 1, and a window's states follow from an associative scan
+    in which an episode's first step has lambda = 0 (Lu et al. 2023), so that no state passes from one to the next.
+
+    Attributes:
+      size: the number of complex states.
+      least, most: the range of |lambda| at the start.
+    """
+
+    size: int
+    least: float = 0.9
+    most: float = 0.999
+
+    def setup(self) -> None:
+        def log_nu(key, shape):  # |lambda|^2 uniform in the range's squares
+            u = jax.random.uniform(key, shape)
+            return jnp.log(-0.5 * jnp.log(u * (self.most**2 - self.least**2) + self.least**2))
+
+        def log_theta(key, shape):  # phases of up to a tenth of a turn either way
+            return jnp.log(jnp.pi / 10 * jax.random.uniform(key, shape, minval=1e-3))
+
+        self.log_nu = self.param("log_nu", log_nu, (self.size,))
+        self.log_theta = self.param("log_theta", log_theta, (self.size,))
+        self.inputs = nn.Dense(2 * self.size, use_bias=False, name="inputs")
+        self.outputs = nn.Dense(self.size, use_bias=False, name="outputs")
+        self.skip = nn.Dense(self.size, name="skip")
+        self.gate = nn.Dense(self.size, name="gate")
+        self.norm = nn.LayerNorm(name="norm")
+
+    def __call__(self, memory: Array, x: Array) -> tuple[Array, Array]:
+        decay, driven = self._decay(), self._driven(x)
+        state = _complex(memory) * decay + driven
+        return _real(state), self._features(state, x)
+
+    def unroll(self, memory: Array, x: Array, starts: Array) -> tuple[Array, Array]:
+        """All steps of a window. memory `[N, 2 * size]`, x `[L, N, m]`, starts `[L, N]`."""
+        decay = jnp.where(starts[..., None], 0.0, self._decay())
+        driven = self._driven(x).at[0].add(decay[0] * _complex(memory))
+
+        def join(left, right):
+            return left[0] * right[0], right[0] * left[1] + right[1]
+
+        _, state = jax.lax.associative_scan(join, (decay, driven))
+        return _real(state[-1]), self._features(state, x)
+
+    @nn.nowrap
+    def initialize_carry(self, key: Array, input_shape: tuple[int, ...]) -> Array:
+        del key
+        return jnp.zeros((*input_shape[:-1], 2 * self.size))  # real and imaginary parts, which checkpoints can hold
+
+    def _decay(self) -> Array:
+        return jnp.exp(jax.lax.complex(-jnp.exp(self.log_nu), jnp.exp(self.log_theta)))
+
+    def _driven(self, x: Array) -> Array:
+        gamma = jnp.sqrt(1 - jnp.exp(-2 * jnp.exp(self.log_nu)))
+        return gamma * _complex(self.inputs(x))
+
+    def _features(self, state: Array, x: Array) -> Array:
+        y = self.norm(self.outputs(_real(state)) + self.skip(x))
+        return nn.gelu(y) * nn.sigmoid(self.gate(y))
+
+
+def _complex(x: Array) -> Array:
+    return jax.lax.complex(*jnp.split(x, 2, axis=-1))
+
+
+def _real(x: Array) -> Array:
+    return jnp.concatenate([x.real, x.imag], axis=-1)
+
+
+def cell_of(kind: MemoryKind, size: int, features: int) -> Callable[..., Any]:
+    """Makes the cell of a config.
+
+    Args:
+      size: the width of the cell's features; of a stack, how many observations.
+      features: the width of the torso's features.
+    """
+    match kind:
+        case "gru":
+            return partial(nn.GRUCell, features=size)
+        case "lstm":
+            return partial(nn.OptimizedLSTMCell, features=size)
+        case "lru":
+            return partial(LRU, size=size)
+        case "stack":
+            return partial(Stack, size=size, features=features)
