@@ -162,7 +162,7 @@ class Moment(NamedTuple):
     memory: Memory
 
 
-def seen(obs: Obs, starts: Array, memory: Memory) -> Any:
+def seen(obs: Obs, starts: Any, memory: Memory) -> Any:
     """What a policy is applied to at one step of a rollout: the observation; with memory, a `Window`'s part of it."""
     return Window(obs, starts, memory) if jax.tree.leaves(memory) else obs
 
@@ -284,15 +284,16 @@ class Explorer(NamedTuple):
 
     num_envs, num_steps: an update takes T steps in each of N environments.
     carry: `carry(obs)` is what acting carries from step to step, before the first one; only shapes of `obs` are read.
-    act: `act(key, learner, carry, update, t, obs, starts) -> (action, log_prob, carry)`, for raw observations
+    act: `act(key, learner, carry, update, t, obs, starts) -> (action, log_prob, memories, carry)`, for raw observations
       `[N, ...]`. `t` is the call's number in its update; there are more than T calls where resets take steps of their
-      own. `starts` `[N]` marks the first steps of episodes. Action and log_prob are as `Transition` has them.
+      own. `starts` `[N]` marks the first steps of episodes. Action and log_prob are as `Transition` has them;
+      `memories` is the policy's memory (before the step, after it).
     """
 
     num_envs: int
     num_steps: int
     carry: Callable[[Obs], Any]
-    act: Callable[[Key, Any, Any, Array, Array, Obs, Array], tuple[Any, Any, Any]]
+    act: Callable[[Key, Any, Any, Array, Array, Obs, Array], tuple[Any, Any, tuple[Memory, Memory], Any]]
 
 
 class UpdateSteps(NamedTuple):

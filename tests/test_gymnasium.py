@@ -48,7 +48,7 @@ def rule(obs):
 
 def by_rule(t, obs, starts):
     del t, starts
-    return rule(obs), -1.0 * rule(obs), rule(obs)
+    return rule(obs), -1.0 * rule(obs), ((), ()), rule(obs)
 
 
 @pytest.mark.parametrize("mode", [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP], ids=lambda mode: mode.value)

@@ -118,7 +118,7 @@ def recorder(env, agents=(N,), num_envs=1, num_steps=T):
 
 def by_rule(t, obs, starts):
     del t, starts
-    return rule(obs), -1.0 * rule(obs).astype(np.float32), rule(obs)
+    return rule(obs), -1.0 * rule(obs).astype(np.float32), ((), ()), rule(obs)
 
 
 @pytest.mark.parametrize(("agents", "num_envs"), [((N,), 1), ((2,), N // 2), ((), N)])
@@ -263,13 +263,15 @@ def test_ppo_explores_by_its_policy_and_records_its_log_prob():
     learner = quick_jit(algorithm.init)(jax.random.key(0)).learner
     obs, none = jax.random.normal(jax.random.key(1), (500, 2)), jnp.zeros(500, bool)
     assert algorithm.explorer is not None
-    action, log_prob, memory = quick_jit(algorithm.explorer.act)(jax.random.key(2), learner, (), 0, 0, obs, none)
+    action, log_prob, memories, carry = quick_jit(algorithm.explorer.act)(
+        jax.random.key(2), learner, (), 0, 0, obs, none
+    )
     policy, _ = network.apply(learner.params, obs)
     np.testing.assert_allclose(log_prob, policy.log_prob(action), rtol=1e-6)
     expected = jnp.exp(policy.log_prob(jnp.ones(500, jnp.int32)))
     standard_error = float(jnp.sqrt(jnp.sum(expected * (1 - expected)))) / 500
     np.testing.assert_allclose(action.mean(), expected.mean(), atol=4 * standard_error)
-    assert memory == ()
+    assert (memories, carry) == (((), ()), ())
 
 
 def test_a_replay_algorithm_explores_at_random_until_the_warm_up_ends_and_then_by_its_policy_with_noise_that_goes_on():
@@ -283,7 +285,8 @@ def test_a_replay_algorithm_explores_at_random_until_the_warm_up_ends_and_then_b
     memory, begins, explore = explorer.carry(obs), jnp.ones(3, bool), quick_jit(explorer.act)
 
     def act(u, t, memory, starts):
-        return explore(jax.random.key(100 * u + t), learner, memory, u, t, obs, starts)
+        action, log_prob, _, carry = explore(jax.random.key(100 * u + t), learner, memory, u, t, obs, starts)
+        return action, log_prob, carry
 
     mode = network.apply(learner.params, obs)[0].mode()
     last_random, _, memory = act(1, 0, memory, begins)  # 15 transitions are 5 rounds of 3

@@ -67,6 +67,7 @@ EXPERIMENTS = {
         ppo_penalty,
         PPOPenaltyConfig(**SIZES, target_kl=1e-4),
         RunConfig(total_steps=128, num_seeds=2, log_every=2, **QUICK),
+        network_config=NetworkConfig(hidden=(8,), memory="gru", memory_size=4),  # which checkpoints hold too
     ),
     "reinforce": Experiment(
         reinforce,

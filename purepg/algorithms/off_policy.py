@@ -113,7 +113,7 @@ def replay_algorithm(
         fresh = draw_noise(key, obs)
         noise = exploration.carry(noise, fresh[0], starts)
         num_rounds = _rounds_before(c, update) + jnp.minimum(t, c.num_steps - 1)
-        return act(learner, noise, fresh[1], num_rounds, obs), None, noise
+        return act(learner, noise, fresh[1], num_rounds, obs), None, ((), ()), noise
 
     def no_noise(obs):
         shapes = jax.eval_shape(lambda: draw_noise(jax.random.key(0), obs)[0])

@@ -145,9 +145,9 @@ def rollout_algorithm(
     def act(key, learner, memory, update, t, obs, starts):
         del update, t
         chosen = acting(learner) if acting else actor(network, learner.params, learner.obs_moments)
-        memory = select(starts, chosen.memory(c.num_envs), memory)
-        memory, action, log_prob = chosen(key, memory, obs)
-        return action, log_prob, memory
+        before = select(starts, chosen.memory(starts.shape[0]), memory)
+        after, action, log_prob = chosen(key, before, obs)
+        return action, log_prob, (before, after), after
 
     explorer = Explorer(c.num_envs, c.num_steps, lambda obs: first_memory(network)(c.num_envs), act)
     env_steps = c.num_envs * c.num_steps

@@ -16,13 +16,14 @@ from purepg.envs.suites import suite_of
 from purepg.experience.rollout import Recording
 from purepg.run.console import say
 from purepg.train import EpisodeStats
-from purepg.types import Algorithm, Env, Obs, Transition, UsageError
+from purepg.types import Algorithm, Env, Memory, Obs, Transition, UsageError, moment, seen
 
 EVALUATED_AT_ONCE = 16  # episodes of each agent, at least
 
 # `t` numbers the calls of an update, from 0: T, and more where resets take steps of their own.
-# act(t, obs, starts) -> (action, log_prob, the same action in the environment's units), leaves [*agents, N, ...]
-Act = Callable[[int, Obs, np.ndarray], tuple[Any, Any, Any]]
+# act(t, obs, starts) -> (action, log_prob, the policy's memory before and after, the same action in the environment's
+# units), leaves [*agents, N, ...]
+Act = Callable[[int, Obs, np.ndarray], tuple[Any, Any, tuple[Memory, Memory], Any]]
 
 
 def refuse_without_explorer(env: Env, algorithm: Algorithm, name: str) -> None:
@@ -89,12 +90,13 @@ class Recorder:
         num_calls = 0
         while made.min() < T:
             obs, starts = (jax.tree.map(self._by_agent, x) for x in (self._obs, self._starts))
-            action, log_prob, in_units = act(num_calls, obs, starts)
+            action, log_prob, memories, in_units = act(num_calls, obs, starts)
             step: Any = self._envs.step(self._flat(in_units))
             finished[:, min(num_calls, T - 1)] += self._count(step)
-            action, log_prob = jax.tree.map(self._flat, (action, log_prob))
+            action, log_prob, (before, after) = jax.tree.map(self._flat, (action, log_prob, memories))
             flags = step.terminated, step.truncated
-            transition = Transition(self._obs, action, log_prob, step.reward, *flags, step.next_obs)
+            seen_now, seen_next = seen(self._obs, self._flat(starts), before), moment(step.next_obs, after)
+            transition = Transition(seen_now, action, log_prob, step.reward, *flags, seen_next)
             if buffers is None:  # new ones each time: on a CPU, JAX may read the last ones in place
                 buffers = jax.tree.map(lambda x: np.empty((M, T, N, *x.shape[1:]), x.dtype), transition)
             self._write(buffers, transition, made, step.taken)

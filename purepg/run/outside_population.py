@@ -16,7 +16,7 @@ from purepg.run.plan import Plan
 from purepg.run.population import EVALUATION_TAG, Evaluation, Member, Members, Population
 from purepg.run.sweep import Hyper, Program
 from purepg.train import train
-from purepg.types import Actor, Array, Explorer, Metrics, Obs, State, Transition, UsageError
+from purepg.types import Actor, Array, Explorer, Metrics, Obs, State, Transition, UsageError, moment, seen
 
 ACTING_TAG = EVALUATION_TAG - 1  # no agent uses it either
 
@@ -143,8 +143,8 @@ class OutsidePopulation(Population):
         def act(t, obs, starts):
             arguments = state.learner, self._carry, obs, starts, update, np.int32(t)
             chosen = self._compile(self._act, *members, *arguments)(*members, *arguments)
-            action, log_prob, self._carry, taken = chosen
-            return action, log_prob, taken
+            action, log_prob, memories, self._carry, taken = chosen
+            return action, log_prob, memories, taken
 
         return self._recorder.record(act)
 
@@ -159,9 +159,9 @@ class OutsidePopulation(Population):
         carry = jax.eval_shape(lambda: self._first_carry(state))
         number = jax.ShapeDtypeStruct((), np.int32)
         arguments = state.learner, carry, obs, flag
-        action, log_prob, _, _ = jax.eval_shape(self._act, *members, *arguments, number, number)
+        action, log_prob, (before, after), _, _ = jax.eval_shape(self._act, *members, *arguments, number, number)
         reward: Any = jax.ShapeDtypeStruct(flag.shape, np.float32)
-        step = Transition(obs, action, log_prob, reward, flag, flag, obs)
+        step = Transition(seen(obs, flag, before), action, log_prob, reward, flag, flag, moment(obs, after))
 
         def of_update(x):
             return jax.ShapeDtypeStruct((*x.shape[:2], T, *x.shape[2:]), x.dtype)
@@ -186,13 +186,13 @@ class _Member(Member):
 
     def act(
         self, update: Array, t: Array, hyper: Hyper, s: Array, learner: Any, carry: Any, obs: Obs, starts: Array
-    ) -> tuple[Any, Any, Any, Any]:
+    ) -> tuple[Any, ...]:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self._plan.run.seed), ACTING_TAG), s)
         key = jax.random.fold_in(jax.random.fold_in(key, update), t)
         explorer = self._algorithm(hyper).explorer
         assert explorer is not None
-        action, log_prob, carry = explorer.act(key, learner, carry, update, t, obs, starts)
-        return action, log_prob, carry, in_units(self._plan.env.action_space, executed(action))
+        action, log_prob, memories, carry = explorer.act(key, learner, carry, update, t, obs, starts)
+        return action, log_prob, memories, carry, in_units(self._plan.env.action_space, executed(action))
 
     def learn(self, hyper: Hyper, s: Array, state: State, recording: Recording, update: Array) -> tuple[State, Metrics]:
         def with_env_state(state, env_state):
