@@ -263,9 +263,8 @@ def test_ppo_explores_by_its_policy_and_records_its_log_prob():
     learner = quick_jit(algorithm.init)(jax.random.key(0)).learner
     obs, none = jax.random.normal(jax.random.key(1), (500, 2)), jnp.zeros(500, bool)
     assert algorithm.explorer is not None
-    action, log_prob, memories, carry = quick_jit(algorithm.explorer.act)(
-        jax.random.key(2), learner, (), 0, 0, obs, none
-    )
+    explore = quick_jit(algorithm.explorer.act)
+    action, log_prob, memories, carry = explore(jax.random.key(2), learner, (), 0, 0, obs, none)
     policy, _ = network.apply(learner.params, obs)
     np.testing.assert_allclose(log_prob, policy.log_prob(action), rtol=1e-6)
     expected = jnp.exp(policy.log_prob(jnp.ones(500, jnp.int32)))

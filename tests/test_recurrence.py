@@ -1,5 +1,5 @@
-"""Policies with memory: what they scored is what they score again, an episode's memory ends with it, and they learn what
-cannot be learned without."""
+"""Policies with memory: what they scored is what they score again, an episode's memory ends with it, and they learn
+what cannot be learned without."""
 
 from typing import Any, NamedTuple
 
