@@ -1,7 +1,8 @@
 """Loads one agent of a saved population: its environment, algorithm and state, from which its policy follows.
 
 agent = load("runs/x", best=True)
-act = agent.algorithm.policy(agent.state, True)      # act(key, obs [N, ...]) -> actions [N, ...]
+actor = agent.algorithm.policy(agent.state, True)
+memory, action, _ = actor(key, actor.memory(N), obs)      # obs [N, ...] to actions [N, ...]; then with this memory
 """
 
 import math
