@@ -533,7 +533,7 @@ def test_ctrl_c_says_how_to_go_on_and_that_command_does(whole, tmp_path, capsys)
     assert [python, script] == ["python", sys.argv[0]]
     assert arguments == ["--log-every=2", "--out", str(out), "--resume"]
     with pytest.raises(SystemExit) as exit_:
-        main(experiment.algorithm, experiment.config, actor_critic, NETWORK, experiment.run, arguments=arguments)
+        main(*experiment[:2], actor_critic, experiment.network_config, experiment.run, arguments=arguments)
     assert exit_.value.code == 0
     assert_same_run(out, whole("ppo_penalty")[0])
 

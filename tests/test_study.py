@@ -214,13 +214,13 @@ def test_the_table_of_methods_has_three_columns_for_each_task():
     ]
 
 
-def save(folder, env="CartPole-v1", total_steps=25_600, num_settings=1, interrupted=False):
+def save(folder, env="CartPole-v1", total_steps=25_600, interrupted=False):
     """A run's folder, as far as a row reads it."""
     folder.mkdir()
     run = {"env": env, "total_steps": total_steps}
     (folder / "config.json").write_text(json.dumps(EMPTY_CONFIG | {"script": "ppo", "run": run}))
-    found = {"iqm": 1.25, "interval": [1.0, 2.0], "mode": {"iqm": 3.0}, "training": {"iqm": 4.0}}
-    summary = {"settings": num_settings * [found], "interrupted": interrupted}
+    found = {"hyperparameters": {}, "iqm": 1.25, "interval": [1.0, 2.0], "mode": {"iqm": 3.0}, "training": {"iqm": 4.0}}
+    summary = {"settings": [found], "interrupted": interrupted}
     (folder / "summary.json").write_text(json.dumps(summary))
     return str(folder)
 
@@ -235,12 +235,12 @@ def test_a_run_replaces_its_row_of_the_results_and_keeps_the_published_number(tm
     after = read_block(page, "results").splitlines()
     changed = [(a, b) for a, b in zip(before, after, strict=True) if a != b]
     old = "| CartPole-v1 | PPO | 100k | 500 (1) | 500.0 [500.0, 500.0] | 500.0 | 500.0 | "
-    row = "| CartPole-v1 | PPO | 100k | 500 (1) | 1.2 [1.0, 2.0] | 3.0 | 4.0 | "
+    row = "| CartPole-v1 | PPO | 100k | 500 (1) | 1.250 [1.000, 2.0] | 3.0 | 4.0 | "
     command = "`python experiments/ppo.py --total-steps 100000` |"
     assert changed == [(old + command, row + command)]
     capsys.readouterr()
     results.main([known, new, *flags])
-    added = "| CartPole-v1 | PPO | 3M | | 1.2 [1.0, 2.0] | 3.0 | 4.0 | `python experiments/ppo.py` |"
+    added = "| CartPole-v1 | PPO | 3M | | 1.250 [1.000, 2.0] | 3.0 | 4.0 | `python experiments/ppo.py` |"
     assert read_block(page, "results").splitlines() == [*after, added]
     assert capsys.readouterr().out.splitlines()[-1] == added
 
@@ -249,9 +249,8 @@ def test_what_makes_no_row_is_refused_in_one_line_and_the_page_stays(tmp_path, c
     results, page = script("results"), tmp_path / "page.md"
     page.write_text((EXPERIMENTS / "results.md").read_text())
     text = page.read_text()
-    swept, stopped = save(tmp_path / "swept", num_settings=2), save(tmp_path / "stopped", interrupted=True)
+    stopped = save(tmp_path / "stopped", interrupted=True)
     for run, why in (
-        ([swept], "swept 2 settings"),
         ([stopped], "was interrupted"),
         ([str(tmp_path)], "has no config.json"),
         ([], "no run was named"),

@@ -208,11 +208,9 @@ def fit_critic(
         value_loss = squared_error(value, target).mean()
         return value_loss, {"value_loss": value_loss}
 
-    epochs = c.num_value_epochs, c.num_value_minibatches
+    epochs = c.num_value_epochs, c.num_value_minibatches, None, c.window
     batch = (data.obs, target)
-    train_state, metrics = minibatch_epochs(
-        key, loss, tx, c.value_learning_rate, train_state, batch, *epochs, window=c.window
-    )
+    train_state, metrics = minibatch_epochs(key, loss, tx, c.value_learning_rate, train_state, batch, *epochs)
     return train_state, {name: metrics[name] for name in ("value_loss", "grad_norm")}
 
 

@@ -70,16 +70,9 @@ def ppo(env: Env, network: Network, config: PPOConfig) -> Algorithm:
         learning_rate = anneal(c.learning_rate, update, c.anneal_updates if c.anneal_learning_rate else None)
         clip_eps = anneal(c.clip_eps, update, c.anneal_updates if c.anneal_clip_eps else None)
         batch = (data.obs, data.action, data.log_prob, data.value, advantage, target)
-        epochs = (c.num_epochs, c.num_minibatches, c.target_kl)
+        epochs = (c.num_epochs, c.num_minibatches, c.target_kl, c.window)
         train_state, metrics = minibatch_epochs(
-            k_update,
-            partial(loss, clip_eps=clip_eps),
-            tx,
-            learning_rate,
-            state.learner.train_state,
-            batch,
-            *epochs,
-            window=c.window,
+            k_update, partial(loss, clip_eps=clip_eps), tx, learning_rate, state.learner.train_state, batch, *epochs
         )
         return finish(network, state, after, train_state, data, target, info | metrics)
 

@@ -74,16 +74,9 @@ def ppo_penalty(env: Env, network: Network, config: PPOPenaltyConfig) -> Algorit
 
         learning_rate = anneal(c.learning_rate, update, c.anneal_updates if c.anneal_learning_rate else None)
         batch = (data.obs, data.action, data.log_prob, data.policy, advantage, target)
-        epochs = (c.num_epochs, c.num_minibatches)
+        epochs = (c.num_epochs, c.num_minibatches, None, c.window)
         train_state, metrics = minibatch_epochs(
-            k_update,
-            partial(loss, kl_coef=kl_coef),
-            tx,
-            learning_rate,
-            state.learner.train_state,
-            batch,
-            *epochs,
-            window=c.window,
+            k_update, partial(loss, kl_coef=kl_coef), tx, learning_rate, state.learner.train_state, batch, *epochs
         )
         metrics |= info | {"kl_coef": kl_coef}
         after, metrics = finish(network, state, after, train_state, data, target, metrics, every=1)
