@@ -172,13 +172,6 @@ def moment(obs: Obs, memory: Memory) -> Any:
     return Moment(obs, memory) if jax.tree.leaves(memory) else obs
 
 
-def sparse(batch: Any, every: int) -> Any:
-    """Some of a batch `[T, N, ...]`: every so many time steps; with memory, whose steps belong together, every so many
-    environments."""
-    windows = any(isinstance(x, Window) for x in jax.tree.leaves(batch, is_leaf=lambda x: isinstance(x, Window)))
-    return jax.tree.map(lambda x: x[:, ::every] if windows else x[::every], batch)
-
-
 class Transition(NamedTuple):
     """Experience; every leaf is `[T, N, ...]`. Advantage estimators and replay both use it.
 

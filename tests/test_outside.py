@@ -337,8 +337,9 @@ def test_a_checkpoint_holds_no_environment_and_its_agent_evaluates(finished_run)
     assert agent.state.world.envs.env_state == () and not np.any(agent.state.world.envs.obs)
     assert Checkpoints(out, 0).latest() == 6
     expected = results.summary["settings"][1]["finals"][0]
-    act = jax.jit(lambda obs, key: agent.algorithm.policy(agent.state, False)(key, (), obs)[1])
-    stats = evaluate_outside(lambda turn, t, obs: act(obs, jax.random.key(t)), DIARY, (), 5, 4, seed=0)
+    actor = agent.algorithm.policy(agent.state, False)
+    act = jax.jit(lambda turn, t, memory, obs: actor(jax.random.key(t), memory, obs)[:2])
+    stats = evaluate_outside(act, actor.memory, DIARY, (), 5, 4, seed=0)
     # Returns differ by the actions alone, half a point a step; the episodes are the same.
     np.testing.assert_allclose(stats.episode_return.mean(), expected, atol=2.0)
 
@@ -352,12 +353,15 @@ def test_the_command_that_evaluates_plays_on_the_host(finished_run, monkeypatch)
 
 
 def test_evaluation_counts_each_episode_once_with_its_seed_and_cuts_it_at_max_steps():
-    def act(turn, t, obs):
-        del turn, t
-        return np.zeros(obs.shape[:-1], int)
+    def act(turn, t, memory, obs):
+        np.testing.assert_array_equal(memory, np.full(obs.shape[:-1], t))  # begun anew with the episodes of a turn
+        return memory + 1, np.zeros(obs.shape[:-1], int)
+
+    def memory(num_envs):
+        return np.zeros((2, num_envs), int)
 
     for next_step in (False, True):
-        stats = evaluate_outside(act, diary(next_step=next_step), (2,), 7, 3, seed=4, at_once=3)
+        stats = evaluate_outside(act, memory, diary(next_step=next_step), (2,), 7, 3, seed=4, at_once=3)
         ids = np.array([np.random.default_rng(seed_of(4, i)).integers(NUM_IDS) for i in range(7)])
         length = np.minimum(episode_length(ids), 3)
         cut = episode_length(ids) > 3

@@ -14,7 +14,7 @@ from purepg.algorithms.configs import RolloutConfig, TrustRegionConfig
 from purepg.config import check, check_minibatches, check_schedules, check_standardised
 from purepg.envs.contract import check_environment
 from purepg.equations import advantages
-from purepg.equations.diagnostics import SPARSE, explained_variance, policy_change
+from purepg.equations.diagnostics import SPARSE, explained_variance, policy_change, sparse
 from purepg.equations.distributions import Distribution
 from purepg.equations.losses import squared_error
 from purepg.experience import normalize
@@ -41,7 +41,6 @@ from purepg.types import (
     UpdateSteps,
     first_memory,
     has_memory,
-    sparse,
 )
 
 Config = TypeVar("Config", bound=RolloutConfig)
@@ -98,8 +97,8 @@ def checked(env: Env, network: Network, config: Config, algorithm: str) -> Confi
     """
     c: Any = check(config)
     check_schedules(c)
-    if has_memory(network) and getattr(c, "window", c.num_steps) is None:
-        c = replace(c, window=c.num_steps)
+    if has_memory(network) and hasattr(c, "window"):
+        c = replace(c, window=c.window or c.num_steps)
     window, num_minibatches = getattr(c, "window", None), getattr(c, "num_minibatches", 1)
     check_minibatches(c.num_envs, c.num_steps, num_minibatches, window)
     value_minibatches = getattr(c, "num_value_minibatches", 1)

@@ -16,13 +16,13 @@ from purepg.algorithms.configs import LearningRateConfig, LossConfig
 from purepg.config import Count, Positive, UnitInterval, check
 from purepg.envs.contract import check_environment
 from purepg.equations import advantages
-from purepg.equations.diagnostics import SPARSE, explained_variance, policy_change
+from purepg.equations.diagnostics import SPARSE, explained_variance, policy_change, sparse
 from purepg.equations.losses import policy_gradient, squared_error
 from purepg.experience.acting import actor, evaluation_policy
 from purepg.experience.rollout import episodes
 from purepg.networks.actor_critic import require_policy_gradient
 from purepg.optimize import gradient_step, init_train_state, step_direction
-from purepg.types import Algorithm, Array, Env, Network, State, Transition, UpdateSteps, UsageError, first_seen, sparse
+from purepg.types import Algorithm, Array, Env, Network, State, Transition, UpdateSteps, UsageError, first_seen
 
 
 @dataclass(frozen=True, kw_only=True)

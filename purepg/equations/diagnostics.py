@@ -1,14 +1,24 @@
 """Diagnostics of an update: how far it moved the policy, and how good the critic was."""
 
+from typing import Any
+
 import chex
+import jax
 import jax.numpy as jnp
 
 from purepg.equations.distributions import Distribution
 from purepg.equations.ratios import effective_sample_size
-from purepg.types import Action, Array, Metrics
+from purepg.types import Action, Array, Metrics, Window
 
 SPARSE = 4  # algorithms that do not act on their diagnostics compute them at every fourth time step
 CLIP_EPS = 0.2  # `clip_fraction` counts ratios further from 1 than this, whatever an algorithm clips at
+
+
+def sparse(batch: Any, every: int) -> Any:
+    """Some of a batch `[T, N, ...]`: every so many time steps; with memory, whose steps belong together, every so many
+    environments."""
+    windows = any(isinstance(x, Window) for x in jax.tree.leaves(batch, is_leaf=lambda x: isinstance(x, Window)))
+    return jax.tree.map(lambda x: x[:, ::every] if windows else x[::every], batch)
 
 
 def explained_variance(value: Array, target: Array, where: Array | None = None) -> Array:

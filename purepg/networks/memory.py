@@ -2,7 +2,7 @@
 a time, and `Recurrence` takes it along the steps of a window.
 
 A cell is a flax module like `flax.linen.GRUCell`: called with a memory, leaves `[..., n]`, and features `[..., m]`, it
-returns both anew, and `initialize_carry(key, (*batch, m))` is the memory before an episode's first step. One that has
+returns both anew, and `initialize_carry(key, (*batch, 1))` is the memory before an episode's first step. One that has
 `unroll(memory, features, starts)` as well, for all L steps at once, is asked for that in place of L calls.
 """
 
@@ -80,12 +80,13 @@ class Stack(nn.Module):
 
 
 class LRU(nn.Module):
-    """The linear recurrent unit (Orvieto et al. 2023), with a gate and a residual connection around it:
+    """The linear recurrent unit (Orvieto et al. 2023):
 
         h_t = lambda * h_{t-1} + gamma * B x_t,    y_t = Re(C h_t) + D x_t,    gamma = sqrt(1 - |lambda|^2)
 
-    The state h is complex, lambda is diagonal with |lambda| < 1, and a window's states follow from an associative scan
-    in which an episode's first step has lambda = 0 (Lu et al. 2023), so that no state passes from one to the next.
+    Its features are gelu(z) * sigmoid(G z), where z is y with a layer norm. The state h is complex, lambda is diagonal
+    with |lambda| < 1, and a window's states follow from an associative scan in which an episode's first step has
+    lambda = 0 (Lu et al. 2023), so that no state passes from one to the next.
 
     Attributes:
       size: the number of complex states.

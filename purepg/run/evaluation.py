@@ -2,8 +2,8 @@
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -84,18 +84,11 @@ def _compiled(agent: Agent, choice: Choice, max_steps: int) -> EpisodeStats:
 
 def _on_the_host(agent: Agent, choice: Choice, max_steps: int) -> EpisodeStats:
     @jax.jit
-    def act(state, memory, obs, turn, t):
+    def act(state, turn, t, memory, obs):
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(choice.eval_seed), turn), t)
         memory, action, _ = agent.algorithm.policy(state, not choice.sampled)(key, memory, obs)
         return memory, in_units(agent.env.action_space, executed(action))
 
-    def chosen(turn, t, obs):
-        nonlocal memory
-        if t == 0:
-            memory = agent.algorithm.policy(agent.state, True).memory(len(jax.tree.leaves(obs)[0]))
-        memory, taken = act(agent.state, memory, obs, turn, t)
-        return taken
-
-    memory: Any = ()
-
-    return evaluate_outside(chosen, agent.env, (), choice.episodes, max_steps, choice.eval_seed)
+    memory = agent.algorithm.policy(agent.state, True).memory
+    sizes = choice.episodes, max_steps, choice.eval_seed
+    return evaluate_outside(partial(act, agent.state), memory, agent.env, (), *sizes)

@@ -6,6 +6,7 @@ environments; arrays of environments have the agents' axes first, `[*agents, N, 
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -142,7 +143,8 @@ class Recorder:
 
 
 def evaluate_outside(
-    act: Callable[[int, int, Obs], Any],
+    act: Callable[[int, int, Memory, Obs], tuple[Memory, Any]],
+    memory: Callable[[int], Memory],
     env: Env,
     agents: tuple[int, ...],
     num_episodes: int,
@@ -157,14 +159,15 @@ def evaluate_outside(
     agent.
 
     Args:
-      act: `act(turn, t, obs [*agents, N, ...])` returns actions in the environment's units.
+      act: `act(turn, t, memory, obs [*agents, N, ...])` returns (memory, actions in the environment's units).
+      memory: `memory(N)`, the policies' before the first step of N episodes, leaves `[*agents, N, ...]`.
     """
     assert env.outside is not None
     M, N = math.prod(agents), min(at_once, num_episodes)
     envs: HostEnvs = env.outside(M * N)
     try:
         turns = [
-            _turn(lambda t, obs, turn=turn: act(turn, t, obs), envs, agents, N, max_steps, seed, turn * N)
+            _turn(partial(act, turn), memory(N), envs, agents, N, max_steps, seed, turn * N)
             for turn in range(-(-num_episodes // N))
         ]
     finally:
@@ -174,7 +177,8 @@ def evaluate_outside(
 
 
 def _turn(
-    act: Callable[[int, Obs], Any],
+    act: Callable[[int, Memory, Obs], tuple[Memory, Any]],
+    memory: Memory,
     envs: HostEnvs,
     agents: tuple[int, ...],
     num_envs: int,
@@ -191,7 +195,8 @@ def _turn(
         alive = ~(terminated | truncated)
         if not alive.any():
             break
-        action = np.asarray(act(t, jax.tree.map(lambda x: x.reshape(*agents, N, *x.shape[1:]), obs)))
+        memory, action = act(t, memory, jax.tree.map(lambda x: x.reshape(*agents, N, *x.shape[1:]), obs))
+        action = np.asarray(action)
         step = envs.step(action.reshape(M * N, *action.shape[len(agents) + 1 :]))
         returns += np.where(alive, step.reward, 0.0)
         lengths += alive

@@ -117,18 +117,15 @@ class OutsidePopulation(Population):
         members = jax.device_put(members)
 
         def returns(deterministic: bool) -> Any:
-            def act(turn, t, obs):
-                nonlocal memory
-                if t == 0:
-                    memory = self._first_memory(*members, state, num_envs=jax.tree.leaves(obs)[0].shape[2])
+            def act(turn, t, memory, obs):
                 arguments = *members, state, memory, obs, np.int32(turn), np.int32(t)
-                memory, taken = self._compile(self._choose, *arguments, deterministic=deterministic)(*arguments)
-                return taken
-
-            memory: Any = ()
+                return self._compile(self._choose, *arguments, deterministic=deterministic)(*arguments)
 
             sizes = self._shape, run.eval_episodes, self._plan.eval_max_steps, run.eval_seed, at_once
-            return evaluate_outside(act, self._plan.env, *sizes).episode_return.mean(-1)
+            return evaluate_outside(act, memory, self._plan.env, *sizes).episode_return.mean(-1)
+
+        def memory(num_envs: int) -> Any:
+            return self._first_memory(*members, state, num_envs=num_envs)
 
         return Evaluation(returns(False), returns(True), None, None)
 
