@@ -1,7 +1,6 @@
 """From a loss to new parameters: one gradient step, or epochs of shuffled minibatches."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import chex
@@ -12,7 +11,7 @@ import optax
 from purepg.config import check_choice
 from purepg.lanes import any_lane, step_if
 from purepg.precision import at_least_float32, has_narrow, rounded
-from purepg.types import Array, Key, Metrics, Params
+from purepg.types import Array, Key, Metrics, Params, Window
 
 Optimizer = Literal["adam", "sgd"]
 Loss = Callable[[Params, Any], tuple[Array, Metrics]]  # (params, batch) -> (scalar, metrics)
@@ -182,12 +181,20 @@ def shuffle(key: Key, n: int) -> Array:
     return x.astype(jnp.int32)
 
 
-def _windows(x: Array, length: int | None) -> Array:
-    """`[T, N, ...]` as `[T * N, ...]`, or in windows of successive steps, `[length, T / length * N, ...]`."""
-    if length is None:
-        return x.reshape(-1, *x.shape[2:])
-    T, N, *shape = x.shape
-    return x.reshape(T // length, length, N, *shape).swapaxes(0, 1).reshape(length, T // length * N, *shape)
+def _windows(batch: Any, length: int | None) -> Any:
+    """Leaves `[T, N, ...]` as `[T * N, ...]`, or in windows of successive steps, `[length, T / length * N, ...]`, with
+    the memory before the first step alone."""
+
+    def cut(x):
+        if length is None:
+            return x.reshape(-1, *x.shape[2:])
+        T, N, *shape = x.shape
+        return x.reshape(T // length, length, N, *shape).swapaxes(0, 1).reshape(length, T // length * N, *shape)
+
+    def first(x):
+        return x._replace(memory=jax.tree.map(lambda x: x[:1], x.memory)) if isinstance(x, Window) else x
+
+    return jax.tree.map(first, jax.tree.map(cut, batch), is_leaf=lambda x: isinstance(x, Window))
 
 
 def minibatch_epochs(
@@ -214,7 +221,7 @@ def minibatch_epochs(
       (train_state, metrics): means of the loss's metrics over the minibatches up to the one that stopped the update,
       and `epochs_used`, the number of gradient steps taken divided by `num_minibatches`.
     """
-    batch = jax.tree.map(partial(_windows, length=window), batch)
+    batch = _windows(batch, window)
     axis = 0 if window is None else 1
     batch_size = jax.tree.leaves(batch)[0].shape[axis]
     chex.assert_is_divisible(batch_size, num_minibatches)

@@ -151,7 +151,8 @@ class Window(NamedTuple):
 
     obs: Obs  # leaves [L, N, ...]
     starts: Array  # [L, N] bool: the observation is the first of an episode
-    memory: Memory  # [L, N, ...], before each observation; only that before the first is read
+    memory: Memory  # [>= 1, N, ...], before each observation; only that before the first is read
+    burn_in: tuple[Obs, Array] | None = None  # steps before, (obs, starts): memory goes through them without a gradient
 
 
 class Moment(NamedTuple):
@@ -160,6 +161,25 @@ class Moment(NamedTuple):
 
     obs: Obs
     memory: Memory
+
+
+class Following(NamedTuple):
+    """Observations `[L, N, ...]`, each the one after that of a window, in the same episode also where that ends there;
+    the memory before it follows from the window, with the parameters that are applied."""
+
+    window: Window
+    obs: Obs
+
+
+def observed(seen: Any) -> Obs:
+    """The observations in what a network is applied to."""
+    return seen.obs if isinstance(seen, Window | Moment | Following) else seen
+
+
+def following(obs: Any, next_obs: Any) -> Any:
+    """What a network is applied to for `next_obs` where its parameters are not those that acted: a `Following`; without
+    memory, `next_obs` itself."""
+    return Following(obs, observed(next_obs)) if isinstance(obs, Window) else next_obs
 
 
 def seen(obs: Obs, starts: Any, memory: Memory) -> Any:
@@ -192,7 +212,7 @@ class Network(Protocol):
     """A policy and V. Any flax.linen module whose call returns (distribution, value) is one.
 
     `obs` may have any leading batch axes; `value` and the log-probabilities have exactly those. A network with memory
-    is applied to a `Window` or a `Moment`, and has two more methods (see `has_memory`):
+    is applied to a `Window`, a `Moment` or a `Following`, and has two more methods (see `has_memory`):
 
         memory(num_envs) -> the memory before an episode's first step, leaves [N, ...]
         remember(params, Moment) -> ((distribution, value), the memory after it)
@@ -204,7 +224,7 @@ class Network(Protocol):
 
 class QNetwork(Protocol):
     """A policy and K critics Q, without a V. `params` is `{"policy": ..., "critic": ...}`; each method reads only its
-    own half."""
+    own half. With memory, which is of both halves, it has the two methods more of `Network`."""
 
     def init(self, key: Key, obs: Obs, /) -> Params: ...
     def apply(self, params: Params, obs: Obs, /) -> tuple[Any, None]: ...

@@ -243,7 +243,11 @@ def test_every_gradient_step_has_a_batch_and_a_key_of_its_own(told):
 @pytest.fixture(scope="module")
 def normalised():
     """Of arms whose action is what the policy sees of the observation's second entry, a third of it."""
-    sees = Exploration(lambda key, obs: (), lambda before, fresh, starts: (), lambda params, noise, obs: obs[:, 1:] / 3)
+    sees = Exploration(
+        lambda key, obs: (),
+        lambda before, fresh, starts: (),
+        lambda params, noise, memory, obs: (memory, obs[:, 1:] / 3),
+    )
     config = replace(CONFIG, normalize_obs=True, warmup_steps=1)
     return by_updates(with_notes(arms_env(REAL), TinyQNetwork("deterministic"), config, sees))
 
@@ -323,10 +327,10 @@ def test_an_action_is_the_policys_and_noise_held_within_bounds_where_there_are_s
     network, obs = TinyQNetwork("deterministic"), 5 + jax.random.normal(jax.random.key(1), (500, 2))
     params, noise = network.init(jax.random.key(0), obs), jax.random.normal(jax.random.key(2), (500, 1))
     mode = network.apply(params, obs)[0].mode()
-    bounded = gaussian_noise(network, arms_env(REAL), 2.0, 0.0).act(params, noise, obs)
+    bounded = gaussian_noise(network, arms_env(REAL), 2.0, 0.0).act(params, noise, (), obs)[1]
     np.testing.assert_allclose(bounded, np.clip(mode + 2 * noise, -1, 1), rtol=1e-6)
     assert (abs(bounded) == 1).any() and (abs(bounded) < 1).any()
-    unbounded = gaussian_noise(network, arms_env(UNBOUNDED), 2.0, 0.0).act(params, noise, obs)
+    unbounded = gaussian_noise(network, arms_env(UNBOUNDED), 2.0, 0.0).act(params, noise, (), obs)[1]
     np.testing.assert_allclose(unbounded, mode + 2 * noise, rtol=1e-6)
     assert (abs(unbounded) > 1).any()
 
@@ -339,7 +343,7 @@ def test_a_stochastic_policys_exploration_is_its_own_distribution(kind):
     noise = exploration.noise(jax.random.key(2), obs)
     nothing: Any = None
     assert exploration.carry(nothing, noise, nothing) is noise
-    action = np.asarray(exploration.act(params, noise, obs))
+    action = np.asarray(exploration.act(params, noise, (), obs)[1])
     if kind == "categorical":
         probability = float(jax.nn.softmax(distribution.logits[0])[1])
         assert scipy.stats.binomtest(int(action.sum()), 4000, probability).pvalue > 0.01

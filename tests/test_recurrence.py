@@ -163,8 +163,9 @@ def test_a_recording_holds_the_memories_of_the_rollout_of_its_twin_in_jax():
 # --- learning ---
 
 
-def recall_env() -> Env:
-    """Shows a bit, then nothing for two steps; the last action is paid 1 if it is the bit."""
+def recall_env(discrete: bool = True) -> Env:
+    """Shows a bit, then nothing for two steps; the last action is paid 1 if it is the bit, or, where actions are
+    numbers in [-1, 1], by its share of the bit's sign."""
 
     def observe(state):
         bit, t = state
@@ -178,11 +179,13 @@ def recall_env() -> Env:
         del key
         bit, t = state
         after = bit, t + 1
-        reward = jnp.where(t == 2, action == bit, False).astype(jnp.float32)
+        paid = 1.0 * (action == bit) if discrete else (2.0 * bit - 1.0) * action[0]
+        reward = jnp.where(t == 2, paid, 0.0)
         return after, TimeStep(observe(after), reward, t == 2, jnp.bool_(False))
 
     box = Box(np.full(2, -1, np.float32), np.ones(2, np.float32))
-    return Env(reset, step, box, Discrete(2), 3, "recall")
+    one = np.ones(1, np.float32)
+    return Env(reset, step, box, Discrete(2) if discrete else Box(-one, one), 3, "recall")
 
 
 ROLLOUT: Any = {"num_envs": 16, "num_steps": 12}

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from helpers import TinyQNetwork, arms_env, equations
+from helpers import TinyQNetwork, arms_env, equations, quick_jit
 
 from purepg.algorithms.ddpg import DDPGConfig, ddpg
 from purepg.algorithms.sac import SACConfig, sac
@@ -98,6 +98,19 @@ def test_samples_are_independent_of_each_other_and_the_keys_own():
         found: Any = scipy.stats.chi2_contingency(table)
         assert found.pvalue > 0.01
     np.testing.assert_array_equal(first, sample(jax.random.key(0), buffer, 10_000, CAPACITY).reward)
+
+
+@pytest.mark.parametrize("num_batches", [2, 4, 7])
+def test_windows_are_successive_batches_of_one_place_each_as_likely_as_the_others(num_batches):
+    L, W, newest = 2, 20_000, num_batches - 1
+    buffer, rounds = filled(num_batches), min(num_batches, CAPACITY // B)
+    arguments = jnp.int32(newest), replay.num_filled(buffer, num_batches, B)
+    slots = quick_jit(lambda key: replay.windows(key, buffer, B, L, W, *arguments))(jax.random.key(num_batches))
+    id = np.asarray(replay.take(buffer, slots).nested["id"])
+    assert id.shape == (L, W) and (id[1] - id[0] == B).all()
+    counts = np.bincount(id[0] - (1 + (num_batches - rounds) * B))
+    assert len(counts) == (rounds - L + 1) * B
+    assert scipy.stats.chisquare(counts).pvalue > 0.01
 
 
 def test_the_number_filled_grows_by_batches_up_to_the_capacity():

@@ -185,6 +185,10 @@ class ReplayConfig(PolicyAndCriticRateConfig, ExperienceConfig):
       num_gradient_steps: gradient steps after each step of the environments; divided by `num_envs` it is the
         updates-to-data ratio.
       batch_size: transitions in the minibatch of a gradient step, B.
+      window: successive steps of one environment that are drawn together, L, of which a minibatch has B / L. None: 1;
+        with memory, which learns along a window, 32.
+      burn_in: steps before each window through which memory passes without a gradient, from what was stored with the
+        first of them, so that the window begins with the memory of the current parameters (Kapturowski et al. 2019).
       capacity: transitions that the replay buffer holds.
       warmup_steps: transitions collected with random actions before learning begins.
       tau: step size of the target networks (Polyak averaging).
@@ -194,6 +198,8 @@ class ReplayConfig(PolicyAndCriticRateConfig, ExperienceConfig):
     num_steps: Count = 50
     num_gradient_steps: Count = 1
     batch_size: Count = 256
+    window: Count | None = None
+    burn_in: CountOrZero = 0
     capacity: Count = 100_000
     warmup_steps: Count = 1000
     tau: UnitInterval = 0.005

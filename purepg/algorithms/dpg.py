@@ -23,7 +23,7 @@ from purepg.equations.losses import deterministic_policy_gradient, squared_error
 from purepg.experience import normalize
 from purepg.experience.exploration import gaussian_noise
 from purepg.optimize import anneal, by_half, gradient_step, gradient_steps, init_halves, joined, step_direction
-from purepg.types import Actor, Algorithm, Env, QNetwork, State
+from purepg.types import Actor, Algorithm, Env, QNetwork, State, following
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,14 +68,16 @@ def dpg(env: Env, network: QNetwork, config: DPGConfig) -> Algorithm:
 
     def acting(learner):
         def act(noise, memory, obs):
-            return memory, exploration.act(learner.params, noise, normalize.apply(learner.obs_moments, obs)), None
+            obs = normalize.apply(learner.obs_moments, obs)
+            return *exploration.act(learner.params, noise, memory, obs), None
 
-        return Actor(exploration.noise, act)
+        return Actor(exploration.noise, act, exploration.memory)
 
     def step(key, state, update):
         learner = state.learner
         policy, critic = learner.train_state.halves
         data, after, info = collect(key, env, network, c, state, acting(learner))
+        data = data._replace(next_obs=following(data.obs, data.next_obs))  # as the changing critic remembers it
         share = anneal(1.0, update, c.anneal_updates if c.anneal_learning_rate else None)
         critic, critic_info = gradient_steps(
             critic_loss, tx, share * c.critic_learning_rate, critic, (data, policy.params), c.num_critic_steps

@@ -4,6 +4,7 @@ and SAC's temperature. An algorithm's own file has its exploration and `learn`, 
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +20,7 @@ from purepg.experience.acting import evaluation_policy
 from purepg.experience.exploration import Exploration, random_actor
 from purepg.experience.normalize import Moments
 from purepg.experience.rollout import RolloutState
-from purepg.lanes import step_if
+from purepg.lanes import select, step_if
 from purepg.networks.actor_critic import output, refuse_multi_discrete
 from purepg.optimize import TrainState, gradient_step, init_halves, init_train_state
 from purepg.types import (
@@ -31,6 +32,7 @@ from purepg.types import (
     Explorer,
     Key,
     Mean,
+    Memory,
     Metrics,
     Params,
     QNetwork,
@@ -39,6 +41,11 @@ from purepg.types import (
     Transition,
     UpdateSteps,
     UsageError,
+    Window,
+    following,
+    has_memory,
+    observed,
+    seen,
 )
 
 
@@ -76,19 +83,20 @@ def replay_algorithm(
     `num_gradient_steps` calls of `learn`, each on a batch of its own.
 
     Until the buffer holds `warmup_steps` transitions, actions are random and nothing is learned. Each metric is a
-    `Mean` over the gradient steps.
+    `Mean` over the gradient steps. Memory sees the observations of the warm-up too.
 
     Args:
-      learn: takes batches `[B, ...]` with normalised observations and rewards times `reward_scale`, and the number of
-        its gradient step. The number is exact modulo `period` only, because it starts again from 0 before int32
-        overflows.
+      learn: takes batches `[B, ...]`, or in windows `[L, B / L, ...]`, with normalised observations and rewards times
+        `reward_scale`, and the number of its gradient step. The number is exact modulo `period` only, because it
+        starts again from 0 before int32 overflows. With memory, `obs` is a `Window` and `next_obs` a `Following`.
     Raises:
-      UsageError: `normalize_obs` is on and an observation is a category, or `capacity` is smaller than `warmup_steps`
-        or no multiple of `num_envs`.
+      UsageError: `normalize_obs` is on and an observation is a category, `capacity` is smaller than `warmup_steps` or
+        no multiple of `num_envs`, or windows do not fit the minibatch or the warm-up.
     """
     check_environment(env)
     if c.normalize_obs:
         normalize.check_space(env)
+    c = _with_windows(c, network)
     cycle, at_random = _cycle(c, period), random_actor(env)
 
     def draw_noise(key, obs):
@@ -97,32 +105,50 @@ def replay_algorithm(
 
     def init(key):
         k_params, k_world, k_noise = jax.random.split(key, 3)
-        envs = rollout.reset_all(k_world, env, c.num_envs)
-        learner = init_learner(network.init(k_params, envs.obs))
+        envs = rollout.reset_all(k_world, env, c.num_envs, exploration.memory)
+        learner = init_learner(network.init(k_params, envs.seen))
         obs = jax.tree.map(lambda x: x[0], envs.obs)
         learner = learner._replace(obs_moments=normalize.init(obs, env.observation_space) if c.normalize_obs else None)
         first_noise, random = draw_noise(k_noise, envs.obs)
         _, action, _ = at_random.act(random, (), envs.obs)
         flag, reward = jnp.bool_(False), jnp.float32(0)
-        example = Transition(obs, jax.tree.map(lambda x: x[0], action), None, reward, flag, flag, obs)
+        before = seen(obs, flag, jax.tree.map(lambda x: x[0], envs.memory))
+        example = Transition(before, jax.tree.map(lambda x: x[0], action), None, reward, flag, flag, obs)
         return State(learner, ReplayWorld(envs, first_noise, replay.init(example, c.capacity)))
 
     act = _acting(env, c, exploration)
 
-    def explore(key, learner, noise, update, t, obs, starts):
-        fresh = draw_noise(key, obs)
+    def explore(key, learner, carry, update, t, obs, starts):
+        (noise, memory), fresh = carry, draw_noise(key, obs)
         noise = exploration.carry(noise, fresh[0], starts)
+        before = select(starts, exploration.memory(c.num_envs), memory)
         num_rounds = _rounds_before(c, update) + jnp.minimum(t, c.num_steps - 1)
-        return act(learner, noise, fresh[1], num_rounds, obs), None, ((), ()), noise
+        after, action = act(learner, noise, fresh[1], num_rounds, before, obs)
+        return action, None, (before, after), (noise, after)
 
-    def no_noise(obs):
+    def nothing_yet(obs):
         shapes = jax.eval_shape(lambda: draw_noise(jax.random.key(0), obs)[0])
-        return jax.tree.map(jnp.zeros_like, shapes)
+        return jax.tree.map(jnp.zeros_like, shapes), exploration.memory(c.num_envs)
 
     env_steps = c.num_envs * c.num_steps
     step = _rounds(env, c, exploration, draw_noise, act, learn, cycle)
-    explorer = Explorer(c.num_envs, c.num_steps, no_noise, explore)
+    explorer = Explorer(c.num_envs, c.num_steps, nothing_yet, explore)
     return Algorithm(init, step, evaluation_policy(network), UpdateSteps(env_steps, env_steps), explorer)
+
+
+def _with_windows(c: ReplayConfig, network: QNetwork) -> ReplayConfig:
+    """The config; a `window` of None is 32 with memory. Raises UsageError where windows do not fit."""
+    if not has_memory(network) and c.burn_in:
+        raise UsageError(f"burn_in ({c.burn_in}) must be 0 for a network without memory")
+    window = c.window or (32 if has_memory(network) else None)
+    if window and c.batch_size % window:
+        raise UsageError(f"batch_size ({c.batch_size}) must be divisible by window ({window})")
+    if window and c.warmup_steps < (least := c.num_envs * (c.burn_in + window)):
+        raise UsageError(
+            f"warmup_steps ({c.warmup_steps}) must be at least num_envs * (burn_in + window), {least}, so that the "
+            "buffer holds a whole window when learning begins"
+        )
+    return replace(c, window=window)
 
 
 def _cycle(c: ReplayConfig, period: int) -> int:
@@ -148,14 +174,14 @@ def _rounds_before(c: ReplayConfig, update: Array) -> Array:
     return jnp.minimum(update, -(-ring // T)) * T
 
 
-def _acting(env: Env, c: ReplayConfig, exploration: Exploration) -> Callable[..., Array]:
-    """`act(learner, noise, random, num_rounds, obs)`: the action, random in the rounds of the warm-up."""
+def _acting(env: Env, c: ReplayConfig, exploration: Exploration) -> Callable[..., tuple[Memory, Array]]:
+    """`act(learner, noise, random, num_rounds, memory, obs)`: (memory, the action, random in the warm-up's rounds)."""
     warmup_rounds, at_random = -(-c.warmup_steps // c.num_envs), random_actor(env)
 
-    def act(learner, noise, random, num_rounds, obs):
-        action = exploration.act(learner.params, noise, normalize.apply(learner.obs_moments, obs))
+    def act(learner, noise, random, num_rounds, memory, obs):
+        memory, action = exploration.act(learner.params, noise, memory, normalize.apply(learner.obs_moments, obs))
         _, uniform, _ = at_random.act(random, (), obs)
-        return jnp.where(num_rounds < warmup_rounds, uniform, action)
+        return memory, jnp.where(num_rounds < warmup_rounds, uniform, action)
 
     return act
 
@@ -165,7 +191,7 @@ def _rounds(
     c: ReplayConfig,
     exploration: Exploration,
     draw_noise: Callable[[Key, Any], Any],
-    act: Callable[..., Array],
+    act: Callable[..., tuple[Memory, Array]],
     learn: Learn,
     cycle: int,
 ) -> Step:
@@ -198,19 +224,22 @@ def _rounds(
             noise = exploration.carry(noise, draws.noise[0], envs.episode_length == 0)
 
             def act_now(draws, memory, obs):
-                return memory, act(learner, noise, draws[1], num_rounds, obs), None
+                return *act(learner, noise, draws[1], num_rounds, memory, obs), None
 
-            envs, transition, finished_now = rollout.step(env, Actor(draw_noise, act_now), envs, draws)
+            envs, transition, finished_now = rollout.step(
+                env, Actor(draw_noise, act_now, exploration.memory), envs, draws
+            )
+            transition = transition._replace(next_obs=observed(transition.next_obs))
             if not c.bootstrap_at_truncation:
                 transition = rollout.truncation_as_termination(transition)
             buffer = replay.add(buffer, transition, number)
 
             num_filled = replay.num_filled(buffer, num_rounds + 1, N)
-            batches = jax.vmap(lambda key: replay.sample(key, buffer, c.batch_size, num_filled))(k_sample)
+            batches = jax.vmap(lambda key: _sample(key, c, buffer, number, num_filled))(k_sample)
             warm = num_rounds + 1 >= warmup_rounds
             learner, metrics = step_if(warm, learn_on, learner, batches, k_learn, number * G)
             carry = (learner, ReplayWorld(envs, noise, buffer), finished + finished_now)
-            return carry, (metrics, transition.obs if c.normalize_obs else jnp.zeros(()))
+            return carry, (metrics, observed(transition.obs) if c.normalize_obs else jnp.zeros(()))
 
         carry = (state.learner, state.world, rollout.none_finished(env))
         rounds = (jnp.arange(T, dtype=jnp.int32), draws, k_sample, k_learn)
@@ -221,6 +250,20 @@ def _rounds(
         return State(learner, world), info | jax.tree.map(jnp.sum, metrics)
 
     return step
+
+
+def _sample(key: Key, c: ReplayConfig, buffer: Any, newest: Array, num_filled: Array) -> Transition:
+    """A minibatch, `[B, ...]` or in windows `[L, B / L, ...]`."""
+    if c.window is None:
+        return replay.sample(key, buffer, c.batch_size, num_filled)
+    slots = replay.windows(key, buffer, c.num_envs, c.burn_in + c.window, c.batch_size // c.window, newest, num_filled)
+    if not isinstance(buffer.obs, Window):
+        return replay.take(buffer, slots)
+    memory = replay.take(buffer.obs.memory, slots[:1])  # the only one that is read
+    before = replay.take((buffer.obs.obs, buffer.obs.starts), slots[: c.burn_in]) if c.burn_in else None
+    batch = replay.take(buffer._replace(obs=buffer.obs._replace(memory=())), slots[c.burn_in :])
+    obs = batch.obs._replace(memory=memory, burn_in=before)
+    return batch._replace(obs=obs, next_obs=following(obs, batch.next_obs))
 
 
 def require(env: Env, network: QNetwork, algorithm: str, kinds: dict[str, type[Distribution]]) -> None:

@@ -24,7 +24,7 @@ from purepg.equations.distributions import Categorical
 from purepg.equations.losses import expected_soft_policy_gradient
 from purepg.experience.exploration import own_samples
 from purepg.optimize import by_half, gradient_step, joined, step_direction
-from purepg.types import Algorithm, Env, QNetwork
+from purepg.types import Algorithm, Env, QNetwork, observed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ def sac_discrete(env: Env, network: QNetwork, config: DiscreteSACConfig) -> Algo
         policy, policy_info = gradient_step(
             policy_loss, tx, c.policy_learning_rate, policy, (batch.obs, critic.params, alpha)
         )
-        legal = legal_actions(env.observation_space, batch.obs)
+        legal = legal_actions(env.observation_space, observed(batch.obs))
         largest = jnp.log(next_log_prob.shape[-1]) if legal is None else jnp.log(legal.sum(-1)).mean()
         log_alpha = temperature_step(tx, c, log_alpha, policy_info["entropy"] - c.target_entropy * largest)
         target = optax.incremental_update({"critic": critic.params}, target, c.tau)

@@ -10,31 +10,31 @@ from purepg.experience.normalize import Moments
 from purepg.types import Actor, Memory, Moment, Network, Obs, Params, QNetwork, State, first_memory, has_memory
 
 
+def step(network: Network | QNetwork, params: Params, memory: Memory, obs: Obs) -> tuple[Memory, Any]:
+    """(the memory after it, the policy's distribution) of one observation `[N, ...]`, normalised."""
+    if not has_memory(network):
+        return memory, network.apply(params, obs)[0]
+    (distribution, _), memory = network.remember(params, Moment(obs, memory))  # pyright: ignore
+    return memory, distribution
+
+
 def actor(
     network: Network | QNetwork, params: Params, moments: Moments | None = None, deterministic: bool = False
 ) -> Actor:
     """The policy's actor: raw observations to sampled actions and their log-probabilities, or to the distributions'
     modes."""
-    remembers = has_memory(network)
-
-    def apply(memory: Memory, obs: Obs) -> tuple[Any, Memory]:
-        obs = normalize.apply(moments, obs)
-        if not remembers:
-            return network.apply(params, obs)[0], memory
-        (distribution, _), memory = network.remember(params, Moment(obs, memory))  # pyright: ignore
-        return distribution, memory
+    first = first_memory(network)
 
     def noise(key, obs):
         num_envs = jax.tree.leaves(obs)[0].shape[0]
-        return jax.eval_shape(lambda: apply(first(num_envs), obs)[0]).noise(key)
+        return jax.eval_shape(lambda: step(network, params, first(num_envs), obs)[1]).noise(key)
 
     def act(noise, memory, obs):
-        distribution, memory = apply(memory, obs)
+        memory, distribution = step(network, params, memory, normalize.apply(moments, obs))
         if deterministic or not hasattr(distribution, "log_prob"):
             return memory, distribution.mode(), None
         return memory, *distribution.scored(noise)
 
-    first = first_memory(network)
     return Actor((lambda key, obs: ()) if deterministic else noise, act, first)
 
 

@@ -1,6 +1,7 @@
 """Exploration during training, for algorithms with a deterministic or squashed policy."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -8,8 +9,25 @@ import jax.numpy as jnp
 
 from purepg.envs.contract import legal_actions
 from purepg.equations.distributions import Categorical, executed
+from purepg.experience.acting import step
 from purepg.lanes import select
-from purepg.types import Action, Actor, Array, Box, Discrete, Env, Key, MultiDiscrete, Obs, Params, QNetwork
+from purepg.types import (
+    Action,
+    Actor,
+    Array,
+    Box,
+    Discrete,
+    Env,
+    Key,
+    Memory,
+    MultiDiscrete,
+    Obs,
+    Params,
+    QNetwork,
+    first_memory,
+    moment,
+    no_memory,
+)
 
 
 class Exploration(NamedTuple):
@@ -19,29 +37,31 @@ class Exploration(NamedTuple):
       noise: `noise(key, obs)` draws one step's random numbers; only the shapes of `obs` are read.
       carry: `carry(before, fresh, starts)` combines the last step's noise with a fresh one; `starts` `[N]` marks new
         episodes.
-      act: `act(params, noise, obs)` returns executed actions for normalised observations.
+      act: `act(params, noise, memory, obs)` returns (memory, executed actions) for normalised observations.
+      memory: `memory(num_envs)`, what the policy remembers before an episode's first step.
     """
 
     noise: Callable[[Key, Obs], Any]
     carry: Callable[[Any, Any, Array], Any]
-    act: Callable[[Params, Any, Obs], Action]
+    act: Callable[[Params, Any, Memory, Obs], tuple[Memory, Action]]
+    memory: Callable[[int], Memory] = no_memory
 
 
 def own_samples(network: QNetwork) -> Exploration:
     """Explores by sampling a stochastic policy."""
 
-    def distribution(params, obs):
-        return network.apply(params, obs)[0]
+    first = first_memory(network)
 
     def noise(key, obs):
-        params = jax.eval_shape(network.init, key, obs)
-        return jax.eval_shape(distribution, params, obs).noise(key)
+        memory = first(jax.tree.leaves(obs)[0].shape[0])
+        params = jax.eval_shape(network.init, key, moment(obs, memory))
+        return jax.eval_shape(partial(step, network), params, memory, obs)[1].noise(key)
 
-    return Exploration(
-        noise,
-        lambda before, fresh, starts: fresh,
-        lambda params, noise, obs: executed(distribution(params, obs).transform(noise)),
-    )
+    def act(params, noise, memory, obs):
+        memory, distribution = step(network, params, memory, obs)
+        return memory, executed(distribution.transform(noise))
+
+    return Exploration(noise, lambda before, fresh, starts: fresh, act, first)
 
 
 def gaussian_noise(network: QNetwork, env: Env, std: Array | float, correlation: Array | float) -> Exploration:
@@ -60,10 +80,11 @@ def gaussian_noise(network: QNetwork, env: Env, std: Array | float, correlation:
         later = correlation * before + jnp.sqrt(1 - jnp.square(correlation)) * fresh
         return select(starts, fresh, later)
 
-    def act(params, noise, obs):
-        return within_bounds(env, network.apply(params, obs)[0].mode() + std * noise)
+    def act(params, noise, memory, obs):
+        memory, distribution = step(network, params, memory, obs)
+        return memory, within_bounds(env, distribution.mode() + std * noise)
 
-    return Exploration(noise, carry, act)
+    return Exploration(noise, carry, act, first_memory(network))
 
 
 def within_bounds(env: Env, action: Action) -> Action:

@@ -10,7 +10,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from purepg.types import Array, Box, Discrete, Env, Moment, ObservationSpace, UsageError, Window, space_leaves
+from purepg.types import (
+    Array,
+    Box,
+    Discrete,
+    Env,
+    Following,
+    Moment,
+    ObservationSpace,
+    UsageError,
+    Window,
+    observed,
+    space_leaves,
+)
 
 
 class Moments(NamedTuple):
@@ -56,8 +68,7 @@ def update(moments: Moments | None, batch: Any) -> Moments | None:
     Of a `Window` or a `Moment`, the observations count."""
     if moments is None:
         return None
-    if isinstance(batch, Window | Moment):
-        batch = batch.obs
+    batch = observed(batch)
     mean_rest, variance_rest, num_rest = moments.rest
     pairs = zip(jax.tree.leaves(batch), jax.tree.leaves(moments.mean), strict=True)
     n = next(x.size // mean.size for x, mean in pairs if mean.size)
@@ -90,16 +101,24 @@ def _add(x: Array, rest: Array, more: Array) -> tuple[Array, Array]:
 
 def apply(moments: Moments | None, x: Any, clip: float = 10.0, eps: float = 1e-8) -> Any:
     """Returns (x - mean) / sqrt(variance + eps), clipped to [-clip, clip]; the leaves of `x` are `[..., *shape]`. In a
-    `Window` or a `Moment`, the observations are standardised."""
+    `Window`, a `Moment` or a `Following`, the observations are standardised."""
     if moments is None:
         return x
-    if isinstance(x, Window | Moment):
-        return x._replace(obs=apply(moments, x.obs, clip, eps))
 
     def standardised(x, mean, variance):
         return jnp.clip((x - mean) * jax.lax.rsqrt(variance + eps), -clip, clip) if mean.size else x
 
-    return jax.tree.map(standardised, x, moments.mean, moments.variance)
+    def each(obs):
+        return jax.tree.map(standardised, obs, moments.mean, moments.variance)
+
+    match x:
+        case Following():
+            return Following(apply(moments, x.window, clip, eps), each(x.obs))
+        case Window():
+            return x._replace(obs=each(x.obs), burn_in=x.burn_in and (each(x.burn_in[0]), x.burn_in[1]))
+        case Moment():
+            return x._replace(obs=each(x.obs))
+    return each(x)
 
 
 def scale(moments: Moments | None, reward: Array, clip: float = 10.0, eps: float = 1e-8) -> Array:

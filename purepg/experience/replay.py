@@ -59,8 +59,30 @@ def sample(key: Key, buffer: Buffer, batch_size: int, num_filled: Array | int) -
     The cost does not depend on the capacity. The relative error of a slot's probability is at most num_filled / 2^32.
     """
     bits = jax.random.bits(key, (batch_size,), jnp.uint32)
-    index = (bits % jnp.asarray(num_filled, jnp.uint32)).astype(jnp.int32)
-    return jax.tree.map(lambda x: x.at[index].get(mode="promise_in_bounds"), buffer)
+    return take(buffer, (bits % jnp.asarray(num_filled, jnp.uint32)).astype(jnp.int32))
+
+
+def windows(key: Key, buffer: Buffer, n: int, length: int, num_windows: int, newest: Array, num_filled: Array) -> Array:
+    """Draws windows of successive batches' i-th transitions uniformly with replacement, as slots `[L, W]` for `take`.
+    None crosses from the newest batch to the oldest.
+
+    Args:
+      n: the size of a batch; transition i of the next one follows transition i of this.
+      length: L. While the buffer holds fewer batches, windows have slots that are not filled.
+      newest: the `index` of the last batch that was added.
+      num_filled: as for `sample`.
+    """
+    ring, filled = _length(buffer) // n, num_filled // n
+    oldest = newest % ring + ring + 1 - filled
+    bits = jax.random.bits(key, (num_windows,), jnp.uint32)
+    num_starts = jnp.maximum(filled - length + 1, 1) * n
+    age, i = jnp.divmod((bits % num_starts.astype(jnp.uint32)).astype(jnp.int32), n)
+    return (oldest + age + jnp.arange(length)[:, None]) % ring * n + i
+
+
+def take(buffer: Buffer, slots: Array) -> Any:
+    """The transitions in these slots; leaves `[*slots.shape, ...]`."""
+    return jax.tree.map(lambda x: x.at[slots].get(mode="promise_in_bounds"), buffer)
 
 
 def _length(tree: Any) -> int:

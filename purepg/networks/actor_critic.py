@@ -4,13 +4,14 @@
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from purepg.config import Count, Positive, check
 from purepg.envs.contract import space_name
@@ -24,7 +25,7 @@ from purepg.networks.heads import (
     given_legal,
     squashed_policy,
 )
-from purepg.networks.memory import MemoryKind, Recurrence, cell_of, first_of
+from purepg.networks.memory import MemoryKind, Recurrence, cell_of, first_of, memory_in, with_memory
 from purepg.networks.observations import visible
 from purepg.networks.torsos import Torso, TorsoKind, check_torso
 from purepg.types import (
@@ -46,8 +47,11 @@ from purepg.types import (
     Space,
     UsageError,
     first_seen,
+    observed,
     space_leaves,
 )
+
+UNBOUNDED = Box(np.full(1, -np.inf, np.float32), np.full(1, np.inf, np.float32))  # features, of any number
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ class NetworkConfig:
       layer_norm: normalise the features of every dense layer of the torso, before its activation (Ba et al. 2016).
       memory: what follows the torso and remembers the episode. gru and lstm: recurrent cells; lru: a linear recurrent
         unit, which trains on all steps of a window at once; stack: the last observations' features. None: nothing.
-      memory_size: width of the memory's features; of a stack, the number of observations.
+      memory_size: width of the memory's features, None: 64; of a stack, the number of observations, None: 4.
     """
 
     torso: TorsoKind = "mlp"
@@ -76,7 +80,7 @@ class NetworkConfig:
     initial_std: Positive = 1.0
     layer_norm: bool = False
     memory: MemoryKind | None = None
-    memory_size: Count = 64
+    memory_size: Count | None = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,9 @@ class ActorQConfig:
       initial_std: initial standard deviation of the policy, before any tanh.
       num_critics: number of critics K, each initialised independently.
       layer_norm: normalise the features of every dense layer of the torso, before its activation (Ba et al. 2016).
+      memory: what follows each torso and remembers the episode, as in `NetworkConfig`. A critic of continuous actions
+        reads the action in one more dense layer, after its memory.
+      memory_size: width of the memory's features, None: 64; of a stack, the number of observations, None: 4.
     """
 
     policy: PolicyKind = "tanh_gaussian"
@@ -104,9 +111,25 @@ class ActorQConfig:
     initial_std: Positive = 1.0
     num_critics: Count = 2
     layer_norm: bool = False
+    memory: MemoryKind | None = None
+    memory_size: Count | None = None
 
 
 Part = Callable[..., Any]  # a module class or a partial of one; called with `name=...`, it returns a module
+
+
+def _seeing(torso: Callable[[Obs], Array], hidden: Sequence[str]) -> Callable[[Obs], Array]:
+    """A torso on observations without some of their entries."""
+    return lambda obs: torso(visible(obs, hidden))
+
+
+def _remembered(
+    seen: Any, torso: Callable[[Obs], Array], cell: Part | None, half: str, name: str = "memory"
+) -> tuple[Memory, Array]:
+    """(the memory after, features) of one half of a network; () and the torso's features where it has no cell."""
+    if cell is None:
+        return (), torso(seen)
+    return Recurrence(cell, name=name)(with_memory(seen, lambda memory: memory[half]), torso)
 
 
 class ActorCritic(nn.Module):
@@ -140,18 +163,14 @@ class ActorCritic(nn.Module):
     def step(self, seen: Any) -> tuple[tuple[Distribution, Array], Memory]:
         """((pi, V), the memory after `seen`)."""
         _refuse_shared(self.shared, self.privileged)
-        obs = seen.obs if self.cell else seen
-        features = {"policy": self.torso(name="policy_torso")(visible(obs, self.privileged))}
-        if not self.shared:
-            features["value"] = self.torso(name="value_torso")(obs)
-        memory = {}
-        if self.cell:
-            for name, x in features.items():
-                recurrence = Recurrence(self.cell, name=f"{name}_memory")
-                memory[name], features[name] = recurrence(seen, seen.memory[name], x)
+        hides = {"policy": self.privileged} if self.shared else {"policy": self.privileged, "value": ()}
+        features, memory = {}, {}
+        for half, hidden in hides.items():
+            torso = _seeing(self.torso(name=f"{half}_torso"), hidden)
+            memory[half], features[half] = _remembered(seen, torso, self.cell, half, f"{half}_memory")
         distribution = self.policy_head(name="policy_head")(features["policy"])
         value = self.value_head(features=1, name="value")(features.get("value", features["policy"]))
-        return (given_legal(distribution, self.observation_space, obs), value.squeeze(-1)), memory
+        return (given_legal(distribution, self.observation_space, observed(seen)), value.squeeze(-1)), memory
 
     def remember(self, params: Params, seen: Moment) -> tuple[tuple[Distribution, Array], Memory]:
         """`step` of these parameters, as `Network` has it."""
@@ -172,33 +191,54 @@ class Policy(nn.Module):
     head: Part
     observation_space: ObservationSpace = None
     privileged: tuple[str, ...] = ()
+    cell: Part | None = None
+
+    def __call__(self, seen: Any) -> Distribution:
+        return self.step(seen)[0]
 
     @nn.compact
-    def __call__(self, obs: Obs) -> Distribution:
-        x = self.torso(name="torso")(visible(obs, self.privileged))
-        return given_legal(self.head(name="head")(x), self.observation_space, obs)
+    def step(self, seen: Any) -> tuple[Distribution, Memory]:
+        """(pi, the memory after `seen`)."""
+        torso = _seeing(self.torso(name="torso"), self.privileged)
+        memory, x = _remembered(seen, torso, self.cell, "policy")
+        return given_legal(self.head(name="head")(x), self.observation_space, observed(seen)), memory
 
 
 class Critic(nn.Module):
-    """Q(s, a), `[...]`; for discrete actions, Q(s, .) of all actions, `[..., A]`.
+    """Q(s, a), `[...]`; for discrete actions, Q(s, .) of all actions, `[..., A]`. With a cell, s is what is remembered.
 
     Attributes:
       torso: makes a module from an observation, or an observation and a continuous action, to features `[..., n]`.
       action_space: the action space.
       value_head: makes a module from features to `[..., features]`; it is also passed `features`, the number of values.
+      cell: makes what remembers the observations, as in `ActorCritic`.
+      joint: makes a module from the cell's features and a continuous action to features `[..., n]`; without a cell the
+        torso reads the action.
     """
 
     torso: Part
     action_space: Space
     value_head: Part = ValueHead
+    cell: Part | None = None
+    joint: Part | None = None
 
     @nn.compact
-    def __call__(self, obs: Obs, action: Action | None = None) -> Array:
-        inputs = (obs,) if action is None else (obs, action)
-        x = self.torso(name="torso")(*inputs)
+    def __call__(self, seen: Any, action: Action | None = None) -> Array:
+        if self.cell is None:
+            x = self.torso(name="torso")(*((seen,) if action is None else (seen, action)))
+        else:
+            x = self.remember(seen)[1]
+            if action is not None:
+                assert self.joint is not None
+                x = self.joint(name="joint")(x, action)
         if isinstance(self.action_space, Discrete):
             return self.value_head(features=self.action_space.n, name="q")(x)
         return self.value_head(features=1, name="q")(x).squeeze(-1)
+
+    @nn.compact
+    def remember(self, seen: Any) -> tuple[Memory, Array]:
+        """(the memory after `seen`, features), with a cell."""
+        return _remembered(seen, self.torso(name="torso"), self.cell, "critic")
 
 
 class ActorQ(NamedTuple):
@@ -210,39 +250,61 @@ class ActorQ(NamedTuple):
     Attributes:
       policy: `apply(params, obs)` returns a distribution.
       critic: `apply(params, obs, action)` returns `[...]`; or, for discrete actions, `apply(params, obs)` `[..., A]`.
+      cell: that of the policy and the critic, which have it too; each critic remembers for itself. None: no memory.
     """
 
     policy: Any
     critic: Any
     action_space: Space
     num_critics: int = 1
+    cell: Part | None = None
 
-    def init(self, key: Key, obs: Obs) -> Params:
+    def init(self, key: Key, seen: Any) -> Params:
         k_policy, k_critic = jax.random.split(key)
-        distribution, policy = self.policy.init_with_output(k_policy, obs)
-        inputs = (obs, executed(distribution.mode())) if isinstance(self.action_space, Box) else (obs,)
+        distribution, policy = self.policy.init_with_output(k_policy, seen)
+        inputs = (seen, executed(distribution.mode())) if isinstance(self.action_space, Box) else (seen,)
+        if self.cell:
+            inputs = (with_memory(seen, lambda memory: {"critic": memory["critic"][0]}), *inputs[1:])
         critic = jax.vmap(lambda key: self.critic.init(key, *inputs))(jax.random.split(k_critic, self.num_critics))
         return {"policy": policy, "critic": critic}
 
-    def apply(self, params: Params, obs: Obs) -> tuple[Distribution, None]:
-        return self.policy.apply(params["policy"], obs), None
+    def apply(self, params: Params, seen: Any) -> tuple[Distribution, None]:
+        return self.policy.apply(params["policy"], seen), None
 
-    def q(self, params: Params, obs: Obs, action: Action) -> Array:
+    def q(self, params: Params, seen: Any, action: Action) -> Array:
         """Q_k(s, a) of every critic, `[K, ...]`."""
         if isinstance(self.action_space, Box):
-            return self._critics(params, obs, action)
+            return self._critics(params, seen, action)
         assert isinstance(self.action_space, Discrete)
         taken = action[..., None] == jnp.arange(self.action_space.n)
-        return jnp.sum(self.q_of_all(params, obs), axis=-1, where=taken)
+        return jnp.sum(self.q_of_all(params, seen), axis=-1, where=taken)
 
-    def q_of_all(self, params: Params, obs: Obs) -> Array:
+    def q_of_all(self, params: Params, seen: Any) -> Array:
         """Q_k(s, .) of every critic and every discrete action, `[K, ..., A]`."""
-        return self._critics(params, obs)
+        return self._critics(params, seen)
 
-    def _critics(self, params: Params, *inputs: Array) -> Array:
+    def memory(self, num_envs: int) -> Memory:
+        """The memory before an episode's first step: the policy's, and that of each critic."""
+        first = self.cell and first_of(self.cell, num_envs)
+        return {"policy": first, "critic": (first,) * self.num_critics} if self.cell else ()
+
+    def remember(self, params: Params, seen: Moment) -> tuple[tuple[Distribution, None], Memory]:
+        """One step, as `Network` has it."""
+        distribution, memory = self.policy.apply(params["policy"], seen, method="step")
+        after, _ = self._critics(params, seen, method="remember")
+        critics = tuple(jax.tree.map(lambda x, k=k: x[k], after) for k in range(self.num_critics))
+        return (distribution, None), {"policy": memory, "critic": critics}
+
+    def _critics(self, params: Params, seen: Any, *action: Array, method: Any = None) -> Any:
+        def apply(critic, memory):
+            own = with_memory(seen, lambda _: {"critic": memory}) if self.cell else seen
+            return self.critic.apply(critic, own, *action, method=method)
+
+        memory = memory_in(seen)["critic"] if self.cell else ()
         if self.num_critics == 1:  # unbatched matrix products are faster
-            return self.critic.apply(jax.tree.map(lambda x: x[0], params["critic"]), *inputs)[None]
-        return jax.vmap(lambda critic: self.critic.apply(critic, *inputs))(params["critic"])
+            one = apply(jax.tree.map(lambda x: x[0], params["critic"]), *memory or ((),))
+            return jax.tree.map(lambda x: x[None], one)
+        return jax.vmap(apply)(params["critic"], jax.tree.map(lambda *x: jnp.stack(x), *memory) if memory else ())
 
 
 def actor_q(env: Env, config: ActorQConfig) -> ActorQ:
@@ -264,8 +326,10 @@ def actor_q(env: Env, config: ActorQConfig) -> ActorQ:
     head: Part = partial(PolicyHead, space, **settings)
     if config.policy in SQUASHED:  # without a module around its layers, to match the checkpoints of earlier runs
         head = lambda name: partial(squashed_policy, space=space, **settings)  # noqa: E731
-    policy = Policy(torso, head, env.observation_space, env.privileged)
-    return ActorQ(policy, Critic(torso, space), space, config.num_critics)
+    cell = cell_of(config.memory, config.memory_size, config.hidden[-1])
+    policy = Policy(torso, head, env.observation_space, env.privileged, cell)
+    joint = partial(Torso, UNBOUNDED, replace(config, torso="mlp", hidden=config.hidden[-1:]))
+    return ActorQ(policy, Critic(torso, space, cell=cell, joint=joint), space, config.num_critics, cell)
 
 
 def actor_critic(env: Env, config: NetworkConfig) -> ActorCritic:
@@ -275,7 +339,7 @@ def actor_critic(env: Env, config: NetworkConfig) -> ActorCritic:
     _refuse_shared(config.shared, env.privileged)
     torso = partial(Torso, env.observation_space, config)
     head = partial(PolicyHead, env.action_space, None, config.policy_scale, config.initial_std)
-    cell = config.memory and cell_of(config.memory, config.memory_size, config.hidden[-1])
+    cell = cell_of(config.memory, config.memory_size, config.hidden[-1])
     return ActorCritic(torso, head, ValueHead, config.shared, env.observation_space, env.privileged, cell)
 
 

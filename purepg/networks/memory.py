@@ -3,7 +3,8 @@ a time, and `Recurrence` takes it along the steps of a window.
 
 A cell is a flax module like `flax.linen.GRUCell`: called with a memory, leaves `[..., n]`, and features `[..., m]`, it
 returns both anew, and `initialize_carry(key, (*batch, 1))` is the memory before an episode's first step. One that has
-`unroll(memory, features, starts)` as well, for all L steps at once, is asked for that in place of L calls.
+`unroll(memory, features, starts)` as well, for all L steps at once, is asked for that in place of L calls; it returns
+the memory after each step.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from purepg.lanes import select
-from purepg.types import Array, Memory, Moment, Window
+from purepg.types import Array, Following, Memory, Moment, Obs, Window
 
 MemoryKind = Literal["gru", "lstm", "lru", "stack"]
 
@@ -26,8 +27,20 @@ def first_of(cell: Callable[..., Any], num_envs: int) -> Memory:
     return made.initialize_carry(jax.random.key(0), (num_envs, 1))
 
 
+def with_memory(seen: Any, pick: Callable[[Memory], Memory]) -> Any:
+    """A `Window`, `Moment` or `Following` with `pick` of its memory in the memory's place."""
+    if isinstance(seen, Following):
+        return seen._replace(window=with_memory(seen.window, pick))
+    return seen._replace(memory=pick(seen.memory))
+
+
+def memory_in(seen: Any) -> Memory:
+    """The memory of a `Window`, `Moment` or `Following`."""
+    return seen.window.memory if isinstance(seen, Following) else seen.memory
+
+
 class Recurrence(nn.Module):
-    """A cell along the time of a `Window`, or one step of it from each `Moment`.
+    """A cell that goes along the time of a `Window`, or takes one step of each `Moment` or `Following`.
 
     Attributes:
       cell: makes the cell.
@@ -36,26 +49,35 @@ class Recurrence(nn.Module):
     cell: Callable[..., Any]
 
     @nn.compact
-    def __call__(self, seen: Window | Moment, memory: Memory, x: Array) -> tuple[Memory, Array]:
-        """Returns (the memory after the last step, features `[..., n]`).
-
-        Args:
-          seen: what the features are of.
-          memory: this cell's part of the memory in it.
-          x: features, `[L, N, m]` of a window, or `[..., m]`.
-        """
+    def __call__(self, seen: Window | Moment | Following, torso: Callable[[Obs], Array]) -> tuple[Memory, Array]:
+        """Returns (the memory after each observation, features `[..., n]`); `torso` gives the features `[..., m]` of
+        observations that the cell reads."""
         cell = self.cell(name="cell")
-        if isinstance(seen, Moment):
-            return cell(memory, x)
-        before = jax.tree.map(lambda x: x[0], memory)
-        if hasattr(cell, "unroll"):
-            return cell.unroll(before, x, seen.starts)
 
-        def step(cell, memory, inputs):
-            x, starts = inputs
-            return cell(select(starts, first_of(self.cell, starts.shape[0]), memory), x)
+        def unroll(memory, obs, starts):
+            x = torso(obs)
+            if hasattr(cell, "unroll"):
+                return cell.unroll(memory, x, starts)
 
-        return nn.scan(step, variable_broadcast="params", split_rngs={"params": False})(cell, before, (x, seen.starts))
+            def step(cell, memory, inputs):
+                x, starts = inputs
+                memory, x = cell(select(starts, first_of(self.cell, starts.shape[0]), memory), x)
+                return memory, (memory, x)
+
+            return nn.scan(step, variable_broadcast="params", split_rngs={"params": False})(cell, memory, (x, starts))[
+                1
+            ]
+
+        def through(window):
+            memory = jax.tree.map(lambda x: x[0], window.memory)
+            if window.burn_in is not None:
+                memory = jax.tree.map(lambda x: jax.lax.stop_gradient(x[-1]), unroll(memory, *window.burn_in)[0])
+            return unroll(memory, window.obs, window.starts)
+
+        if isinstance(seen, Window):
+            return through(seen)
+        memory = seen.memory if isinstance(seen, Moment) else through(seen.window)[0]
+        return cell(memory, torso(seen.obs))
 
 
 class Stack(nn.Module):
@@ -119,7 +141,8 @@ class LRU(nn.Module):
         return _real(state), self._features(state, x)
 
     def unroll(self, memory: Array, x: Array, starts: Array) -> tuple[Array, Array]:
-        """All steps of a window. memory `[N, 2 * size]`, x `[L, N, m]`, starts `[L, N]`."""
+        """All steps of a window. memory `[N, 2 * size]`, x `[L, N, m]`, starts `[L, N]`; returns (the memory after each
+        step `[L, N, 2 * size]`, features `[L, N, size]`)."""
         decay = jnp.where(starts[..., None], 0.0, self._decay())
         driven = self._driven(x).at[0].add(decay[0] * _complex(memory))
 
@@ -127,7 +150,7 @@ class LRU(nn.Module):
             return left[0] * right[0], right[0] * left[1] + right[1]
 
         _, state = jax.lax.associative_scan(join, (decay, driven))
-        return _real(state[-1]), self._features(state, x)
+        return _real(state), self._features(state, x)
 
     @nn.nowrap
     def initialize_carry(self, key: Array, input_shape: tuple[int, ...]) -> Array:
@@ -154,14 +177,17 @@ def _real(x: Array) -> Array:
     return jnp.concatenate([x.real, x.imag], axis=-1)
 
 
-def cell_of(kind: MemoryKind, size: int, features: int) -> Callable[..., Any]:
-    """Makes the cell of a config.
+def cell_of(kind: MemoryKind | None, size: int | None, features: int) -> Callable[..., Any] | None:
+    """Makes the cell of a config; None where that has no memory.
 
     Args:
-      size: the width of the cell's features; of a stack, how many observations.
+      size: the width of the cell's features, None: 64; of a stack, how many observations, None: 4.
       features: the width of the torso's features.
     """
+    size = size or (4 if kind == "stack" else 64)
     match kind:
+        case None:
+            return None
         case "gru":
             return partial(nn.GRUCell, features=size)
         case "lstm":
