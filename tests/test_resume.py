@@ -76,10 +76,10 @@ EXPERIMENTS = {
     ),
     "sac": Experiment(
         sac,
-        SACConfig(num_steps=4, batch_size=4, capacity=16, warmup_steps=8),
+        SACConfig(num_steps=4, batch_size=4, window=2, burn_in=1, capacity=16, warmup_steps=8),
         RunConfig(env="Pendulum-v1", total_steps=32, num_seeds=2, log_every=2, **QUICK),
         network=actor_q,
-        network_config=ActorQConfig(policy="tanh_gaussian", hidden=(8,), num_critics=2),
+        network_config=ActorQConfig(policy="tanh_gaussian", hidden=(8,), num_critics=2, memory="lru", memory_size=4),
     ),
 }
 
