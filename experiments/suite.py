@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 import jax
-from parts.suite_cells import SCRIPTS, Cell, Missing, cell, environments, folder_of, overrides, why
+from parts.suite_cells import SCRIPTS, Cell, Missing, cell, environments, folder_of, named, overrides, why
 from parts.suite_table import Score, numbers, page, picture, read_score
 
 from purepg.config import Count, Seed, check
@@ -24,7 +24,6 @@ from purepg.run.pages import read_block, write_block
 from purepg.run.plan import RunConfig, describe, prepare
 from purepg.types import UsageError
 
-MARKER = "suite"
 TABLE, NUMBERS, CURVES = "table.md", "table.json", "curves.png"
 
 
@@ -34,8 +33,10 @@ class Config:
 
     Attributes:
       algorithms: any of reinforce, q_actor_critic, a2c, off_policy_pg, npg, trpo, ppo, ppo_penalty, ddpg, td3, sac and
-        sac_discrete. On discrete actions, sac is sac_discrete.
-      envs: names of environments, or of groups: classic, minatar, bsuite, or a suite such as craftax.
+        sac_discrete, each perhaps with settings of its own, as in ppo:network.memory=gru:ppo.gamma=0.9. On discrete
+        actions, sac is sac_discrete.
+      envs: names of environments, perhaps with parameters, as in CartPole-v1:observed=0,2; or of groups: classic,
+        minatar, bsuite, or a suite such as craftax.
       steps: budget of environment steps for each seed of each cell.
       seeds: seeds of each cell.
       seed: seed of every run.
@@ -44,7 +45,8 @@ class Config:
       eval_max_steps: truncate evaluation episodes after this many steps. None: at the environment's time limit.
       wandb: log every run to Weights & Biases, in a group for each cell.
       out: folder of the table and of its runs. None: a new one under runs/.
-      page: Markdown page whose block <!-- suite --> holds the tables. None: no page.
+      page: Markdown page whose block <!-- BLOCK --> holds the tables. None: no page.
+      block: the name of that block.
     """
 
     algorithms: tuple[str, ...] = ("ppo", "a2c")
@@ -58,11 +60,13 @@ class Config:
     wandb: Literal["online", "offline", "disabled"] = "disabled"
     out: Path | None = None
     page: Path | None = None
+    block: str = "suite"
 
 
 def algorithms_of(config: Config) -> list[str]:
     """The table's algorithms, each once."""
-    return list(dict.fromkeys(name.replace("-", "_") for name in config.algorithms))
+    labels = map(named, config.algorithms)
+    return list(dict.fromkeys(":".join([name.replace("-", "_"), *settings]) for name, settings in labels))
 
 
 def cells_of(config: Config) -> tuple[list[Cell], list[Missing], list[str]]:
@@ -74,12 +78,13 @@ def cells_of(config: Config) -> tuple[list[Cell], list[Missing], list[str]]:
     algorithms = algorithms_of(config)
     if not algorithms or not config.envs:
         raise UsageError("name at least one algorithm and one environment")
-    if unknown := [name for name in algorithms if name not in SCRIPTS]:
+    trained = [named(label)[0] for label in algorithms]
+    if unknown := [name for name in trained if name not in SCRIPTS]:
         raise UsageError(f"algorithms ({', '.join(unknown)}) must be among {', '.join(SCRIPTS)}")
-    changes = overrides(config.set, algorithms)
+    changes = overrides(config.set, trained)
     discrete, not_made = environments(config.envs)
-    found = [cell(name, env, discrete[env], algorithms, changes) for env in discrete for name in algorithms]
-    missing = [Missing(name, env, reason) for env, reason in not_made for name in algorithms]
+    found = [cell(label, env, discrete[env], trained, changes) for env in discrete for label in algorithms]
+    missing = [Missing(label, env, reason) for env, reason in not_made for label in algorithms]
     missing += [x for x in found if isinstance(x, Missing)]
     return [x for x in found if isinstance(x, Cell)], missing, [*discrete, *(env for env, _ in not_made)]
 
@@ -95,9 +100,11 @@ def train_cell(made: Cell, config: Config, out: Path) -> bool:
     algorithm, own, network, network_config, run = made.experiment
     folder = folder_of(out, made.algorithm, made.env)
     begun = (folder / CONFIG).exists()
+    env, env_params = named(made.env)
     run = replace(
         run,
-        env=made.env,
+        env=env,
+        env_params=env_params,
         total_steps=config.steps,
         num_seeds=config.seeds,
         seed=config.seed,
@@ -176,7 +183,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         config: Config = check(parse_flags(Config, arguments, __doc__))
         cells, missing, envs = cells_of(config)  # what is wrong is said before a folder is made
         if config.page:
-            read_block(config.page, MARKER)
+            read_block(config.page, config.block)
         with folder_for(config.out, "suite") as out:
             out.mkdir(parents=True, exist_ok=True)
             scores, missing, stopped = train_cells(cells, missing, config, out)
@@ -184,7 +191,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             print(f"\n{text}\n")
             write(out, text, scores, missing, config)
             if config.page and not stopped:
-                write_block(config.page, MARKER, text)
+                write_block(config.page, config.block, text)
     except UsageError as error:
         leave("suite", error, 2)
     except (RecordError, OSError) as error:

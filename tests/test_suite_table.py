@@ -94,6 +94,10 @@ def test_changes_are_made_in_the_configs_that_they_name():
     _, a2c, _, other, _ = found["a2c", "Pendulum-v1"].experiment
     assert (ppo.learning_rate, network.hidden, other.hidden, a2c.max_grad_norm) == (0.125, (8, 4), (8, 4), None)
     assert ppo.max_grad_norm is not None and a2c.learning_rate != 0.125
+    own = cells("ppo", "ppo:network.hidden=2:ppo.gamma=0.5", set=("ppo.gamma=0.25", "network.activation=relu"))
+    for label, gamma, hidden in (("ppo", 0.25, (64, 64)), ("ppo:network.hidden=2:ppo.gamma=0.5", 0.5, (2,))):
+        _, ppo, _, network, _ = own[label, "CartPole-v1"].experiment
+        assert (ppo.gamma, network.hidden, network.activation) == (gamma, hidden, "relu")
     assert overrides(["sac_discrete.tau=1"], ["sac"]) == {"sac_discrete": {"tau": "1"}}
 
 
@@ -109,6 +113,8 @@ def test_changes_are_made_in_the_configs_that_they_name():
         ({"set": ("ppo.gama=1",)}, r"^set: ppo has no field gama; it has .*gamma"),
         ({"set": ("ppo.gamma=2",)}, r"^gamma \(2.0\) must be in \[0, 1\]"),
         ({"set": ("ppo.gamma=1", "ppo.gamma=0")}, r"^set names ppo.gamma twice"),
+        ({"algorithms": ("ppo:a2c.gamma=1", "a2c")}, r"^set \('a2c.gamma=1'\) must begin with one of ppo, network$"),
+        ({"envs": ("CartPole-v1:gravty=1",)}, r"gravty"),
         ({"set": ("ppo.num_envs=1.5",)}, r"^set ppo.num_envs \('1.5'\) must be an integer"),
     ],
 )
@@ -151,7 +157,7 @@ def test_the_same_command_again_trains_nothing_and_makes_the_same_table(trained,
     page.write_text("Before.\n<!-- suite -->\nold\n<!-- end -->\nAfter.\n")
     code, said = table(trained, capsys, "--page", str(page))
     assert code == 0 and said.count("finished before") == 2
-    assert read_block(page, suite.MARKER) == before["table.md"].decode().strip()
+    assert read_block(page, "suite") == before["table.md"].decode().strip()
     assert {name: (trained / name).read_bytes() for name in before} == before
 
 

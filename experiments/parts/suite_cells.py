@@ -1,5 +1,6 @@
 """The cells of experiments/suite.py: which algorithm is trained on which environment, and with which settings."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
@@ -7,10 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from purepg.config import check, hints
-from purepg.envs import make
 from purepg.envs.suites import SUITES
 from purepg.run.cli import parse_value
 from purepg.run.console import reason
+from purepg.run.environment import named_env
 from purepg.run.plan import RunConfig
 from purepg.types import Discrete, UsageError
 
@@ -33,8 +34,8 @@ ENDINGS = {"minatar": "-MinAtar", "bsuite": "-bsuite"}  # of the names of gymnax
 class Cell(NamedTuple):
     """One algorithm on one environment."""
 
-    algorithm: str  # as it was asked for
-    env: str
+    algorithm: str  # as it was asked for, such as ppo or ppo:network.memory=gru
+    env: str  # as it was asked for, such as Catch-bsuite or CartPole-v1:observed=0,2
     script: str  # whose defaults it takes
     experiment: tuple[Any, Any, Any, Any, RunConfig]  # algorithm, its config, network, its config, run
 
@@ -66,11 +67,18 @@ def groups() -> dict[str, tuple[str, ...]]:
     return {"classic": CLASSIC} | of_gymnax | of_suites
 
 
+def named(text: str) -> tuple[str, tuple[str, ...]]:
+    """`name:KEY=VALUE:KEY=VALUE` as the name and its settings."""
+    name, *settings = text.split(":")
+    return name, tuple(settings)
+
+
 def environments(names: Sequence[str]) -> tuple[dict[str, bool], list[tuple[str, str]]]:
     """Whether the actions of each environment are discrete, and which environments of a group cannot be made, and why.
 
     Args:
-      names: groups and environments. One that is named twice, or is in two groups, counts once.
+      names: groups and environments, perhaps with parameters. One that is named twice, or is in two groups, counts
+        once.
     Raises:
       UsageError: an environment that was named itself cannot be made.
     """
@@ -78,7 +86,7 @@ def environments(names: Sequence[str]) -> tuple[dict[str, bool], list[tuple[str,
     for name in names:
         for env in known.get(name, (name,)):
             try:
-                discrete[env] = isinstance(make(env).action_space, Discrete)
+                discrete[env] = isinstance(named_env(*named(env)).action_space, Discrete)
             except UsageError as error:
                 if name not in known:
                     raise UsageError(f"{error}; the groups are {', '.join(known)}") from None
@@ -88,6 +96,9 @@ def environments(names: Sequence[str]) -> tuple[dict[str, bool], list[tuple[str,
 
 def overrides(texts: Sequence[str], algorithms: Sequence[str]) -> dict[str, dict[str, str]]:
     """Parses `["ppo.learning_rate=1e-3", "network.hidden=128x128"]` into texts by config and field.
+
+    Args:
+      algorithms: the names that a text may begin with, beside `network`.
 
     Raises:
       UsageError: a text is of another form, or names no algorithm of the table.
@@ -108,10 +119,11 @@ def overrides(texts: Sequence[str], algorithms: Sequence[str]) -> dict[str, dict
 
 
 def cell(
-    algorithm: str, env: str, discrete: bool, algorithms: Sequence[str], changes: Mapping[str, Mapping[str, str]]
+    label: str, env: str, discrete: bool, algorithms: Sequence[str], changes: Mapping[str, Mapping[str, str]]
 ) -> Cell | Missing:
     """A cell with the settings of its script: the one for this environment, else, on discrete actions, the general one,
     else one for an environment of its group, else the algorithm's own. On discrete actions, sac is `sac_discrete`.
+    The settings of the algorithm's own label come last.
 
     Args:
       discrete: whether the environment's actions are.
@@ -120,24 +132,26 @@ def cell(
     Raises:
       UsageError: a change does not fit the configs.
     """
+    algorithm, own_settings = named(label)
     trained = "sac_discrete" if algorithm == "sac" and discrete else algorithm
     if trained != algorithm and trained in algorithms:
-        return Missing(algorithm, env, "its actions are discrete, and sac_discrete is in the table itself")
+        return Missing(label, env, "its actions are discrete, and sac_discrete is in the table itself")
     group_of = {env: group for group, names in groups().items() for env in names}
 
     def distance(script: str) -> int:
         own = import_module(script).EXPERIMENT[4].env
-        if own == env:
+        if own == named(env)[0]:
             return 0
         if script.endswith(GENERAL):
             return 1
-        return 2 if own in group_of and group_of.get(env) == group_of[own] else 3
+        return 2 if own in group_of and group_of.get(named(env)[0]) == group_of[own] else 3
 
     script = min((x for x in SCRIPTS[trained] if discrete or not x.endswith(GENERAL)), key=distance)
     make_algorithm, config, network, network_config, run = import_module(script).EXPERIMENT
-    config = _changed(trained, config, changes.get(trained, {}))
-    network_config = _changed("network", network_config, changes.get("network", {}))
-    return Cell(algorithm, env, script, (make_algorithm, config, network, network_config, run))
+    for each in (changes, overrides(own_settings, [trained])):
+        config = _changed(trained, config, each.get(trained, {}))
+        network_config = _changed("network", network_config, each.get("network", {}))
+    return Cell(label, env, script, (make_algorithm, config, network, network_config, run))
 
 
 def _changed(name: str, config: Any, texts: Mapping[str, str]) -> Any:
@@ -149,7 +163,7 @@ def _changed(name: str, config: Any, texts: Mapping[str, str]) -> Any:
 
 def folder_of(out: Path, algorithm: str, env: str) -> Path:
     """The folder of a cell's run."""
-    return out / f"{algorithm}-{env.replace('/', '-')}"
+    return out / re.sub(r"[^\w.=,-]", "-", f"{algorithm}-{env}")
 
 
 def why(error: BaseException) -> str:
