@@ -1,6 +1,6 @@
 """Other suites' environments: one contract for all, held by random play of two copies that differ in their time limit.
 
-A suite that is not installed is not tested. CI installs craftax, playground and xminigrid.
+A suite that is not installed is not tested; `popgym` is purepg's own. CI installs craftax, playground and xminigrid.
 """
 
 import bz2
@@ -32,6 +32,8 @@ PLAYED = {
     "xminigrid/MiniGrid-EmptyRandom-5x5": ("xminigrid", True),
     "octax/brix": ("octax", False),
     "popgym_arcade/NoisyCartPoleEasy": ("popgym_arcade", True),
+    "popgym/ConcentrationEasy": ("purepg", False),
+    "popgym/BattleshipEasy": ("purepg", False),
     "pgx/2048": ("pgx", False),
     "pgx/minatar-breakout": ("pgx", True),
     "jumanji/Snake": ("jumanji", False),
@@ -228,6 +230,8 @@ def test_the_listed_names_are_those_that_the_suite_has_registered(suite):
 def test_a_suite_that_is_not_installed_is_named_with_the_command_that_installs_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for suite, entry in SUITES.items():
+        if suite == "popgym":  # which is purepg's own
+            continue
         with pytest.raises(UsageError, match=rf'pip install -e "\.\[{suite}\]"'):
             envs.make(f"{suite}/{next(iter(entry.names), 'CartPole-v1')}")
 

@@ -40,6 +40,18 @@ def in_units(space: Space, action: Action) -> Action:
     return jnp.clip(jnp.asarray(action, space.dtype), -1, 1) * ((high - low) / 2) + (high + low) / 2
 
 
+def canonical(space: Space, action: Action) -> Action:
+    """Converts an action in the environment's units into a policy's: the inverse of `in_units`. An action outside of a
+    Box's bounds is clipped."""
+    if not isinstance(space, Box):
+        return action
+    low, high = (np.asarray(bound, space.dtype) for bound in (space.low, space.high))
+    action = jnp.clip(jnp.asarray(action, space.dtype), low, high)
+    if not space.bounded:
+        return action
+    return (action - (high + low) / 2) / np.where(high > low, (high - low) / 2, 1).astype(space.dtype)
+
+
 def check_environment(env: Env) -> None:
     """Checks that `reset` and `step` satisfy the contract of `Env`, by tracing them without running them. Of an
     environment that is not JAX, only the spaces and the reset are checked.

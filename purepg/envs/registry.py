@@ -11,12 +11,19 @@ from purepg.envs.lqr import LQRS, lqr_env
 from purepg.envs.named_mdps import MDPS
 from purepg.envs.named_tasks import TASKS
 from purepg.envs.suites import SUITES
+from purepg.envs.suites.adapter import CLOCK
 from purepg.envs.tasks import token_env
-from purepg.envs.wrappers import repeated, time_limited
+from purepg.envs.wrappers import observed, repeated, time_limited, with_previous
 from purepg.types import Env, UsageError
 
-# In this order, so that a time limit counts the environment's own steps, as the limits of suites do.
-WRAPPERS: dict[str, Callable[[Env, Any], Env]] = {"max_episode_steps": time_limited, "action_repeat": repeated}
+# In this order, so that a time limit counts the environment's own steps, as the limits of suites do, and the previous
+# reward is that of the policy's step.
+WRAPPERS: dict[str, Callable[[Env, Any], Env]] = {
+    CLOCK: time_limited,
+    "action_repeat": repeated,
+    "observed": observed,
+    "previous": with_previous,
+}
 
 
 def make(name: str, params: Mapping[str, Any] | None = None, **more: Any) -> Env:
@@ -26,16 +33,17 @@ def make(name: str, params: Mapping[str, Any] | None = None, **more: Any) -> Env
       name: `suite/Name`, such as `craftax/Craftax-Symbolic`; or a bare name, which is looked up among `MDPS`, `LQRS`,
         `TASKS`, gymnax's environments and then all of `SUITES`.
       params: arguments of the environment's function, fields of the suite's own parameters; and, of any environment,
-        `action_repeat` (take each action so many times, and add the rewards) and `max_episode_steps` (truncate episodes
+        `action_repeat` (take each action so many times, and add the rewards), `max_episode_steps` (truncate episodes
         after so many of the environment's own steps, whatever `action_repeat` is; a suite's own limit is replaced, any
-        other is kept if it comes first).
+        other is kept if it comes first), `observed` (hide all but these entries of a Box observation: `(0, 2)`, or
+        text such as `0-4,45-49`) and `previous` (True: observe the previous action and reward too).
       more: the same as `params`, as arguments: `make("lqr", spring=2.0)`.
     Raises:
       UsageError: the name or a parameter is unknown, or the suite's packages are not installed.
     """
     suite, own_name = _find(name)
     given = {**(params or {}), **more}
-    wrapped = {key: given.pop(key) for key in WRAPPERS if key in given and (suite is None or key == "action_repeat")}
+    wrapped = {key: given.pop(key) for key in WRAPPERS if key in given and (suite is None or key != CLOCK)}
     env = _made(suite, own_name, given)
     for key, value in wrapped.items():
         env = WRAPPERS[key](env, value)

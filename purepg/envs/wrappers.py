@@ -1,11 +1,17 @@
-"""Environments made of another: with a time limit, or with each action repeated."""
+"""Environments made of another: with a time limit, with each action repeated, with less or with more to observe."""
 
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from purepg.types import Array, Env, UsageError
+from purepg.envs.contract import canonical
+from purepg.types import Action, Array, Box, Discrete, Env, MultiDiscrete, Space, UsageError
+
+PREVIOUS = ("previous_action", "previous_reward")  # the entries that `with_previous` adds to an observation
 
 
 class Counted(NamedTuple):
@@ -40,8 +46,7 @@ def repeated(env: Env, times: int) -> Env:
     count of steps and the discount, is that of the policy."""
     k = positive_count("action_repeat", times)
     _refuse_outside(env, "action_repeat", k)
-    if env.task is not None:
-        raise UsageError(f"action_repeat ({k}) must be 1 on {env.name}, whose actions are tokens")
+    _refuse_tokens(env, "action_repeat", k)
 
     def step(key, state, action):
         keys = jax.random.split(key, k)
@@ -60,6 +65,119 @@ def repeated(env: Env, times: int) -> Env:
     return env._replace(step=step, max_episode_steps=limit, held_out=env.held_out and repeated(env.held_out, k))
 
 
+def observed(env: Env, entries: str | int | Sequence[int]) -> Env:
+    """Keeps only some entries of a Box observation, as a vector in the order given: what else there is stays hidden.
+
+    Args:
+      entries: indices into the flattened observation, such as `(0, 2)`, or text with ranges that include both ends:
+        `"0,2"`, `"0-4,45-49"`.
+    Raises:
+      UsageError: the observation is no Box, or `entries` is malformed, out of range or names an entry twice.
+    """
+    space = env.observation_space
+    _refuse_outside(env, "observed", entries)
+    _refuse_tokens(env, "observed", entries)
+    if not isinstance(space, Box):
+        raise UsageError(f"observed ({entries}) needs a Box to choose from, which {env.name}'s observation is not")
+    kept = _indices(entries)
+    if max(kept) >= space.low.size:
+        raise UsageError(f"observed ({entries}) must be below {space.low.size}, the entries that {env.name} observes")
+
+    def part(obs):
+        return obs.reshape(-1)[kept]
+
+    def reset(key):
+        state, obs = env.reset(key)
+        return state, part(obs)
+
+    def step(key, state, action):
+        state, time_step = env.step(key, state, action)
+        return state, time_step._replace(obs=part(time_step.obs))
+
+    partial_space = Box(part(space.low), part(space.high), space.dtype)
+    held_out = env.held_out and observed(env.held_out, entries)
+    return env._replace(reset=reset, step=step, observation_space=partial_space, held_out=held_out, describe=None)
+
+
+def _indices(entries: Any) -> np.ndarray:
+    """The indices in `(0, 2)` or `"0-4,45-49"`."""
+    parts = entries.split(",") if isinstance(entries, str) else map(str, np.ravel(entries))
+    ranges = [re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip()) for part in parts]
+    kept = [list(range(int(found[1]), int(found[2] or found[1]) + 1)) if found else [] for found in ranges]
+    flat = [i for indices in kept for i in indices]
+    if not kept or not all(kept) or len(set(flat)) < len(flat):
+        raise UsageError(f"observed ({entries}) must be entries such as 0,2 or 0-4,45-49, each named once")
+    return np.array(flat)
+
+
+def with_previous(env: Env, on: bool = True) -> Env:
+    """Adds the previous action and the previous reward to the observation, as policies with memory read them (Duan et
+    al. 2016, RL^2; Kapturowski et al. 2019, R2D2).
+
+    The observation becomes a dict of `obs`, `previous_action` and `previous_reward`; one that is a dict already keeps
+    its entries and gets two more. The action is as the policy took it: canonical in [-1, 1] where a Box is bounded,
+    after clipping. The reward is that of the environment, neither scaled nor clipped. At an episode's first step the
+    reward is 0 and the action is none: n among n Discrete actions, whose leaf is Discrete(n + 1), likewise for each
+    entry of a MultiDiscrete action, and zeros in a Box.
+
+    `normalize_obs` standardises the reward and a Box's action like any other leaf in a Box, and leaves a Discrete
+    action as it is.
+
+    Raises:
+      UsageError: `on` is neither true nor false, the environment is one of tokens or not JAX, or its observation has
+        such entries already.
+    """
+    if not isinstance(on, bool):
+        raise UsageError(f"previous ({on}) must be true or false")
+    if not on:
+        return env
+    _refuse_outside(env, "previous", on)
+    _refuse_tokens(env, "previous", on)
+    space = env.observation_space
+    is_dict = isinstance(space, Mapping)
+    if is_dict and (taken := [name for name in PREVIOUS if name in space]):
+        raise UsageError(f"previous ({on}) must be off: {env.name} observes {' and '.join(taken)} already")
+    action_space, none, noted = _previous_action(env.action_space)
+
+    def told(obs, action, reward):
+        return {**(obs if is_dict else {"obs": obs}), **dict(zip(PREVIOUS, (action, reward), strict=True))}
+
+    def reset(key):
+        state, obs = env.reset(key)
+        return state, told(obs, jnp.asarray(none), jnp.float32(0))
+
+    def step(key, state, action):
+        state, time_step = env.step(key, state, action)
+        obs = told(time_step.obs, noted(action), jnp.asarray(time_step.reward, jnp.float32))
+        return state, time_step._replace(obs=obs)
+
+    def describe(obs):
+        assert env.describe is not None
+        return env.describe({name: x for name, x in obs.items() if name not in PREVIOUS} if is_dict else obs["obs"])
+
+    any_reward = Box(np.array(-np.inf, np.float32), np.array(np.inf, np.float32))
+    return env._replace(
+        reset=reset,
+        step=step,
+        observation_space=told(space, action_space, any_reward),
+        held_out=env.held_out and with_previous(env.held_out),
+        describe=env.describe and describe,
+    )
+
+
+def _previous_action(space: Space) -> tuple[Space, np.ndarray, Callable[[Action], Array]]:
+    """The space of a previous action, its value where there is none, and the map of an action in `space` to it."""
+    match space:
+        case Discrete(n):
+            return Discrete(n + 1), np.array(n, np.int32), lambda action: jnp.asarray(action, jnp.int32)
+        case MultiDiscrete(sizes):
+            more = MultiDiscrete(tuple(n + 1 for n in sizes))
+            return more, np.array(sizes, np.int32), lambda action: jnp.asarray(action, jnp.int32)
+    zeros = np.zeros(space.shape, space.dtype)
+    own = Box(zeros - 1, zeros + 1, space.dtype) if space.bounded else space
+    return own, zeros, lambda action: canonical(space, action)
+
+
 def own_state(state: Any) -> Any:
     """The state of the environment itself, without the counts of time limits around it."""
     while isinstance(state, Counted):
@@ -67,9 +185,14 @@ def own_state(state: Any) -> Any:
     return state
 
 
-def _refuse_outside(env: Env, name: str, value: int) -> None:
+def _refuse_outside(env: Env, name: str, value: Any) -> None:
     if env.outside is not None:
         raise UsageError(f"{name} ({value}) cannot be set on {env.name}, which is not JAX: wrap it in its own suite")
+
+
+def _refuse_tokens(env: Env, name: str, value: Any) -> None:
+    if env.task is not None:
+        raise UsageError(f"{name} ({value}) cannot be set on {env.name}, whose observations and actions are tokens")
 
 
 def positive_count(name: str, value: Any) -> int:

@@ -66,7 +66,8 @@ class RunConfig:
       wandb_per: log one W&B run for each seed, or one for each setting, with mean and interval.
       wandb_project: name of the W&B project.
       wandb_group: name of the W&B group. None: the folder's name.
-      env_params: parameters of the environment, each as KEY=VALUE, such as gravity=9.0 or action_repeat=4.
+      env_params: parameters of the environment, each as KEY=VALUE, such as gravity=9.0, or of a wrapper
+        around any: action_repeat, max_episode_steps, observed=0,2 and previous=true (`envs.make`).
     """
 
     env: str = "CartPole-v1"

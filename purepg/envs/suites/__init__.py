@@ -1,5 +1,6 @@
 """Adapters of other suites, one file each, which import their suite inside functions. Each suite is an extra:
-`pip install -e ".[craftax]"`; `[suites]` installs all that install together.
+`pip install -e ".[craftax]"`; `[suites]` installs all that install together. Only `popgym` is our own code, and needs
+none.
 
 To add a suite, write a file with `NAMES` and a function from a name and parameters to an `Env`, with the help of
 `adapter.suite_env`, and list it in `SUITES`.
@@ -8,7 +9,7 @@ To add a suite, write a file with `NAMES` and a function from a name and paramet
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from purepg.envs.suites import craftax, gymnasium, jumanji, octax, pgx, physics, popgym_arcade, xminigrid
+from purepg.envs.suites import craftax, gymnasium, jumanji, octax, pgx, physics, popgym, popgym_arcade, xminigrid
 from purepg.types import Env
 
 
@@ -30,6 +31,7 @@ SUITES = {
     "brax": Suite(physics.brax_env, physics.BRAX),
     "xminigrid": Suite(xminigrid.xminigrid_env, xminigrid.NAMES),
     "octax": Suite(octax.octax_env, octax.NAMES),
+    "popgym": Suite(popgym.popgym_env, popgym.NAMES),
     "popgym_arcade": Suite(popgym_arcade.popgym_arcade_env, popgym_arcade.NAMES),
     "pgx": Suite(pgx.pgx_env, pgx.NAMES),
     "jumanji": Suite(jumanji.jumanji_env, jumanji.NAMES),
