@@ -16,8 +16,9 @@ from jax.lax import stop_gradient
 
 from purepg.envs.finite_mdp import FiniteMDP
 from purepg.equations.advantages import total_return
-from purepg.lab.trajectories import Enumeration, enumerate_trajectories
-from purepg.types import Array, Moment, Network, Params, Window, first_memory
+from purepg.lab.pomdp import longest_episode
+from purepg.lab.trajectories import enumerate_trajectories
+from purepg.types import Array, Moment, Network, Params, Transition, Window, first_memory
 
 
 class Cut(NamedTuple):
@@ -28,11 +29,16 @@ class Cut(NamedTuple):
     offset: Array | int = 0
 
 
-def enumerate_histories(mdp: FiniteMDP, network: Network, params: Params, cut: Cut | None = None) -> Enumeration:
-    """Every trajectory of a policy with memory, from the start to its end, in the layout of `rollout.Episodes`.
+class Histories(NamedTuple):
+    """All trajectories of a policy with memory, as `trajectories.Enumeration` has them of others."""
 
-    `obs` is a `Window` and `next_obs` a `Moment`. Probabilities and log-probabilities are differentiable functions of
-    the parameters.
+    trajectory: Transition  # leaves [T, N, ...]; `obs` is a `Window`, `next_obs` a `Moment`
+    mask: Array  # [T, N]
+    probability: Array  # [N], sum 1; like `trajectory.log_prob` a differentiable function of the parameters
+
+
+def enumerate_histories(mdp: FiniteMDP, network: Network, params: Params, cut: Cut | None = None) -> Histories:
+    """Enumerates every trajectory of a policy with memory, from the start to its end.
 
     Args:
       network: a network with memory (`types.has_memory`).
@@ -60,13 +66,13 @@ def enumerate_histories(mdp: FiniteMDP, network: Network, params: Params, cut: C
     log_prob = jnp.where(mask, log_prob, 0.0)
     starts = jnp.broadcast_to(jnp.arange(T)[:, None] == 0, (T, N))
     of_process = jnp.asarray(probability * float(A) ** mask.sum(axis=0), dtype)  # that of all but the actions
-    return Enumeration(
+    return Histories(
         trajectory._replace(
             obs=Window(obs, starts, before),
             log_prob=log_prob,
             next_obs=Moment(alias[trajectory.next_obs], after),
         ),
-        mask,
+        jnp.asarray(mask),
         of_process * jnp.exp(jnp.sum(log_prob, axis=0)),
     )
 
@@ -78,14 +84,14 @@ def history_objective(mdp: FiniteMDP, network: Network, params: Params, cut: Cut
     cut gradient of log pi.
     """
     trajectory, mask, probability = enumerate_histories(mdp, network, params, cut)
-    return probability @ total_return(trajectory.reward.astype(probability.dtype), jnp.asarray(mask), mdp.gamma)[0]
+    return probability @ total_return(trajectory.reward.astype(probability.dtype), mask, mdp.gamma)[0]
 
 
 def history_gradient(mdp: FiniteMDP, network: Network, params: Params, cut: Cut | None = None) -> Params:
     """dJ/dtheta of a policy with memory; with a cut, the mean of the gradient through windows.
 
-    That mean does not depend on the weight of grad log pi, if the weight has the right mean given the history: the cut
-    gradient of log pi(. | h), too, has the mean 0 under pi(. | h), so that a baseline or an earlier reward adds nothing.
+    That mean is the same for every weight of grad log pi that differs from R(tau) by a baseline or by earlier rewards:
+    the cut gradient of log pi(. | h), too, has the mean 0 under pi(. | h).
     """
     return jax.grad(lambda params: history_objective(mdp, network, params, cut))(params)
 
@@ -95,6 +101,7 @@ class WindowBias(NamedTuple):
 
     bias: Array  # |g_L - g| / |g|
     cosine: Array  # of the angle between g_L and g
+    gradient: Array  # g_L of the flattened parameters, [K, D]
 
 
 def window_bias(
@@ -108,12 +115,16 @@ def window_bias(
         False: an episode begins with a window.
     """
     cuts = [(L, offset) for L in lengths for offset in range(L if anywhere else 1)]
-    window, offset = jnp.array(cuts).T
+    nowhere = (longest_episode(mdp), 0)  # but before the first step, where the memory is a constant
+    window, offset = jnp.array([*cuts, nowhere]).T
 
     def gradient(cut):
         return ravel_pytree(history_gradient(mdp, network, params, cut))[0]
 
-    exact, each = gradient(None), jax.vmap(gradient)(Cut(window, offset))
-    g = jnp.stack([jnp.mean(each[np.array([L == of for of, _ in cuts])], axis=0) for L in lengths])
+    gradients = jax.vmap(gradient)(Cut(window, offset))
+    each, exact = gradients[:-1], gradients[-1]
+    of_length = np.array([[of == L for of, _ in cuts] for L in lengths])  # [K, cuts]
+    g = (of_length / of_length.sum(axis=1, keepdims=True)) @ each
     size = jnp.linalg.norm(exact)
-    return WindowBias(jnp.linalg.norm(g - exact, axis=1) / size, g @ exact / (size * jnp.linalg.norm(g, axis=1)))
+    cosine = g @ exact / (size * jnp.linalg.norm(g, axis=1))
+    return WindowBias(jnp.linalg.norm(g - exact, axis=1) / size, cosine, g)
