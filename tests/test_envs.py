@@ -17,6 +17,7 @@ from purepg.envs.contract import in_units
 from purepg.envs.gymnax import MNIST_FILES, gymnax_env
 from purepg.envs.lqr import LQRS
 from purepg.envs.named_mdps import MDPS
+from purepg.envs.named_pomdps import POMDPS
 from purepg.envs.named_tasks import TASKS
 from purepg.types import Box, Discrete, Env, TimeStep, UsageError
 
@@ -399,7 +400,7 @@ def test_params_are_a_whole_or_the_fields_that_differ():
     assert gymnax_env("CartPole-v1").max_episode_steps == 500
 
 
-OURS = (*MDPS, *LQRS, *TASKS)
+OURS = (*MDPS, *POMDPS, *LQRS, *TASKS)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Finite Markov decision processes: environments in which values and gradients can be computed exactly (`purepg.lab`).
 
-A `FiniteMDP` is data; `mdp_env` turns it into an `Env` that observes the state's index; `unroll` makes the time part of
-the state. `named_mdps` has examples.
+A `FiniteMDP` is data; `mdp_env` turns it into an `Env` that observes the state's index or its alias; `unroll` makes the
+time part of the state. `named_mdps` has examples, `named_pomdps` some that need memory.
 """
 
 from dataclasses import dataclass, field
@@ -105,14 +105,19 @@ class MDPState(NamedTuple):
     t: Array  # int32, steps since the reset
 
 
-def mdp_env(mdp: FiniteMDP) -> Env:
-    """The process as an environment. It observes the true state's index; `alias` is applied by the policy."""
+def mdp_env(mdp: FiniteMDP, observe_alias: bool = False) -> Env:
+    """The process as an environment. It observes the true state's index, and a tabular policy applies `alias`; with
+    `observe_alias` it observes that of the state, and no network can tell more."""
     start, transition = _cumulative(mdp.start), _cumulative(mdp.transition)
     reward, terminal = np.asarray(mdp.reward, np.float32), mdp.terminal
+    num_observations = int(mdp.alias.max()) + 1 if observe_alias else mdp.num_states
+
+    def observe(s):
+        return jnp.asarray(mdp.alias, jnp.int32)[s] if observe_alias else s
 
     def reset(key):
         state = MDPState(_draw(key, jnp.asarray(start)), jnp.int32(0))
-        return state, state.state
+        return state, observe(state.state)
 
     def step(key, state, action):
         s, t = state
@@ -121,10 +126,10 @@ def mdp_env(mdp: FiniteMDP) -> Env:
         terminated = jnp.asarray(terminal)[next_s]
         if mdp.horizon_terminates:
             terminated, at_horizon = terminated | at_horizon, jnp.bool_(False)
-        time_step = TimeStep(next_s, jnp.asarray(reward)[s, action], terminated, at_horizon)
+        time_step = TimeStep(observe(next_s), jnp.asarray(reward)[s, action], terminated, at_horizon)
         return MDPState(next_s, t + 1), time_step
 
-    spaces = Discrete(mdp.num_states), Discrete(mdp.num_actions)
+    spaces = Discrete(num_observations), Discrete(mdp.num_actions)
     return Env(reset, step, *spaces, mdp.horizon, mdp.name)
 
 

@@ -9,6 +9,7 @@ from purepg.envs.finite_mdp import mdp_env
 from purepg.envs.gymnax import gymnax_env
 from purepg.envs.lqr import LQRS, lqr_env
 from purepg.envs.named_mdps import MDPS
+from purepg.envs.named_pomdps import POMDPS
 from purepg.envs.named_tasks import TASKS
 from purepg.envs.suites import SUITES
 from purepg.envs.suites.adapter import CLOCK
@@ -30,8 +31,8 @@ def make(name: str, params: Mapping[str, Any] | None = None, **more: Any) -> Env
     """Returns the environment that scripts call `--env NAME --env-params KEY=VALUE ...`.
 
     Args:
-      name: `suite/Name`, such as `craftax/Craftax-Symbolic`; or a bare name, which is looked up among `MDPS`, `LQRS`,
-        `TASKS`, gymnax's environments and then all of `SUITES`.
+      name: `suite/Name`, such as `craftax/Craftax-Symbolic`; or a bare name, which is looked up among `MDPS`, `POMDPS`,
+        `LQRS`, `TASKS`, gymnax's environments and then all of `SUITES`.
       params: arguments of the environment's function, fields of the suite's own parameters; and, of any environment,
         `action_repeat` (take each action so many times, and add the rewards), `max_episode_steps` (truncate episodes
         after so many of the environment's own steps, whatever `action_repeat` is; a suite's own limit is replaced, any
@@ -53,7 +54,7 @@ def make(name: str, params: Mapping[str, Any] | None = None, **more: Any) -> Env
 def _made(suite: str | None, name: str, params: Mapping[str, Any]) -> Env:
     if suite is not None:
         return SUITES[suite].make(name, params)
-    constructors: dict[str, Callable[..., Any]] = {**MDPS, **LQRS, **TASKS}
+    constructors: dict[str, Callable[..., Any]] = {**MDPS, **POMDPS, **LQRS, **TASKS}
     if name not in constructors:
         return _gymnax(name, params)
     try:
@@ -62,7 +63,7 @@ def _made(suite: str | None, name: str, params: Mapping[str, Any]) -> Env:
         raise UsageError(f"{name} does not take these parameters: {error}") from None
     if name in TASKS:
         return token_env(made)._replace(held_out=token_env(made, held_out=True))
-    return mdp_env(made) if name in MDPS else lqr_env(made)
+    return lqr_env(made) if name in LQRS else mdp_env(made, observe_alias=name in POMDPS)
 
 
 def _gymnax(name: str, params: Mapping[str, Any]) -> Env:
@@ -85,7 +86,7 @@ def _gymnax(name: str, params: Mapping[str, Any]) -> Env:
 def _find(name: str) -> tuple[str | None, str]:
     """(suite, name in it); suite None: gymnax or our own."""
     prefix, slash, rest = name.partition("/")
-    ours = (*MDPS, *LQRS, *TASKS)
+    ours = (*MDPS, *POMDPS, *LQRS, *TASKS)
     if name in ours:
         return None, name
     if slash and prefix in SUITES and SUITES[prefix].knows(rest):

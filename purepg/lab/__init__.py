@@ -7,6 +7,7 @@ trajectories.py: every trajectory with its probability, the gradient summed over
 theory.py: the expected mean or variance of estimators
 estimators.py: from experience to a gradient estimate, for any weight of grad log pi
 accuracy.py: bias, variance, signal to noise and cosine of an estimator, and tests of unbiasedness
-ladder.py: the estimators of the literature on one process, with what theory says of each
+pomdp.py: the best return with memory and without, where a policy observes only the alias of a state
+histories.py: policies with memory: every trajectory, the exact gradient, and its bias through windows
 riccati.py: value, gradient and optimum of linear-quadratic regulation
 """
