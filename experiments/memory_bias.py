@@ -125,13 +125,16 @@ def study(config: Config) -> Study:
         f"Bias and cosine of the gradient through windows of L steps, means over {config.num_draws} random policies; "
         "an episode begins with a window, or, for the bias called anywhere, at any step of one"
     )
-    of_ways = {
-        name: {kind: {"aligned": x.aligned._asdict(), "anywhere": x.anywhere._asdict()} for kind, x in of_cells.items()}
+    numbers = {
+        name: {
+            kind: {"windows": x.lengths, "aligned": x.aligned[:2], "anywhere": x.anywhere[:2]}  # (bias, cosine)
+            for kind, x in of_cells.items()
+        }
         for name, of_cells in found.items()
     }
     return Study(
         f"The best return\n{worth}\n\n{about_cut}\n{cut}",
-        {"config": dataclasses.asdict(config), "biases": of_ways},
+        {"config": dataclasses.asdict(config), "biases": numbers},
         table=f"{worth}\n\n{about_cut}:\n\n{cut}",
     )
 
