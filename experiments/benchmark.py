@@ -1,11 +1,12 @@
 """Measures how fast algorithms train: environment steps per second, compile time and peak memory, at several sizes.
 
-The jobs are PPO on CartPole (128 steps, 4 epochs, 4 minibatches, two 64-wide tanh layers), SAC and TD3 on Pendulum (a
+The jobs are PPO on CartPole (128 steps, 4 epochs, 4 minibatches, two 64-wide tanh layers; ppo_rnn has a GRU and layers
+of 128, as PureJaxRL's ppo_rnn.py), SAC and TD3 on Pendulum (a
 gradient step on 256 transitions for every environment step, two critics, two 64-wide relu layers, replay of 100,000),
 and GRPO on additions with a transformer of two layers (32 prompts, 8 responses each, one gradient step; an environment
 step is a generated token). Every measurement has its own process, which compiles and warms up before it is timed. With
-`--peer rejax`, rejax does the same work in its own virtual environment, in turn with purepg. `--overhead` measures what
-logging and saving a run costs instead.
+`--peer`, rejax (PPO, SAC and TD3) or PureJaxRL (ppo_rnn) does the same work in its own virtual environment, in turn
+with purepg. `--overhead` measures what logging and saving a run costs instead.
 """
 
 import argparse
@@ -24,17 +25,37 @@ from purepg.types import UsageError
 
 SIZES = (  # algorithm:environments x seeds, or grpo:width x seeds
     *("ppo:4x1", "ppo:4x4", "ppo:4x16", "ppo:64x1", "ppo:64x16", "ppo:2048x1"),
+    *("ppo_rnn:4x1", "ppo_rnn:64x1"),
     *("sac:1x1", "sac:1x16", "td3:1x1", "td3:1x16"),
     *("grpo:64x1", "grpo:64x4", "grpo:128x1", "grpo:256x1"),
 )
 OVERHEAD_SIZES = ("ppo:4x16", "sac:1x4")
-MARKERS = {"ppo": "benchmark_ppo", "sac": "benchmark_replay", "td3": "benchmark_replay", "grpo": "benchmark_grpo"}
+MARKERS = {
+    "ppo": "benchmark_ppo",
+    "ppo_rnn": "benchmark_ppo_rnn",
+    "sac": "benchmark_replay",
+    "td3": "benchmark_replay",
+    "grpo": "benchmark_grpo",
+}
 OVERHEAD_MARKER = "benchmark_overhead"
 OVERHEADS = ("log.jsonl", "progress bar", "W&B", "a checkpoint")
 # About a second of work: long enough to time exactly, short enough that other load on the machine changes little.
-STEPS_PER_RUN = {"ppo": 400_000, "sac": 8_000, "td3": 8_000, "grpo": 20_000}
-NUM_STEPS = {"ppo": 128, "sac": 50, "td3": 50, "grpo": 16}  # grpo's value makes a run of 64x1 about 20 updates
-PEERS = {"rejax": ("rejax==0.1.3", "gymnax==0.0.9", "jax==0.10.2", "jaxlib==0.10.2")}
+STEPS_PER_RUN = {"ppo": 400_000, "ppo_rnn": 20_000, "sac": 8_000, "td3": 8_000, "grpo": 20_000}
+NUM_STEPS = {
+    "ppo": 128,
+    "ppo_rnn": 128,
+    "sac": 50,
+    "td3": 50,
+    "grpo": 16,
+}  # grpo's value makes a run of 64x1 about 20 updates
+# PureJaxRL's recurrent network needs the flax of its time, which needs the JAX of its time.
+PEERS = {
+    "rejax": ("rejax==0.1.3", "gymnax==0.0.9", "jax==0.10.2", "jaxlib==0.10.2"),
+    "purejaxrl": ("jax==0.4.13", "jaxlib==0.4.13", "flax==0.6.11", "gymnax==0.0.6", "distrax==0.1.5", "optax==0.1.7")
+    + ("numpy<2", "scipy<1.13", "setuptools<70"),
+}
+JOBS = {"rejax": ("ppo", "sac", "td3"), "purejaxrl": ("ppo_rnn",)}  # the algorithms that a peer is timed with
+CHECKOUTS = {"purejaxrl": ("https://github.com/luchris429/purejaxrl", "31756b197773a52db763fdbe6d635e4b46522a73")}
 HERE = Path(__file__).parent
 PUREPG = str(HERE / "peers" / "purepg_worker.py")
 
@@ -105,6 +126,10 @@ def peer_python(peer: str) -> Path:
         print(f"installing {' '.join(PEERS[peer])} into {folder}", file=sys.stderr)
         venv.create(folder, with_pip=True, clear=True)
         subprocess.run([python, "-m", "pip", "install", "-q", *PEERS[peer]], check=True)
+        if peer in CHECKOUTS:
+            address, commit = CHECKOUTS[peer]
+            subprocess.run(["git", "clone", "-q", address, folder / peer], check=True)
+            subprocess.run(["git", "-C", folder / peer, "checkout", "-q", commit], check=True)
         done.touch()
     return python
 
@@ -121,6 +146,8 @@ def measure(size: str, peer: str | None, repeats: int, devices: int | None) -> d
         flags = [part for pair in zip(names, sizes, strict=True) for part in pair]
         # Without the flag that purepg sets, jaxlib 0.10.2 can deadlock on few cores in any program.
         cure = {"XLA_FLAGS": f"--{SCHEDULER_FLAG}=false"}
+        if peer == "purejaxrl":
+            cure = {}  # its jaxlib does not know the flag
         workers[peer] = Worker([str(peer_python(peer)), str(HERE / "peers" / f"{peer}_worker.py"), *flags], **cure)
     runs = {side: [] for side in workers}
     for _ in range(repeats):
@@ -209,6 +236,10 @@ def main() -> None:
     parser.add_argument("--page", type=Path, help=page_help("benchmark_..."))
     arguments = parser.parse_args()
     sizes = arguments.sizes.split(",") if arguments.sizes else SIZES if arguments.overhead is None else OVERHEAD_SIZES
+    if arguments.peer and not arguments.sizes:
+        sizes = [size for size in sizes if size.split(":")[0] in JOBS[arguments.peer]]
+    if arguments.peer and (others := [size for size in sizes if size.split(":")[0] not in JOBS[arguments.peer]]):
+        parser.error(f"{arguments.peer} is timed with {', '.join(JOBS[arguments.peer])}, not with {', '.join(others)}")
     kinds = {OVERHEAD_MARKER} if arguments.overhead is not None else {MARKERS[x.split(":")[0]] for x in sizes}
     if arguments.page:
         try:

@@ -12,9 +12,11 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 
@@ -25,7 +27,8 @@ from purepg.algorithms.ppo import PPOConfig, ppo
 from purepg.algorithms.sac import SACConfig, sac
 from purepg.algorithms.td3 import TD3Config, td3
 from purepg.language.model import LanguageModelConfig
-from purepg.networks.actor_critic import ActorQConfig, NetworkConfig, actor_critic, actor_q
+from purepg.networks.actor_critic import ActorCritic, ActorQConfig, NetworkConfig, actor_critic, actor_q
+from purepg.networks.heads import ValueHead
 from purepg.run.console import Progress
 from purepg.run.folder.checkpoint import Checkpoints
 from purepg.run.folder.record import Record
@@ -35,6 +38,7 @@ from purepg.run.plan import Plan, RunConfig, prepare
 from purepg.run.population import Population
 from purepg.run.start import language_model
 from purepg.run.watch.sink import WandbSink
+from purepg.types import Env
 
 WARMUP_STEPS = 300  # finished before the timing starts
 
@@ -52,11 +56,39 @@ def make(name: str, size: int, num_steps: int) -> tuple[Any, Any, Any, Any, str]
     if name == "ppo":
         config = PPOConfig(**steps, learning_rate=2.5e-4, entropy_coef=0.01)
         return ppo, config, actor_critic, NetworkConfig(), "CartPole-v1"
+    if name == "ppo_rnn":
+        config = PPOConfig(**steps, learning_rate=2.5e-4, entropy_coef=0.01, clip_value_eps=0.2)
+        return (
+            ppo,
+            config,
+            deeper,
+            NetworkConfig(hidden=(128,), activation="relu", shared=True, memory="gru"),
+            "CartPole-v1",
+        )
     if name == "sac":
         config = SACConfig(**steps, warmup_steps=WARMUP_STEPS)
         return sac, config, actor_q, ActorQConfig(policy="tanh_gaussian"), "Pendulum-v1"
     config = TD3Config(**steps, warmup_steps=WARMUP_STEPS)
     return td3, config, actor_q, ActorQConfig(policy="deterministic"), "Pendulum-v1"
+
+
+class Deeper(nn.Module):
+    """A head after one more layer of 128."""
+
+    head: Any
+
+    @nn.compact
+    def __call__(self, x):
+        return self.head(name="head")(nn.relu(nn.Dense(128, name="hidden")(x)))
+
+
+def deeper(env: Env, config: NetworkConfig) -> ActorCritic:
+    """The network of PureJaxRL's ppo_rnn.py: a layer and a GRU that policy and critic share, and a layer of each."""
+    network = actor_critic(env, replace(config, memory_size=128))
+    return network.clone(
+        policy_head=partial(Deeper, network.policy_head),
+        value_head=lambda features, name: Deeper(partial(ValueHead, features=features), name=name),
+    )
 
 
 def prepared(
@@ -66,7 +98,7 @@ def prepared(
     algorithm, config, network, network_config, env = make(name, size, num_steps)
     most = 32 * 8 * 4 if name == "grpo" else size * num_steps  # steps of an update
     run = RunConfig(env, 1000 * most * num_updates, num_seeds, devices=devices, compile_cache=False)
-    plan = prepare(algorithm, network, {name: config, "network": network_config}, run, {})
+    plan = prepare(algorithm, network, {algorithm.__name__: config, "network": network_config}, run, {})
     (chunk,) = plan.chunks
     return plan, Job(0, chunk, Population(plan, chunk.program, chunk.shape))
 
