@@ -337,6 +337,20 @@ def test_a_time_limit_does_not_change_how_a_state_is_drawn():
         np.testing.assert_array_equal(shown, picture(CLASSIC_CONTROL["CartPole-v1"](state, obs), ["", ""]))
 
 
+def test_a_picture_of_the_observation_is_the_same_where_the_previous_action_is_observed():
+    full = np.zeros((10, 10, 4), bool)
+    full[2, 7, 0] = True
+    drawings = [drawing_of(make("Breakout-MinAtar", previous=previous)) for previous in (False, True)]
+    told = {"obs": full, "previous_action": np.array(3), "previous_reward": np.array(0.0)}
+    plain, shown = (
+        np.asarray(picture(drawing.scene(None, obs), ["", ""]))
+        for drawing, obs in zip(drawings, (full, told), strict=True)
+    )
+    np.testing.assert_array_equal(shown, plain)
+    with pytest.raises(UsageError, match=r"^Catch-bsuite cannot be drawn without the parts of its image that"):
+        drawing_of(make("Catch-bsuite", observed="0-4,45-49", previous=True))
+
+
 def test_an_environment_that_is_not_jax_is_not_drawn_even_if_its_name_is_known():
     space = make("CartPole-v1").observation_space
     env = outside_env("CartPole-v1", lambda n: None, space, Discrete(2), 9)  # pyright: ignore[reportArgumentType]

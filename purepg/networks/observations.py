@@ -16,8 +16,9 @@ def as_features(obs: Array, space: Space) -> Array:
     if isinstance(space, Discrete):
         return jax.nn.one_hot(obs, space.n, dtype=jnp.float32)
     if isinstance(space, MultiDiscrete):
-        entries = [jax.nn.one_hot(obs[..., i], n, dtype=jnp.float32) for i, n in enumerate(space.sizes)]
-        return jnp.concatenate(entries, axis=-1)
+        entry = np.repeat(np.arange(len(space.sizes)), space.sizes)
+        value = np.concatenate([np.arange(n) for n in space.sizes])
+        return (obs[..., entry] == value).astype(jnp.float32)
     return obs.astype(jnp.float32)
 
 

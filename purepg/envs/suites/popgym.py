@@ -33,7 +33,7 @@ def popgym_env(name: str, params: Mapping[str, Any]) -> Env:
     """One of `NAMES`.
 
     An episode whose deck or sequence ends is terminated; `max_episode_steps` is then its length. CartPole, Pendulum,
-    Concentration and Battleship are truncated at POPGym's time limit.
+    Concentration and Battleship are truncated at their time limit. POPGym's present version says the same.
 
     Args:
       params: `max_episode_steps`, an earlier time limit. The task's own stays, since its rewards are a part of it.

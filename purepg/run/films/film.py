@@ -5,13 +5,13 @@ third, ... step of a long episode is shown.
 """
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
 
-from purepg.envs.wrappers import own_state
+from purepg.envs.wrappers import PREVIOUS, own_state
 from purepg.run.console import reason
 from purepg.run.films.classic_control import CLASSIC_CONTROL
 from purepg.run.films.episodes import MAX_FRAMES, Episode
@@ -49,6 +49,11 @@ def drawing_of(env: Env) -> Drawing:
     if env.render is not None:
         render = env.render
         return Drawing(lambda state, obs: render(state), 50)
+    if isinstance(space, Mapping) and space.keys() == {"obs", *PREVIOUS}:
+        inner = drawing_of(env._replace(observation_space=space["obs"]))
+        return inner._replace(scene=lambda state, obs: inner.scene(state, obs["obs"]))
+    if env.name == "Catch-bsuite" and isinstance(space, Box) and len(space.shape) != 2:
+        raise UsageError(f"{env.name} cannot be drawn without the parts of its image that `observed` hides")
     if env.name in CLASSIC_CONTROL or env.name in GRIDS:
         scene, milliseconds = (CLASSIC_CONTROL[env.name], 30) if env.name in CLASSIC_CONTROL else (GRIDS[env.name], 200)
         return Drawing(lambda state, obs: scene(own_state(state), obs), milliseconds)
