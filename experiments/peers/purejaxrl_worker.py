@@ -24,7 +24,7 @@ def imported():
     names = ("brax", "brax.envs", "brax.envs.wrappers", "brax.envs.wrappers.training", "navix")
     for name in names:
         sys.modules[name] = types.ModuleType(name)
-    sys.modules["brax"].envs = sys.modules["brax.envs"]
+    sys.modules["brax"].envs = sys.modules["brax.envs"]  # pyright: ignore
     for name in ("EpisodeWrapper", "AutoResetWrapper"):
         setattr(sys.modules["brax.envs.wrappers.training"], name, None)
     sys.path.insert(0, str(Path(sys.prefix) / "purejaxrl" / "purejaxrl"))
