@@ -90,6 +90,7 @@ def test_the_readmes_own_networks_train_under_ppo_and_sac():
     config = names["ResidualConfig"](4)
     for algorithm, network, own, env in (
         ("ppo", "residual", names["PPOConfig"](num_envs=4), "Acrobot-v1"),
+        ("ppo", "slow", names["PPOConfig"](num_envs=4), "Acrobot-v1"),
         ("sac", "residual_q", purepg.SACConfig(), "Pendulum-v1"),
     ):
         env = envs.make(env)
