@@ -117,9 +117,8 @@ def picture(found: Mapping[str, Mapping[int, Cell]], config: Config) -> "Figure"
         lengths = list(of_lengths)
         cells = [of_lengths[length] for length in lengths]
         axes.plot(lengths, [x.iqm for x in cells], style, marker="o", markersize=4, color=colour, label=name)
-        axes.fill_between(
-            lengths, *zip(*(x.interval for x in cells), strict=True), color=colour, alpha=0.1, linewidth=0
-        )
+        low, high = ([x.interval[i] for x in cells] for i in (0, 1))
+        axes.fill_between(lengths, low, high, color=colour, alpha=0.1, linewidth=0)
     axes.set_xscale("log")
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticks(config.lengths, [str(length) for length in config.lengths])
