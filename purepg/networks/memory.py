@@ -95,6 +95,17 @@ class Stack(nn.Module):
         stacked = jnp.concatenate([memory, x], axis=-1)
         return stacked[..., self.features :], stacked
 
+    def unroll(self, memory: Array, x: Array, starts: Array) -> tuple[Array, Array]:
+        """All steps of a window. memory `[N, (size - 1) * features]`, x `[L, N, features]`, starts `[L, N]`; returns
+        (the memory after each step, features `[L, N, size * features]`)."""
+        L, N = starts.shape
+        before = jnp.moveaxis(memory.reshape(N, self.size - 1, self.features), 1, 0)
+        x = jnp.concatenate([before, x])
+        episode = jnp.concatenate([jnp.zeros((self.size - 1, N), jnp.int32), jnp.cumsum(starts, axis=0)])
+        same = [episode[i : i + L] == episode[self.size - 1 :] for i in range(self.size)]
+        stacked = jnp.concatenate([jnp.where(same[i][..., None], x[i : i + L], 0) for i in range(self.size)], axis=-1)
+        return stacked[..., self.features :], stacked
+
     @nn.nowrap
     def initialize_carry(self, key: Array, input_shape: tuple[int, ...]) -> Array:
         del key
