@@ -100,6 +100,23 @@ def test_a_window_after_a_burn_in_begins_with_its_memory_as_a_constant(stepped):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), gradient(burnt), gradient(rest))
 
 
+def test_a_critic_without_a_cell_reads_the_observations_alone():
+    env = arms_env(REAL)
+    whole, without = network_of(env, "gru", "deterministic"), network_of(env, None, "deterministic")
+    network = whole._replace(critic=without.critic)
+    obs, action = jax.random.normal(jax.random.key(0), (L, N, 2)), jnp.ones((L, N, 1))
+    params = network.init(jax.random.key(1), Moment(obs[0], network.memory(N)))
+    memory = jax.tree.map(lambda x: x[None], network.memory(N))
+    window = Window(obs, jnp.zeros((L, N), bool), memory)
+    np.testing.assert_array_equal(network.q(params, window, action), without.q(params, obs, action))
+    np.testing.assert_array_equal(
+        network.q(params, Following(window, obs + 1), action), without.q(params, obs + 1, action)
+    )
+    (mode, _), after = network.remember(params, Moment(obs[0], network.memory(N)))
+    np.testing.assert_allclose(mode.mode(), network.apply(params, window)[0].mode()[0], rtol=0, atol=2e-6)
+    assert jax.tree.leaves(after["critic"]) == [] and np.any(after["policy"])
+
+
 # --- the buffer ---
 
 

@@ -25,7 +25,7 @@ from purepg.networks.heads import (
     given_legal,
     squashed_policy,
 )
-from purepg.networks.memory import MemoryKind, Recurrence, cell_of, first_of, memory_in, with_memory
+from purepg.networks.memory import MemoryKind, Recurrence, cell_of, first_of, memory_in, remembers, with_memory
 from purepg.networks.observations import visible
 from purepg.networks.torsos import Torso, TorsoKind, check_torso
 from purepg.types import (
@@ -98,8 +98,9 @@ class ActorQConfig:
       initial_std: initial standard deviation of the policy, before any tanh.
       num_critics: number of critics K, each initialised independently.
       layer_norm: normalise the features of every dense layer of the torso, before its activation (Ba et al. 2016).
-      memory: what follows each torso and remembers the episode, as in `NetworkConfig`. A critic of continuous actions
-        reads the action in one more dense layer, after its memory.
+      memory: what follows each torso and remembers the episode; a critic then reads a continuous action in one more
+        dense layer, after it. gru and lstm: recurrent cells; lru: a linear recurrent unit, which trains on all steps of
+        a window at once; stack: the last observations' features. None: nothing.
       memory_size: width of the memory's features, None: 64; of a stack, the number of observations, None: 4.
     """
 
@@ -128,7 +129,7 @@ def _remembered(
 ) -> tuple[Memory, Array]:
     """(the memory after, features) of one half of a network; () and the torso's features where it has no cell."""
     if cell is None:
-        return (), torso(seen)
+        return (), torso(observed(seen))
     return Recurrence(cell, name=name)(with_memory(seen, lambda memory: memory[half]), torso)
 
 
@@ -178,8 +179,6 @@ class ActorCritic(nn.Module):
 
     def memory(self, num_envs: int) -> Memory:
         """The memory before an episode's first step: the policy's, and unless `shared` the critic's."""
-        if not self.cell:
-            return ()
         first = first_of(self.cell, num_envs)
         return {"policy": first} if self.shared else {"policy": first, "value": first}
 
@@ -225,7 +224,8 @@ class Critic(nn.Module):
     @nn.compact
     def __call__(self, seen: Any, action: Action | None = None) -> Array:
         if self.cell is None:
-            x = self.torso(name="torso")(*((seen,) if action is None else (seen, action)))
+            obs = observed(seen)
+            x = self.torso(name="torso")(*((obs,) if action is None else (obs, action)))
         else:
             x = self.remember(seen)[1]
             if action is not None:
@@ -236,8 +236,10 @@ class Critic(nn.Module):
         return self.value_head(features=1, name="q")(x).squeeze(-1)
 
     @nn.compact
-    def remember(self, seen: Any) -> tuple[Memory, Array]:
-        """(the memory after `seen`, features), with a cell."""
+    def remember(self, seen: Any) -> tuple[Memory, Array | None]:
+        """(the memory after `seen`, features of what is remembered); () and None without a cell."""
+        if self.cell is None:
+            return (), None
         return _remembered(seen, self.torso(name="torso"), self.cell, "critic")
 
 
@@ -250,20 +252,20 @@ class ActorQ(NamedTuple):
     Attributes:
       policy: `apply(params, obs)` returns a distribution.
       critic: `apply(params, obs, action)` returns `[...]`; or, for discrete actions, `apply(params, obs)` `[..., A]`.
-      cell: that of the policy and the critic, which have it too; each critic remembers for itself. None: no memory.
+
+    With cells, the policy and each critic remember for themselves; a critic may also be without.
     """
 
     policy: Any
     critic: Any
     action_space: Space
     num_critics: int = 1
-    cell: Part | None = None
 
     def init(self, key: Key, seen: Any) -> Params:
         k_policy, k_critic = jax.random.split(key)
         distribution, policy = self.policy.init_with_output(k_policy, seen)
         inputs = (seen, executed(distribution.mode())) if isinstance(self.action_space, Box) else (seen,)
-        if self.cell:
+        if remembers(seen):
             inputs = (with_memory(seen, lambda memory: {"critic": memory["critic"][0]}), *inputs[1:])
         critic = jax.vmap(lambda key: self.critic.init(key, *inputs))(jax.random.split(k_critic, self.num_critics))
         return {"policy": policy, "critic": critic}
@@ -285,8 +287,8 @@ class ActorQ(NamedTuple):
 
     def memory(self, num_envs: int) -> Memory:
         """The memory before an episode's first step: the policy's, and that of each critic."""
-        first = self.cell and first_of(self.cell, num_envs)
-        return {"policy": first, "critic": (first,) * self.num_critics} if self.cell else ()
+        policy, critic = (first_of(getattr(half, "cell", None), num_envs) for half in (self.policy, self.critic))
+        return {"policy": policy, "critic": (critic,) * self.num_critics}
 
     def remember(self, params: Params, seen: Moment) -> tuple[tuple[Distribution, None], Memory]:
         """One step, as `Network` has it."""
@@ -297,14 +299,14 @@ class ActorQ(NamedTuple):
 
     def _critics(self, params: Params, seen: Any, *action: Array, method: Any = None) -> Any:
         def apply(critic, memory):
-            own = with_memory(seen, lambda _: {"critic": memory}) if self.cell else seen
+            own = with_memory(seen, lambda _: {"critic": memory}) if remembers(seen) else seen
             return self.critic.apply(critic, own, *action, method=method)
 
-        memory = memory_in(seen)["critic"] if self.cell else ()
+        memory = memory_in(seen)["critic"] if remembers(seen) else ((),) * self.num_critics
         if self.num_critics == 1:  # unbatched matrix products are faster
-            one = apply(jax.tree.map(lambda x: x[0], params["critic"]), *memory or ((),))
+            one = apply(jax.tree.map(lambda x: x[0], params["critic"]), *memory)
             return jax.tree.map(lambda x: x[None], one)
-        return jax.vmap(apply)(params["critic"], jax.tree.map(lambda *x: jnp.stack(x), *memory) if memory else ())
+        return jax.vmap(apply)(params["critic"], jax.tree.map(lambda *x: jnp.stack(x), *memory))
 
 
 def actor_q(env: Env, config: ActorQConfig) -> ActorQ:
@@ -329,7 +331,7 @@ def actor_q(env: Env, config: ActorQConfig) -> ActorQ:
     cell = cell_of(config.memory, config.memory_size, config.hidden[-1])
     policy = Policy(torso, head, env.observation_space, env.privileged, cell)
     joint = partial(Torso, UNBOUNDED, replace(config, torso="mlp", hidden=config.hidden[-1:]))
-    return ActorQ(policy, Critic(torso, space, cell=cell, joint=joint), space, config.num_critics, cell)
+    return ActorQ(policy, Critic(torso, space, cell=cell, joint=joint), space, config.num_critics)
 
 
 def actor_critic(env: Env, config: NetworkConfig) -> ActorCritic:

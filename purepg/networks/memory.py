@@ -21,10 +21,17 @@ from purepg.types import Array, Following, Memory, Moment, Obs, Window
 MemoryKind = Literal["gru", "lstm", "lru", "stack"]
 
 
-def first_of(cell: Callable[..., Any], num_envs: int) -> Memory:
-    """A cell's memory before an episode's first step, leaves `[N, ...]`."""
+def first_of(cell: Callable[..., Any] | None, num_envs: int) -> Memory:
+    """A cell's memory before an episode's first step, leaves `[N, ...]`; () without a cell."""
+    if cell is None:
+        return ()
     made = cell(parent=None)
     return made.initialize_carry(jax.random.key(0), (num_envs, 1))
+
+
+def remembers(seen: Any) -> bool:
+    """Whether what a network is applied to has a memory, and is not plain observations."""
+    return isinstance(seen, Window | Moment | Following)
 
 
 def with_memory(seen: Any, pick: Callable[[Memory], Memory]) -> Any:
