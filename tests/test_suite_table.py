@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import suite
-from parts.suite_cells import CLASSIC, SCRIPTS, Cell, groups, overrides
+from parts.suite_cells import CLASSIC, SCRIPTS, Cell, groups, named, overrides
 
 from purepg.run.pages import read_block
 from purepg.run.reliability import bootstrap_interval, iqm
@@ -99,6 +99,11 @@ def test_changes_are_made_in_the_configs_that_they_name():
         _, ppo, _, network, _ = own[label, "CartPole-v1"].experiment
         assert (ppo.gamma, network.hidden, network.activation) == (gamma, hidden, "relu")
     assert overrides(["sac_discrete.tau=1"], ["sac"]) == {"sac_discrete": {"tau": "1"}}
+
+
+def test_a_colon_in_a_name_begins_no_setting():
+    assert named("gym/my_module:MyEnv-v0") == ("gym/my_module:MyEnv-v0", ())
+    assert named("gym/my_module:MyEnv-v0:size=2:a=b") == ("gym/my_module:MyEnv-v0", ("size=2", "a=b"))
 
 
 @pytest.mark.parametrize(

@@ -68,8 +68,8 @@ def groups() -> dict[str, tuple[str, ...]]:
 
 
 def named(text: str) -> tuple[str, tuple[str, ...]]:
-    """`name:KEY=VALUE:KEY=VALUE` as the name and its settings."""
-    name, *settings = text.split(":")
+    """`name:KEY=VALUE:KEY=VALUE` as (the name, its settings). A name may hold a colon too: gym/my_module:MyEnv-v0."""
+    name, *settings = re.split(r":(?=[\w.-]+=)", text)
     return name, tuple(settings)
 
 
