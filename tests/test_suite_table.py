@@ -98,6 +98,8 @@ def test_changes_are_made_in_the_configs_that_they_name():
     for label, gamma, hidden in (("ppo", 0.25, (64, 64)), ("ppo:network.hidden=2:ppo.gamma=0.5", 0.5, (2,))):
         _, ppo, _, network, _ = own[label, "CartPole-v1"].experiment
         assert (ppo.gamma, network.hidden, network.activation) == (gamma, hidden, "relu")
+    of_sac = cells("sac:sac.gamma=0.5:sac_discrete.gamma=0.25", envs=("Pendulum-v1", "CartPole-v1"))
+    assert [cell.experiment[1].gamma for cell in of_sac.values()] == [0.5, 0.25]
     assert overrides(["sac_discrete.tau=1"], ["sac"]) == {"sac_discrete": {"tau": "1"}}
 
 

@@ -148,7 +148,7 @@ def cell(
 
     script = min((x for x in SCRIPTS[trained] if discrete or not x.endswith(GENERAL)), key=distance)
     make_algorithm, config, network, network_config, run = import_module(script).EXPERIMENT
-    for each in (changes, overrides(own_settings, [trained])):
+    for each in (changes, overrides(own_settings, [algorithm])):
         config = _changed(trained, config, each.get(trained, {}))
         network_config = _changed("network", network_config, each.get("network", {}))
     return Cell(label, env, script, (make_algorithm, config, network, network_config, run))
