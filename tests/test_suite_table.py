@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import suite
 from parts.suite_cells import CLASSIC, SCRIPTS, Cell, groups, named, overrides
+from parts.suite_table import details, matrix, read_score
 
 from purepg.run.pages import read_block
 from purepg.run.reliability import bootstrap_interval, iqm
@@ -149,6 +150,15 @@ def test_the_table_has_the_iqm_of_the_finals_and_its_interval_and_says_what_is_l
     ]
     assert [x["env_steps"] for x in numbers["cells"]] == [256, 256]
     assert (trained / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_labels_with_settings_have_rows_of_their_own_that_say_what_was_trained(trained):
+    score = read_score(trained / "a2c-CartPole-v1", "a2c:network.memory=gru", "CartPole-v1")
+    other = score._replace(algorithm="sac", trained="sac_discrete")
+    rows = [[x.strip() for x in line.split("|")[1:3]] for line in details([score, other]).splitlines()[2:]]
+    assert rows == [["CartPole-v1", "a2c:network.memory=gru"], ["CartPole-v1", "sac (sac_discrete)"]]
+    line = matrix([score, other], ["CartPole-v1"], ["a2c:network.memory=gru", "sac"]).splitlines()[2]
+    assert "(a2c)" not in line and line.endswith("] (sac_discrete) |")
 
 
 def test_the_same_command_again_trains_nothing_and_makes_the_same_table(trained, monkeypatch, tmp_path, capsys):
