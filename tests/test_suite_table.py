@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import suite
-from parts.suite_cells import CLASSIC, SCRIPTS, Cell, groups, overrides
+from parts.suite_cells import CLASSIC, SCRIPTS, Cell, groups, named, overrides
+from parts.suite_table import details, matrix, read_score
 
 from purepg.run.pages import read_block
 from purepg.run.reliability import bootstrap_interval, iqm
@@ -98,7 +99,14 @@ def test_changes_are_made_in_the_configs_that_they_name():
     for label, gamma, hidden in (("ppo", 0.25, (64, 64)), ("ppo:network.hidden=2:ppo.gamma=0.5", 0.5, (2,))):
         _, ppo, _, network, _ = own[label, "CartPole-v1"].experiment
         assert (ppo.gamma, network.hidden, network.activation) == (gamma, hidden, "relu")
+    of_sac = cells("sac:sac.gamma=0.5:sac_discrete.gamma=0.25", envs=("Pendulum-v1", "CartPole-v1"))
+    assert [cell.experiment[1].gamma for cell in of_sac.values()] == [0.5, 0.25]
     assert overrides(["sac_discrete.tau=1"], ["sac"]) == {"sac_discrete": {"tau": "1"}}
+
+
+def test_a_colon_in_a_name_begins_no_setting():
+    assert named("gym/my_module:MyEnv-v0") == ("gym/my_module:MyEnv-v0", ())
+    assert named("gym/my_module:MyEnv-v0:size=2:a=b") == ("gym/my_module:MyEnv-v0", ("size=2", "a=b"))
 
 
 @pytest.mark.parametrize(
@@ -142,6 +150,15 @@ def test_the_table_has_the_iqm_of_the_finals_and_its_interval_and_says_what_is_l
     ]
     assert [x["env_steps"] for x in numbers["cells"]] == [256, 256]
     assert (trained / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_labels_with_settings_have_rows_of_their_own_that_say_what_was_trained(trained):
+    score = read_score(trained / "a2c-CartPole-v1", "a2c:network.memory=gru", "CartPole-v1")
+    other = score._replace(algorithm="sac", trained="sac_discrete")
+    rows = [[x.strip() for x in line.split("|")[1:3]] for line in details([score, other]).splitlines()[2:]]
+    assert rows == [["CartPole-v1", "a2c:network.memory=gru"], ["CartPole-v1", "sac (sac_discrete)"]]
+    line = matrix([score, other], ["CartPole-v1"], ["a2c:network.memory=gru", "sac"]).splitlines()[2]
+    assert "(a2c)" not in line and line.endswith("] (sac_discrete) |")
 
 
 def test_the_same_command_again_trains_nothing_and_makes_the_same_table(trained, monkeypatch, tmp_path, capsys):

@@ -68,8 +68,8 @@ def groups() -> dict[str, tuple[str, ...]]:
 
 
 def named(text: str) -> tuple[str, tuple[str, ...]]:
-    """`name:KEY=VALUE:KEY=VALUE` as the name and its settings."""
-    name, *settings = text.split(":")
+    """`name:KEY=VALUE:KEY=VALUE` as (the name, its settings). A name may hold a colon too: gym/my_module:MyEnv-v0."""
+    name, *settings = re.split(r":(?=[\w.-]+=)", text)
     return name, tuple(settings)
 
 
@@ -148,7 +148,7 @@ def cell(
 
     script = min((x for x in SCRIPTS[trained] if discrete or not x.endswith(GENERAL)), key=distance)
     make_algorithm, config, network, network_config, run = import_module(script).EXPERIMENT
-    for each in (changes, overrides(own_settings, [trained])):
+    for each in (changes, overrides(own_settings, [algorithm])):
         config = _changed(trained, config, each.get(trained, {}))
         network_config = _changed("network", network_config, each.get("network", {}))
     return Cell(label, env, script, (make_algorithm, config, network, network_config, run))

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from parts.suite_cells import Missing
+from parts.suite_cells import Missing, named
 
 from purepg.run.folder.config import read_config, read_summary
 from purepg.run.folder.files import METRICS
@@ -66,8 +66,12 @@ def matrix(scores: Sequence[Score], envs: Sequence[str], algorithms: Sequence[st
 def _cell(score: Score | None) -> str:
     if score is None:
         return "-"
-    other = f" ({score.trained})" if score.trained != score.algorithm else ""
-    return f"{with_interval(score.iqm, score.interval)}{other}"
+    return f"{with_interval(score.iqm, score.interval)}{_other(score)}"
+
+
+def _other(score: Score) -> str:
+    """The algorithm that was trained, where the label names another."""
+    return f" ({score.trained})" if score.trained != named(score.algorithm)[0] else ""
 
 
 def details(scores: Sequence[Score]) -> str:
@@ -75,7 +79,8 @@ def details(scores: Sequence[Score]) -> str:
     header = ["environment", "algorithm", "with mode", "steps per seed", "seconds", "diverged", "settings of"]
     rows = [
         [
-            *(score.env, score.trained, short(score.mode), f"{score.env_steps:,}", f"{score.seconds:.1f}"),
+            *(score.env, score.algorithm + _other(score), short(score.mode)),
+            *(f"{score.env_steps:,}", f"{score.seconds:.1f}"),
             *(str(score.num_diverged), f"{score.script}.py"),
         ]
         for score in scores
