@@ -123,6 +123,8 @@ def peer_python(peer: str) -> Path:
     python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
     done = folder / "installed"
     if not done.exists():
+        if peer in CHECKOUTS and sys.version_info >= (3, 12):
+            sys.exit(f"benchmark: error: {peer} needs Python 3.11, the last that its JAX was built for")
         print(f"installing {' '.join(PEERS[peer])} into {folder}", file=sys.stderr)
         venv.create(folder, with_pip=True, clear=True)
         subprocess.run([python, "-m", "pip", "install", "-q", *PEERS[peer]], check=True)
@@ -236,6 +238,8 @@ def main() -> None:
     parser.add_argument("--page", type=Path, help=page_help("benchmark_..."))
     arguments = parser.parse_args()
     sizes = arguments.sizes.split(",") if arguments.sizes else SIZES if arguments.overhead is None else OVERHEAD_SIZES
+    if unknown := [size for size in sizes if size.split(":")[0] not in MARKERS]:
+        parser.error(f"unknown algorithms in {', '.join(unknown)}; the known ones are {', '.join(MARKERS)}")
     if arguments.peer and not arguments.sizes:
         sizes = [size for size in sizes if size.split(":")[0] in JOBS[arguments.peer]]
     if arguments.peer and (others := [size for size in sizes if size.split(":")[0] not in JOBS[arguments.peer]]):

@@ -21,6 +21,7 @@ from purepg.run.plan import RunConfig
 from purepg.run.study import Study, main
 from purepg.run.summary import with_interval
 from purepg.run.watch.style import dress, look, over_num_seeds
+from purepg.types import UsageError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -89,7 +90,8 @@ def trained(config: Config, length: int, kind: MemoryKind | None, window: int) -
         anneal_learning_rate=True,
         entropy_coef=0.01,
     )
-    network = NetworkConfig(hidden=(config.hidden,), memory=kind, memory_size=4 if kind == "stack" else config.hidden)
+    sizes = {None: None, "stack": 4}
+    network = NetworkConfig(hidden=(config.hidden,), memory=kind, memory_size=sizes.get(kind, config.hidden))
     run = RunConfig("tmaze", config.steps, config.seeds, seed=config.seed, env_params=(f"length={length}",))
     (setting,) = train_population(ppo, own, actor_critic, network, run).summary["settings"]
     return Cell(setting["iqm"], tuple(setting["interval"]), setting["finals"])
@@ -133,6 +135,8 @@ def picture(found: Mapping[str, Mapping[int, Cell]], config: Config) -> "Figure"
 
 def study(config: Config) -> Study:
     """Trains all agents."""
+    if bad := [window for window in config.windows if config.num_steps % window]:
+        raise UsageError(f"windows ({', '.join(map(str, bad))}) must divide num_steps ({config.num_steps})")
     found: dict[str, dict[int, Cell]] = {}
     for name, kind, window in rows_of(config):
         found[name] = {}

@@ -301,12 +301,14 @@ class Explorer(NamedTuple):
       `[N, ...]`. `t` is the call's number in its update; there are more than T calls where resets take steps of their
       own. `starts` `[N]` marks the first steps of episodes. Action and log_prob are as `Transition` has them;
       `memories` is the policy's memory (before the step, after it).
+    joined: learning takes the first step of an update for the one after the last step of the update before.
     """
 
     num_envs: int
     num_steps: int
     carry: Callable[[Obs], Any]
     act: Callable[[Key, Any, Any, Array, Array, Obs, Array], tuple[Any, Any, tuple[Memory, Memory], Any]]
+    joined: bool = False
 
 
 class UpdateSteps(NamedTuple):

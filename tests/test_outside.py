@@ -281,19 +281,19 @@ def test_a_replay_algorithm_explores_at_random_until_the_warm_up_ends_and_then_b
     learner, obs = quick_jit(algorithm.init)(jax.random.key(0)).learner, jax.random.normal(jax.random.key(1), (3, 2))
     explorer = algorithm.explorer
     assert explorer is not None
-    memory, begins, explore = explorer.carry(obs), jnp.ones(3, bool), quick_jit(explorer.act)
+    noise, begins, explore = explorer.carry(obs)[0], jnp.ones(3, bool), quick_jit(explorer.act)
 
-    def act(u, t, memory, starts):
-        action, log_prob, _, carry = explore(jax.random.key(100 * u + t), learner, memory, u, t, obs, starts)
-        return action, log_prob, carry
+    def act(u, t, noise, starts):
+        action, log_prob, _, carry = explore(jax.random.key(100 * u + t), learner, (noise, ()), u, t, obs, starts)
+        return action, log_prob, carry[0]
 
     mode = network.apply(learner.params, obs)[0].mode()
-    last_random, _, memory = act(1, 0, memory, begins)  # 15 transitions are 5 rounds of 3
+    last_random, _, noise = act(1, 0, noise, begins)  # 15 transitions are 5 rounds of 3
     assert (jnp.abs(last_random - mode) > 0.5).any()
-    later_call, _, _ = act(0, 7, memory, begins)  # calls beyond num_steps, for resets, are the last round's
+    later_call, _, _ = act(0, 7, noise, begins)  # calls beyond num_steps, for resets, are the last round's
     assert (jnp.abs(later_call - mode) > 0.5).any()
-    action, log_prob, after = act(1, 1, memory, ~begins)
-    np.testing.assert_allclose(action - mode, 0.1 * memory, rtol=1e-5, atol=1e-7)
+    action, log_prob, after = act(1, 1, noise, ~begins)
+    np.testing.assert_allclose(action - mode, 0.1 * noise, rtol=1e-5, atol=1e-7)
     assert log_prob is None
     again, _, _ = act(2, 0, after, ~begins)  # correlation 1: the same noise, until an episode begins
     np.testing.assert_allclose(again, action, rtol=1e-6)
@@ -329,6 +329,20 @@ def test_a_run_reports_its_episodes_and_seeds_meet_the_same_environments_in_ever
     np.testing.assert_array_equal(first[0], first[1])
     assert first[0, 0] != first[0, 1]
     assert np.isfinite(results.metrics["policy_loss"]).all()
+
+
+def test_steps_that_must_join_are_refused_where_a_reset_takes_a_step_of_its_own():
+    """Steps beyond an update's T are not recorded there, so that the next update's do not follow its last ones."""
+    env = diary(next_step=True)
+    rec = Recorder(env, (), N, T, list(range(N)), joined=True)
+
+    def act(t, obs, starts):
+        action = np.zeros(obs.shape[:-1], int)
+        return action, None, ((), ()), action
+
+    with pytest.raises(UsageError, match=r"takes a step for each reset \(next-step mode\).*AutoresetMode.SAME_STEP"):
+        rec.record(act)
+    rec.close()
 
 
 def test_a_checkpoint_holds_no_environment_and_its_agent_evaluates(finished_run):

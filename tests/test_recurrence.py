@@ -34,7 +34,10 @@ ENV = diary_env()  # its episodes have 1 to 4 steps: several in every window, wh
 
 def network_of(kind: str | None, shared: bool = False, env: Env = ENV) -> Any:
     memory: Any = kind
-    return actor_critic(env, NetworkConfig(hidden=(8,), shared=shared, policy_scale=1.0, memory=memory, memory_size=4))
+    size = 4 if kind else None
+    return actor_critic(
+        env, NetworkConfig(hidden=(8,), shared=shared, policy_scale=1.0, memory=memory, memory_size=size)
+    )
 
 
 class Played(NamedTuple):

@@ -30,7 +30,9 @@ L, N = 12, 3
 
 
 def network_of(env: Env, kind: Any, policy: Any, scale: float = 1.0, **more: Any) -> Any:
-    config = ActorQConfig(policy=policy, hidden=(8,), policy_scale=scale, memory=kind, memory_size=4, **more)
+    config = ActorQConfig(
+        policy=policy, hidden=(8,), policy_scale=scale, memory=kind, memory_size=4 if kind else None, **more
+    )
     return actor_q(env, config)
 
 
@@ -115,6 +117,11 @@ def test_a_critic_without_a_cell_reads_the_observations_alone():
     (mode, _), after = network.remember(params, Moment(obs[0], network.memory(N)))
     np.testing.assert_allclose(mode.mode(), network.apply(params, window)[0].mode()[0], rtol=0, atol=2e-6)
     assert jax.tree.leaves(after["critic"]) == [] and np.any(after["policy"])
+
+
+def test_a_size_without_a_memory_is_refused():
+    with pytest.raises(UsageError, match=r"^memory_size \(8\) needs a memory: choose gru, lstm, lru or stack$"):
+        actor_q(arms_env(REAL), ActorQConfig(policy="deterministic", memory_size=8))
 
 
 # --- the buffer ---

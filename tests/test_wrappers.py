@@ -9,7 +9,7 @@ from helpers import choices_env, diary_env, episode_length, pair_env, terminates
 
 from purepg import envs
 from purepg.envs.contract import canonical, check_environment, in_units, legal_actions
-from purepg.envs.wrappers import observed, repeated, time_limited, with_previous
+from purepg.envs.wrappers import partially_observed, repeated, time_limited, with_previous
 from purepg.experience import normalize
 from purepg.run.environment import named_env
 from purepg.types import Box, Discrete, LegalActions, MultiDiscrete, UsageError
@@ -100,7 +100,7 @@ def test_parameters_reach_any_kind_of_environment():
 )
 def test_the_entries_observed_are_those_named_in_their_order_and_the_space_follows(entries, kept):
     env = envs.make("CartPole-v1")
-    partial = observed(env, entries)
+    partial = partially_observed(env, entries)
     check_environment(partial)
     state, obs = env.reset(jax.random.key(0))
     same, part = partial.reset(jax.random.key(0))
@@ -213,7 +213,7 @@ def test_what_else_an_environment_has_stays_with_it():
 
     full = ENV._replace(step=step, render=render, describe=describe, metrics=("length",), costly_reset=True)
     full = full._replace(held_out=full)
-    for env in (observed(full, "1"), with_previous(full)):
+    for env in (partially_observed(full, "1"), with_previous(full)):
         assert env.held_out is not None
         wanted, found = (jax.tree.leaves(made.reset(jax.random.key(0))[1]) for made in (env, env.held_out))
         for a, b in zip(wanted, found, strict=True):

@@ -3,8 +3,8 @@ with purepg. It answers in the same lines of JSON as the others, and needs the f
 
 The work is `jit(vmap(make_train(config)))` on CartPole, which trains from the first parameters on in every run; its
 learning rate is not annealed and its debugging output is off. It always clips the value. What ppo_rnn.py imports for
-other environments, brax and navix, is replaced by empty modules. It ignores time limits, and the advantage of the step
-after an episode's end is computed as if the episode had ended one step later.
+other environments, brax and navix, is replaced by empty modules. A time limit is a
+terminal state in it.
 """
 
 import argparse

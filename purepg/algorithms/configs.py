@@ -189,7 +189,8 @@ class ReplayConfig(PolicyAndCriticRateConfig, ExperienceConfig):
         with memory, which learns along a window, 32.
       burn_in: steps before each window through which memory passes without a gradient, from what was stored with the
         first of them, so that the window begins with the memory of the current parameters (Kapturowski et al. 2019).
-      capacity: transitions that the replay buffer holds.
+        A stack of k observations has it exactly from k - 1 steps on.
+      capacity: transitions that the replay buffer holds, with memory each beside the memory before it.
       warmup_steps: transitions collected with random actions before learning begins.
       tau: step size of the target networks (Polyak averaging).
     """

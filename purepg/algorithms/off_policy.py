@@ -132,7 +132,7 @@ def replay_algorithm(
 
     env_steps = c.num_envs * c.num_steps
     step = _rounds(env, c, exploration, draw_noise, act, learn, cycle)
-    explorer = Explorer(c.num_envs, c.num_steps, nothing_yet, explore)
+    explorer = Explorer(c.num_envs, c.num_steps, nothing_yet, explore, joined=c.window is not None)
     return Algorithm(init, step, evaluation_policy(network), UpdateSteps(env_steps, env_steps), explorer)
 
 

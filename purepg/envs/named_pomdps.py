@@ -22,7 +22,7 @@ def tmaze(length: int = 10) -> FiniteMDP:
     Observations are 0 and 1, the cues, 2, the corridor, and 3, the junction, also after the end. There are
     2 * length + 3 states.
     """
-    if length < 1 or length != int(length):
+    if not isinstance(length, int) or length < 1:
         raise UsageError(f"tmaze: length ({length}) must be an integer, at least 1")
     if 2 * length + 3 > MAX_STATES:
         raise UsageError(f"tmaze: length ({length}) must be at most {(MAX_STATES - 3) // 2}")
@@ -55,7 +55,7 @@ def repeat_previous(num_values: int = 2, k: int = 2, length: int = 16) -> Finite
     """
     n = num_values
     for name, x, least in (("num_values", n, 1), ("k", k, 0), ("length", length, k + 1)):
-        if x < least or x != int(x):
+        if not isinstance(x, int) or x < least:
             raise UsageError(f"repeat_previous: {name} ({x}) must be an integer, at least {least}")
     S = sum(n**m for m in range(1, k + 2))
     if S > MAX_STATES:

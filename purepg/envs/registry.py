@@ -14,7 +14,7 @@ from purepg.envs.named_tasks import TASKS
 from purepg.envs.suites import SUITES
 from purepg.envs.suites.adapter import CLOCK
 from purepg.envs.tasks import token_env
-from purepg.envs.wrappers import observed, repeated, time_limited, with_previous
+from purepg.envs.wrappers import partially_observed, repeated, time_limited, with_previous
 from purepg.types import Env, UsageError
 
 # In this order, so that a time limit counts the environment's own steps, as the limits of suites do, and the previous
@@ -22,7 +22,7 @@ from purepg.types import Env, UsageError
 WRAPPERS: dict[str, Callable[[Env, Any], Env]] = {
     CLOCK: time_limited,
     "action_repeat": repeated,
-    "observed": observed,
+    "observed": partially_observed,
     "previous": with_previous,
 }
 

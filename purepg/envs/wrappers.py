@@ -65,7 +65,7 @@ def repeated(env: Env, times: int) -> Env:
     return env._replace(step=step, max_episode_steps=limit, held_out=env.held_out and repeated(env.held_out, k))
 
 
-def observed(env: Env, entries: str | int | Sequence[int]) -> Env:
+def partially_observed(env: Env, entries: str | int | Sequence[int]) -> Env:
     """Keeps only some entries of a Box observation, as a vector in the order given: what else there is stays hidden.
 
     Args:
@@ -95,7 +95,7 @@ def observed(env: Env, entries: str | int | Sequence[int]) -> Env:
         return state, time_step._replace(obs=part(time_step.obs))
 
     partial_space = Box(part(space.low), part(space.high), space.dtype)
-    held_out = env.held_out and observed(env.held_out, entries)
+    held_out = env.held_out and partially_observed(env.held_out, entries)
     return env._replace(reset=reset, step=step, observation_space=partial_space, held_out=held_out, describe=None)
 
 

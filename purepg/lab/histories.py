@@ -18,7 +18,7 @@ from purepg.envs.finite_mdp import FiniteMDP
 from purepg.equations.advantages import total_return
 from purepg.lab.pomdp import longest_episode
 from purepg.lab.trajectories import enumerate_trajectories
-from purepg.types import Array, Moment, Network, Params, Transition, Window, first_memory
+from purepg.types import Array, Moment, Network, Params, Transition, UsageError, Window, first_memory, has_memory
 
 
 class Cut(NamedTuple):
@@ -44,8 +44,10 @@ def enumerate_histories(mdp: FiniteMDP, network: Network, params: Params, cut: C
       network: a network with memory (`types.has_memory`).
       cut: None: gradients flow from an episode's last step to its first.
     Raises:
-      UsageError: as `enumerate_trajectories` does.
+      UsageError: the network has no memory, or as `enumerate_trajectories` does.
     """
+    if not has_memory(network):
+        raise UsageError(f"{mdp.name}: a network without memory has no histories: use enumerate_trajectories")
     S, A = mdp.reward.shape
     trajectory, mask, probability = enumerate_trajectories(mdp, np.full((S, A), -np.log(A)))
     T, N = mask.shape

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from purepg.lanes import select
-from purepg.types import Array, Following, Memory, Moment, Obs, Window
+from purepg.types import Array, Following, Memory, Moment, Obs, UsageError, Window
 
 MemoryKind = Literal["gru", "lstm", "lru", "stack"]
 
@@ -202,6 +202,8 @@ def cell_of(kind: MemoryKind | None, size: int | None, features: int) -> Callabl
       size: the width of the cell's features, None: 64; of a stack, how many observations, None: 4.
       features: the width of the torso's features.
     """
+    if kind is None and size is not None:
+        raise UsageError(f"memory_size ({size}) needs a memory: choose gru, lstm, lru or stack")
     size = size or (4 if kind == "stack" else 64)
     match kind:
         case None:

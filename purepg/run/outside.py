@@ -68,11 +68,22 @@ class Recorder:
     Args:
       agents: their axes, such as (H, S).
       seeds: one for each environment, of all agents in turn.
+      joined: a recording must go on where the last one ended. `record` then raises UsageError where a reset takes a
+        step of its own.
     """
 
-    def __init__(self, env: Env, agents: tuple[int, ...], num_envs: int, num_steps: int, seeds: Sequence[int]):
+    def __init__(
+        self,
+        env: Env,
+        agents: tuple[int, ...],
+        num_envs: int,
+        num_steps: int,
+        seeds: Sequence[int],
+        joined: bool = False,
+    ):
         assert env.outside is not None
         self._agents, self._N, self._T = agents, num_envs, num_steps
+        self._name, self._joined = env.name, joined
         self._envs: HostEnvs = env.outside(len(seeds))
         try:
             self._obs = self._envs.reset(seeds)
@@ -93,6 +104,11 @@ class Recorder:
             obs, starts = (jax.tree.map(self._by_agent, x) for x in (self._obs, self._starts))
             action, log_prob, memories, in_units = act(num_calls, obs, starts)
             step: Any = self._envs.step(self._flat(in_units))
+            if self._joined and not step.taken.all():
+                raise UsageError(
+                    f"{self._name} takes a step for each reset (next-step mode), so that replay has no windows of "
+                    "successive steps: give its vector environment AutoresetMode.SAME_STEP, or use ppo"
+                )
             finished[:, min(num_calls, T - 1)] += self._count(step)
             action, log_prob, (before, after) = jax.tree.map(self._flat, (action, log_prob, memories))
             flags = step.terminated, step.truncated

@@ -134,7 +134,7 @@ class OutsidePopulation(Population):
         if self._recorder is None:
             H, seeds = self._shape[0], np.asarray(members[1])
             own = [seed_of(self._plan.run.seed, int(s), i, int(update)) for s in seeds for i in range(N)]
-            self._recorder = Recorder(self._plan.env, self._shape, N, T, own * H)
+            self._recorder = Recorder(self._plan.env, self._shape, N, T, own * H, self._explorer.joined)
             self._carry = self._first_carry(state)
 
         def act(t, obs, starts):

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from purepg.envs.contract import check_environment
 from purepg.envs.gymnax import gymnax_env
 from purepg.envs.suites.adapter import CLOCK, chosen
-from purepg.envs.wrappers import observed, time_limited
+from purepg.envs.wrappers import partially_observed, time_limited
 from purepg.types import Array, Discrete, Env, Key, MultiDiscrete, TimeStep
 
 CARDS = 52  # of one deck
@@ -269,7 +269,7 @@ def battleship(size: int) -> Env:
 def cart_pole(limit: int, noise: float = 0.0) -> Env:
     """CartPole's position and angle, without their velocities. A step pays 1 / limit."""
     env = gymnax_env("CartPole-v1", {"max_steps_in_episode": limit})
-    return noisy(rewarded(observed(env, (0, 2)), lambda reward: reward / limit), noise)
+    return noisy(rewarded(partially_observed(env, (0, 2)), lambda reward: reward / limit), noise)
 
 
 def pendulum(limit: int, noise: float = 0.0) -> Env:
@@ -277,7 +277,7 @@ def pendulum(limit: int, noise: float = 0.0) -> Env:
     none 1 / limit."""
     half = 16.2736044 / 2
     env = gymnax_env("Pendulum-v1", {"max_steps_in_episode": limit})
-    return noisy(rewarded(observed(env, (0, 1)), lambda reward: (reward / half + 1) / limit), noise)
+    return noisy(rewarded(partially_observed(env, (0, 1)), lambda reward: (reward / half + 1) / limit), noise)
 
 
 def rewarded(env: Env, paid: Callable[[Array], Array]) -> Env:
