@@ -16,6 +16,7 @@ from helpers import SeparateNetwork, TinyNetwork, TinyQNetwork, arms_env, quick_
 import purepg.algorithms
 from purepg.algorithms.a2c import A2CConfig, a2c
 from purepg.algorithms.clone import CloneConfig, clone
+from purepg.algorithms.configs import ReplayConfig
 from purepg.algorithms.ddpg import DDPGConfig, ddpg
 from purepg.algorithms.dpg import DPGConfig, dpg
 from purepg.algorithms.dpo import DPOConfig, dpo
@@ -491,7 +492,7 @@ def test_every_algorithm_is_among_the_cases():
 def test_a_drawn_config_trains_two_finite_updates_or_is_refused_in_one_line(name):
     case, rng = CASES[name], np.random.default_rng(sum(map(ord, name)))
     accepted, num_refused = [], 0
-    for i in range(60):
+    for i in range(240 if issubclass(case.config, ReplayConfig) else 60):  # most burn_in are refused without memory
         config, wrong = draw_config(rng, case.config, wrong=i % 2 == 0)
         try:
             case.algorithm(case.env, case.network, config)
