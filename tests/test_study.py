@@ -109,7 +109,8 @@ BLOCKS = {
     "laboratory.md": ("gradient_ladder", "discount_bias", "softmax_convergence", "lqr"),
     "language_models.md": ("alignment", "overoptimisation"),
     "results.md": ("results", "trust_region"),
-    "speed.md": ("benchmark_ppo", "benchmark_replay", "benchmark_grpo", "benchmark_overhead"),
+    "memory.md": ("memory_bias",),
+    "speed.md": ("benchmark_ppo", "benchmark_ppo_rnn", "benchmark_replay", "benchmark_grpo", "benchmark_overhead"),
     "survival.md": ("survive",),
 }
 
