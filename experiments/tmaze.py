@@ -27,13 +27,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SOLVED = 0.95
-KINDS: dict[str, MemoryKind | None] = {
-    "feedforward": None,
-    "stack": "stack",
-    "gru": "gru",
-    "lstm": "lstm",
-    "lru": "lru",
-}
 NAMES = {"feedforward": "no memory", "stack": "stack of 4"}  # of those that no window matters to
 
 
@@ -102,7 +95,8 @@ def rows_of(config: Config) -> list[tuple[str, MemoryKind | None, int]]:
     found = []
     for name in config.memories:
         windows = config.windows[:1] if name in NAMES else config.windows
-        found += [(NAMES.get(name, f"{name}, window {L}"), KINDS[name], L) for L in windows]
+        kind = None if name == "feedforward" else name
+        found += [(NAMES.get(name, f"{name}, window {L}"), kind, L) for L in windows]
     return found
 
 

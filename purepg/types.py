@@ -171,9 +171,14 @@ class Following(NamedTuple):
     obs: Obs
 
 
+def remembers(seen: Any) -> bool:
+    """Whether what a network is applied to has a memory, and is not plain observations."""
+    return isinstance(seen, Window | Moment | Following)
+
+
 def observed(seen: Any) -> Obs:
     """The observations in what a network is applied to."""
-    return seen.obs if isinstance(seen, Window | Moment | Following) else seen
+    return seen.obs if remembers(seen) else seen
 
 
 def following(obs: Any, next_obs: Any) -> Any:

@@ -8,15 +8,13 @@ terminal state in it.
 """
 
 import argparse
-import json
-import os
 import sys
 import time
 import types
-from importlib.metadata import version
 from pathlib import Path
 
 import jax
+from answers import ready, timed_runs
 
 
 def imported():
@@ -50,20 +48,9 @@ def main():
     program = jax.jit(train).lower(keys).compile()
     compile_seconds = time.perf_counter() - start
     jax.block_until_ready(program(keys))
-    ready = {
-        "ready": True,
-        "device": jax.devices()[0].device_kind,
-        "compile_seconds": compile_seconds,
-        "versions": {name: version(name) for name in ("gymnax", "jax", "jaxlib", "flax", "optax", "distrax")},
-        "xla_flags": os.environ.get("XLA_FLAGS", ""),
-    }
-    print(json.dumps(ready), flush=True)
-    for line in sys.stdin:
-        if line.strip() == "quit":
-            break
-        start = time.perf_counter()
-        jax.block_until_ready(program(keys))
-        print(json.dumps({"seconds": time.perf_counter() - start, "env_steps": steps * args.num_seeds}), flush=True)
+    env_steps = steps * args.num_seeds
+    ready(compile_seconds, env_steps, ("gymnax", "jax", "jaxlib", "flax", "optax", "distrax"))
+    timed_runs(lambda: program(keys), env_steps)
 
 
 if __name__ == "__main__":

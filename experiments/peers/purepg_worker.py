@@ -5,7 +5,6 @@ ready, and then trains it once for every line on stdin.
 """
 
 import contextlib
-import json
 import os
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from answers import answer
 
 from purepg import envs
 from purepg.algorithms.groups import source
@@ -193,10 +193,6 @@ def watching(what: str, out: Path, ends: contextlib.ExitStack, plan: Plan) -> Lo
         ends.callback(sink.finish, {})
         return lambda chunk, start, metrics: sink.log_block(chunk.settings, start, metrics, chunk.seeds)
     return lambda *block: None
-
-
-def answer(**values) -> None:
-    print(json.dumps(values), flush=True)
 
 
 if __name__ == "__main__":

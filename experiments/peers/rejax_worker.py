@@ -15,14 +15,11 @@ in time that grows with the capacity, and its SAC updates the policy before the 
 """
 
 import argparse
-import json
-import os
-import sys
 import time
-from importlib.metadata import version
 
 import jax
 import jax.numpy as jnp
+from answers import ready, timed_runs
 from rejax import PPO, SAC, TD3  # pyright: ignore[reportMissingImports]
 
 
@@ -95,25 +92,14 @@ def main():
     compile_seconds = time.perf_counter() - start
     state = jax.block_until_ready(program(state))
     assert int(state.global_step.sum()) == env_steps, "rejax made another number of environment steps than asked for"
-    ready = {
-        "ready": True,
-        "device": jax.devices()[0].device_kind,
-        "compile_seconds": compile_seconds,
-        "env_steps": env_steps,
-        "versions": {name: version(name) for name in ("rejax", "gymnax", "jax", "jaxlib", "flax", "optax")},
-        "xla_flags": os.environ.get("XLA_FLAGS", ""),
-        "nproc": os.environ.get("NPROC", ""),
-    }
-    print(json.dumps(ready), flush=True)
+    ready(compile_seconds, env_steps, ("rejax", "gymnax", "jax", "jaxlib", "flax", "optax"))
 
-    for line in sys.stdin:
-        if line.strip() == "quit":
-            break
-        start = time.perf_counter()
-        state = jax.block_until_ready(program(state))
-        seconds = time.perf_counter() - start
-        record = {"seconds": seconds, "env_steps": env_steps, "env_steps_per_second": env_steps / seconds}
-        print(json.dumps(record), flush=True)
+    def run():
+        nonlocal state
+        state = program(state)
+        return state
+
+    timed_runs(run, env_steps)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from purepg.networks.heads import (
     given_legal,
     squashed_policy,
 )
-from purepg.networks.memory import MemoryKind, Recurrence, cell_of, first_of, memory_in, remembers, with_memory
+from purepg.networks.memory import MemoryKind, Recurrence, cell_of, first_of, memory_in, with_memory
 from purepg.networks.observations import visible
 from purepg.networks.torsos import Torso, TorsoKind, check_torso
 from purepg.types import (
@@ -48,6 +48,7 @@ from purepg.types import (
     UsageError,
     first_seen,
     observed,
+    remembers,
     space_leaves,
 )
 

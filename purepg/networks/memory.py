@@ -29,11 +29,6 @@ def first_of(cell: Callable[..., Any] | None, num_envs: int) -> Memory:
     return made.initialize_carry(jax.random.key(0), (num_envs, 1))
 
 
-def remembers(seen: Any) -> bool:
-    """Whether what a network is applied to has a memory, and is not plain observations."""
-    return isinstance(seen, Window | Moment | Following)
-
-
 def with_memory(seen: Any, pick: Callable[[Memory], Memory]) -> Any:
     """A `Window`, `Moment` or `Following` with `pick` of its memory in the memory's place."""
     if isinstance(seen, Following):
