@@ -10,6 +10,7 @@ import optax
 
 from purepg.config import check_choice
 from purepg.lanes import any_lane, step_if
+from purepg.loops import alone, scan, sum_of_squares
 from purepg.precision import at_least_float32, has_narrow, rounded
 from purepg.types import Array, Key, Metrics, Params, Window
 
@@ -24,8 +25,28 @@ def step_direction(
     multiplies by the learning rate, so the optimiser's state holds no schedule. Raises UsageError for other optimisers.
     """
     check_choice("optimizer", optimizer, Optimizer)
-    clip = optax.identity() if max_grad_norm is None else optax.clip_by_global_norm(max_grad_norm)
+    clip = optax.identity() if max_grad_norm is None else clipped(max_grad_norm)
     return in_float32(optax.chain(clip, optax.scale_by_adam(eps=adam_eps) if optimizer == "adam" else optax.identity()))
+
+
+def norm(tree: Any) -> Array:
+    """The Euclidean norm of all numbers of a tree, a scalar."""
+    return jnp.sqrt(sum_of_squares(tree))
+
+
+def clipped(max_norm: Array | float) -> optax.GradientTransformation:
+    """Scales a gradient whose norm exceeds `max_norm` down to it."""
+
+    def update(updates, state, params=None):
+        del params
+        length = norm(updates)
+
+        def scaled(x):
+            return jnp.where(length < max_norm, x, x / length.astype(x.dtype) * max_norm)
+
+        return jax.tree.map(scaled, updates), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 class TrainState(NamedTuple):
@@ -118,7 +139,7 @@ def gradient_step(
     params = jax.tree.map(lambda x, p: rounded(x, p.dtype), exact, params)
     if isinstance(opt_state, Widened):
         opt_state = opt_state._replace(remainder=jax.tree.map(jnp.subtract, exact, at_least_float32(params)))
-    return TrainState(params, opt_state), metrics | {"grad_norm": optax.tree.norm(at_least_float32(grads))}
+    return TrainState(params, opt_state), metrics | {"grad_norm": norm(at_least_float32(grads))}
 
 
 def gradient_steps(
@@ -134,7 +155,7 @@ def gradient_steps(
     def step(train_state, _):
         return gradient_step(loss, tx, learning_rate, train_state, batch)
 
-    train_state, metrics = jax.lax.scan(step, train_state, length=num_steps)
+    train_state, metrics = scan(step, train_state, length=num_steps)
     return train_state, jax.tree.map(lambda x: x[-1], metrics)
 
 
@@ -233,20 +254,20 @@ def minibatch_epochs(
         if target_kl is not None:
             stopped |= metrics["approx_kl"] > 1.5 * target_kl
             new = jax.tree.map(lambda new, old: jnp.where(stopped, old, new), new, old)
-        return (new, stopped), metrics | {"stopped": stopped}
+        return (new, stopped), metrics
 
     def step(carry, index):
         if target_kl is None:
             return minibatch_step(carry, index)
         carry, metrics = step_if(any_lane(~carry[1]), minibatch_step, carry, index)
-        return carry, metrics | {"stopped": carry[1]}
+        return carry, metrics | {"took": ~carry[1]}
 
     def epoch(carry, key):
-        return jax.lax.scan(step, carry, shuffle(key, batch_size).reshape(num_minibatches, -1))
+        return scan(step, carry, shuffle(key, batch_size).reshape(num_minibatches, -1), join=alone())
 
     carry = (train_state, jnp.bool_(False))
-    (train_state, _), metrics = jax.lax.scan(epoch, carry, jax.random.split(key, num_epochs))
-    took = ~metrics.pop("stopped")
+    (train_state, _), metrics = scan(epoch, carry, jax.random.split(key, num_epochs), join=alone())
+    took = metrics.pop("took", jnp.ones((num_epochs, num_minibatches), bool))
     # The minibatch that stopped the update counts in the means: if it was the first, there are no others.
     measured = jnp.roll(took.ravel(), 1).at[0].set(True).reshape(took.shape)
     means = {name: jnp.mean(x, where=measured) for name, x in metrics.items()}

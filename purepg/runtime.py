@@ -4,9 +4,11 @@ jaxlib 0.10.2's concurrency-optimised scheduler can leave all threads of a small
 two cores with a few vmapped seeds, the process sleeps for ever). The older scheduler does not.
 """
 
+import contextlib
 import importlib.metadata
 import os
 import warnings
+from collections.abc import Iterator
 
 import jax
 
@@ -14,6 +16,7 @@ import jax
 AFFECTED_JAXLIB = ("0.10.2",)
 SCHEDULER_FLAG = "xla_cpu_enable_concurrency_optimized_scheduler"
 
+_target: str | None = None  # the platform that programs are compiled for, where it is not the default one
 _flags_before: str | None = None  # the user's XLA_FLAGS before our flag was added
 
 
@@ -57,6 +60,22 @@ def users_environment() -> dict[str, str]:
     if _flags_before is not None:
         environment["XLA_FLAGS"] = _flags_before
     return environment
+
+
+def compiles_for_gpu() -> bool:
+    """Whether what is traced now will run on a GPU."""
+    return (_target or jax.default_backend()) == "gpu"
+
+
+@contextlib.contextmanager
+def compiling_for(platform: str) -> Iterator[None]:
+    """Within it, programs are traced as for `platform` ("cpu", "gpu"), whatever this machine has."""
+    global _target
+    before, _target = _target, platform
+    try:
+        yield
+    finally:
+        _target = before
 
 
 def backend_is_running() -> bool:

@@ -10,6 +10,7 @@ from purepg.envs.contract import check_environment, in_units
 from purepg.equations.distributions import executed
 from purepg.experience.rollout import reset_all
 from purepg.lanes import any_lane, step_if
+from purepg.loops import all_finite, scan
 from purepg.types import Actor, Algorithm, Array, Env, Key, Mean, Metrics, Obs, State
 
 
@@ -23,7 +24,7 @@ def train(key: Key, algorithm: Algorithm, state: State, start: Array | int, num_
     def update(state, u):
         return algorithm.step(jax.random.fold_in(key, u), state, u)
 
-    return jax.lax.scan(update, state, jnp.int32(start) + jnp.arange(num_updates, dtype=jnp.int32))
+    return scan(update, state, jnp.int32(start) + jnp.arange(num_updates, dtype=jnp.int32))
 
 
 def averaged(metrics: Metrics) -> dict[str, np.ndarray]:
@@ -132,9 +133,3 @@ def evaluate(key: Key, env: Env, actor: Actor, num_episodes: int, max_steps: int
     never = jnp.zeros(num_episodes, bool)
     stats = EpisodeStats(world.episode_return, world.episode_length, never, never, world.obs)
     return jax.lax.while_loop(running, body, (jnp.int32(0), (world.env_state, world.memory), stats))[2]
-
-
-def all_finite(tree) -> Array:
-    """Whether every float in the tree is finite: a bool scalar."""
-    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in floats]))

@@ -20,9 +20,11 @@ from purepg.experience.acting import evaluation_policy
 from purepg.experience.exploration import Exploration, random_actor
 from purepg.experience.normalize import Moments
 from purepg.experience.rollout import RolloutState
-from purepg.lanes import select, step_if
+from purepg.lanes import select, step_if, step_where
+from purepg.loops import alone, scan
 from purepg.networks.actor_critic import output, refuse_multi_discrete
 from purepg.optimize import TrainState, gradient_step, init_halves, init_train_state
+from purepg.runtime import compiles_for_gpu
 from purepg.types import (
     Actor,
     Algorithm,
@@ -198,6 +200,7 @@ def _rounds(
     """The step of `replay_algorithm`."""
     N, T, G = c.num_envs, c.num_steps, c.num_gradient_steps
     warmup_rounds = -(-c.warmup_steps // N)
+    step_unless_cold = step_where if compiles_for_gpu() else step_if
 
     def gradient_step(learner, inputs):
         key, batch, number = inputs
@@ -207,7 +210,7 @@ def _rounds(
         return learner, {name: x if isinstance(x, Mean) else Mean.of(x) for name, x in metrics.items()}
 
     def learn_on(learner, batches, keys, first):
-        return jax.lax.scan(gradient_step, learner, (keys, batches, first + jnp.arange(G, dtype=jnp.int32)))
+        return scan(gradient_step, learner, (keys, batches, first + jnp.arange(G, dtype=jnp.int32)), join=False)
 
     def step(key, state, update):
         k_draw, k_sample, k_learn = jax.random.split(key, 3)
@@ -237,13 +240,15 @@ def _rounds(
             num_filled = replay.num_filled(buffer, num_rounds + 1, N)
             batches = jax.vmap(lambda key: _sample(key, c, buffer, number, num_filled))(k_sample)
             warm = num_rounds + 1 >= warmup_rounds
-            learner, metrics = step_if(warm, learn_on, learner, batches, k_learn, number * G)
+            learner, metrics = step_unless_cold(warm, learn_on, learner, batches, k_learn, number * G)
             carry = (learner, ReplayWorld(envs, noise, buffer), finished + finished_now)
             return carry, (metrics, observed(transition.obs) if c.normalize_obs else jnp.zeros(()))
 
-        carry = (state.learner, state.world, rollout.none_finished(env))
+        carry = (state.learner, state.world, rollout.none_finished(env, N))
         rounds = (jnp.arange(T, dtype=jnp.int32), draws, k_sample, k_learn)
-        (learner, world, finished), (metrics, obs) = jax.lax.scan(round, carry, rounds)
+        but_the_buffer: Any = (True, True, False)
+        join = alone(), ReplayWorld(*but_the_buffer), True
+        (learner, world, finished), (metrics, obs) = scan(round, carry, rounds, join=join)
         if c.normalize_obs:
             learner = learner._replace(obs_moments=normalize.update(learner.obs_moments, obs))
         info = rollout.episode_info(env, finished, jnp.int32(T * N))

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from purepg.config import Number, check_choice
+from purepg.loops import scan
 from purepg.types import Array
 
 GroupBaseline = Literal["none", "batch_mean", "group_mean", "leave_one_out"]
@@ -87,11 +88,11 @@ def standardise(weight: Array, mask: Array | None = None) -> Array:
 
     Standardising changes the gradient's length and, over few episodes, its direction.
     """
-    centred = weight - jnp.mean(weight, where=mask)
-    std = jnp.std(weight, where=mask)
+    mean = jnp.mean(weight, where=mask)
+    centred = weight - mean
+    std = jnp.sqrt(jnp.mean(jnp.square(centred), where=mask))
     # Equal weights, of 500 say, differ from their mean by rounding errors, which must not be scaled up to 1.
-    largest = jnp.max(jnp.abs(weight), where=mask, initial=None if mask is None else 0.0)
-    return _over_std(centred, std, std <= 1e-5 * largest)
+    return _over_std(centred, std, std <= 1e-5 * jnp.abs(mean))
 
 
 def _over_std(centred: Array, std: Array, all_equal: Array) -> Array:
@@ -193,7 +194,7 @@ def gae(
         advantage = delta + trace * later
         return advantage, advantage
 
-    _, advantage = jax.lax.scan(backward, jnp.zeros_like(delta[0]), (delta, trace), reverse=True)
+    _, advantage = scan(backward, jnp.zeros_like(delta[0]), (delta, trace), reverse=True, unroll=32)
     return advantage, advantage + value
 
 

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from purepg.equations.last_axis import Blocks, blocks, cumulated, log_softmax, softmax, total, whole
 from purepg.precision import at_least_float32
 from purepg.types import Action, Array, Key
 
@@ -53,22 +54,25 @@ class Categorical(NamedTuple):
         The sums are of integers and therefore exact: an action's probability is off by about 2^-31 for any A, and an
         action with a smaller probability, such as a masked one, is never sampled.
         """
-        probability = jax.nn.softmax(at_least_float32(self.logits))
-        cumulative = jnp.cumsum(jnp.round(2.0**30 * probability).astype(jnp.int32), axis=-1)
-        total = cumulative[..., -1].astype(jnp.uint32)
-        threshold = _scaled(noise, total).astype(jnp.int32)  # uniform over 0, ..., total - 1
-        num_passed = jnp.sum(cumulative <= threshold[..., None], axis=-1, dtype=jnp.int32)
+        probability = softmax(blocks(at_least_float32(self.logits)))
+        cumulative = cumulated([jnp.round(2.0**30 * p).astype(jnp.int32) for p in probability])
+        last = cumulative[-1][..., -1].astype(jnp.uint32)
+        threshold = _scaled(noise, last).astype(jnp.int32)[..., None]  # uniform over 0, ..., last - 1
+        num_passed = total([(c <= threshold).astype(jnp.int32) for c in cumulative])
         return jnp.minimum(num_passed, self.logits.shape[-1] - 1)  # a valid action even for NaN logits
 
     def log_prob(self, action: Action) -> Array:
         chex.assert_shape(action, self.logits.shape[:-1])
         # A masked sum instead of a gather, whose gradient is a scatter and slow for small A.
-        taken = action[..., None] == jnp.arange(self.logits.shape[-1])
-        return jnp.sum(self.log_prob_of_all(), axis=-1, where=taken)
+        entries = zip(self._log_probs(), blocks(jnp.arange(self.logits.shape[-1])), strict=True)
+        return total([jnp.where(action[..., None] == a, log_prob, 0.0) for log_prob, a in entries])
 
     def log_prob_of_all(self) -> Array:
         """Log-probabilities of all actions, `[..., A]`."""
-        return jax.nn.log_softmax(at_least_float32(self.logits))
+        return whole(self._log_probs())
+
+    def _log_probs(self) -> Blocks:
+        return log_softmax(blocks(at_least_float32(self.logits)))
 
     def entropy(self) -> Array:
         log_prob = self.log_prob_of_all()
@@ -129,8 +133,8 @@ def _scaled(bits: Array, n: Array) -> Array:
 
 def expectation(log_prob: Array, x: Array) -> Array:
     """sum_a p(a) x(a), with 0 * (-inf) = 0: an action masked by a logit of -inf adds nothing."""
-    possible = jnp.isfinite(log_prob)
-    return jnp.sum(jnp.exp(log_prob) * jnp.where(possible, x, 0.0), axis=-1)
+    entries = zip(blocks(log_prob), blocks(x), strict=True)
+    return total([jnp.exp(log_p) * jnp.where(jnp.isfinite(log_p), x, 0.0) for log_p, x in entries])
 
 
 class DiagGaussian(NamedTuple):

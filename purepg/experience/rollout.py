@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from purepg.envs.contract import in_units
 from purepg.equations.distributions import executed
 from purepg.lanes import any_lane, select
+from purepg.loops import scan
 from purepg.types import (
     Actor,
     Array,
@@ -30,6 +31,7 @@ from purepg.types import (
 )
 
 SMALL_RESET_BYTES = 256
+STEPS_PER_ITERATION = 8  # of a rollout's loop on a GPU
 COSTLY_RESETS_AT_ONCE = 1 / 64  # of the environments; see `restart`
 
 
@@ -94,12 +96,13 @@ def step(env: Env, actor: Actor, world: RolloutState, draws: Draws) -> tuple[Rol
     Args:
       draws: this step's random numbers, without a time axis.
     Returns:
-      (world, transition, finished). `finished` `[3 + K]` is the total return, the total length and the number of the
-        episodes that ended in this step, and the totals of the K `Env.metrics`; `episode_info` takes the sum over
-        steps.
+      (world, transition, finished). `finished` `[3 + K, N]` is, for the episodes that ended in this step, the return,
+        the length and one, and the K `Env.metrics`, and 0 elsewhere; `episode_info` takes the sum over steps. (Summed
+        over environments at every step, it would cost a GPU several kernels.)
     """
     if draws.recorded is not None:
-        return world, draws.recorded.trajectory, draws.recorded.finished
+        finished = jnp.zeros_like(none_finished(env, world.episode_return.shape[0]))
+        return world, draws.recorded.trajectory, finished.at[:, 0].set(draws.recorded.finished)
     memory, action, log_prob = actor.act(draws.noise, world.memory, world.obs)
     taken = in_units(env.action_space, executed(action))
     env_state, time_step = jax.vmap(env.step)(draws.k_step, world.env_state, taken)
@@ -109,9 +112,8 @@ def step(env: Env, actor: Actor, world: RolloutState, draws: Draws) -> tuple[Rol
 
     ended = terminated | truncated
     episode_return, episode_length = world.episode_return + reward, world.episode_length + 1
-    sums = jnp.sum(episode_return, where=ended), jnp.sum(episode_length, where=ended), jnp.sum(ended)
-    own = [jnp.sum(info[name], where=ended) for name in env.metrics]
-    finished = jnp.stack([x.astype(jnp.float32) for x in (*sums, *own)])
+    of_episode = episode_return, episode_length, jnp.ones_like(ended), *(info[name] for name in env.metrics)
+    finished = jnp.stack([jnp.where(ended, x, 0).astype(jnp.float32) for x in of_episode])
     env_state, obs = restart(env, ended, draws.reset, (env_state, next_obs))
     memory = select(ended, actor.memory(ended.shape[0]), memory)
     episode_return, episode_length = jnp.where(ended, 0.0, episode_return), jnp.where(ended, 0, episode_length)
@@ -164,9 +166,10 @@ def rollout(
 
     if isinstance(world.env_state, Recording):
         trajectory, finished = world.env_state
-        return world, trajectory, episode_info(env, finished.sum(0), jnp.int32(trajectory.reward.size))
+        return world, trajectory, episode_info(env, finished.sum(0)[:, None], jnp.int32(trajectory.reward.size))
     draws = draw(key, env, actor.noise, world, num_steps)
-    (world, finished), trajectory = jax.lax.scan(advance, (world, none_finished(env)), draws)
+    carry = world, none_finished(env, world.episode_return.shape[0])
+    (world, finished), trajectory = scan(advance, carry, draws, unroll=STEPS_PER_ITERATION)
     return world, trajectory, episode_info(env, finished, jnp.int32(trajectory.reward.size))
 
 
@@ -176,14 +179,14 @@ def _resets_are_small(env: Env) -> bool:
     return small and not env.costly_reset
 
 
-def none_finished(env: Env) -> Array:
+def none_finished(env: Env, num_envs: int) -> Array:
     """`step`'s `finished` where no episode ended."""
-    return jnp.zeros(3 + len(env.metrics))
+    return jnp.zeros((3 + len(env.metrics), num_envs))
 
 
 def episode_info(env: Env, finished: Array, env_steps: Array) -> Metrics:
-    """Returns a rollout's metrics from the sum of `step`'s `finished`."""
-    return_sum, length_sum, num_episodes, *own = finished
+    """Returns a rollout's metrics from the sum over steps of `step`'s `finished`, `[3 + K, N]`."""
+    return_sum, length_sum, num_episodes, *own = jnp.sum(finished, axis=1)
     info = EpisodeMetrics(
         episode_return=Mean(return_sum, num_episodes),
         episode_length=Mean(length_sum, num_episodes),
@@ -248,4 +251,4 @@ def episodes_from(key: Key, env: Env, actor: Actor, world: RolloutState, max_ste
     env_steps = jnp.sum(mask, dtype=jnp.int32)
     sums = [jnp.sum(trajectory.reward), env_steps, num_episodes, *(jnp.sum(info[name]) for name in env.metrics)]
     finished = jnp.stack([jnp.asarray(x, jnp.float32) for x in sums])
-    return Episodes(trajectory, mask, episode_info(env, finished, env_steps))
+    return Episodes(trajectory, mask, episode_info(env, finished[:, None], env_steps))

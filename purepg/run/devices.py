@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from purepg.loops import lanes
 from purepg.runtime import backend_is_running, split_cpu
 from purepg.types import UsageError
 
@@ -99,7 +100,8 @@ def vmap_unless_one(f: Callable) -> Callable:
 
     def mapped(*args):
         if jax.tree.leaves(args)[0].shape[0] > 1:
-            return jax.vmap(f)(*args)
+            with lanes(jax.tree.leaves(args)[0].shape[0]):
+                return jax.vmap(f)(*args)
         return jax.tree.map(lambda x: jnp.expand_dims(x, 0), f(*jax.tree.map(lambda x: x[0], args)))
 
     return mapped

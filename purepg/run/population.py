@@ -95,6 +95,16 @@ class Population:
         left = state.guard.env_steps_left + more
         return state._replace(guard=state.guard._replace(env_steps_left=left))
 
+    def lowered(self, members: Members, num_updates: int, place: Any) -> Any:
+        """The program of a block, before it is compiled, for a device that this machine need not have.
+
+        Args:
+          place: the sharding of its arguments.
+        """
+        arguments = (*members, jax.eval_shape(self._init, *members), jnp.int32(0))
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), arguments)
+        return self._advance.lower(*shapes, num_updates=num_updates)
+
     def init(self, members: Members) -> State:
         """The state before the first update."""
         return self._compile(self._init, *members)(*members)

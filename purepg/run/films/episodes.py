@@ -125,7 +125,7 @@ class _Played:
         self._rewards.append(block.reward)
         for i, (terminated, truncated) in enumerate(zip(block.terminated, block.truncated, strict=True)):
             t = self._num_steps = self._num_steps + 1
-            for n in np.flatnonzero(terminated | truncated):
+            for n in np.flatnonzero(np.asarray(terminated | truncated)):
                 if n not in self._last:
                     state = jax.tree.map(lambda x, i=i, n=n: x[i, n].copy(), (block.state, block.obs))
                     self._last[int(n)] = t, state, bool(terminated[n]), bool(truncated[n])
