@@ -8,7 +8,6 @@ n-step returns and GAE, which need a learned value.
 from typing import Literal
 
 import chex
-import jax
 import jax.numpy as jnp
 
 from purepg.config import Number, check_choice
@@ -43,7 +42,7 @@ def discounted_return(reward: Array, mask: Array, gamma: Number, final_value: Nu
         later = jnp.where(mask, reward + gamma * later, later)
         return later, jnp.where(mask, later, 0.0)
 
-    return jax.lax.scan(backward, final_value, (reward, mask), reverse=True)[1]
+    return scan(backward, final_value, (reward, mask), reverse=True, unroll=32)[1]
 
 
 def total_return(reward: Array, mask: Array, gamma: Number, final_value: Number = 0.0) -> Array:

@@ -3,10 +3,10 @@
 from typing import Literal
 
 import chex
-import jax
 import jax.numpy as jnp
 
 from purepg.config import check_choice
+from purepg.loops import scan
 from purepg.types import Array
 
 
@@ -39,7 +39,7 @@ def segment_ratio(log_prob: Array, old_log_prob: Array, ended: Array) -> Array:
             before = jnp.where(starts, 0.0, before)
             return before + log_ratio, before
 
-        return jax.lax.scan(step, jnp.zeros_like(log_ratio[0]), (log_ratio, starts), reverse=reverse)[1]
+        return scan(step, jnp.zeros_like(log_ratio[0]), (log_ratio, starts), reverse=reverse, unroll=32)[1]
 
     log_ratio = log_prob - old_log_prob
     starts = jnp.roll(ended, 1, axis=0).at[0].set(True)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from purepg.loops import scan
 from purepg.types import (
     Array,
     Box,
@@ -153,4 +154,4 @@ def running_return(
         total = gamma * before + reward
         return jnp.where(ended, 0.0, total), total
 
-    return jax.lax.scan(forward, carry, (reward, ended))
+    return scan(forward, carry, (reward, ended), unroll=32)
