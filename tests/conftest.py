@@ -13,8 +13,11 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["XDG_CACHE_HOME"] + "/xla"
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 if importlib.metadata.version("jaxlib") == "0.10.2":  # less to optimise; elsewhere a flag may be unknown
-    quick = "xla_cpu_use_fusion_emitters=false xla_backend_optimization_level=0 xla_llvm_disable_expensive_passes=true"
-    os.environ["XLA_FLAGS"] = " --".join([os.environ.get("XLA_FLAGS", ""), *quick.split()])
+    quick = """
+        xla_cpu_opt_preset=CPU_OPT_PRESET_FAST_COMPILE xla_cpu_parallel_codegen_split_count=1
+        xla_cpu_use_fusion_emitters=false xla_backend_optimization_level=0 xla_llvm_disable_expensive_passes=true
+    """.split()
+    os.environ["XLA_FLAGS"] = " --".join([os.environ.get("XLA_FLAGS", ""), *quick])
 
 sys.path.append(str(Path(__file__).parent.parent / "experiments"))  # whose scripts import what lies beside them
 
