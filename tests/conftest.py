@@ -9,12 +9,15 @@ from pathlib import Path
 
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="purepg-tests-")
 os.environ["MPLCONFIGDIR"] = os.environ["XDG_CACHE_HOME"]
-os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["XDG_CACHE_HOME"] + "/xla"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.environ["XDG_CACHE_HOME"] + "/xla")  # a folder set is kept
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 if importlib.metadata.version("jaxlib") == "0.10.2":  # less to optimise; elsewhere a flag may be unknown
-    quick = "xla_cpu_use_fusion_emitters=false xla_backend_optimization_level=0 xla_llvm_disable_expensive_passes=true"
-    os.environ["XLA_FLAGS"] = " --".join([os.environ.get("XLA_FLAGS", ""), *quick.split()])
+    quick = """
+        xla_cpu_opt_preset=CPU_OPT_PRESET_FAST_COMPILE xla_cpu_parallel_codegen_split_count=1
+        xla_cpu_use_fusion_emitters=false xla_backend_optimization_level=0 xla_llvm_disable_expensive_passes=true
+    """.split()
+    os.environ["XLA_FLAGS"] = " --".join([os.environ.get("XLA_FLAGS", ""), *quick])
 
 sys.path.append(str(Path(__file__).parent.parent / "experiments"))  # whose scripts import what lies beside them
 
@@ -26,10 +29,10 @@ gc.set_threshold(200_000, 20, 100)  # tracing makes many objects and little garb
 
 # The files that train whole runs, start processes or compile whole algorithms, the slowest first.
 SLOW = """
-    resume suites algorithms quickstart jax_modes grpo token_runs updates torsos cli envs outside configs masks
-    ladder runtime suite_table multi_discrete q_gradients histories experiment off_policy_updates env_params
-    population load films transformer memory off_policy tokens train overoptimisation pages networks privileged
-    lab_experiments compare
+    resume algorithms suites recurrent_replay token_runs recurrence jax_modes grpo cli envs quickstart updates torsos
+    configs outside masks ladder histories experiment q_gradients env_params networks load population memory runtime
+    off_policy_updates suite_table multi_discrete pages films train off_policy tokens overoptimisation transformer
+    privileged presets own_metrics lab_experiments compare
 """.split()
 
 

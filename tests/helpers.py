@@ -1,9 +1,10 @@
 """A toy environment in which everything is known beforehand, and what several test files need."""
 
+import contextlib
 import functools
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -11,11 +12,13 @@ import jax
 import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from purepg.config import float_fields
 from purepg.equations.distributions import Categorical, Deterministic, DiagGaussian, TanhGaussian
 from purepg.experience import normalize
 from purepg.experience.normalize import Moments
+from purepg.run.population import Population
 from purepg.types import Array, Box, Discrete, Env, LegalActions, MultiDiscrete, Space, TimeStep
 
 NUM_IDS = 900
@@ -268,6 +271,30 @@ def _quick_options() -> dict[str, Any]:
 def quick_jit(function: Callable, **kwargs: Any) -> Callable:
     """jax.jit with few optimisations: these tests compile much and run little. It takes a quarter of the time."""
     return jax.jit(function, compiler_options=_quick_options(), **kwargs)
+
+
+@contextlib.contextmanager
+def shared_programs() -> Iterator[dict[str, Any]]:
+    """Within it, runs that differ in nothing that a trace reads share their compiled programs, as the blocks of one run
+    do: to trace and compile takes longer than such small runs. What it gives, emptied, forgets the programs.
+    """
+    made: dict[str, Any] = {}
+    init = Population.__init__
+
+    def init_shared(self, plan, program, shape):
+        init(self, plan, program, shape)
+        run = plan.run
+        read = (
+            *(plan.code, plan.env.name, run.env_params, plan.start_digest, plan.eval_max_steps, plan.num_devices),
+            *(run.total_steps, run.seed, run.eval_seed, run.eval_episodes),
+            *(program.configs, program.updates_have_one_length, shape),
+        )
+        own = (self._init, self._advance, self._final, self._programs)
+        self._init, self._advance, self._final, self._programs = made.setdefault(repr(read), own)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Population, "__init__", init_shared)
+        yield made
 
 
 def equations(function: Callable, *args: Any) -> list[Any]:

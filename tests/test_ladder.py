@@ -123,7 +123,7 @@ def test_reinforce_takes_the_exact_gradient_step_with_every_unbiased_baseline():
     mdp, H = unroll(garnet(3, 3, 2, 2, horizon=4, horizon_terminates=True)), 4
     network, env = tabular_actor_critic(mdp), mdp_env(mdp)
     policy = log_policy(network, mdp.num_states)
-    params = network.init(jax.random.key(0), jnp.int32(0))
+    params = quick_jit(network.init)(jax.random.key(0), jnp.int32(0))
     params["params"]["policy"]["logits"] = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2)), jnp.float32)
     V = in_float64(lambda params: values(mdp, policy(params)), params).value
     params["params"]["value"]["value"] = jnp.asarray(V + 1, jnp.float32)  # any V will do
@@ -159,7 +159,7 @@ def test_a2c_and_ppo_take_the_mean_gradient_over_the_states_that_a_rollout_visit
     mdp, T = garnet(3, 3, 2, 2, horizon=3), 7
     network, env = tabular_actor_critic(mdp), mdp_env(mdp)
     policy = log_policy(network, mdp.num_states)
-    params = network.init(jax.random.key(0), jnp.int32(0))
+    params = quick_jit(network.init)(jax.random.key(0), jnp.int32(0))
     params["params"]["policy"]["logits"] = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2)), jnp.float32)
     V, _, A = in_float64(lambda params: values(mdp, policy(params)), params)
     params["params"]["value"]["value"] = jnp.asarray(V, jnp.float32)

@@ -255,7 +255,7 @@ def test_updates_are_those_of_an_environment_that_numbers_its_legal_actions(upda
 def test_an_evaluation_takes_legal_actions_whether_they_are_sampled_or_the_mode():
     network = network_of("a2c")
     algorithm = a2c(MASKED, network, A2CConfig(**FEW))
-    state = algorithm.init(jax.random.key(0))
+    state = quick_jit(algorithm.init)(jax.random.key(0))
     for deterministic in (False, True):
         act = algorithm.policy(state, deterministic)
         returns = quick_jit(lambda key, act=act: evaluate(key, MASKED, act, 8, 4))(jax.random.key(1)).episode_return
@@ -266,7 +266,8 @@ def test_random_actions_before_discrete_sac_learns_are_legal():
     late: dict[str, Any] = REPLAY | {"warmup_steps": 15}
     config = DiscreteSACConfig(**late)
     algorithm = sac_discrete(MASKED, network_of("sac_discrete"), config)
-    state, _ = quick_jit(algorithm.step)(jax.random.key(1), algorithm.init(jax.random.key(0)), jnp.int32(0))
+    step = quick_jit(lambda key: algorithm.step(key, algorithm.init(jax.random.key(0)), jnp.int32(0)))
+    state, _ = step(jax.random.key(1))
     buffer = state.world.buffer
     assert np.isfinite(buffer.reward).all()
     assert np.take_along_axis(np.asarray(buffer.obs["legal"]), np.asarray(buffer.action)[:, None], axis=1).all()

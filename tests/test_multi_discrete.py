@@ -100,7 +100,7 @@ def test_the_mode_is_the_most_likely_option_of_each_choice():
 def test_a_policy_head_gives_each_choice_its_own_logits_and_no_other_options():
     head: Any = PolicyHead(MultiDiscrete(SIZES), policy_scale=1.0)
     x = jnp.asarray(RNG.normal(size=(2, 5, 6)), jnp.float32)
-    params = head.init(jax.random.key(0), x)
+    params = quick_jit(head.init)(jax.random.key(0), x)
     policy = head.apply(params, x)
     assert isinstance(policy, MultiCategorical) and policy.logits.shape == (2, 5, 3, 4)
     dense = params["params"]["logits"]
@@ -214,7 +214,7 @@ def test_an_agent_of_several_choices_learns_the_best_of_each():
     """a + b / 2 is largest at (1, 2)."""
     config = A2CConfig(num_envs=16, num_steps=8, learning_rate=3e-2, normalize_advantage=True)
     algorithm = a2c(CHOICES, actor_critic(CHOICES, NetworkConfig(hidden=(8,))), config)
-    state = algorithm.init(jax.random.key(0))
+    state = quick_jit(algorithm.init)(jax.random.key(0))
 
     def update(state, i):
         return algorithm.step(jax.random.fold_in(jax.random.key(1), i), state, i)

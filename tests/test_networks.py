@@ -182,11 +182,11 @@ class TwoLayers(nn.Module):
 def test_an_own_torso_and_value_head_compose_with_a_policy_head(space, kind, shared):
     network: Any = ActorCritic(partial(Residual, 7), partial(PolicyHead, space), TwoLayers, shared)
     params = init(network)
-    distribution, value = network.apply(params, OBS)
+    distribution, value = quick_jit(network.apply)(params, OBS)
     assert type(distribution) is kind and distribution.mode().shape[:2] == value.shape == (5, 6)
     torsos = {"policy_torso"} | ({"value_torso"} if not shared else set())
     assert set(params["params"]) == {*torsos, "policy_head", "value"}
-    gradient = jax.grad(lambda params: network.apply(params, OBS)[1].sum())(params)["params"]
+    gradient = quick_jit(jax.grad(lambda params: network.apply(params, OBS)[1].sum()))(params)["params"]
     assert any(np.any(x) for x in jax.tree.leaves(gradient["policy_torso"])) == shared
 
 
@@ -197,9 +197,9 @@ def test_an_own_torso_serves_a_policy_and_its_critics(kind):
     policy = Policy(torso, partial(PolicyHead, space, kind))
     network = ActorQ(policy, Critic(torso, space, TwoLayers), space, num_critics=K)
     params = init(network)
-    found, none = network.apply(params, OBS)
+    found, none = quick_jit(network.apply)(params, OBS)
     assert type(found) is distribution and none is None
-    assert network.q(params, OBS, executed(found.mode())).shape == (K, 5, 6)
+    assert quick_jit(network.q)(params, OBS, executed(found.mode())).shape == (K, 5, 6)
     assert set(params["policy"]["params"]) == set(params["critic"]["params"]) ^ {"q", "head"} == {"torso", "head"}
 
 

@@ -164,7 +164,7 @@ def test_learning_goes_on_after_two_billion_rounds():
     sizes: Any = {"num_envs": N, "num_steps": T, "batch_size": B, "capacity": SMALL, "warmup_steps": WARMUP}
     algorithm = td3(arms_env(REAL), TinyQNetwork("deterministic"), TD3Config(**sizes, policy_delay=5))
     step = quick_jit(algorithm.step)
-    state = algorithm.init(jax.random.key(0))
+    state = quick_jit(algorithm.init)(jax.random.key(0))
     for u in range(3):  # more rounds than the buffer has room for
         state, _ = step(jax.random.key(u), state, jnp.int32(u))
     cycle = math.lcm(SMALL // N, 5)  # updates after which the buffer's place and the delay are what they were

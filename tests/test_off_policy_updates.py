@@ -229,7 +229,8 @@ def test_between_td3s_delayed_steps_the_critics_alone_move(steps):
 
 def test_of_six_gradient_steps_td3s_policy_and_targets_take_the_third_and_the_sixth():
     init_learner, learn = parts("td3")
-    learner, batch = init_learner(network_of("td3").init(jax.random.key(0), jnp.zeros((1, 2)))), batch_of(REAL)
+    network, batch = network_of("td3"), batch_of(REAL)
+    learner = quick_jit(lambda key: init_learner(network.init(key, jnp.zeros((1, 2)))))(jax.random.key(0))
     step, changed = quick_jit(learn), []
     for number in range(6):
         after, _ = step(jax.random.key(number), learner, batch, jnp.int32(number))

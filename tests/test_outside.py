@@ -252,7 +252,7 @@ def test_sacs_update_from_a_recording_is_its_update_in_the_environment():
         same((found.learner, found.world.buffer), (expected.learner, expected.world.buffer))
         same(averaged(found_metrics), averaged(metrics))
         state = expected
-    begun = algorithm.init(jax.random.key(2)).learner.params
+    begun = quick_jit(algorithm.init)(jax.random.key(2)).learner.params
     assert (state.learner.params["policy"]["mean"] != begun["policy"]["mean"]).all()
 
 

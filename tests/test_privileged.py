@@ -112,8 +112,8 @@ def test_the_policys_parameters_are_those_of_an_environment_without_the_privileg
     visible = env._replace(observation_space={"map": MAP, "seen": REAL}, privileged=())
     seen = {name: OBS[name] for name in ("map", "seen")}
     config = NetworkConfig(**SMALL)
-    asymmetric: Any = actor_critic(env, config).init(jax.random.key(0), OBS)["params"]
-    symmetric: Any = actor_critic(visible, config).init(jax.random.key(0), seen)["params"]
+    asymmetric: Any = quick_jit(actor_critic(env, config).init)(jax.random.key(0), OBS)["params"]
+    symmetric: Any = quick_jit(actor_critic(visible, config).init)(jax.random.key(0), seen)["params"]
     for part in ("policy_torso", "policy_head"):
         jax.tree.map(np.testing.assert_array_equal, asymmetric[part], symmetric[part])
     assert asymmetric["value_torso"]["hidden_0"]["kernel"].shape == (72 + 2 + 2 + 3, 8)

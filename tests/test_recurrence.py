@@ -63,49 +63,48 @@ def played(request):
         state = state._replace(learner=state.learner._replace(train_state=train_state))
         return params, collect(jax.random.fold_in(key, 1), ENV, network, config, state)[0]
 
-    return Played(network, *run(jax.random.key(0)))
+    params, data = run(jax.random.key(0))
+    return Played(network, params, jax.tree.map(np.asarray, data))
 
 
 @pytest.mark.parametrize("length", [1, 7, T])
 def test_windows_of_any_length_score_the_rollout_as_the_policy_did_that_made_it(played, length):
     network, params, data = played
-    ended = np.asarray(data.terminated | data.truncated)
+    ended = data.terminated | data.truncated
     assert ended[:-1].reshape(-1).sum() > T and data.terminated.any() and data.truncated.any()
 
     windows = jax.tree.map(lambda x: x.reshape(T // length, length, *x.shape[1:]), (data.obs, data.action))
-    log_prob = jax.vmap(lambda obs, action: network.apply(params, obs)[0].log_prob(action))(*windows)
-    ratio = jnp.exp(log_prob.reshape(T, N) - data.log_prob)
+    log_prob = quick_jit(jax.vmap(lambda obs, action: network.apply(params, obs)[0].log_prob(action)))(*windows)
+    ratio = np.exp(np.reshape(log_prob, (T, N)) - data.log_prob)
     np.testing.assert_allclose(ratio, 1.0, rtol=0, atol=1e-6)
     assert np.ptp(data.log_prob) > 0.01
 
 
 def test_an_observation_changes_its_own_episode_from_there_on_and_no_other(played):
     network, params, data = played
-    ended = np.asarray(data.terminated | data.truncated)
+    ended = data.terminated | data.truncated
     t = next(t for t in range(10, T) if not ended[t, 0] and ended[t + 1, 0])  # two steps of the episode are left
-    changed = data.obs._replace(obs=data.obs.obs.at[t, 0].add(1.0))
-    differs = np.abs(network.apply(params, changed)[1] - network.apply(params, data.obs)[1]) > 0
+    seen = data.obs.obs.copy()
+    seen[t, 0] += 1
+    apply = quick_jit(network.apply)
+    differs = apply(params, data.obs._replace(obs=seen))[1] != apply(params, data.obs)[1]
     assert differs[t, 0] and differs[t + 1, 0]
     assert differs.sum() == 2
 
 
 def test_the_next_value_is_that_of_the_observation_after_with_the_memory_of_the_same_episode(played):
     network, params, data = played
-    ended = np.asarray(data.terminated | data.truncated)
+    ended = data.terminated | data.truncated
     within = ~ended[:-1]
-    np.testing.assert_allclose(
-        np.asarray(data.next_value)[:-1][within], np.asarray(data.value)[1:][within], rtol=1e-5, atol=1e-6
-    )
+    np.testing.assert_allclose(data.next_value[:-1][within], data.value[1:][within], rtol=1e-5, atol=1e-6)
     last = next(t for t in range(10, T) if ended[t, 0])
     first = max(t for t in range(last) if ended[t, 0]) + 1  # an episode within the rollout, and what it reached
 
-    def one(x):
-        return x[first : last + 1, :1]
-
-    obs = jnp.concatenate([one(data.obs.obs), data.next_obs.obs[last : last + 1, :1]])
-    starts = jnp.arange(len(obs))[:, None] == 0
-    memory = jax.tree.map(lambda x: jnp.zeros((len(obs), 1, *x.shape[2:])), data.obs.memory)
-    whole = network.apply(params, Window(obs, starts, memory))[1]
+    seen, after = np.asarray(data.obs.obs), np.asarray(data.next_obs.obs)
+    obs = np.concatenate([seen[first : last + 1, :1], after[last : last + 1, :1]])
+    starts = np.arange(len(obs))[:, None] == 0
+    memory = jax.tree.map(lambda x: np.zeros((len(obs), 1, *x.shape[2:]), x.dtype), data.obs.memory)
+    whole = quick_jit(network.apply)(params, Window(obs, starts, memory))[1]
     np.testing.assert_allclose(whole[-1, 0], data.next_value[last, 0], rtol=1e-5, atol=1e-6)
 
 

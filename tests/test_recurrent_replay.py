@@ -39,6 +39,10 @@ def network_of(env: Env, kind: Any, policy: Any, scale: float = 1.0, **more: Any
 # --- the network ---
 
 
+def mode_and_q(network: Any, params: Any, seen: Any, action: Any) -> Any:
+    return quick_jit(lambda *args: (network.apply(*args[:2])[0].mode(), network.q(*args)))(params, seen, action)
+
+
 @pytest.fixture(scope="module", params=CELLS)
 def stepped(request):
     """A network's outputs along L steps of N environments, one step at a time; episodes start at some of them."""
@@ -64,26 +68,23 @@ def stepped(request):
         return params, jax.lax.scan(step, network.memory(N), (obs, starts, action))[1]
 
     params, (before, after, mode, q) = run()
-    return network, params, Window(obs, starts, before), action, after, mode, jnp.moveaxis(q, 0, 1)
+    seen, action = jax.tree.map(np.asarray, (Window(obs, starts, before), action))
+    return network, params, seen, action, after, mode, np.moveaxis(q, 0, 1)
 
 
 def test_a_window_gives_what_single_steps_give_for_the_policy_and_each_critic(stepped):
     network, params, window, action, _, mode, q = stepped
     assert q.shape == (2, L, N) and np.abs(q[0] - q[1]).max() > 0.1 and np.ptp(q) > 0.1
-    np.testing.assert_allclose(network.apply(params, window)[0].mode(), mode, rtol=0, atol=2e-6)
-    np.testing.assert_allclose(network.q(params, window, action), q, rtol=0, atol=2e-6)
+    for found, expected in zip(mode_and_q(network, params, window, action), (mode, q), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6)
 
 
 def test_what_follows_a_window_has_the_memory_after_each_of_its_steps(stepped):
     network, params, window, action, after, _, _ = stepped
     obs = jax.random.normal(jax.random.key(9), window.obs.shape)
-    following, moments = Following(window, obs), Moment(obs, after)
-    np.testing.assert_allclose(
-        network.apply(params, following)[0].mode(), network.apply(params, moments)[0].mode(), rtol=0, atol=2e-6
-    )
-    np.testing.assert_allclose(
-        network.q(params, following, action), network.q(params, moments, action), rtol=0, atol=2e-6
-    )
+    following, moments = (mode_and_q(network, params, x, action) for x in (Following(window, obs), Moment(obs, after)))
+    for found, expected in zip(following, moments, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6)
 
 
 def test_a_window_after_a_burn_in_begins_with_its_memory_as_a_constant(stepped):
@@ -93,13 +94,19 @@ def test_a_window_after_a_burn_in_begins_with_its_memory_as_a_constant(stepped):
     burnt = rest._replace(
         memory=jax.tree.map(lambda x: x[:1], window.memory), burn_in=(window.obs[:b], window.starts[:b])
     )
-    np.testing.assert_allclose(network.q(params, burnt, action[b:]), q[:, b:], rtol=0, atol=2e-6)
 
+    @quick_jit
     def gradient(window):
-        return jax.grad(lambda params: jnp.sum(jnp.square(network.q(params, window, action[b:]))))(params)
+        def loss(params):
+            q = network.q(params, window, action[b:])
+            return jnp.sum(jnp.square(q)), q
 
+        return jax.grad(loss, has_aux=True)(params)
+
+    (of_burnt, found), (of_rest, _) = gradient(burnt), gradient(rest)
+    np.testing.assert_allclose(found, q[:, b:], rtol=0, atol=2e-6)
     # The stored memory of step b is that of these parameters, and a constant.
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), gradient(burnt), gradient(rest))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), of_burnt, of_rest)
 
 
 def test_a_critic_without_a_cell_reads_the_observations_alone():
@@ -107,15 +114,23 @@ def test_a_critic_without_a_cell_reads_the_observations_alone():
     whole, without = network_of(env, "gru", "deterministic"), network_of(env, None, "deterministic")
     network = whole._replace(critic=without.critic)
     obs, action = jax.random.normal(jax.random.key(0), (L, N, 2)), jnp.ones((L, N, 1))
-    params = network.init(jax.random.key(1), Moment(obs[0], network.memory(N)))
-    memory = jax.tree.map(lambda x: x[None], network.memory(N))
-    window = Window(obs, jnp.zeros((L, N), bool), memory)
-    np.testing.assert_array_equal(network.q(params, window, action), without.q(params, obs, action))
-    np.testing.assert_array_equal(
-        network.q(params, Following(window, obs + 1), action), without.q(params, obs + 1, action)
-    )
-    (mode, _), after = network.remember(params, Moment(obs[0], network.memory(N)))
-    np.testing.assert_allclose(mode.mode(), network.apply(params, window)[0].mode()[0], rtol=0, atol=2e-6)
+
+    @quick_jit
+    def run():
+        first = network.memory(N)
+        params = network.init(jax.random.key(1), Moment(obs[0], first))
+        window = Window(obs, jnp.zeros((L, N), bool), jax.tree.map(lambda x: x[None], first))
+        following = Following(window, obs + 1)
+        (distribution, _), after = network.remember(params, Moment(obs[0], first))
+        modes = distribution.mode(), network.apply(params, window)[0].mode()[0]
+        with_cells = network.q(params, window, action), network.q(params, following, action)
+        alone = without.q(params, obs, action), without.q(params, obs + 1, action)
+        return modes, after, list(zip(with_cells, alone, strict=True))
+
+    (mode, mode_of_window), after, pairs = jax.tree.map(np.asarray, run())
+    for with_cells, alone in pairs:
+        np.testing.assert_array_equal(with_cells, alone)
+    np.testing.assert_allclose(mode, mode_of_window, rtol=0, atol=2e-6)
     assert jax.tree.leaves(after["critic"]) == [] and np.any(after["policy"])
 
 

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 import pytest
 from fake_wandb import FakeWandb
+from helpers import shared_programs
 
 import purepg.run.launch
 from purepg.algorithms.a2c import A2CConfig, a2c
@@ -164,6 +165,12 @@ def states():
         yield found
 
 
+@pytest.fixture(scope="module", autouse=True)
+def programs():
+    with shared_programs() as programs:
+        yield programs
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, states):
     """`whole(name)`: the out folder and the last states of an experiment's run that was never stopped."""
@@ -221,13 +228,17 @@ def assert_same_states(a: Any, b: Any) -> None:
         ("sac", 2, "killed"),
     ],
 )
-def test_a_run_that_was_stopped_goes_on_to_the_same_bits(name, at, how, whole, states, tmp_path):
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(name, at, how, whole, states, programs, tmp_path):
+    """By programs that are traced anew, as another process does."""
     out = tmp_path / "out"
     with stopped(at, how):
         command(EXPERIMENTS[name], out)
     assert len((out / "log.jsonl").read_bytes()) < len((whole(name)[0] / "log.jsonl").read_bytes())
     states.take()
+    shared = dict(programs)
+    programs.clear()
     assert command(EXPERIMENTS[name], out, "--resume") == 0
+    programs.update(shared)
     assert_same_run(out, whole(name)[0])
     resumed = states.take()
     assert len(resumed) > 0
@@ -637,9 +648,9 @@ class Process(NamedTuple):
         assert self.popen.returncode == -signal.SIGKILL
 
 
-NUM_BLOCKS = 40
+NUM_BLOCKS = 16
 FLAGS = (
-    "--total-steps 2560 --num-seeds 2 --ppo.num-envs 2 --ppo.num-steps 16 --ppo.num-epochs 1 --network.hidden 8 "
+    "--total-steps 1024 --num-seeds 2 --ppo.num-envs 2 --ppo.num-steps 16 --ppo.num-epochs 1 --network.hidden 8 "
     "--ppo.normalize-obs --log-every 2 --checkpoint-every 0 --eval-episodes 2 --eval-max-steps 10 --wandb disabled "
     "--devices 1"
 ).split()

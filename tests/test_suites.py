@@ -59,9 +59,11 @@ def need(package: str) -> None:
     pytest.importorskip(package, reason=f"{package} is not installed")
 
 
-def rollout(env: Env, key: jax.Array) -> Any:
+def rollout(env: Env, key: jax.Array, t: jax.Array) -> Any:
+    """From time t by our clock."""
     k_reset, k_play = jax.random.split(key)
     state, obs = jax.vmap(env.reset)(jax.random.split(k_reset, N))
+    state = state._replace(t=state.t + t)
     at_random = random_actor(env)
 
     def step(carry, key):
@@ -81,9 +83,17 @@ def made(name: str, limit: int | None = None) -> Env:
 
 
 @functools.cache
-def play(name: str, limit: int | None) -> Played:
-    env = made(name, limit)
-    first, played = jax.device_get(jax.jit(functools.partial(rollout, env))(jax.random.key(0)))
+def compiled(name: str) -> Any:
+    return jax.jit(functools.partial(rollout, made(name)))
+
+
+@functools.cache
+def play(name: str, left: int | None = None) -> Played:
+    """`left`: so many steps before the time limit; None: all of them."""
+    limit = made(name).max_episode_steps
+    assert limit
+    t = 0 if left is None else limit - left
+    first, played = jax.device_get(compiled(name)(jax.random.key(0), jnp.int32(t)))
     return Played(first, *played)
 
 
@@ -94,7 +104,7 @@ def name(request):
 
 
 def test_observations_rewards_and_flags_are_as_declared(name):
-    env, played = made(name), play(name, None)
+    env, played = made(name), play(name)
     over = np.cumsum(played.step.terminated, axis=0) - played.step.terminated > 0  # past the end, physics may diverge
 
     def check(space, obs, step_obs):
@@ -113,12 +123,14 @@ def test_observations_rewards_and_flags_are_as_declared(name):
 
 def test_our_clock_truncates_from_its_step_on_and_changes_nothing_else(name):
     """In particular it resets nothing: past the limit, the episode goes on as in the copy without that limit."""
-    short, long = play(name, LIMIT), play(name, None)
-    np.testing.assert_array_equal(short.step.truncated, short.t >= LIMIT)
-    np.testing.assert_array_equal(short.t, np.broadcast_to(np.arange(1, T + 1)[:, None], (T, N)))
+    short, long, limit = play(name, LIMIT), play(name), made(name).max_episode_steps
+    assert limit
+    time = np.broadcast_to(np.arange(1, T + 1)[:, None], (T, N))
+    np.testing.assert_array_equal(short.step.truncated, time >= LIMIT)
+    np.testing.assert_array_equal(short.t, time + limit - LIMIT)
+    np.testing.assert_array_equal(long.t, time)
     assert not (long.step.truncated[: LIMIT + 10]).any()
-    if "xminigrid" not in name:  # whose time limit is part of its reward
-        np.testing.assert_array_equal(short.step.reward, long.step.reward)
+    np.testing.assert_array_equal(short.step.reward, long.step.reward)
     np.testing.assert_array_equal(short.step.terminated, long.step.terminated)
     jax.tree.map(np.testing.assert_array_equal, short.step.obs, long.step.obs)
 
@@ -172,7 +184,7 @@ single = functools.cache(Single)
 @pytest.mark.parametrize("name", DOOMED)
 def test_a_step_into_a_terminal_state_terminates_and_is_truncated_too_only_at_the_limit(name):
     need(PLAYED[name][0])
-    state, _ = jax.tree.map(lambda x: jnp.asarray(x[0]), play(name, LIMIT).first)
+    state, _ = jax.tree.map(lambda x: jnp.asarray(x[0]), play(name).first)
     doomed, action = DOOMED[name](state)
     _, early = single(name).step(jax.random.key(0), doomed, action)
     _, late = single(name).step(jax.random.key(0), doomed._replace(t=jnp.int32(LIMIT - 1)), action)
@@ -181,8 +193,9 @@ def test_a_step_into_a_terminal_state_terminates_and_is_truncated_too_only_at_th
 
 
 def test_the_same_key_gives_the_same_trajectory_and_vmap_that_of_a_loop(name):
-    """One environment stepped alone goes where it went among N, to rounding; its step is traced once."""
-    env, played = single(name), play(name, LIMIT)
+    """One environment stepped alone goes where it went among N, to rounding; its step is traced once. With a time limit
+    of its own it goes there too, and is truncated at that."""
+    env, played = single(name), play(name)
     k_reset, k_play = jax.random.split(jax.random.key(0))
     state, obs = env.reset(jax.random.split(k_reset, N)[0])
     keys = jax.random.split(k_play, T)
@@ -192,6 +205,9 @@ def test_the_same_key_gives_the_same_trajectory_and_vmap_that_of_a_loop(name):
         state, time_step = env.step(k_step, state, jnp.asarray(played.action[t, 0]))
         obs = time_step.obs
         close(time_step.reward, played.step.reward[t, 0])
+    action = jnp.asarray(played.action[0, 0])
+    truncated = [env.step(k_play, state._replace(t=jnp.int32(t)), action)[1].truncated for t in (LIMIT - 2, LIMIT - 1)]
+    assert truncated == [False, True]
     assert env.num_traces == 1
 
 
@@ -200,7 +216,7 @@ def close(x, y):
 
 
 def test_random_play_takes_legal_actions_only(name):
-    env, played = made(name), play(name, None)
+    env, played = made(name), play(name)
     mask = legal_actions(env.observation_space, played.obs)
     if mask is not None:
         assert np.take_along_axis(np.asarray(mask), played.action[..., None], -1).all()
@@ -308,7 +324,7 @@ def test_a_minigrid_observation_is_the_same_cells_as_identifiers_and_one_hot():
 def test_craftax_scores_an_episode_by_its_return_and_counts_what_it_unlocked():
     need("craftax")
     name = "craftax/Craftax-Classic-Symbolic"
-    played, env = play(name, None), made(name)
+    played, env = play(name), made(name)
     info = played.step.info
     np.testing.assert_allclose(info["score"], 100 * np.cumsum(played.step.reward, 0) / 22, rtol=1e-4, atol=1e-4)
     unlocked = np.stack([info[metric] for metric in env.metrics[:-2]])

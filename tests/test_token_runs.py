@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from fake_wandb import FakeWandb
-from helpers import equations, quick_jit
+from helpers import equations, quick_jit, shared_programs
 from test_load import evaluated
 from test_resume import QUICK, Experiment, assert_same_run, assert_same_states, command, refused, stopped
 
@@ -108,9 +108,9 @@ def run(experiment: Experiment, out: Path, *flags: str, start: Path | None = Non
 
 @pytest.fixture(scope="module", autouse=True)
 def session():
-    """The task has a name, and programs compile quickly: these tests compile much and run little."""
+    """The task has a name, and programs compile quickly and are shared: these tests compile much and run little."""
     before = jax.config.values["jax_disable_most_optimizations"]
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, shared_programs():
         patch.setitem(TASKS, "pairs", lambda: TASK)
         jax.config.update("jax_disable_most_optimizations", True)
         yield
