@@ -487,3 +487,18 @@ def test_mnist_plays_where_its_files_are(monkeypatch, tmp_path):
 def test_importing_the_environments_starts_no_backend():
     code = "import purepg.envs, purepg.runtime; raise SystemExit(purepg.runtime.backend_is_running())"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+def test_what_gymnax_draws_with_is_imported_when_something_is_drawn():
+    code = """
+import sys
+from purepg.envs.gymnax import library
+pong = library().environments.misc.pong
+loaded = lambda: [name in sys.modules for name in ("matplotlib.pyplot", "seaborn")]
+assert loaded() == [False, False], loaded()
+assert callable(pong.plt.subplots)
+assert loaded() == [True, False], loaded()
+import matplotlib.pyplot
+assert pong.plt.subplots is matplotlib.pyplot.subplots
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from purepg.config import check, hints
+from purepg.envs.gymnax import library
 from purepg.envs.suites import SUITES
 from purepg.run.cli import parse_value
 from purepg.run.console import reason
@@ -55,10 +56,8 @@ class Missing(NamedTuple):
 
 def groups() -> dict[str, tuple[str, ...]]:
     """The groups of environments, by name: gymnax's, and those of every suite that lists its names."""
-    import gymnax
-
     of_gymnax = {
-        group: tuple(name for name in gymnax.registered_envs if name.endswith(ending))
+        group: tuple(name for name in library().registered_envs if name.endswith(ending))
         for group, ending in ENDINGS.items()
     }
     of_suites = {

@@ -2,7 +2,7 @@
 
 gymnax's own `step`, and DeepSea's override of it, reset at the end of an episode. The adapter calls the functions
 beneath, `step_env` and `is_truncated`, which keep termination and truncation apart and never reset. gymnax is imported
-inside functions, because importing it starts a JAX backend and loads matplotlib.
+inside functions, because importing it starts a JAX backend.
 
 The adapter does not correct these faults of gymnax 1.0.1: MountainCarContinuous does not stop at its left wall; Pong's
 ball leaves through the top and returns only if the end of a paddle sends it back; MetaMaze terminates if the position
@@ -12,10 +12,13 @@ two joints; MNISTBandit's pixels above 127 come out negative.
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import sys
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -94,9 +97,28 @@ def gymnax_env(
     return made
 
 
-def _construct(name: str, constructor_kwargs: Mapping[str, Any]) -> Environment:
-    import gymnax
+class _AtFirstUse(ModuleType):
+    """Stands for a module that is imported when something of it is used."""
 
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(importlib.import_module(self.__name__), attribute)
+
+
+def library() -> ModuleType:
+    """gymnax. It imports pyplot and seaborn for pictures of Catch and Pong, which takes longer than all the rest of it;
+    in its modules they are imported when something of them is used."""
+    postponed = [name for name in ("matplotlib.pyplot", "seaborn") if name not in sys.modules]
+    sys.modules.update({name: _AtFirstUse(name) for name in postponed})
+    try:
+        import gymnax
+    finally:
+        for name in postponed:
+            del sys.modules[name]
+    return gymnax
+
+
+def _construct(name: str, constructor_kwargs: Mapping[str, Any]) -> Environment:
+    gymnax = library()
     if name not in gymnax.registered_envs:
         raise UsageError(f"gymnax has no environment {name!r}; it has {', '.join(gymnax.registered_envs)}")
     if name == "MNISTBandit-bsuite":

@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 from purepg.envs.finite_mdp import mdp_env
-from purepg.envs.gymnax import gymnax_env
+from purepg.envs.gymnax import gymnax_env, library
 from purepg.envs.lqr import LQRS, lqr_env
 from purepg.envs.named_mdps import MDPS
 from purepg.envs.named_pomdps import POMDPS
@@ -68,8 +68,7 @@ def _made(suite: str | None, name: str, params: Mapping[str, Any]) -> Env:
 
 def _gymnax(name: str, params: Mapping[str, Any]) -> Env:
     """A gymnax environment; parameters that are no fields of its `EnvParams` are its constructor's arguments."""
-    import gymnax
-
+    gymnax = library()
     if name == "MNISTBandit-bsuite":
         return gymnax_env(name, params)  # constructing it would download its data, which `gymnax_env` refuses
     known = [field.name for field in fields(gymnax.make(name)[1])]
@@ -91,8 +90,7 @@ def _find(name: str) -> tuple[str | None, str]:
         return None, name
     if slash and prefix in SUITES and SUITES[prefix].knows(rest):
         return prefix, rest
-    import gymnax
-
+    gymnax = library()
     if name.removeprefix("gymnax/") in gymnax.registered_envs:
         return None, name.removeprefix("gymnax/")
     found = [suite for suite, entry in SUITES.items() if name in entry.names]
