@@ -65,13 +65,13 @@ class Population:
         self._compilers = ThreadPoolExecutor()
 
     def start_compiling(self, members: Members, *block_lengths: int) -> None:
-        """Traces every program, and compiles them in parallel in the background."""
+        """Traces the programs of training, and compiles them in parallel in the background. `advance` does so with that
+        of the evaluation while the first block runs."""
         state = self.abstract_state(members)
         start = jax.eval_shape(lambda: jnp.int32(0))
         for num_updates in dict.fromkeys(block_lengths):  # the largest program first
             self._compile(self._advance, *members, state, start, num_updates=num_updates)
         self._compile(self._init, *members)
-        self._compile(self._final, *members, state)
 
     def memory(self, members: Members, num_updates: int) -> Memory:
         """The memory of a block: the arguments, results and temporaries that XLA reports for its compiled program."""
@@ -125,7 +125,9 @@ class Population:
         """
         del stop
         arguments = (*members, state, jnp.int32(start))
-        return self._compile(self._advance, *arguments, num_updates=num_updates)(*arguments)
+        after = self._compile(self._advance, *arguments, num_updates=num_updates)(*arguments)
+        self._compile(self._final, *members, self.abstract_state(members))
+        return after
 
     def final(self, members: Members, state: State) -> Evaluation:
         """Evaluates every agent's policy."""
