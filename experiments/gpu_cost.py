@@ -13,13 +13,14 @@ import os
 import re
 import time
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import topologies
 from parts.compiled_cost import Cost, Device, Loop, cost_of
-from parts.suite_cells import Missing, cell, environments, overrides
+from parts.suite_cells import SCRIPTS, Missing, cell, environments, overrides
 
 from purepg.config import Count
 from purepg.run.pages import table
@@ -46,7 +47,7 @@ class Config:
     Attributes:
       programs: each ALGORITHM:ENVIRONMENTSxAGENTS, perhaps with settings, as in ppo:64x1:network.hidden=256x256. Those
         not given are the algorithm's script's, but for ppo and sac those of the comparison with PureJaxRL.
-      env: name of the environment. None: CartPole-v1 for ppo, Pendulum-v1 for sac, else that of the script.
+      env: name of the environment. None: that of the algorithm's script, such as CartPole-v1 for ppo.
       target: the GPU: h100, a100, or a file with XLA's description of another.
       updates: length of the compiled block.
     """
@@ -104,8 +105,10 @@ def compiled(program: str, config: Config, place: Any, device: Device) -> Compil
     shape, *own = rest.split(":")
     if not re.fullmatch(r"\d+x\d+", shape):
         raise UsageError(f"program ({program}) must be ALGORITHM:ENVIRONMENTSxAGENTS, as in ppo:64x1")
+    if algorithm not in SCRIPTS:
+        raise UsageError(f"program ({program}) must begin with one of {', '.join(SCRIPTS)}")
     num_envs, num_agents = map(int, shape.split("x"))
-    env = config.env or {"ppo": "CartPole-v1", "sac": "Pendulum-v1"}.get(algorithm, "CartPole-v1")
+    env = config.env or import_module(SCRIPTS[algorithm][0]).EXPERIMENT[4].env
     settings = [f"{algorithm}.{x}" for x in SETTINGS.get(algorithm, "").split()]
     changes = overrides([*settings, f"{algorithm}.num_envs={num_envs}"], [algorithm])
     discrete, _ = environments([env])

@@ -8,12 +8,10 @@ from helpers import arms_env, quick_jit
 
 from purepg import loops
 from purepg.algorithms.ppo import PPOConfig, ppo
-from purepg.algorithms.sac import SACConfig, sac
-from purepg.envs.gymnax import gymnax_env
 from purepg.equations.advantages import gae
 from purepg.equations.distributions import Categorical
 from purepg.loops import Joined, all_finite, scan, sum_of_squares
-from purepg.networks.actor_critic import ActorQConfig, NetworkConfig, actor_critic, actor_q
+from purepg.networks.actor_critic import NetworkConfig, actor_critic
 from purepg.runtime import compiles_for_gpu, compiling_for
 from purepg.train import guard, train
 
@@ -114,32 +112,22 @@ def test_gae_is_the_same_in_both_forms():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, expected)
 
 
-def make(name, memory):
-    env = arms_env() if name == "ppo" else gymnax_env("Pendulum-v1")
-    if name == "ppo":
-        config = PPOConfig(num_envs=4, num_steps=12, num_epochs=2, num_minibatches=2, window=6 if memory else None)
-        return guard(ppo(env, actor_critic(env, NetworkConfig(hidden=(8,), memory=memory)), config), 10**6)
-    network = actor_q(env, ActorQConfig(hidden=(8,), policy="tanh_gaussian"))
-    config = SACConfig(num_envs=2, num_steps=12, warmup_steps=8, batch_size=8, capacity=64)
-    return guard(sac(env, network, config), 10**6)
-
-
-@pytest.mark.parametrize("case", [("ppo", None, 1), ("ppo", "stack", 2), ("sac", None, 1)])
-def test_updates_are_the_same_in_both_forms(case):
-    """SAC's warm-up ends within the first of these updates."""
-    name, memory, num_agents = case
-    algorithm = make(name, memory)
-    keys = jax.random.split(jax.random.key(3), num_agents)
+def test_updates_of_several_agents_with_memory_are_the_same_in_both_forms():
+    """Those of one agent without memory are in tests/test_algorithms.py, for every algorithm."""
+    env = arms_env()
+    network = actor_critic(env, NetworkConfig(hidden=(8,), memory="stack"))
+    config = PPOConfig(num_envs=4, num_steps=12, num_epochs=2, num_minibatches=2, window=6)
+    algorithm = guard(ppo(env, network, config), 10**6)
 
     def run(key):
-        state = algorithm.init(key)
-        state, metrics = train(key, algorithm, state, 0, 2)
+        state, metrics = train(key, algorithm, algorithm.init(key), 0, 2)
         return state.learner, metrics
 
     def agents(keys):
-        with loops.lanes(num_agents):
-            return run(keys[0]) if num_agents == 1 else jax.vmap(run)(keys)
+        with loops.lanes(2):
+            return jax.vmap(run)(keys)
 
+    keys = jax.random.split(jax.random.key(3), 2)
     expected = quick_jit(lambda keys: agents(keys))(keys)
     with compiling_for("gpu"):
         found = quick_jit(lambda keys: agents(keys))(keys)
