@@ -5,8 +5,8 @@ of 128, as PureJaxRL's ppo_rnn.py), SAC and TD3 on Pendulum (a
 gradient step on 256 transitions for every environment step, two critics, two 64-wide relu layers, replay of 100,000),
 and GRPO on additions with a transformer of two layers (32 prompts, 8 responses each, one gradient step; an environment
 step is a generated token). Every measurement has its own process, which compiles and warms up before it is timed. With
-`--peer`, rejax (PPO, SAC and TD3) or PureJaxRL (ppo_rnn) does the same work in its own virtual environment, in turn
-with purepg. `--overhead` measures what logging and saving a run costs instead.
+`--peer`, rejax (PPO, SAC and TD3) or PureJaxRL (its ppo.py; as purejaxrl_rnn its ppo_rnn.py) does the same work in its
+own virtual environment, in turn with purepg. `--overhead` measures what logging and saving a run costs instead.
 """
 
 import argparse
@@ -48,14 +48,16 @@ NUM_STEPS = {
     "td3": 50,
     "grpo": 16,
 }  # grpo's value makes a run of 64x1 about 20 updates
-# PureJaxRL's recurrent network needs the flax of its time, which needs the JAX of its time.
+# An environment for each peer; PureJaxRL's recurrent network needs the flax of its time, and so the JAX of its time.
 PEERS = {
     "rejax": ("rejax==0.1.3", "gymnax==0.0.9", "jax==0.10.2", "jaxlib==0.10.2"),
-    "purejaxrl": ("jax==0.4.13", "jaxlib==0.4.13", "flax==0.6.11", "gymnax==0.0.6", "distrax==0.1.5", "optax==0.1.7")
-    + ("numpy<2", "scipy<1.13", "setuptools<70"),
+    "purejaxrl": ("jax==0.10.2", "jaxlib==0.10.2", "flax", "optax", "distrax==0.1.9", "gymnax==0.0.9"),
+    "purejaxrl_rnn": ("jax==0.4.13", "jaxlib==0.4.13", "flax==0.6.11", "gymnax==0.0.6", "distrax==0.1.5")
+    + ("optax==0.1.7", "numpy<2", "scipy<1.13", "setuptools<70"),
 }
-JOBS = {"rejax": ("ppo", "sac", "td3"), "purejaxrl": ("ppo_rnn",)}  # the algorithms that a peer is timed with
-CHECKOUTS = {"purejaxrl": ("https://github.com/luchris429/purejaxrl", "31756b197773a52db763fdbe6d635e4b46522a73")}
+JOBS = {"rejax": ("ppo", "sac", "td3"), "purejaxrl": ("ppo",), "purejaxrl_rnn": ("ppo_rnn",)}
+PUREJAXRL = "https://github.com/luchris429/purejaxrl", "31756b197773a52db763fdbe6d635e4b46522a73"
+CHECKOUTS = {"purejaxrl": PUREJAXRL, "purejaxrl_rnn": PUREJAXRL}
 HERE = Path(__file__).parent
 PUREPG = str(HERE / "peers" / "purepg_worker.py")
 
@@ -123,15 +125,15 @@ def peer_python(peer: str) -> Path:
     python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
     done = folder / "installed"
     if not done.exists():
-        if peer in CHECKOUTS and sys.version_info >= (3, 12):
+        if peer == "purejaxrl_rnn" and sys.version_info >= (3, 12):
             sys.exit(f"benchmark: error: {peer} needs Python 3.11, the last that its JAX was built for")
         print(f"installing {' '.join(PEERS[peer])} into {folder}", file=sys.stderr)
         venv.create(folder, with_pip=True, clear=True)
         subprocess.run([python, "-m", "pip", "install", "-q", *PEERS[peer]], check=True)
         if peer in CHECKOUTS:
             address, commit = CHECKOUTS[peer]
-            subprocess.run(["git", "clone", "-q", address, folder / peer], check=True)
-            subprocess.run(["git", "-C", folder / peer, "checkout", "-q", commit], check=True)
+            subprocess.run(["git", "clone", "-q", address, folder / "purejaxrl"], check=True)
+            subprocess.run(["git", "-C", folder / "purejaxrl", "checkout", "-q", commit], check=True)
         done.touch()
     return python
 
@@ -148,9 +150,10 @@ def measure(size: str, peer: str | None, repeats: int, devices: int | None) -> d
         flags = [part for pair in zip(names, sizes, strict=True) for part in pair]
         # Without the flag that purepg sets, jaxlib 0.10.2 can deadlock on few cores in any program.
         cure = {"XLA_FLAGS": f"--{SCHEDULER_FLAG}=false"}
-        if peer == "purejaxrl":
+        if peer == "purejaxrl_rnn":
             cure = {}  # its jaxlib does not know the flag
-        workers[peer] = Worker([str(peer_python(peer)), str(HERE / "peers" / f"{peer}_worker.py"), *flags], **cure)
+        script = HERE / "peers" / f"{peer.removesuffix('_rnn')}_worker.py"
+        workers[peer] = Worker([str(peer_python(peer)), str(script), *flags], **cure)
     runs = {side: [] for side in workers}
     for _ in range(repeats):
         for side, worker in workers.items():
@@ -208,6 +211,11 @@ def page_table(marker: str, results: Sequence[dict], peer: str | None) -> str:
     return table(header, rows)
 
 
+def marker_of(size: str, peer: str | None) -> str:
+    """The block of experiments/speed.md with this size's row."""
+    return "benchmark_ppo_purejaxrl" if peer == "purejaxrl" else MARKERS[size.split(":")[0]]
+
+
 def overhead_table(results: Sequence[dict], overheads: Sequence[str]) -> str:
     """The table of experiments/speed.md that shows what logging and saving a run costs."""
     rows = []
@@ -244,7 +252,7 @@ def main() -> None:
         sizes = [size for size in sizes if size.split(":")[0] in JOBS[arguments.peer]]
     if arguments.peer and (others := [size for size in sizes if size.split(":")[0] not in JOBS[arguments.peer]]):
         parser.error(f"{arguments.peer} is timed with {', '.join(JOBS[arguments.peer])}, not with {', '.join(others)}")
-    kinds = {OVERHEAD_MARKER} if arguments.overhead is not None else {MARKERS[x.split(":")[0]] for x in sizes}
+    kinds = {OVERHEAD_MARKER} if arguments.overhead is not None else {marker_of(x, arguments.peer) for x in sizes}
     if arguments.page:
         try:
             for marker in sorted(kinds):
@@ -275,7 +283,7 @@ def main() -> None:
         arguments.out.write_text(json.dumps(results, indent=2) + "\n")
     if arguments.page:
         for marker in sorted(kinds):
-            of_kind = [x for x in results if MARKERS[x["size"].split(":")[0]] == marker]
+            of_kind = [x for x in results if marker_of(x["size"], arguments.peer) == marker]
             write_block(arguments.page, marker, page_table(marker, of_kind, arguments.peer))
 
 
