@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import topologies
 from parts.compiled_cost import Cost, Device, Loop, cost_of
-from parts.suite_cells import SCRIPTS, Missing, cell, environments, overrides
+from parts.suite_cells import SCRIPTS, Missing, cell, environments, named, overrides
 
 from purepg.config import Count
 from purepg.run.pages import table
@@ -47,7 +47,8 @@ class Config:
     Attributes:
       programs: each ALGORITHM:ENVIRONMENTSxAGENTS, perhaps with settings, as in ppo:64x1:network.hidden=256x256. Those
         not given are the algorithm's script's, but for ppo and sac those of the comparison with PureJaxRL.
-      env: name of the environment. None: that of the algorithm's script, such as CartPole-v1 for ppo.
+      env: name of the environment, perhaps with parameters, as in CartPole-v1:observed=0,2. None: that of the
+        algorithm's script, such as CartPole-v1 for ppo.
       target: the GPU: h100, a100, or a file with XLA's description of another.
       updates: length of the compiled block.
     """
@@ -116,7 +117,9 @@ def compiled(program: str, config: Config, place: Any, device: Device) -> Compil
     if isinstance(found, Missing):
         raise UsageError(f"program ({program}): {found.why}")
     make, own_config, network, network_config, run = found.experiment
-    run = replace(run, env=env, num_seeds=num_agents, total_steps=10**6, devices=1, compile_cache=False, env_params=())
+    env_name, env_params = named(env)
+    run = replace(run, env=env_name, env_params=env_params, num_seeds=num_agents, total_steps=10**6)
+    run = replace(run, devices=1, compile_cache=False)
     with compiling_for("gpu"):
         plan = prepare(make, network, {make.__name__: own_config, "network": network_config}, run, {})
         chunk = plan.chunks[0]
