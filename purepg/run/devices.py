@@ -99,8 +99,9 @@ def vmap_unless_one(f: Callable) -> Callable:
     """`jax.vmap(f)`, except that a batch of one is computed without its batch axis: unbatched products are faster."""
 
     def mapped(*args):
-        if jax.tree.leaves(args)[0].shape[0] > 1:
-            with lanes(jax.tree.leaves(args)[0].shape[0]):
+        num = jax.tree.leaves(args)[0].shape[0]
+        if num > 1:
+            with lanes(num):
                 return jax.vmap(f)(*args)
         return jax.tree.map(lambda x: jnp.expand_dims(x, 0), f(*jax.tree.map(lambda x: x[0], args)))
 

@@ -126,7 +126,8 @@ class Population:
         del stop
         arguments = (*members, state, jnp.int32(start))
         after = self._compile(self._advance, *arguments, num_updates=num_updates)(*arguments)
-        self._compile(self._final, *members, self.abstract_state(members))
+        if (self._final,) not in self._programs:
+            self._compile(self._final, *members, self.abstract_state(members))
         return after
 
     def final(self, members: Members, state: State) -> Evaluation:
