@@ -256,22 +256,24 @@ def test_every_algorithm_is_among_the_cases():
 
 
 def test_vmapped_settings_and_seeds_equal_a_plain_loop_in_a_gpus_form(population):
-    """One comparison for both, since each program takes seconds to compile."""
+    """One comparison for both, since each program takes seconds to compile. Where a GPU's form is near only, the plain
+    loop is compared by itself too."""
     p = population
     # At the tests' low level of optimisation, XLA's CPU backend makes NaN of SAC's update without a branch. At its
     # ordinary level, or if the program returns one more of its intermediate numbers, it makes none.
     ordinary = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 2})
     compile_it = ordinary if p.case.algorithm is sac else quick_jit
-    one = compile_it(lambda hyper, key, state: train(key, p.make(hyper), state, 0, U))
     # Conjugate gradients on a nearly singular Fisher matrix enlarge what is rounded in another order.
-    near = partial(close, enlarged=30) if p.case.algorithm in (npg, trpo) else close
-    for h in range(H):
-        for s in range(S):
-            hyper = {name: x[h] for name, x in p.hyper.items()}
-            with compiling_for("gpu"):
-                after, metrics = one(hyper, p.keys[s], jax.tree.map(lambda x, h=h, s=s: x[h, s], p.first))
-            alone = (after, averaged(metrics))
-            jax.tree.map(lambda x, y, h=h, s=s: near(x[h, s], y), (p.after, p.metrics), alone)
+    forms = {"cpu": close, "gpu": partial(close, enlarged=30)} if p.case.algorithm in (npg, trpo) else {"gpu": close}
+    for form, near in forms.items():
+        one = compile_it(lambda hyper, key, state: train(key, p.make(hyper), state, 0, U))
+        for h in range(H):
+            for s in range(S):
+                hyper = {name: x[h] for name, x in p.hyper.items()}
+                with compiling_for(form):
+                    after, metrics = one(hyper, p.keys[s], jax.tree.map(lambda x, h=h, s=s: x[h, s], p.first))
+                alone = (after, averaged(metrics))
+                jax.tree.map(lambda x, y, h=h, s=s, near=near: near(x[h, s], y), (p.after, p.metrics), alone)
 
 
 def test_the_settings_and_the_seeds_differ(population):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import arms_env, quick_jit
+from helpers import arms_env, equations, quick_jit
 
 from purepg import loops
 from purepg.algorithms.ppo import PPOConfig, ppo
@@ -70,6 +70,21 @@ def test_a_scan_of_several_steps_an_iteration_is_the_scan_of_single_ones(length,
         found = scan(step, carry, xs, reverse=reverse, unroll=unroll, join=(True, True, True, False))
     found, expected = (jax.tree.map(numbers, x) for x in (found, expected))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, expected)
+
+
+def test_on_a_gpu_an_iteration_makes_several_steps_and_carries_one_vector_for_each_dtype():
+    carry = jnp.ones(3), jnp.zeros(2), jnp.int32(0)
+
+    def loop(carry):
+        return scan(lambda c, _: ((2 * c[0], c[1] + 1, c[2] + 1), (c[0], c[1])), carry, length=12, unroll=8)
+
+    def form():
+        (found,) = (e for e in equations(lambda c: loop(c), carry) if e.primitive.name == "scan")
+        return found.params["unroll"], found.params["num_carry"], len(found.outvars)
+
+    assert form() == (1, 3, 5)
+    with compiling_for("gpu"):
+        assert form() == (6, 2, 3)
 
 
 def test_reductions_over_a_tree_see_every_number_in_both_forms():
