@@ -54,8 +54,8 @@ class RunConfig:
       eval_seed: seed of the final evaluation, the same for every agent.
       eval_max_steps: truncate evaluation episodes after this many steps. None: at the environment's time limit.
       max_parallel: number of agents trained at once. None: all of them, or as many as fit into memory.
-      devices: devices for the agents (a CPU is split); must divide the seeds or the settings. None: as many as can, on a
-        CPU at most two for each core.
+      devices: devices for the agents (a CPU is split); must divide the seeds or the settings. None: as many as can,
+        on a CPU at most two for each core.
       compile_cache: keep compiled programs on disk, so that the next run starts faster.
       checkpoint_every: seconds between checkpoints, which are saved at the ends of blocks, and always after the last.
       keep: number of checkpoints to keep; older ones are deleted.
