@@ -31,6 +31,7 @@ from purepg.envs.suites.gymnasium import gym_env
 from purepg.envs.tasks import Task, token_env
 from purepg.language.model import LanguageModel, LanguageModelConfig, generate
 from purepg.networks.actor_critic import ActorQConfig, NetworkConfig, actor_critic, actor_q
+from purepg.run.arguments import arguments
 from purepg.run.experiment import train_population
 from purepg.run.load import load
 from purepg.run.plan import RunConfig

@@ -36,6 +36,7 @@ from purepg.run.sweep import (
     schedule_of,
     with_schedule,
 )
+from purepg.run.values import sweep_texts
 from purepg.types import Algorithm, Env, UsageError, space_leaves
 
 
@@ -104,6 +105,7 @@ class Plan:
     run: RunConfig
     env: Env
     make: Make
+    sweep: Mapping[str, Sequence[Any]]
     settings: list[Setting]
     programs: list[Program]
     num_devices: int
@@ -185,7 +187,7 @@ def prepare(
     digest = getattr(network(world, configs["network"]), "digest", None)
     planned = programs(settings, make, run.total_steps)
     refuse_without_explorer(world, make(planned[0].configs), name)
-    return Plan(run, world, make, settings, planned, num_devices, eval_max_steps, code, stored, digest)
+    return Plan(run, world, make, sweep, settings, planned, num_devices, eval_max_steps, code, stored, digest)
 
 
 def _prepare_devices(run: RunConfig, env: EnvSource | None, num_settings: int) -> int:
@@ -267,7 +269,6 @@ def _with_sizes_of_starts(settings: Sequence[Setting]) -> list[Setting]:
 
 def describe(plan: Plan, script: str) -> dict[str, Any]:
     """The contents of config.json: all arguments, versions, and the layout, on which the results' last bits depend."""
-    packages = ("purepg", "jax", "jaxlib", "flax", "optax", "gymnax", "numpy")
     served = [plan.program_of(h) for h in range(len(plan.settings))]
     return {
         "script": script,
@@ -276,6 +277,7 @@ def describe(plan: Plan, script: str) -> dict[str, Any]:
         "code": plan.code,
         "spaces": _spaces(plan.env),
         "start_digest": plan.start_digest,
+        "sweep": sweep_texts(plan.sweep),
         "settings": [setting.hyperparameters for setting in plan.settings],
         "schedules": [schedule_of(program.configs) for program in served],
         "num_updates": [program.num_updates for program in served],
@@ -283,9 +285,15 @@ def describe(plan: Plan, script: str) -> dict[str, Any]:
         "devices": [device.device_kind for device in jax.devices()[: plan.num_devices]],
         "platform": {"backend": jax.default_backend(), "python": platform.python_version(), "os": platform.platform()},
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
-        "versions": {package: importlib.metadata.version(package) for package in packages},
+        "versions": versions(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def versions() -> dict[str, str]:
+    """The versions of the packages on which results depend."""
+    packages = ("purepg", "jax", "jaxlib", "flax", "optax", "gymnax", "numpy", "scipy")
+    return {package: importlib.metadata.version(package) for package in packages}
 
 
 def _spaces(env: Env) -> str:
