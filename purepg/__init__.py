@@ -35,6 +35,7 @@ from purepg.run.arguments import arguments
 from purepg.run.experiment import train_population
 from purepg.run.load import load
 from purepg.run.plan import RunConfig
+from purepg.run.search import Uniform
 from purepg.run.start import language_model
 from purepg.train import EpisodeStats, evaluate, guard
 from purepg.types import (

@@ -16,6 +16,7 @@ from purepg.run.environment import EnvSource
 from purepg.run.experiment import train_population
 from purepg.run.folder.files import RecordError, folder_for
 from purepg.run.plan import MakeAlgorithm, MakeNetwork, RunConfig
+from purepg.run.search import Values
 from purepg.run.sweep import Configs, find_field
 from purepg.run.values import parse_sweep, parse_value
 from purepg.types import Env, UsageError
@@ -96,7 +97,7 @@ def parse(
     run: RunConfig,
     arguments: Sequence[str],
     description: str | None = None,
-) -> tuple[Configs, RunConfig, dict[str, list[Any]]]:
+) -> tuple[Configs, RunConfig, dict[str, Values]]:
     """Parses the command line into (configs, run, sweep). With --config, the file's arguments replace the defaults, and
     other flags replace the file's; a field of --sweep replaces that field of the file's sweep.
 
@@ -106,7 +107,10 @@ def parse(
     """
     import tyro
 
-    sweep_help = "A field and its values; repeat the flag for a grid. Floats share a program, others compile per value."
+    sweep_help = (
+        "A field and its values; repeat the flag for a grid. Floats share a program, others compile per value. With "
+        "--search, also NAME=LOW..HIGH or, on a logarithmic scale, NAME=log:LOW..HIGH."
+    )
     sweep_flag = tyro.conf.arg(metavar="NAME=A,B,...", help=sweep_help)
     preset_help = "A published network (purepg/networks/presets.py), which other --network flags change."
     preset_flag = tyro.conf.arg(name=PRESET, help=preset_help)

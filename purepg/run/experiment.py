@@ -1,6 +1,5 @@
 """`train_population`, the function that trains a population; the command line calls it too."""
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from purepg.networks.actor_critic import NetworkConfig, actor_critic
@@ -8,6 +7,7 @@ from purepg.run.environment import EnvSource
 from purepg.run.launch import launch
 from purepg.run.plan import MakeAlgorithm, MakeNetwork, RunConfig, prepare
 from purepg.run.results import Results
+from purepg.run.search import Sweep
 
 DEFAULT_NETWORK = NetworkConfig()
 
@@ -20,7 +20,7 @@ def train_population(
     run: RunConfig | None = None,
     *,
     env: EnvSource | None = None,
-    sweep: Mapping[str, Sequence[Any]] | None = None,
+    sweep: Sweep | None = None,
     name: str | None = None,
 ) -> Results:
     """Trains all settings of a sweep and all seeds, evaluates every agent, and returns the results.
@@ -40,7 +40,8 @@ def train_population(
       env: replaces `run.env`: a name, your own environment, or a function without arguments that makes it. If it is a
         module-level variable or function, the saved run can be loaded, filmed and evaluated from its folder; otherwise
         pass it to `load`, and again when resuming.
-      sweep: maps a field's name, or `config.field`, to its values; the settings are the grid of all of them.
+      sweep: maps a field's name, or `config.field`, to a list of its values; the settings are the grid of all of them.
+        With `run.search`, so many settings are drawn, also from ranges, such as `Uniform(1e-4, 1e-2, log=True)`.
       name: the run's name in titles. None: the algorithm's name.
     Raises:
       UsageError: an argument is wrong. Raised before anything compiles; the message says what to do.

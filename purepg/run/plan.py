@@ -22,6 +22,7 @@ from purepg.run.environment import EnvSource, find_environment
 from purepg.run.folder.config import read_config
 from purepg.run.folder.files import plain
 from purepg.run.outside import known_outside, one_device, refuse_without_explorer
+from purepg.run.search import Sweep, settings_of
 from purepg.run.start import read_start
 from purepg.run.sweep import (
     Chunk,
@@ -31,7 +32,6 @@ from purepg.run.sweep import (
     Setting,
     chunks,
     find_field,
-    grid,
     programs,
     schedule_of,
     with_schedule,
@@ -54,6 +54,9 @@ class RunConfig:
       eval_episodes: number of episodes in each agent's final evaluation.
       eval_seed: seed of the final evaluation, the same for every agent.
       eval_max_steps: truncate evaluation episodes after this many steps. None: at the environment's time limit.
+      search: number of settings drawn from the ranges and lists of the sweep, by Sobol points. None: the grid of lists.
+      fresh_seeds: number of seeds, unseen in the run, on which the best setting is trained and evaluated again. None:
+        after a search, as many as num_seeds, or the first multiple of it from 10 on; after a grid, none.
       max_parallel: number of agents trained at once. None: all of them, or as many as fit into memory.
       devices: devices (on a CPU, cores) for the agents; must divide the seeds or the settings. None: as many as can.
       compile_cache: keep compiled programs on disk, so that the next run starts faster.
@@ -79,6 +82,8 @@ class RunConfig:
     eval_episodes: Count = 128
     eval_seed: Seed = 0
     eval_max_steps: Count | None = None
+    search: Count | None = None
+    fresh_seeds: CountOrZero | None = None
     max_parallel: Count | None = None
     devices: Count | None = None
     compile_cache: bool = True
@@ -105,7 +110,7 @@ class Plan:
     run: RunConfig
     env: Env
     make: Make
-    sweep: Mapping[str, Sequence[Any]]
+    sweep: Sweep
     settings: list[Setting]
     programs: list[Program]
     num_devices: int
@@ -134,14 +139,14 @@ def prepare(
     network: MakeNetwork,
     configs: Configs,
     run: RunConfig,
-    sweep: Mapping[str, Sequence[Any]],
+    sweep: Sweep,
     env: EnvSource | None = None,
 ) -> Plan:
     """Checks everything that can be checked before anything compiles.
 
     Args:
       algorithm, network: functions that make them from `configs[algorithm's name]` and `configs["network"]`.
-      sweep: maps a field's name to its values; the settings are the grid of all of them.
+      sweep: maps a field's name to its values; the settings are the grid of all of them, or drawn by `run.search`.
       env: replaces the environment named by `run.env`.
     Raises:
       UsageError: an argument is wrong; the message says what to do.
@@ -160,7 +165,7 @@ def prepare(
     stored = _with_later_fields(read_config(run.out), {**configs, "run": run}) if run.resume and run.out else None
     if stored and run.max_parallel is None:  # the last bits of the results depend on the chunks' sizes
         run = replace(run, max_parallel=stored["run"].get("max_parallel"))
-    settings = _settings(configs, sweep, stored)
+    settings = _settings(configs, sweep, run, stored)
     num_devices = _prepare_devices(run, env, len(settings))
     if run.compile_cache:
         use_compile_cache()
@@ -197,9 +202,11 @@ def _prepare_devices(run: RunConfig, env: EnvSource | None, num_settings: int) -
     return prepare_devices(devices, run.num_seeds, num_settings, wide)
 
 
-def _settings(configs: Configs, sweep: Mapping[str, Sequence[Any]], stored: Mapping[str, Any] | None) -> list[Setting]:
-    """The sweep's settings, checked. When a run is resumed, its schedules keep their original length."""
-    settings = grid(configs, sweep)
+def _settings(configs: Configs, sweep: Sweep, run: RunConfig, stored: Mapping[str, Any] | None) -> list[Setting]:
+    """The settings, checked. When a run is resumed, its schedules keep their original length."""
+    settings = settings_of(configs, sweep, run.search, run.seed)
+    if run.fresh_seeds and len(settings) == 1:
+        raise UsageError(f"fresh_seeds ({run.fresh_seeds}) needs several settings, as of a search or a sweep")
     if stored and len(stored["schedules"]) == len(settings):  # otherwise `refuse_differences` reports the difference
         settings = [
             setting._replace(configs=with_schedule(setting.configs, length))
