@@ -45,8 +45,8 @@ def test_the_points_are_scipys_sobol_points_scaled():
     settings = drawn(SWEEP, 50, seed=7)
     assert len(settings) == 50
     for (a, b, c, d, e, f), setting in zip(point, settings, strict=False):
-        assert setting["learning_rate"] == pytest.approx(1e-4 * 100**a, rel=1e-5)
-        assert setting["gamma"] == pytest.approx(0.9 + 0.099 * b, rel=1e-5)
+        assert setting["learning_rate"] == pytest.approx(1e-4 * 100**a, rel=1e-4)
+        assert setting["gamma"] == pytest.approx(0.9 + 0.099 * b, rel=1e-4)
         assert setting["num_epochs"] == 1 + math.floor(8 * c)
         assert setting["num_envs"] == math.floor(65**d)
         assert setting["optimizer"] == ["adam", "sgd"][int(2 * e)]

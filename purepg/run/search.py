@@ -11,7 +11,7 @@ from purepg.config import alternatives, check, hints
 from purepg.run.sweep import Configs, Setting, find_field, grid, settings_at
 from purepg.types import UsageError
 
-DIGITS = 6  # significant ones of a float that is drawn, or of its range's width where that is finer
+DIGITS = 5  # significant ones of a float that is drawn, or of its range's width where that is finer
 
 
 @dataclass(frozen=True)
