@@ -93,19 +93,20 @@ def importance(values: Sequence[Any], score: np.ndarray) -> float:
       values: `[n]` the hyperparameter of each setting: numbers, or anything with a text.
       score: `[n]`, finite.
     Returns:
-      in [0, 1]; NaN for fewer than 4 settings, or a hyperparameter with one value.
+      in [0, 1]; NaN for fewer than 4 settings, or where all values are equal, or all texts differ.
     """
     from scipy import stats
 
     n = len(score)
+    if n < 4 or len(set(map(str, values))) < 2:
+        return float("nan")
     most = min(round(n**0.5), MAX_GROUPS)
-    names = list(map(str, values))
     if are_numbers(values) and len(set(values)) > most:
         group = np.argsort(np.argsort(values, kind="stable")) * most // n
     else:
-        group = np.unique(names, return_inverse=True)[1]
+        group = np.unique(list(map(str, values)), return_inverse=True)[1]
     k = group.max() + 1
-    if n < 4 or not 1 < k < n:
+    if k == n:
         return float("nan")
     if np.ptp(score) == 0:
         return 0.0

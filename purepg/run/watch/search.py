@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 NUM_SHOWN = 10  # of the best settings
 PANELS_IN_A_ROW = 4
+FEW = 6  # so many different numbers are drawn as choices
 BEST, FRESH = COLOURS[1], COLOURS[2]  # of the best setting: in the search, and on fresh seeds
 
 
@@ -26,14 +27,16 @@ class Field(NamedTuple):
 
     name: str
     place: np.ndarray  # [n] the numbers, or the positions of choices
-    labels: Sequence[str]  # of choices, by position; empty for numbers
+    labels: Sequence[str]  # of choices, by position; empty for numbers, unless only a few differ
+    ordered: bool  # whether the values are numbers
     log: bool
     importance: float
 
     @property
     def limits(self) -> tuple[float, float]:
         """The ends of an axis, with room for the points at its ends."""
-        low, high = (np.log(self.place) if self.log else self.place)[[self.place.argmin(), self.place.argmax()]]
+        place = self.place if len(self.place) else np.ones(1)
+        low, high = (f(np.log(place) if self.log else place) for f in (np.min, np.max))
         margin = 0.5 if self.labels else 0.06 * (high - low) or 0.5
         ends = np.array([low - margin, high + margin])
         return tuple(np.exp(ends) if self.log else ends)
@@ -57,10 +60,12 @@ def scores_of(settings: Sequence[Mapping[str, Any]], logarithmic: Sequence[str])
     fields, texts = [], []
     for name in settings[0]["hyperparameters"]:
         values = [x["hyperparameters"][name] for x in kept]
-        labels = [] if are_numbers(values) else sorted(set(map(str, values)), key=_in_order)
-        place = np.array([labels.index(str(value)) for value in values] if labels else values, float)
-        matters = importance([str(value) for value in values] if labels else values, iqm)
-        fields.append(Field(name, place, [short_value(x) for x in labels], name in logarithmic, matters))
+        ordered, different = are_numbers(values), {str(value): value for value in values}
+        few = not ordered or len(different) <= FEW < len(values)
+        labels = sorted(different, key=different.__getitem__ if ordered else _in_order) if few else []
+        place = np.array([labels.index(str(value)) for value in values] if few else values, float)
+        names, log = [short_value(label) for label in labels], name in logarithmic and not few
+        fields.append(Field(name, place, names, ordered, log, importance(values, iqm)))
         texts.append([short_value(str(value)) for value in values])
     return Scores(fields, [", ".join(x) for x in zip(*texts, strict=True)], iqm, interval, len(settings[0]["finals"]))
 
@@ -133,7 +138,7 @@ def _draw_importance(axes: "Axes", scores: Scores) -> None:
         share = float(np.nan_to_num(field.importance))
         axes.barh(y, share, height=0.62, color=COLOURS[0], alpha=0.85, linewidth=0)
         said = f"{share:.2f}" if np.isfinite(field.importance) else "unknown"
-        if not field.labels and min(np.ptp(field.place), np.ptp(scores.iqm)) > 0:
+        if field.ordered and len(scores.iqm) > 1 and min(np.ptp(field.place), np.ptp(scores.iqm)) > 0:
             rho: Any = stats.spearmanr(field.place, scores.iqm)
             said += f", trend {rho.statistic:+.2f}"
         axes.annotate(said, (share, y), (4, 0), textcoords="offset points", va="center", fontsize=8, color=GREY)
@@ -161,7 +166,7 @@ def _draw_best(axes: "Axes", scores: Scores, winner: Mapping[str, Any] | None) -
         axes.hlines(y, *interval, color=colour, linewidth=2.2, alpha=0.5)
         axes.plot(x, y, marker, color=colour, markersize=5)
     axes.set_yticks(range(len(rows)), [row[0] for row in rows], fontsize=8)
-    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_ylim(max(len(rows), 1) - 0.5, -0.5)
     dress(axes, "The best settings", "fields as above" + ("; 95 % intervals" if scores.num_seeds > 1 else ""))
     _lie_down(axes)
 
@@ -186,7 +191,7 @@ def parallel_figure(settings: Sequence[Mapping[str, Any]], title: str, logarithm
     from purepg.run.watch.figure import Figure
 
     scores = scores_of(settings, logarithmic)
-    returns = Field("final return", scores.iqm, [], False, 1.0)
+    returns = Field("final return", scores.iqm, [], True, False, 1.0)
     fields = [*scores.fields, returns]
     figure = Figure(figsize=(max(6.0, 1.9 * len(fields)), 4.4), dpi=150, layout="constrained")
     axes = figure.add_subplot()
