@@ -31,9 +31,11 @@ from purepg.envs.suites.gymnasium import gym_env
 from purepg.envs.tasks import Task, token_env
 from purepg.language.model import LanguageModel, LanguageModelConfig, generate
 from purepg.networks.actor_critic import ActorQConfig, NetworkConfig, actor_critic, actor_q
+from purepg.run.arguments import arguments
 from purepg.run.experiment import train_population
 from purepg.run.load import load
 from purepg.run.plan import RunConfig
+from purepg.run.search import Uniform
 from purepg.run.start import language_model
 from purepg.train import EpisodeStats, evaluate, guard
 from purepg.types import (

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 from purepg.config import check, hints
 from purepg.envs.gymnax import library
 from purepg.envs.suites import SUITES
-from purepg.run.cli import parse_value
 from purepg.run.console import reason
 from purepg.run.environment import named_env
 from purepg.run.plan import RunConfig
+from purepg.run.values import parse_value
 from purepg.types import Discrete, UsageError
 
 # Each algorithm's scripts, whose module-level EXPERIMENT holds its defaults on one environment; its own script first.

@@ -10,13 +10,16 @@ from dataclasses import field, is_dataclass, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, get_args, get_origin
 
-from purepg.config import alternatives, check_choice, hints, refuse
+from purepg.config import alternatives, check_choice, hints
 from purepg.networks.presets import Preset, has_presets, with_preset
+from purepg.run.arguments import read_arguments
 from purepg.run.environment import EnvSource
 from purepg.run.experiment import train_population
 from purepg.run.folder.files import RecordError, folder_for
 from purepg.run.plan import MakeAlgorithm, MakeNetwork, RunConfig
+from purepg.run.search import Values
 from purepg.run.sweep import Configs, find_field
+from purepg.run.values import parse_sweep, parse_value
 from purepg.types import Env, UsageError
 
 PRESET = "network.preset"
@@ -51,8 +54,7 @@ def main(
         if env is not None:
             own = env if isinstance(env, str | Env) else env()
             default = replace(default, env=own if isinstance(own, str) else own.name)
-        configs, run, texts = parse(name, config, network_config, default, arguments, description)
-        sweep = parse_sweep(configs, texts)
+        configs, run, sweep = parse(name, config, network_config, default, arguments, description)
         env = env if run.env == default.env else None
         with contextlib.nullcontext(run.out) if run.resume else folder_for(run.out, script) as out:
             kept = replace(run, out=out)
@@ -97,25 +99,36 @@ def parse(
     run: RunConfig,
     arguments: Sequence[str],
     description: str | None = None,
-) -> tuple[Configs, RunConfig, tuple[str, ...]]:
-    """Parses the command line into (configs, run, unparsed --sweep arguments).
+) -> tuple[Configs, RunConfig, dict[str, Values]]:
+    """Parses the command line into (configs, run, sweep). With --config, the file's arguments replace the defaults, and
+    other flags replace the file's; a field of --sweep replaces that field of the file's sweep.
 
     Raises:
-      UsageError: a flag is unknown, or a value has the wrong type.
+      UsageError: a flag or a field of the file is unknown, or a value has the wrong type.
       SystemExit: --help was given.
     """
     import tyro
 
-    sweep_help = "A field and its values; repeat the flag for a grid. Floats share a program, others compile per value."
+    sweep_help = (
+        "A field and its values; repeat the flag for a grid. Floats share a program, others compile per value. With "
+        "--search, also NAME=LOW..HIGH or, on a logarithmic scale, NAME=log:LOW..HIGH."
+    )
     sweep_flag = tyro.conf.arg(metavar="NAME=A,B,...", help=sweep_help)
     preset_help = "A published network (purepg/networks/presets.py), which other --network flags change."
     preset_flag = tyro.conf.arg(name=PRESET, help=preset_help)
     presets = [("preset", Annotated[Preset | None, preset_flag], field(default=None))]
+    config_help = "A run's folder, or a file like its config.json, in JSON or YAML: its arguments; flags override them."
+    config_flag = tyro.conf.arg(name="config", help=config_help)
+    swept: Sequence[str] = ()
+    if path := _last_value(arguments, "--config"):
+        of_file, run, swept = read_arguments(path, {name: config, "network": network_config}, run)
+        config, network_config = of_file[name], of_file["network"]
     network_config = _with_preset(network_config, arguments)
     commands = make_dataclass(
         "Commands",
         [
             ("run", Annotated[RunConfig, tyro.conf.arg(name="")], field(default=run)),
+            ("config_file", Annotated[Path | None, config_flag], field(default=None)),
             ("sweep", Annotated[tuple[str, ...], tyro.conf.UseAppendAction, sweep_flag], field(default=())),
             (name, type(config), field(default=config)),
             *(presets if has_presets(network_config) else []),
@@ -127,19 +140,32 @@ def parse(
     if given.count("--env-params") > 1:  # the last would silently replace the others
         raise UsageError("--env-params is given twice: put every KEY=VALUE after one")
     chosen = parse_flags(commands, arguments, description)
-    return {name: getattr(chosen, name), "network": chosen.network}, chosen.run, chosen.sweep
+    configs = {name: getattr(chosen, name), "network": chosen.network}
+    sweep = parse_sweep(configs, chosen.sweep)
+    replaced = {find_field(configs, field) for field in sweep}
+    kept = {x: values for x, values in parse_sweep(configs, swept).items() if find_field(configs, x) not in replaced}
+    return configs, chosen.run, kept | sweep
 
 
 def _with_preset(network_config: Any, arguments: Sequence[str]) -> Any:
     """The script's network config, with the fields of the last --network.preset. Its flag has no field of a config, so
     that config.json holds the fields alone."""
+    flag = f"--{PRESET}"
+    name = _last_value(arguments, flag)
+    if name is None or not has_presets(network_config):
+        return network_config
+    check_choice(flag, name, Preset)
+    return with_preset(network_config, name)
+
+
+def _last_value(arguments: Sequence[str], flag: str) -> str | None:
+    """The last value of a flag; None if it is not given, or as none."""
+    found = None
     for argument, following in zip(arguments, [*arguments[1:], "none"], strict=False):
-        flag, equals, value = argument.partition("=")
-        name = value if equals else following
-        if flag == f"--{PRESET}" and name.lower() != "none" and has_presets(network_config):
-            check_choice(flag, name, Preset)
-            network_config = with_preset(network_config, name)
-    return network_config
+        name, equals, value = argument.partition("=")
+        if name == flag:
+            found = value if equals else following
+    return None if found is None or found.lower() == "none" else found
 
 
 def parse_flags(commands: type, arguments: Sequence[str], description: str | None = None) -> Any:
@@ -173,56 +199,6 @@ def _one_line(box: str) -> str:
     if "Perhaps you meant:" in lines:
         said += ["; did you mean", lines[lines.index("Perhaps you meant:") + 1].split()[0].rstrip(",") + "?"]
     return " ".join(said).replace(" ;", ";") + " (--help lists the flags)"
-
-
-def parse_sweep(configs: Configs, sweep: Sequence[str]) -> dict[str, list[Any]]:
-    """Parses `["learning_rate=3e-4,1e-3", "hidden=64x64,256x256"]` into lists of typed values, by name.
-
-    Raises:
-      UsageError: a name is unknown, empty or given twice, or its values are missing or of the wrong type.
-    """
-    parsed: dict[str, list[Any]] = {}
-    for text in sweep:
-        name, equals, values = text.partition("=")
-        name = name.strip().replace("-", "_")
-        if not name or not equals or not values.strip():
-            raise UsageError(f"--sweep {text!r} must be a name and its values, as in learning_rate=3e-4,1e-3")
-        config, field_name = find_field(configs, name)
-        if any(find_field(configs, other) == (config, field_name) for other in parsed):
-            raise UsageError(f"--sweep names {name} twice: put all its values into one")
-        hint = hints(type(configs[config]))[field_name]
-        parsed[name] = [parse_value(f"--sweep {name}", hint, value.strip()) for value in values.split(",")]
-    return parsed
-
-
-def parse_value(name: str, hint: Any, text: str) -> Any:
-    """Parses text into a value of a field's type: a number, true, false, none, a choice, or widths such as 64x64.
-
-    Raises:
-      UsageError: the text is not a value of that type. The message calls the field `name`.
-    """
-    import tyro
-
-    kinds = dict(alternatives(hint))
-    widths = any(get_origin(kind) is tuple for kind in kinds)
-    words = {"none": "None", "true": "True", "false": "False"}
-    entries = text.split("x") if widths else [words.get(text.lower(), text) if str not in kinds else text]
-    with contextlib.suppress(SystemExit), contextlib.redirect_stderr(io.StringIO()):
-        return tyro.cli(tyro.conf.Positional[hint], args=entries, console_outputs=False)
-    if widths:
-        raise UsageError(f"{name} ({text!r}) must be widths such as 64x64")
-    if int in kinds and (whole := _whole_number(text)) is not None:
-        raise UsageError(f"{name} ({text!r}) must be an integer: did you mean {whole}?")
-    return refuse(name, text, hint)
-
-
-def _whole_number(text: str) -> int | None:
-    """Reads 1e6 as 1000000; None if the text is not a whole number."""
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return int(number) if number.is_integer() else None
 
 
 def _wrong_value(commands: type, arguments: Sequence[str]) -> str | None:

@@ -10,7 +10,7 @@ import jax
 from purepg.run.console import Progress, say
 from purepg.run.folder.checkpoint import Checkpoints
 from purepg.run.folder.config import changed_versions, refuse_differences
-from purepg.run.folder.files import CURVES, HEATMAP, RecordError
+from purepg.run.folder.files import CURVES, HEATMAP, PARALLEL, SEARCH, RecordError, write_whole
 from purepg.run.folder.log import Logged, chunk_metrics, covered
 from purepg.run.folder.record import Record
 from purepg.run.loop import (
@@ -32,6 +32,8 @@ from purepg.run.summary import Part, collapsed, diverged, joined, summarize
 from purepg.run.sweep import Chunk
 from purepg.run.watch.heatmap import heatmap_figure
 from purepg.run.watch.sink import WandbSink
+
+PICTURES = CURVES, HEATMAP, SEARCH, PARALLEL
 
 
 def launch(plan: Plan, name: str) -> Results:
@@ -150,7 +152,7 @@ class _Session:
         finally:  # close W&B even after an error, so that it keeps what was logged
             self._progress.close()
             if self._wandb and record:
-                self._wandb.finish(summary, [record.folder / name for name in (CURVES, HEATMAP)])
+                self._wandb.finish(summary, [record.folder / name for name in PICTURES])
 
     def _log(self, chunk: Chunk, start: int, metrics: HostMetrics) -> None:
         if self._record:
@@ -236,21 +238,30 @@ class _Session:
                     say(f"{label}: {line}")
 
     def _write(self, record: Record, results: Results) -> None:
-        summary = results.summary
-
-        def write_heatmap() -> None:
-            figure = heatmap_figure(summary["settings"], results.title)
-            record.write(HEATMAP, lambda file: figure.savefig(file, format="png"))
-
         writes = [
-            lambda: record.write_summary(summary),  # the smallest first, in case the disk is nearly full
-            lambda: record.write(CURVES, lambda file: results.plot().savefig(file, format="png")),
+            lambda: record.write_summary(results.summary),  # the smallest first, in case the disk is nearly full
+            lambda: write_pictures(record.folder, results),
             lambda: record.write_metrics(results.metrics, results.num_updates),
         ]
-        if len(summary["settings"][0]["hyperparameters"]) == 2:
-            writes.insert(2, write_heatmap)
         for write in writes:
             try:
                 write()
             except RecordError as error:
                 self._lost.append(str(error))
+
+
+def write_pictures(folder: Path, results: Results) -> None:
+    """Draws the learning curves and, of a search, its fields, or of another sweep over two fields a heat map.
+
+    Raises:
+      RecordError: a file could not be written.
+    """
+    settings = results.summary["settings"]
+    pictures: dict[str, Callable[[], Any]] = {CURVES: results.plot}
+    if results.plan.run.search:
+        pictures |= {SEARCH: results.plot_search, PARALLEL: results.plot_parallel}
+    elif len(settings[0]["hyperparameters"]) == 2:
+        pictures[HEATMAP] = lambda: heatmap_figure(settings, results.title)
+    for name, draw in pictures.items():
+        figure = draw()
+        write_whole(folder / name, lambda file, figure=figure: figure.savefig(file, format="png"))

@@ -22,6 +22,7 @@ from purepg.run.environment import EnvSource, find_environment
 from purepg.run.folder.config import read_config
 from purepg.run.folder.files import plain
 from purepg.run.outside import known_outside, one_device, refuse_without_explorer
+from purepg.run.search import Sweep, settings_of
 from purepg.run.start import read_start
 from purepg.run.sweep import (
     Chunk,
@@ -31,11 +32,11 @@ from purepg.run.sweep import (
     Setting,
     chunks,
     find_field,
-    grid,
     programs,
     schedule_of,
     with_schedule,
 )
+from purepg.run.values import sweep_texts
 from purepg.types import Algorithm, Env, UsageError, space_leaves
 
 
@@ -53,6 +54,9 @@ class RunConfig:
       eval_episodes: number of episodes in each agent's final evaluation.
       eval_seed: seed of the final evaluation, the same for every agent.
       eval_max_steps: truncate evaluation episodes after this many steps. None: at the environment's time limit.
+      search: number of settings drawn from the ranges and lists of the sweep, by Sobol points. None: the grid of lists.
+      fresh_seeds: number of seeds, unseen in the run, on which the best setting is trained and evaluated again. None:
+        after a search, as many as num_seeds, or the first multiple of it from 10 on; after a grid, none.
       max_parallel: number of agents trained at once. None: all of them, or as many as fit into memory.
       devices: devices for the agents (a CPU is split); must divide the seeds or the settings. None: as many as can,
         on a CPU at most two for each core.
@@ -79,6 +83,8 @@ class RunConfig:
     eval_episodes: Count = 128
     eval_seed: Seed = 0
     eval_max_steps: Count | None = None
+    search: Count | None = None
+    fresh_seeds: CountOrZero | None = None
     max_parallel: Count | None = None
     devices: Count | None = None
     compile_cache: bool = True
@@ -105,6 +111,7 @@ class Plan:
     run: RunConfig
     env: Env
     make: Make
+    sweep: Sweep
     settings: list[Setting]
     programs: list[Program]
     num_devices: int
@@ -133,14 +140,14 @@ def prepare(
     network: MakeNetwork,
     configs: Configs,
     run: RunConfig,
-    sweep: Mapping[str, Sequence[Any]],
+    sweep: Sweep,
     env: EnvSource | None = None,
 ) -> Plan:
     """Checks everything that can be checked before anything compiles.
 
     Args:
       algorithm, network: functions that make them from `configs[algorithm's name]` and `configs["network"]`.
-      sweep: maps a field's name to its values; the settings are the grid of all of them.
+      sweep: maps a field's name to its values; the settings are the grid of all of them, or drawn by `run.search`.
       env: replaces the environment named by `run.env`.
     Raises:
       UsageError: an argument is wrong; the message says what to do.
@@ -159,7 +166,7 @@ def prepare(
     stored = _with_later_fields(read_config(run.out), {**configs, "run": run}) if run.resume and run.out else None
     if stored and run.max_parallel is None:  # the last bits of the results depend on the chunks' sizes
         run = replace(run, max_parallel=stored["run"].get("max_parallel"))
-    settings = _settings(configs, sweep, stored)
+    settings = _settings(configs, sweep, run, stored)
     num_devices = _prepare_devices(run, env, len(settings))
     if run.compile_cache:
         use_compile_cache()
@@ -186,7 +193,7 @@ def prepare(
     digest = getattr(network(world, configs["network"]), "digest", None)
     planned = programs(settings, make, run.total_steps)
     refuse_without_explorer(world, make(planned[0].configs), name)
-    return Plan(run, world, make, settings, planned, num_devices, eval_max_steps, code, stored, digest)
+    return Plan(run, world, make, sweep, settings, planned, num_devices, eval_max_steps, code, stored, digest)
 
 
 def _prepare_devices(run: RunConfig, env: EnvSource | None, num_settings: int) -> int:
@@ -196,9 +203,11 @@ def _prepare_devices(run: RunConfig, env: EnvSource | None, num_settings: int) -
     return prepare_devices(devices, run.num_seeds, num_settings, wide)
 
 
-def _settings(configs: Configs, sweep: Mapping[str, Sequence[Any]], stored: Mapping[str, Any] | None) -> list[Setting]:
-    """The sweep's settings, checked. When a run is resumed, its schedules keep their original length."""
-    settings = grid(configs, sweep)
+def _settings(configs: Configs, sweep: Sweep, run: RunConfig, stored: Mapping[str, Any] | None) -> list[Setting]:
+    """The settings, checked. When a run is resumed, its schedules keep their original length."""
+    settings = settings_of(configs, sweep, run.search, run.seed)
+    if run.fresh_seeds and len(settings) == 1:
+        raise UsageError(f"fresh_seeds ({run.fresh_seeds}) needs several settings, as of a search or a sweep")
     if stored and len(stored["schedules"]) == len(settings):  # otherwise `refuse_differences` reports the difference
         settings = [
             setting._replace(configs=with_schedule(setting.configs, length))
@@ -268,7 +277,6 @@ def _with_sizes_of_starts(settings: Sequence[Setting]) -> list[Setting]:
 
 def describe(plan: Plan, script: str) -> dict[str, Any]:
     """The contents of config.json: all arguments, versions, and the layout, on which the results' last bits depend."""
-    packages = ("purepg", "jax", "jaxlib", "flax", "optax", "gymnax", "numpy")
     served = [plan.program_of(h) for h in range(len(plan.settings))]
     return {
         "script": script,
@@ -277,6 +285,7 @@ def describe(plan: Plan, script: str) -> dict[str, Any]:
         "code": plan.code,
         "spaces": _spaces(plan.env),
         "start_digest": plan.start_digest,
+        "sweep": sweep_texts(plan.sweep),
         "settings": [setting.hyperparameters for setting in plan.settings],
         "schedules": [schedule_of(program.configs) for program in served],
         "num_updates": [program.num_updates for program in served],
@@ -284,9 +293,15 @@ def describe(plan: Plan, script: str) -> dict[str, Any]:
         "devices": [device.device_kind for device in jax.devices()[: plan.num_devices]],
         "platform": {"backend": jax.default_backend(), "python": platform.python_version(), "os": platform.platform()},
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
-        "versions": {package: importlib.metadata.version(package) for package in packages},
+        "versions": versions(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def versions() -> dict[str, str]:
+    """The versions of the packages on which results depend."""
+    packages = ("purepg", "jax", "jaxlib", "flax", "optax", "gymnax", "numpy", "scipy")
+    return {package: importlib.metadata.version(package) for package in packages}
 
 
 def _spaces(env: Env) -> str:

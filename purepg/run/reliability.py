@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+MAX_GROUPS = 8  # of a hyperparameter's values, in `importance`
+
 
 def iqm(x: np.ndarray, axis: int = -1) -> np.ndarray:
     """The interquartile mean: the mean of what remains without the lowest and the highest quarter.
@@ -78,6 +80,42 @@ def probability_of_improvement(x: Sequence[np.ndarray], y: Sequence[np.ndarray],
         return stats.mannwhitneyu(x, y, axis=axis, method="asymptotic").statistic / (x.shape[axis] * y.shape[axis])
 
     return np.mean([of_one(x_k, y_k) for x_k, y_k in zip(x, y, strict=True)], axis=0)
+
+
+def importance(values: Sequence[Any], score: np.ndarray) -> float:
+    """The share of the variance of the scores' ranks that one hyperparameter explains alone: eta squared of Kruskal and
+    Wallis' H (Tomczak and Tomczak 2014), (H - k + 1) / (n - k) for n scores in k groups.
+
+    It is 0 on average where they are independent (a negative value counts as 0), and sees an optimum inside a range as
+    well as a trend. Each value is a group; of more numbers than about sqrt(n), groups of neighbours are of equal size.
+
+    Args:
+      values: `[n]` the hyperparameter of each setting: numbers, or anything with a text.
+      score: `[n]`, finite.
+    Returns:
+      in [0, 1]; NaN for fewer than 4 settings, or where all values are equal, or all texts differ.
+    """
+    from scipy import stats
+
+    n = len(score)
+    if n < 4 or len(set(map(str, values))) < 2:
+        return float("nan")
+    most = min(round(n**0.5), MAX_GROUPS)
+    if are_numbers(values) and len(set(values)) > most:
+        group = np.argsort(np.argsort(values, kind="stable")) * most // n
+    else:
+        group = np.unique(list(map(str, values)), return_inverse=True)[1]
+    k = group.max() + 1
+    if k == n:
+        return float("nan")
+    if np.ptp(score) == 0:
+        return 0.0
+    h = stats.kruskal(*(score[group == g] for g in range(k))).statistic
+    return float(np.clip((h - k + 1) / (n - k), 0, 1))
+
+
+def are_numbers(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
 
 
 def pooled(statistic: Callable[..., Any]) -> Callable[..., Any]:

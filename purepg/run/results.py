@@ -11,8 +11,10 @@ import numpy as np
 from purepg.run.load import Agent, choose, load
 from purepg.run.loop import HostMetrics
 from purepg.run.plan import Plan
+from purepg.run.search import Uniform
 from purepg.run.summary import Part, report
 from purepg.run.watch.curves import curves_figure
+from purepg.run.watch.search import parallel_figure, search_figure
 from purepg.train import guard
 from purepg.types import UsageError
 
@@ -32,6 +34,7 @@ class Results:
       num_updates: `[H]` the largest number of updates that any seed of the setting made.
       summary: the contents of summary.json: statistics of the final evaluations, and which seeds diverged.
       lost: one line for each file that could not be written.
+      winner: the results of the best setting on fresh seeds, after a search; else None.
     """
 
     plan: Plan
@@ -41,6 +44,7 @@ class Results:
     summary: dict[str, Any]
     parts: Sequence[Part]
     lost: list[str]
+    winner: "Results | None" = None
 
     @property
     def out(self) -> Path | None:
@@ -163,6 +167,19 @@ class Results:
         nearest = (name for name in ("episode_return", "held_out_return", "policy_loss") if name in self.metrics)
         panels = () if metric else [f"info/{name}" for name in self.plan.env.metrics]
         return curves_figure(self.metrics, self.labels, self.title, metric or next(nearest, "finite"), panels)
+
+    def plot_search(self) -> "Figure":
+        """The final returns of a search against each of its fields, which of them matter, and the best settings."""
+        return search_figure(self.summary, self.title, self.logarithmic)
+
+    def plot_parallel(self) -> "Figure":
+        """Parallel coordinates: each setting is a line over the fields, coloured by its final return."""
+        return parallel_figure(self.summary["settings"], self.title, self.logarithmic)
+
+    @property
+    def logarithmic(self) -> list[str]:
+        """The fields whose range in the search has a logarithmic scale."""
+        return [name for name, values in self.plan.sweep.items() if isinstance(values, Uniform) and values.log]
 
     def __str__(self) -> str:
         return report(self.summary)

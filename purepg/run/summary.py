@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from purepg.run.folder.files import SUMMARY
 from purepg.run.loop import HostMetrics, Outcome
 from purepg.run.memory import peak_memory_bytes
 from purepg.run.pages import table
@@ -12,6 +13,7 @@ from purepg.run.reliability import bootstrap_interval, iqm
 from purepg.run.sweep import Chunk, Setting, label_of
 
 LEAST_ENTROPY, MOST_KL = 0.01, 20.0  # nats; below the one or above the other, a language model counts as collapsed
+MAX_ROWS = 20  # of a printed table; of more settings, it has the best
 LAST_EPISODES = 100  # papers often report the mean return of an agent's last hundred training episodes
 
 
@@ -150,10 +152,14 @@ def collapsed(metrics: HostMetrics) -> list[str]:
 
 
 def report(summary: dict[str, Any]) -> str:
-    """The summary as lines of text, a row per setting."""
+    """The summary as lines of text: a row per setting, of many the best; and the winner on fresh seeds."""
+    settings, winner = summary["settings"], summary.get("winner")
+    many = len(settings) > MAX_ROWS
+    if many:
+        settings = sorted(settings, key=lambda entry: -np.nan_to_num(entry["iqm"], nan=-np.inf))[:MAX_ROWS]
     header = ["setting", "return: IQM [95 %]", "with mode", "training", "steps/s", "compile s", "run s"]
     rows = []
-    for setting in summary["settings"]:
+    for setting in settings:
         steps_per_second = setting["env_steps"] / setting["run_seconds"] if setting["run_seconds"] else float("nan")
         rows.append(
             [
@@ -166,7 +172,20 @@ def report(summary: dict[str, Any]) -> str:
                 f"{setting['run_seconds']:.1f}",
             ]
         )
-    return "\n".join([table(header, rows), *_best_responses(summary)])
+    lines = [table(header, rows)]
+    if many:
+        lines.append(f"the best {MAX_ROWS} of {len(summary['settings'])} settings; {SUMMARY} has all")
+    if winner:
+        header = [
+            f"winner on {len(winner['finals'])} fresh seeds",
+            "return: IQM [95 %]",
+            "with mode",
+            "when it was chosen",
+        ]
+        chosen = with_interval(winner["in_search"]["iqm"], winner["in_search"]["interval"])
+        values = with_interval(winner["iqm"], winner["interval"]), short(winner["mode"]["iqm"]), chosen
+        lines += ["", table(header, [[label_of(winner["hyperparameters"]), *values]])]
+    return "\n".join([*lines, *_best_responses(summary)])
 
 
 def short(x: float) -> str:

@@ -5,7 +5,7 @@ inside the trace. Each value of a static field (an int, a string, a tuple, an op
 own compilation.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, product
 from typing import Any, NamedTuple
@@ -40,17 +40,21 @@ def label_of(hyperparameters: Mapping[str, Any]) -> str:
 
 def grid(configs: Configs, sweep: Mapping[str, Sequence[Any]]) -> list[Setting]:
     """Every combination of the swept values. A name is `field` or `config.field`."""
-    places = {name: find_field(configs, name) for name in sweep}
     for name, values in sweep.items():
         if isinstance(values, str) or not np.iterable(values) or not len(values):
             raise UsageError(f"sweep {name} ({values}) must be a list of values")
+    return settings_at(configs, list(sweep), product(*sweep.values()))
+
+
+def settings_at(configs: Configs, names: Sequence[str], points: Iterable[Sequence[Any]]) -> list[Setting]:
+    """The configs with the named fields at each of the points."""
+    places = [find_field(configs, name) for name in names]
     settings = []
-    for values in product(*sweep.values()):
+    for values in points:
         chosen = dict(configs)
-        for name, value in zip(sweep, values, strict=True):
-            config, field = places[name]
+        for (config, field), value in zip(places, values, strict=True):
             chosen[config] = replace(chosen[config], **{field: value})
-        settings.append(Setting(dict(zip(sweep, values, strict=True)), chosen))
+        settings.append(Setting(dict(zip(names, values, strict=True)), chosen))
     return settings
 
 

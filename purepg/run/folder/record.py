@@ -10,6 +10,7 @@ import numpy as np
 
 from purepg.run.console import reason, say
 from purepg.run.folder.files import (
+    BEST,
     CHECKPOINTS,
     CONFIG,
     CURVES,
@@ -17,8 +18,11 @@ from purepg.run.folder.files import (
     HEATMAP,
     LOG,
     METRICS,
+    PARALLEL,
+    SEARCH,
     SUMMARY,
     WANDB,
+    WINNER,
     remove_folder,
     write_json,
     write_whole,
@@ -46,14 +50,15 @@ class Record:
     def open(cls, out: Path, overwrite: bool = False) -> "Record":
         """Makes the folder `out` if needed, with its parents, and opens a new log in it.
 
-        With `overwrite`, a run in `out` is removed first: its own files and `wandb/`, but nothing else.
+        With `overwrite`, a run in `out` is removed first: its own files, `winner/` and `wandb/`, but nothing else.
 
         Raises:
           UsageError: `out` holds a run and `overwrite` is off, or the folder cannot be written.
         """
         try:
             out.mkdir(parents=True, exist_ok=True)
-            files = [name for name in (CONFIG, LOG, METRICS, SUMMARY, CURVES, HEATMAP) if (out / name).exists()]
+            own = CONFIG, LOG, METRICS, SUMMARY, CURVES, HEATMAP, SEARCH, PARALLEL, BEST
+            files = [name for name in own if (out / name).exists()]
             held = files + [CHECKPOINTS] * (out / CHECKPOINTS).exists()
             if held and not overwrite:
                 choices = "choose another --out, or pass --resume or --overwrite"
@@ -66,6 +71,7 @@ class Record:
                     file.unlink()
                 remove_folder(out / WANDB)
                 remove_folder(out / CHECKPOINTS)
+                remove_folder(out / WINNER)
             log = (out / LOG).open("xb", buffering=0)  # exclusive: if two runs race for the folder, one is refused
             _lock(log, out)
         except OSError as error:
