@@ -83,12 +83,11 @@ def check_minibatches(
     check_dealt(f"num_envs * num_steps{of_windows}", total, num_minibatches, what)
 
 
-def check_dealt(name: str, total: int, num_minibatches: int, what: str = "num_minibatches") -> None:
-    """Raises UsageError if `total` steps, windows or episodes, divided over an agent's devices, cannot be dealt evenly
-    into minibatches."""
-    each = f" times devices_per_agent ({num_devices()})" if num_devices() > 1 else ""
-    if total % (num_minibatches * num_devices()):
-        raise UsageError(f"{name} ({total}) must be divisible by {what} ({num_minibatches}){each}")
+def check_dealt(name: str, total: int, divisor: int, what: str = "num_minibatches") -> None:
+    """Raises UsageError if each device's part of `total` steps, windows or episodes is not divisible by the divisor."""
+    times = f" times devices_per_agent ({num_devices()})" if num_devices() > 1 else ""
+    if total % (divisor * num_devices()):
+        raise UsageError(f"{name} ({total}) must be divisible by {what} ({divisor}){times}")
 
 
 def check_schedules(config: Any) -> None:

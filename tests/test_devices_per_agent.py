@@ -43,7 +43,7 @@ N, T, K, KEYS = 4, 6, 3, 3000  # of environments, steps, minibatches and, for th
 CAPACITY = 16
 EPOCHS = 2
 UNBOUNDED: Any = Box(np.full(1, -np.inf, np.float32), np.full(1, np.inf, np.float32))
-ROLLOUT: Any = {"num_envs": N, "num_steps": 6, "gamma": 0.9, "normalize_obs": True, "scale_reward": True}
+ROLLOUT: Any = {"num_envs": N, "num_steps": 6, "gamma": 0.9}
 
 
 def in_float64(env: Env, rewards: bool) -> Env:
@@ -64,14 +64,18 @@ def in_float64(env: Env, rewards: bool) -> Env:
 
 
 CASES: dict[str, tuple[Callable, Any, Callable, Env]] = {
-    "ppo": (ppo, PPOConfig(**ROLLOUT, num_epochs=2, num_minibatches=1), TinyNetwork, arms_env()),
+    "ppo": (
+        ppo,
+        PPOConfig(**ROLLOUT, num_epochs=2, num_minibatches=1, normalize_obs=True, scale_reward=True),
+        TinyNetwork,
+        arms_env()._replace(costly_reset=True),
+    ),
     "trpo": (
         trpo,
         TRPOConfig(**ROLLOUT, num_cg_steps=3, num_value_epochs=1, num_value_minibatches=1),
         SeparateNetwork,
         arms_env(),
     ),
-    "reinforce": (reinforce, REINFORCEConfig(num_episodes=N), TinyNetwork, arms_env()),
     "grpo": (grpo, GRPOConfig(num_prompts=N, group_size=3), TinyNetwork, arms_env()),
     "sac": (
         sac,

@@ -145,10 +145,8 @@ def _with_windows(c: ReplayConfig, network: QNetwork) -> ReplayConfig:
     if not has_memory(network) and c.burn_in:
         raise UsageError(f"burn_in ({c.burn_in}) must be 0 for a network without memory")
     window = c.window or (32 if has_memory(network) else None)
-    if window and c.batch_size % window:
-        raise UsageError(f"batch_size ({c.batch_size}) must be divisible by window ({window})")
     if window:
-        check_dealt("batch_size / window", c.batch_size // window, 1)
+        check_dealt("batch_size", c.batch_size, window, "window")
     if window and c.warmup_steps < (least := c.num_envs * (c.burn_in + window)):
         raise UsageError(
             f"warmup_steps ({c.warmup_steps}) must be at least num_envs * (burn_in + window), {least}, so that the "
