@@ -6,7 +6,8 @@ gradient step on 256 transitions for every environment step, two critics, two 64
 and GRPO on additions with a transformer of two layers (32 prompts, 8 responses each, one gradient step; an environment
 step is a generated token). Every measurement has its own process, which compiles and warms up before it is timed. With
 `--peer`, rejax (PPO, SAC and TD3) or PureJaxRL (its ppo.py; as purejaxrl_rnn its ppo_rnn.py) does the same work in its
-own virtual environment, in turn with purepg. `--overhead` measures what logging and saving a run costs instead.
+own virtual environment, in turn with purepg. What the update's matrix products alone would take, as one program on the
+same devices, is measured in turn too. `--overhead` measures what logging and saving a run costs instead.
 """
 
 import argparse
@@ -155,9 +156,12 @@ def measure(size: str, peer: str | None, repeats: int, devices: int | None) -> d
         script = HERE / "peers" / f"{peer.removesuffix('_rnn')}_worker.py"
         workers[peer] = Worker([str(peer_python(peer)), str(script), *flags], **cure)
     runs = {side: [] for side in workers}
+    products = []
     for _ in range(repeats):
         for side, worker in workers.items():
             runs[side].append(worker.run())
+        if name != "grpo":
+            products.append(workers["purepg"].run("products")["seconds"] / runs["purepg"][-1]["seconds"])
     result = {"size": size, "num_updates": num_updates, "repeats": repeats}
     for side, worker in workers.items():
         worker.close()
@@ -168,6 +172,8 @@ def measure(size: str, peer: str | None, repeats: int, devices: int | None) -> d
             "peak_memory_bytes": runs[side][-1].get("peak_memory_bytes"),
             "seconds": [r["seconds"] for r in runs[side]],
         }
+    if products:
+        result["purepg"]["products"] = statistics.median(products)
     if peer:
         ratios = [b["seconds"] / a["seconds"] for a, b in zip(runs["purepg"], runs[peer], strict=True)]
         result["ratio"] = {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
@@ -183,6 +189,8 @@ def row(result: dict, peer: str | None) -> str:
     )
     if ours["generated_per_second"]:
         text += f"  generation alone {ours['generated_per_second']:,.0f}/s"
+    if "products" in ours:
+        text += f"  {100 * ours['products']:>8.0f} %"
     if peer:
         theirs, ratio = result[peer], result["ratio"]
         text += f"  {theirs['env_steps_per_second']:>12,.0f}  {theirs['compile_seconds']:>9.1f}"
@@ -195,6 +203,7 @@ def page_table(marker: str, results: Sequence[dict], peer: str | None) -> str:
     first = {"benchmark_replay": "algorithm, environments x seeds", "benchmark_grpo": "width x seeds"}
     rates = ["whole update", "generation alone"] if marker == "benchmark_grpo" else ["steps/s"]
     header = [first.get(marker, "environments x seeds"), *rates, "compile s", "peak MiB", "devices"]
+    header += [] if marker == "benchmark_grpo" else ["in products"]
     header += [f"{peer} steps/s", "ratio: median [range]"] if peer else []
     rows = []
     for result in results:
@@ -203,6 +212,7 @@ def page_table(marker: str, results: Sequence[dict], peer: str | None) -> str:
         of_rate = [ours["env_steps_per_second"], ours["generated_per_second"]][: len(rates)]
         row = [f"{name.upper()}, {size}" if marker == "benchmark_replay" else size, *(f"{x:,.0f}" for x in of_rate)]
         row += [f"{ours['compile_seconds']:.1f}", f"{ours['peak_memory_bytes'] / 2**20:,.0f}", str(ours["devices"])]
+        row += [f"{100 * ours['products']:.0f} %"] if "products" in ours else []
         if peer:
             ratio = result["ratio"]
             row.append(f"{result[peer]['env_steps_per_second']:,.0f}")
@@ -268,7 +278,7 @@ def main() -> None:
             write_block(arguments.page, OVERHEAD_MARKER, overhead_table(results, overheads))
         return
 
-    heading = f"{'size':>10}  {'steps/s':>12}  {'compile s':>9}  {'peak MiB':>8}  {'devices':>7}"
+    heading = f"{'size':>10}  {'steps/s':>12}  {'compile s':>9}  {'peak MiB':>8}  {'devices':>7}  products"
     if arguments.peer:
         heading += f"  {arguments.peer + ' steps/s':>12}  {'compile s':>9}  ratio: median [range]"
     print(heading)

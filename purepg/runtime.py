@@ -15,6 +15,7 @@ import jax
 # An unknown XLA flag aborts the process, so the flag is set only for versions on which it was tested.
 AFFECTED_JAXLIB = ("0.10.2",)
 SCHEDULER_FLAG = "xla_cpu_enable_concurrency_optimized_scheduler"
+LEVEL_FLAG = "xla_backend_optimization_level"
 
 _target: str | None = None  # the platform that programs are compiled for, where it is not the default one
 _flags_before: str | None = None  # the user's XLA_FLAGS before our flag was added
@@ -60,6 +61,14 @@ def users_environment() -> dict[str, str]:
     if _flags_before is not None:
         environment["XLA_FLAGS"] = _flags_before
     return environment
+
+
+def compile_options() -> dict[str, str | bool | int | float] | None:
+    """XLA's options for whole programs. On a CPU, level 2 of LLVM's optimisations instead of 3 takes a third off the
+    time to compile PPO, which then trains as fast; a level in the user's `XLA_FLAGS` is kept."""
+    if jax.default_backend() != "cpu" or LEVEL_FLAG in os.environ.get("XLA_FLAGS", ""):
+        return None
+    return {LEVEL_FLAG: 2}
 
 
 def compiles_for_gpu() -> bool:

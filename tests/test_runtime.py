@@ -8,7 +8,8 @@ import textwrap
 
 import pytest
 
-from purepg.runtime import SCHEDULER_FLAG
+from purepg.run import devices
+from purepg.runtime import LEVEL_FLAG, SCHEDULER_FLAG, compile_options
 
 TRAIN = """
     import purepg
@@ -73,3 +74,20 @@ def test_import_sets_no_flag_on_a_jaxlib_on_which_it_was_not_tried():
 def test_import_after_jax_has_started_warns():
     result = python("import jax; jax.devices(); import purepg")
     assert "purepg was imported after JAX had started" in result.stderr
+
+
+@pytest.mark.parametrize(("num_seeds", "split"), [(16, [(4, 8)]), (6, [(3, 6)]), (2, [(2, 4)]), (1, [])])
+def test_agents_spread_over_two_devices_for_each_core_with_two_threads_for_each_device(monkeypatch, num_seeds, split):
+    made = []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
+    monkeypatch.setattr(devices, "backend_is_running", lambda: False)
+    monkeypatch.setattr(devices, "split_cpu", lambda *sizes: made.append(sizes))
+    devices.prepare_devices(None, num_seeds, num_settings=1)
+    assert made == split
+
+
+def test_a_users_own_level_of_optimisation_is_kept(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    assert compile_options() == {LEVEL_FLAG: 2}
+    monkeypatch.setenv("XLA_FLAGS", f"--{LEVEL_FLAG}=3")
+    assert compile_options() is None

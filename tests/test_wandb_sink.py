@@ -97,6 +97,19 @@ def test_a_run_without_a_key_is_recorded_offline_and_wandb_reads_it_back(tmp_pat
     assert records["exit"][0]["exit_code"] == 0
 
 
+def test_runs_open_while_training_goes_on_but_not_at_its_start(tmp_path, fake, monkeypatch):
+    monkeypatch.setattr(sink_module, "OPEN_AFTER_SECONDS", 0.3)
+    sink = make_sink(tmp_path, per="setting")
+    log(sink, population())
+    assert fake.opened == []
+    deadline = time.monotonic() + 10
+    while [len(run.rows) for run in fake.opened] != [4, 4] and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert [len(run.rows) for run in fake.opened] == [4, 4]
+    assert not any(run.has_finished for run in fake.opened)
+    sink.finish({})
+
+
 def test_runs_hold_every_number_of_every_seed_over_env_steps(tmp_path, fake):
     metrics = population()
     metrics["loss"][1, 2, 1] = np.nan

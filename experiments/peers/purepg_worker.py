@@ -17,8 +17,10 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from answers import answer
+from products import alone, products
 
 from purepg import envs
 from purepg.algorithms.groups import source
@@ -30,14 +32,17 @@ from purepg.language.model import LanguageModelConfig
 from purepg.networks.actor_critic import ActorCritic, ActorQConfig, NetworkConfig, actor_critic, actor_q
 from purepg.networks.heads import ValueHead
 from purepg.run.console import Progress
+from purepg.run.devices import Spread
 from purepg.run.folder.checkpoint import Checkpoints
 from purepg.run.folder.record import Record
 from purepg.run.loop import Interrupt, Job, LogBlock, Saving, run_job
 from purepg.run.memory import peak_memory_bytes
 from purepg.run.plan import Plan, RunConfig, prepare
-from purepg.run.population import Population
+from purepg.run.population import Member, Population
 from purepg.run.start import language_model
+from purepg.run.sweep import Chunk
 from purepg.run.watch.sink import WandbSink
+from purepg.runtime import compile_options
 from purepg.types import Env
 
 WARMUP_STEPS = 300  # finished before the timing starts
@@ -123,7 +128,12 @@ def speed(name: str, size: int, num_seeds: int, num_updates: int, num_steps: int
         xla_flags=os.environ.get("XLA_FLAGS", ""),
     )
     generate = generation(size, num_seeds) if name == "grpo" else None
-    for _ in sys.stdin:
+    multiply = None
+    for line in sys.stdin:
+        if line.strip() == "products":
+            multiply = multiply or products_alone(plan, chunk, num_updates)
+            answer(seconds=multiply())
+            continue
         begun = time.perf_counter()
         state, env_steps = train(state, start)
         seconds, start = time.perf_counter() - begun, start + num_updates
@@ -131,6 +141,25 @@ def speed(name: str, size: int, num_seeds: int, num_updates: int, num_steps: int
         answer(
             seconds=seconds, env_steps=env_steps, generated_per_second=generated, peak_memory_bytes=peak_memory_bytes()
         )
+
+
+def products_alone(plan: Plan, chunk: Chunk, num_updates: int) -> Callable[[], float]:
+    """A function that makes the matrix products of `num_updates` updates of all agents, and returns the seconds."""
+    member, (hyper, seeds) = Member(plan, chunk.program), chunk.members
+    hyper, s = jax.tree.map(lambda x: x[0], hyper), seeds[0]
+    state = jax.eval_shape(member.init, hyper, s)
+    update = jax.make_jaxpr(lambda hyper, s, state: member.advance(hyper, s, state, jnp.int32(0), 1))(hyper, s, state)
+    multiply = alone(products(update.jaxpr), num_updates)
+    spread = Spread(*chunk.shape, plan.num_devices)(lambda hyper, s: multiply(1e-3 * s))
+    compiled = jax.jit(spread).lower(*chunk.members).compile(compiler_options=compile_options())
+    jax.block_until_ready(compiled(*chunk.members))
+
+    def seconds() -> float:
+        begun = time.perf_counter()
+        jax.block_until_ready(compiled(*chunk.members))
+        return time.perf_counter() - begun
+
+    return seconds
 
 
 def generation(width: int, num_seeds: int) -> Callable[[Any, int], float]:

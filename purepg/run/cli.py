@@ -1,6 +1,7 @@
 """The command line that every experiment script shares."""
 
 import contextlib
+import gc
 import io
 import shlex
 import sys
@@ -41,6 +42,7 @@ def main(
       arguments: parsed instead of `sys.argv`.
       env: the script's own environment, or a function that makes it; used unless --env names another.
     """
+    gc.set_threshold(100_000, 50, 50)  # collecting garbage more often takes a tenth of the time to start
     script = Path(sys.argv[0]).stem
     name = getattr(algorithm, "__name__", "algorithm")
     try:

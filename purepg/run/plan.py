@@ -55,7 +55,8 @@ class RunConfig:
       eval_seed: seed of the final evaluation, the same for every agent.
       eval_max_steps: truncate evaluation episodes after this many steps. None: at the environment's time limit.
       max_parallel: number of agents trained at once. None: all of them, or as many as fit into memory.
-      devices: devices (on a CPU, cores) for the agents; must divide the seeds or the settings. None: as many as can.
+      devices: devices for the agents (a CPU is split); must divide the seeds or the settings. None: as many as can,
+        on a CPU at most two for each core.
       devices_per_agent: devices over which the environments (or prompts, or episodes) of each agent are spread. The
         result is that of one device, up to rounding and to how minibatches are dealt.
       compile_cache: keep compiled programs on disk, so that the next run starts faster.

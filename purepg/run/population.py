@@ -14,6 +14,7 @@ from purepg.run.devices import Spread
 from purepg.run.memory import Memory
 from purepg.run.plan import Plan
 from purepg.run.sweep import Hyper, Program
+from purepg.runtime import compile_options
 from purepg.train import evaluate, guard, train
 from purepg.types import Algorithm, Array, Metrics, Obs, State, UsageError
 
@@ -146,7 +147,7 @@ class Population:
         begun = time.perf_counter()
         if program not in self._programs:
             lowered = function.lower(*arguments, **static)
-            self._programs[program] = self._compilers.submit(lowered.compile)
+            self._programs[program] = self._compilers.submit(lowered.compile, compiler_options=compile_options())
             self.compile_seconds += time.perf_counter() - begun
         return lambda *arguments: self._compiled(program)(*arguments)
 

@@ -1,7 +1,8 @@
 """Weights & Biases beside the training, which neither waits for it nor fails with it.
 
-A thread of its own opens the runs and logs to them: opening sixteen takes more than a second offline, and the time-out
-of a dead network online. `log_block` only queues arrays. Each kind of failure is said once, and training goes on.
+A thread of its own opens the runs and logs to them: on two cores opening sixteen takes half a second offline, import
+included, and online the time-out of a dead network. It begins after a few seconds, so that a run which is over by then
+trains undisturbed. `log_block` only queues arrays. Each kind of failure is said once, and training goes on.
 """
 
 import contextlib
@@ -21,6 +22,7 @@ from purepg.run.watch.members import Member, Per, member_summary, name_and_confi
 from purepg.run.watch.opening import Mode, open_run, set_up, sync
 from purepg.run.watch.rows import Row, Rows
 
+OPEN_AFTER_SECONDS = 5  # of training, or when it ends
 PATIENCE_SECONDS = 60  # `finish` gives up once nothing has happened for this long
 NUM_FINISHERS = 16  # runs that end at the same time
 
@@ -55,6 +57,7 @@ class WandbSink:
         self._said: set[str] = set()
         self._say_lock = threading.Lock()
         self._blocks: queue.SimpleQueue[tuple[Any, ...] | None] = queue.SimpleQueue()  # None: the end
+        self._ending = threading.Event()
         self._progress = time.monotonic()
         # A daemon thread: a dead network must not keep alive a process that ends without `finish`.
         self._thread = threading.Thread(target=self._work, name="wandb-sink", daemon=True)
@@ -86,6 +89,7 @@ class WandbSink:
             return
         self._shown = summary, pictures
         self._blocks.put(None)
+        self._ending.set()
         self._progress = time.monotonic()
         while self._thread.is_alive():
             self._thread.join(0.1)
@@ -96,6 +100,7 @@ class WandbSink:
     def _work(self) -> None:
         """The thread: opens the runs, logs blocks as they come, and ends the runs."""
         with self._saying("work", "stopped"):
+            self._ending.wait(OPEN_AFTER_SECONDS)
             set_up(self.mode)
             for h in range(len(self.hyperparameters)):
                 for s in range(len(self.seeds)) if self.per == "seed" else [None]:
