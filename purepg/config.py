@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from purepg.spread import num_devices
 from purepg.types import Array, UsageError
 
 Config = TypeVar("Config")
@@ -79,8 +80,14 @@ def check_minibatches(
     if window is not None and num_steps % window:
         raise UsageError(f"num_steps ({num_steps}) must be divisible by window ({window})")
     of_windows, total = (" / window", num_envs * num_steps // window) if window else ("", num_envs * num_steps)
-    if total % num_minibatches:
-        raise UsageError(f"num_envs * num_steps{of_windows} ({total}) must be divisible by {what} ({num_minibatches})")
+    check_dealt(f"num_envs * num_steps{of_windows}", total, num_minibatches, what)
+
+
+def check_dealt(name: str, total: int, divisor: int, what: str = "num_minibatches") -> None:
+    """Raises UsageError if each device's part of `total` steps, windows or episodes is not divisible by the divisor."""
+    times = f" times devices_per_agent ({num_devices()})" if num_devices() > 1 else ""
+    if total % (divisor * num_devices()):
+        raise UsageError(f"{name} ({total}) must be divisible by {what} ({divisor}){times}")
 
 
 def check_schedules(config: Any) -> None:

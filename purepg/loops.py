@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from purepg.runtime import compiles_for_gpu
+from purepg.spread import num_devices
 from purepg.types import Array
 
 JOINED_BYTES = 2**20  # of an array in all lanes; to join larger ones takes longer than to launch a kernel for each
@@ -88,13 +89,14 @@ def scan(
     unroll: int = 1,
     join: Tree = True,
 ) -> tuple[Any, Any]:
-    """`jax.lax.scan`, in the form for a GPU if that is what is compiled for.
+    """`jax.lax.scan`, in the form for a GPU if that is what is compiled for. An agent on several devices has the plain
+    form, because a vector would join arrays that are divided over them with others that are not.
 
     Args:
       unroll: steps in each of the GPU's iterations, at most: their number divides that of all steps.
       join: which parts of the carry the GPU's form joins, a tree prefix of bools.
     """
-    if not compiles_for_gpu():
+    if not compiles_for_gpu() or num_devices() > 1:
         return jax.lax.scan(step, carry, xs, length, reverse)
     num_steps = length if length is not None else jax.tree.leaves(xs)[0].shape[0]
     first = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), xs)

@@ -1,6 +1,7 @@
 """From a loss to new parameters: one gradient step, or epochs of shuffled minibatches."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import chex
@@ -12,6 +13,7 @@ from purepg.config import check_choice
 from purepg.lanes import any_lane, step_if
 from purepg.loops import alone, scan, sum_of_squares
 from purepg.precision import at_least_float32, has_narrow, rounded
+from purepg.spread import num_devices, own_key, within_device
 from purepg.types import Array, Key, Metrics, Params, Window
 
 Optimizer = Literal["adam", "sgd"]
@@ -229,6 +231,7 @@ def minibatch_epochs(
     num_minibatches: int,
     target_kl: Array | float | None = None,
     window: int | None = None,
+    spread_axis: int = 1,
 ) -> tuple[TrainState, Metrics]:
     """`num_epochs` passes over the batch, each in `num_minibatches` gradient steps on a new shuffle.
 
@@ -238,18 +241,28 @@ def minibatch_epochs(
         is divisible by `num_minibatches`; a minibatch is then `[L, W, ...]`. None: shuffle steps; it is `[B, ...]`.
       target_kl: if not None, the first minibatch whose `approx_kl` (a metric of the loss, before the step) exceeds
         1.5 * target_kl stops the update: it takes no step, and neither does any later minibatch.
+      spread_axis: the axis of the batch that is divided over the agent's devices, if it has several. Every minibatch
+        then takes an equal part from each device. Within a device the deal is uniform, but minibatches in which the
+        devices' environments have unequal shares do not occur.
     Returns:
       (train_state, metrics): means of the loss's metrics over the minibatches up to the one that stopped the update,
       and `epochs_used`, the number of gradient steps taken divided by `num_minibatches`.
     """
-    batch = _windows(batch, window)
     axis = 0 if window is None else 1
+    batch = within_device(partial(_windows, length=window), (spread_axis,), axis)(batch)
     batch_size = jax.tree.leaves(batch)[0].shape[axis]
-    chex.assert_is_divisible(batch_size, num_minibatches)
+    chex.assert_is_divisible(batch_size, num_minibatches * num_devices())
+    own_size = batch_size // num_devices()
+
+    def deal(key):
+        return shuffle(own_key(key), own_size).reshape(num_minibatches, -1)
+
+    def take(batch, index):
+        return jax.tree.map(lambda x: jnp.take(x, index, axis=axis), batch)
 
     def minibatch_step(carry, index):
         old, stopped = carry
-        minibatch = jax.tree.map(lambda x: jnp.take(x, index, axis=axis), batch)
+        minibatch = within_device(take, (axis, 0), axis)(batch, index)
         new, metrics = gradient_step(loss, tx, learning_rate, old, minibatch)
         if target_kl is not None:
             stopped |= metrics["approx_kl"] > 1.5 * target_kl
@@ -263,7 +276,7 @@ def minibatch_epochs(
         return carry, metrics | {"took": ~carry[1]}
 
     def epoch(carry, key):
-        return scan(step, carry, shuffle(key, batch_size).reshape(num_minibatches, -1), join=alone())
+        return scan(step, carry, within_device(deal, (None,), 1)(key), join=alone())
 
     carry = (train_state, jnp.bool_(False))
     (train_state, _), metrics = scan(epoch, carry, jax.random.split(key, num_epochs), join=alone())

@@ -9,6 +9,7 @@ HOUSE = Path(purepg.__file__).parent
 # From the ground up; modules on one floor do not import each other.
 FLOORS = [
     {"types", "runtime"},
+    {"spread"},
     {"config", "lanes", "loops", "precision"},
     {"equations", "optimize", "envs"},
     {"networks", "experience"},

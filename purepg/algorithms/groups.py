@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from purepg.algorithms.configs import GroupConfig
-from purepg.config import is_known
+from purepg.config import check_dealt, is_known
 from purepg.envs.contract import check_environment
 from purepg.equations.advantages import gae, group_advantage, has_signal
 from purepg.equations.diagnostics import SPARSE, policy_change
@@ -185,8 +185,7 @@ def check_groups(env: Env, network: Network | LanguageModel, c: GroupConfig) -> 
     """Raises UsageError where sizes do not fit together, where a baseline would leave an advantage of 0 everywhere, or
     where the network lacks the critic or the stochastic policy that the config needs."""
     episodes, own = c.num_prompts * c.group_size, c.baseline in ("group_mean", "leave_one_out")
-    if episodes % (n := c.num_minibatches):
-        raise UsageError(f"num_prompts * group_size ({episodes}) must be divisible by num_minibatches ({n})")
+    check_dealt("num_prompts * group_size", episodes, c.num_minibatches)
     if c.group_size == 1 and c.baseline != "value" and (own or c.divide_by_std):
         raise UsageError("group_size (1) must be at least 2 for a baseline, or a standard deviation, of the group")
     if c.group_size == 1 and c.skip_groups_without_signal:

@@ -97,7 +97,7 @@ def grpo(env: Env, network: Network | LanguageModel, config: GRPOConfig) -> Algo
 
         loss = partial(_loss, groups, c, kl_coef)
         batch = (data.obs, data.action, mask, data.log_prob, reference_log_prob, advantage, target)
-        epochs = (c.num_epochs, c.num_minibatches)
+        epochs = (c.num_epochs, c.num_minibatches, None, None, 0)
         train_state, metrics = minibatch_epochs(k_update, loss, tx, c.learning_rate, train_state, batch, *epochs)
         metrics |= watch(groups, data, params, train_state.params, reference_policy)
         if c.kl_target is not None:

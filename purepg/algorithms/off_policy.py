@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from purepg.algorithms.configs import ReplayConfig, TemperatureConfig
+from purepg.config import check_dealt
 from purepg.envs.contract import check_environment
 from purepg.equations.distributions import Categorical, Distribution
 from purepg.equations.losses import squared_error
@@ -25,6 +26,7 @@ from purepg.loops import alone, scan
 from purepg.networks.actor_critic import output, refuse_multi_discrete
 from purepg.optimize import TrainState, gradient_step, init_halves, init_train_state
 from purepg.runtime import compiles_for_gpu
+from purepg.spread import num_devices, own_key, within_device
 from purepg.types import (
     Actor,
     Algorithm,
@@ -143,8 +145,8 @@ def _with_windows(c: ReplayConfig, network: QNetwork) -> ReplayConfig:
     if not has_memory(network) and c.burn_in:
         raise UsageError(f"burn_in ({c.burn_in}) must be 0 for a network without memory")
     window = c.window or (32 if has_memory(network) else None)
-    if window and c.batch_size % window:
-        raise UsageError(f"batch_size ({c.batch_size}) must be divisible by window ({window})")
+    if window:
+        check_dealt("batch_size", c.batch_size, window, "window")
     if window and c.warmup_steps < (least := c.num_envs * (c.burn_in + window)):
         raise UsageError(
             f"warmup_steps ({c.warmup_steps}) must be at least num_envs * (burn_in + window), {least}, so that the "
@@ -235,7 +237,7 @@ def _rounds(
             transition = transition._replace(next_obs=observed(transition.next_obs))
             if not c.bootstrap_at_truncation:
                 transition = rollout.truncation_as_termination(transition)
-            buffer = replay.add(buffer, transition, number)
+            buffer = within_device(replay.add, (0, 0, None), 0)(buffer, transition, number)
 
             num_filled = replay.num_filled(buffer, num_rounds + 1, N)
             batches = jax.vmap(lambda key: _sample(key, c, buffer, number, num_filled))(k_sample)
@@ -258,7 +260,19 @@ def _rounds(
 
 
 def _sample(key: Key, c: ReplayConfig, buffer: Any, newest: Array, num_filled: Array) -> Transition:
-    """A minibatch, `[B, ...]` or in windows `[L, B / L, ...]`."""
+    """A minibatch, `[B, ...]` or in windows `[L, B / L, ...]`, of which each device draws an equal part from its own
+    environments' transitions."""
+    D = num_devices()
+    own = replace(c, num_envs=c.num_envs // D, batch_size=c.batch_size // D)
+
+    def sample(key, buffer, newest, num_filled):
+        return _own_sample(own_key(key), own, buffer, newest, num_filled)
+
+    axis = 0 if c.window is None else 1
+    return within_device(sample, (None, 0, None, None), axis)(key, buffer, newest, num_filled // D)
+
+
+def _own_sample(key: Key, c: ReplayConfig, buffer: Any, newest: Array, num_filled: Array) -> Transition:
     if c.window is None:
         return replay.sample(key, buffer, c.batch_size, num_filled)
     slots = replay.windows(key, buffer, c.num_envs, c.burn_in + c.window, c.batch_size // c.window, newest, num_filled)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from purepg.loops import scan
+from purepg.spread import within_device
 from purepg.types import (
     Array,
     Box,
@@ -80,7 +81,7 @@ def update(moments: Moments | None, batch: Any) -> Moments | None:
     def merge(mean, variance, mean_rest, variance_rest, batch):
         if not mean.size:
             return mean, mean_rest, variance, variance_rest
-        batch = batch.astype(mean.dtype).reshape(-1, *mean.shape)
+        batch = within_device(lambda x: x.reshape(-1, *mean.shape), (1,), 0)(batch.astype(mean.dtype))
         variance = jnp.where(is_first, 0.0, variance)
         delta = batch.mean(axis=0) - mean - mean_rest
         gain = batch.var(axis=0) - variance - variance_rest + (1 - fraction) * jnp.square(delta)

@@ -5,6 +5,7 @@ an episode ends. Other modules call `Env.reset` only for an example of an observ
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ from purepg.envs.contract import in_units
 from purepg.equations.distributions import executed
 from purepg.lanes import any_lane, select
 from purepg.loops import scan
+from purepg.spread import within_device
 from purepg.types import (
     Actor,
     Array,
@@ -60,7 +62,7 @@ class Recording(NamedTuple):
 
 def reset_all(key: Key, env: Env, num_envs: int, memory: Callable[[int], Memory] = no_memory) -> RolloutState:
     """Resets N environments, each with its own key, and the memory of the policy that will act in them."""
-    env_state, obs = jax.vmap(env.reset)(jax.random.split(key, num_envs))
+    env_state, obs = within_device(jax.vmap(env.reset), (0,), 0)(jax.random.split(key, num_envs))
     return RolloutState(env_state, obs, jnp.zeros(num_envs), jnp.zeros(num_envs, jnp.int32), memory(num_envs))
 
 
@@ -86,7 +88,7 @@ def draw(key: Key, env: Env, noise: Callable[[Key, Obs], Any], world: RolloutSta
         return Draws(noise, None, None, world.env_state)
     reset = jax.random.split(k_reset, (num_steps, num_envs))
     if _resets_are_small(env):
-        reset = jax.vmap(jax.vmap(env.reset))(reset)
+        reset = within_device(jax.vmap(jax.vmap(env.reset)), (1,), 1)(reset)
     return Draws(noise, jax.random.split(k_step, (num_steps, num_envs)), reset)
 
 
@@ -105,7 +107,7 @@ def step(env: Env, actor: Actor, world: RolloutState, draws: Draws) -> tuple[Rol
         return world, draws.recorded.trajectory, finished.at[:, 0].set(draws.recorded.finished)
     memory, action, log_prob = actor.act(draws.noise, world.memory, world.obs)
     taken = in_units(env.action_space, executed(action))
-    env_state, time_step = jax.vmap(env.step)(draws.k_step, world.env_state, taken)
+    env_state, time_step = within_device(jax.vmap(env.step), (0, 0, 0), 0)(draws.k_step, world.env_state, taken)
     next_obs, reward, terminated, truncated, info = time_step
     before, after = seen(world.obs, world.episode_length == 0, world.memory), moment(next_obs, memory)
     transition = Transition(before, action, log_prob, reward, terminated, truncated, after)
@@ -114,7 +116,8 @@ def step(env: Env, actor: Actor, world: RolloutState, draws: Draws) -> tuple[Rol
     episode_return, episode_length = world.episode_return + reward, world.episode_length + 1
     of_episode = episode_return, episode_length, jnp.ones_like(ended), *(info[name] for name in env.metrics)
     finished = jnp.stack([jnp.where(ended, x, 0).astype(jnp.float32) for x in of_episode])
-    env_state, obs = restart(env, ended, draws.reset, (env_state, next_obs))
+    own_restart = within_device(partial(restart, env), (0, 0, 0), 0)
+    env_state, obs = own_restart(ended, draws.reset, (env_state, next_obs))
     memory = select(ended, actor.memory(ended.shape[0]), memory)
     episode_return, episode_length = jnp.where(ended, 0.0, episode_return), jnp.where(ended, 0, episode_length)
     return RolloutState(env_state, obs, episode_return, episode_length, memory), transition, finished
@@ -227,7 +230,7 @@ def episodes_from(key: Key, env: Env, actor: Actor, world: RolloutState, max_ste
         memory, action, log_prob = actor(k_act, world.memory, world.obs)
         taken = in_units(env.action_space, executed(action))
         k_step = jax.random.split(k_step, num_episodes)
-        env_state, time_step = jax.vmap(env.step)(k_step, world.env_state, taken)
+        env_state, time_step = within_device(jax.vmap(env.step), (0, 0, 0), 0)(k_step, world.env_state, taken)
         obs, reward, terminated, truncated, info = time_step
         truncated |= (t == max_steps - 1) & ~terminated
         before, after = seen(world.obs, jnp.full(num_episodes, t == 0), world.memory), moment(obs, memory)

@@ -13,33 +13,49 @@ from jax.sharding import PartitionSpec as P
 
 from purepg.loops import lanes
 from purepg.runtime import backend_is_running, split_cpu
-from purepg.types import UsageError
+from purepg.spread import AXIS
+from purepg.types import State, UsageError
+
+MEMBER = "member"  # the mesh's axis of agents
 
 # A CPU's devices for each core. With two, a core has work while the other agents of a device wait for their last one:
 # PPO, SAC and TD3 train 4 to 30 % faster on two cores than with one.
 CPU_DEVICES_PER_CORE = 2
 
 
-def prepare_devices(devices: int | None, num_seeds: int, num_settings: int, wide: bool = False) -> int:
+def prepare_devices(
+    devices: int | None, num_seeds: int, num_settings: int, wide: bool = False, per_agent: int = 1
+) -> int:
     """Splits the CPU into devices if no JAX backend runs yet, and returns the number of devices to spread agents over.
 
     Args:
+      devices: the number to use; None: as many as can.
       wide: whether the program has many operations that can run at once, as those of other suites' environments have;
         its devices then get more worker threads (`split_cpu`).
+      per_agent: devices over which each agent is spread.
     Raises:
-      UsageError: `devices` exceeds what the machine has, or divides neither the seeds nor the settings.
+      UsageError: `devices` or `per_agent` exceeds what the machine has, `devices` is no multiple of `per_agent`, or the
+        number of groups of devices divides neither the seeds nor the settings.
     """
-    if devices is not None and most_devices(devices, num_seeds, num_settings) != devices:
-        raise UsageError(f"devices ({devices}) must divide num_seeds ({num_seeds}) or the settings ({num_settings})")
+    if devices is not None and devices % per_agent:
+        raise UsageError(f"devices ({devices}) must be divisible by devices_per_agent ({per_agent})")
+    if devices is not None and most_devices(groups := devices // per_agent, num_seeds, num_settings) != groups:
+        of_agents = f" / devices_per_agent ({per_agent})" if per_agent > 1 else ""
+        raise UsageError(
+            f"devices ({devices}){of_agents} must divide num_seeds ({num_seeds}) or the settings ({num_settings})"
+        )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if not backend_is_running():
-        cpu_devices = devices or most_devices(CPU_DEVICES_PER_CORE * cores, num_seeds, num_settings)
+        at_most = max(1, CPU_DEVICES_PER_CORE * cores // per_agent)
+        cpu_devices = devices or per_agent * most_devices(at_most, num_seeds, num_settings)
         if cpu_devices > 1:
             split_cpu(cpu_devices, (8 if wide else 2) * max(cores, cpu_devices))
     available = jax.device_count()
     if devices is not None and devices > available:
         raise UsageError(f"devices ({devices}) must be at most {available}, the number that this machine has")
-    return devices or most_devices(available, num_seeds, num_settings)
+    if per_agent > available:
+        raise UsageError(f"devices_per_agent ({per_agent}) must be at most {available}, what this machine has")
+    return devices or per_agent * most_devices(available // per_agent, num_seeds, num_settings)
 
 
 def most_devices(available: int, num_seeds: int, num_settings: int) -> int:
@@ -58,17 +74,35 @@ def use_compile_cache() -> None:
 
 class Spread:
     """Maps a function of one agent, (hyper, seed, *rest), over `[H, S]`, and shards it over devices along the axis
-    that their number divides: seeds if possible, else settings."""
+    that their number divides: seeds if possible, else settings.
 
-    def __init__(self, num_settings: int, num_seeds: int, num_devices: int):
-        self.num_devices = num_devices = most_devices(num_devices, num_seeds, num_settings)
-        self._mesh = Mesh(np.array(jax.devices()[:num_devices]), ("member",)) if num_devices > 1 else None
-        everywhere, spread = P(), P("member")
+    Args:
+      per_agent: devices of each agent. With several, the mesh has a second axis, along which its environments are
+        divided (`purepg.spread`).
+    """
+
+    def __init__(self, num_settings: int, num_seeds: int, num_devices: int, per_agent: int = 1):
+        groups = most_devices(num_devices // per_agent, num_seeds, num_settings)
+        self.num_devices = num_devices = groups * per_agent
+        shape, axes = ((groups, per_agent), (MEMBER, AXIS)) if per_agent > 1 else ((groups,), (MEMBER,))
+        self._mesh = Mesh(np.reshape(jax.devices()[:num_devices], shape), axes) if num_devices > 1 else None
+        everywhere, spread = P(), P(MEMBER)
         self._hyper, self._seeds, self._leaf = (
-            (everywhere, spread, P(None, "member")) if num_seeds % num_devices == 0 else (spread, everywhere, spread)
+            (everywhere, spread, P(None, MEMBER)) if num_seeds % groups == 0 else (spread, everywhere, spread)
         )
+        world = P(*self._leaf, *[None] * (2 - len(self._leaf)), AXIS) if per_agent > 1 else self._leaf
+        self._state = State(self._leaf, world, self._leaf)
+        self.placed: Any = None  # how a state is sharded, for `jax.jit`; None: as XLA does without being told
+        if self._mesh and per_agent > 1:
+            self.placed = State(*(NamedSharding(self._mesh, spec) for spec in self._state))
 
-    def __call__(self, member: Callable) -> Callable:
+    def __call__(self, member: Callable, whole: bool = False) -> Callable:
+        """The function of the population.
+
+        Args:
+          whole: every device of an agent computes all of the function, without an exchange.
+        """
+
         def population(hyper, s, *rest):
             def with_hyper(hyper, *rest):
                 return vmap_unless_one(lambda s, *rest: member(hyper, s, *rest))(s, *rest)
@@ -78,25 +112,28 @@ class Spread:
         if self._mesh is None:
             return population
 
+        axes = set(self._mesh.axis_names) if whole else {MEMBER}
+
         def sharded(hyper, s, *rest):
-            in_specs = (self._hyper, self._seeds, *(self._leaf for _ in rest))
-            # Devices do not communicate, so shard_map's check of values that vary over them is not needed.
-            spread = jax.shard_map(
-                population, mesh=self._mesh, in_specs=in_specs, out_specs=self._leaf, check_vma=False
-            )
+            specs: Any = {"in_specs": (self._hyper, self._seeds, *(self._leaf for _ in rest)), "out_specs": self._leaf}
+            # Agents do not communicate, so shard_map's check of values that vary over them is not needed.
+            spread = jax.shard_map(population, mesh=self._mesh, **specs, axis_names=axes, check_vma=False)
             return spread(hyper, s, *rest)
 
         return sharded
 
-    def abstract(self, state: Any) -> Any:
+    def abstract(self, state: State) -> State:
         """A state's shapes and dtypes, annotated with their sharding. XLA keeps arrays of size 0 on every device."""
         if (mesh := self._mesh) is None:
             return state
 
-        def annotated(x):
-            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, self._leaf if x.size else P()))
+        def annotated(spec, part):
+            def of(x):
+                return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec if x.size else P()))
 
-        return jax.tree.map(annotated, state)
+            return jax.tree.map(of, part)
+
+        return State(*map(annotated, self._state, state))
 
 
 def vmap_unless_one(f: Callable) -> Callable:

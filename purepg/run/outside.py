@@ -45,8 +45,11 @@ def known_outside(name: str, env: Any) -> bool:
     return isinstance(env, Env) and env.outside is not None
 
 
-def one_device(env: Env, devices: int | None) -> int:
-    """1, the number of devices that learn from an environment that is not JAX. Says so where more were asked for."""
+def one_device(env: Env, devices: int | None, per_agent: int = 1) -> int:
+    """1, the number of devices that learn from an environment that is not JAX. Says so where more were asked for, and
+    raises UsageError where they were for one agent."""
+    if per_agent > 1:
+        raise UsageError(f"devices_per_agent ({per_agent}) must be 1: {env.name} is not JAX")
     if devices is not None and devices > 1:
         say(f"devices ({devices}): {env.name} is not JAX, so that one device is used")
     return 1

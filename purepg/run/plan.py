@@ -37,6 +37,7 @@ from purepg.run.sweep import (
     with_schedule,
 )
 from purepg.run.values import sweep_texts
+from purepg.spread import check_divided, spread_over
 from purepg.types import Algorithm, Env, UsageError, space_leaves
 
 
@@ -60,6 +61,8 @@ class RunConfig:
       max_parallel: number of agents trained at once. None: all of them, or as many as fit into memory.
       devices: devices for the agents (a CPU is split); must divide the seeds or the settings. None: as many as can,
         on a CPU at most two for each core.
+      devices_per_agent: devices over which the environments (or prompts, or episodes) of each agent are spread. The
+        result is that of one device, up to rounding and to how minibatches are dealt.
       compile_cache: keep compiled programs on disk, so that the next run starts faster.
       checkpoint_every: seconds between checkpoints, which are saved at the ends of blocks, and always after the last.
       keep: number of checkpoints to keep; older ones are deleted.
@@ -87,6 +90,7 @@ class RunConfig:
     fresh_seeds: CountOrZero | None = None
     max_parallel: Count | None = None
     devices: Count | None = None
+    devices_per_agent: Count = 1
     compile_cache: bool = True
     checkpoint_every: NonNegative = 300.0
     keep: Count = 2
@@ -174,7 +178,7 @@ def prepare(
     world, env_address = find_environment(run.env, run.env_params, env, saved=run.out is not None)
     run = replace(run, env=world.name if env else run.env)
     if world.outside:
-        num_devices = one_device(world, run.devices)
+        num_devices = one_device(world, run.devices, run.devices_per_agent)
     eval_max_steps = run.eval_max_steps or world.max_episode_steps
     if eval_max_steps is None:
         raise UsageError(f"{world.name} has no time limit: set --eval-max-steps")
@@ -191,16 +195,19 @@ def prepare(
         "env": env_address,
     }
     digest = getattr(network(world, configs["network"]), "digest", None)
-    planned = programs(settings, make, run.total_steps)
+    with spread_over(run.devices_per_agent):
+        for setting in settings:
+            check_divided(setting.configs[name], name)
+        planned = programs(settings, make, run.total_steps)
     refuse_without_explorer(world, make(planned[0].configs), name)
     return Plan(run, world, make, sweep, settings, planned, num_devices, eval_max_steps, code, stored, digest)
 
 
 def _prepare_devices(run: RunConfig, env: EnvSource | None, num_settings: int) -> int:
     """`prepare_devices`, from what is known of an environment before a function makes it, which may start JAX."""
-    devices = 1 if known_outside(run.env, env) else run.devices
+    devices, per_agent = (1, 1) if known_outside(run.env, env) else (run.devices, run.devices_per_agent)
     wide = suite_of(run.env) is not None if env is None else isinstance(env, Env) and env.costly_reset
-    return prepare_devices(devices, run.num_seeds, num_settings, wide)
+    return prepare_devices(devices, run.num_seeds, num_settings, wide, per_agent)
 
 
 def _settings(configs: Configs, sweep: Sweep, run: RunConfig, stored: Mapping[str, Any] | None) -> list[Setting]:

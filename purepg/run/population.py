@@ -50,17 +50,18 @@ class Population:
         self.compile_seconds = 0.0
         self.num_members = shape[0] * shape[1]
         self.total_steps = plan.run.total_steps
-        self._spread = spread = Spread(*shape, plan.num_devices)
+        self._spread = spread = Spread(*shape, plan.num_devices, plan.run.devices_per_agent)
         member = Member(plan, program)
-        self._init = jax.jit(spread(member.init))
+        self._init = jax.jit(spread(member.init), out_shardings=spread.placed)
         self._advance = jax.jit(
             lambda hyper, s, state, start, num_updates: spread(
                 lambda hyper, s, state: member.advance(hyper, s, state, start, num_updates)
             )(hyper, s, state),
             static_argnames="num_updates",
             donate_argnames="state",
+            out_shardings=(spread.placed, None),
         )
-        self._final = jax.jit(spread(member.final))
+        self._final = jax.jit(spread(member.final, whole=True))
         self._updates_have_one_length = program.updates_have_one_length
         self._programs: dict[Any, Future] = {}
         self._compilers = ThreadPoolExecutor()
