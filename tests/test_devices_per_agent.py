@@ -22,6 +22,7 @@ import pytest
 from helpers import SeparateNetwork, TinyNetwork, TinyQNetwork, arms_env
 
 from purepg.algorithms.clone import CloneConfig, clone
+from purepg.algorithms.ddpg import DDPGConfig, ddpg
 from purepg.algorithms.grpo import GRPOConfig, grpo
 from purepg.algorithms.ppo import PPOConfig, ppo
 from purepg.algorithms.reinforce import REINFORCEConfig, reinforce
@@ -149,12 +150,13 @@ def find(folder: Path) -> None:
         found["deals", 2] = spread(deals, 2)
     (folder / "found").write_bytes(pickle.dumps(found))
 
-    config, network = CASES["sac"][1], ActorQConfig("tanh_gaussian", hidden=(4,))
+    config = DDPGConfig(num_envs=N, num_steps=3, batch_size=4, capacity=CAPACITY, warmup_steps=4)
+    network = ActorQConfig("deterministic", hidden=(4,))
     sizes: Any = {"num_seeds": 2, "devices": 4, "devices_per_agent": 2, "log_every": 1, "wandb": "disabled"}
     run = RunConfig("Pendulum-v1", 48, eval_episodes=2, eval_max_steps=3, **sizes)
     for out, total_steps, resume in ("whole", 48, False), ("resumed", 24, False), ("resumed", 48, True):
         now = replace(run, out=folder / out, total_steps=total_steps, resume=resume)
-        train_population(sac, config, actor_q, network, now)
+        train_population(ddpg, config, actor_q, network, now)
 
 
 if __name__ == "__main__":
