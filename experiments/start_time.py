@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,7 +69,7 @@ def start(script: str, cache: Path) -> dict[str, float]:
         return json.loads(done.stdout.splitlines()[-1])
 
 
-def rows(starts: dict[str, Sequence[dict[str, float]]]) -> list[list[str]]:
+def rows(starts: Mapping[str, Sequence[dict[str, float]]]) -> list[list[str]]:
     """The table's rows: the seconds that each stage takes, and when it ends, for each kind of start."""
 
     def median(name: str, before: str | None, found: Sequence[dict[str, float]]) -> str:

@@ -97,7 +97,7 @@ def spread(function: Callable, devices: int) -> tuple[Any, str]:
     whole = jax.jit(Spread(1, 1, devices, devices)(lambda hyper, s: function(jax.random.fold_in(jax.random.key(0), s))))
     arguments = {"unused": {"float": jnp.zeros(1)}}, jnp.zeros(1, jnp.int32)
     compiled = whole.lower(*arguments).compile()
-    return jax.tree.map(lambda x: np.asarray(x[0, 0]), compiled(*arguments)), compiled.as_text()
+    return jax.tree.map(lambda x: np.asarray(x[0, 0]), compiled(*arguments)), compiled.as_text() or ""
 
 
 def two_updates(name: str, **changes: Any) -> Callable:

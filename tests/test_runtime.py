@@ -88,6 +88,6 @@ def test_agents_spread_over_two_devices_for_each_core_with_two_threads_for_each_
 
 def test_a_users_own_level_of_optimisation_is_kept(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")
-    assert compile_options() == {LEVEL_FLAG: 2}
+    assert compile_options() == {LEVEL_FLAG: "2"}
     monkeypatch.setenv("XLA_FLAGS", f"--{LEVEL_FLAG}=3")
     assert compile_options() is None

@@ -36,10 +36,11 @@ def run(script: str, out: Path, entered: float) -> None:
     def reached(stage: str) -> None:
         stages[stage] = time.time() - entered
 
-    def heard(event: str, seconds: float, **_) -> None:
+    def heard(event: str, duration_secs: float, **kwargs: str | int) -> None:
+        del kwargs
         if event in events:
             now = time.time() - entered
-            events[event].append((now - seconds, now))
+            events[event].append((now - duration_secs, now))
 
     def watch() -> None:
         size = 0

@@ -68,4 +68,7 @@ def alone(found: Counter[Product], num_times: int) -> Callable[[Array], Array]:
         (_, _, out), _ = jax.lax.scan(multiply, (left, right, jnp.zeros(shape.shape, shape.dtype)), length=times)
         return out.ravel()[0]
 
-    return lambda number: sum(repeated(x, times * num_times, number) for x, times in found.items())
+    def multiply(number: Array) -> Array:
+        return jnp.stack([repeated(x, times * num_times, number) for x, times in found.items()]).sum()
+
+    return multiply
