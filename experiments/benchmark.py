@@ -232,7 +232,7 @@ def overhead_table(results: Sequence[dict], overheads: Sequence[str]) -> str:
     for result in results:
         name, shape = result["size"].split(":")
         num_envs, num_seeds = shape.split("x")
-        row = [f"{name.upper()}, {num_envs} environment{'s' * (num_envs != '1')} x {num_seeds} agents"]
+        row = [f"{name.upper()}, {num_envs} environment{'s' if num_envs != '1' else ''} x {num_seeds} agents"]
         row.append(f"{statistics.median(result['seconds']):.1f} s")
         for what in overheads:
             medians = (statistics.median(x) for x in zip(*result["per_cent"][what], strict=True))
