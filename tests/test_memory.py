@@ -45,7 +45,7 @@ def memory():
     compiled, preset = Lowered.compile, "xla_cpu_opt_preset"
     options: Any = {preset: "CPU_OPT_PRESET_DEFAULT"} if preset in os.environ.get("XLA_FLAGS", "") else None
     with pytest.MonkeyPatch.context() as patch:  # as users compile: the tests' fast preset copies more
-        patch.setattr(Lowered, "compile", lambda self: compiled(self, compiler_options=options))
+        patch.setattr(Lowered, "compile", lambda self, compiler_options: compiled(self, options))
         population.start_compiling(chunk.members, 2)
         return population.memory(chunk.members, 2)
 
