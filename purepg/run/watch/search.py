@@ -118,6 +118,9 @@ def _draw_field(axes: "Axes", scores: Scores, field: Field, winner: Mapping[str,
     if field.log:
         axes.set_xscale("log")
     axes.set_xlim(*field.limits)
+    if field.log and (ticks := _ticks(field)):  # those of matplotlib may lie upon each other
+        axes.set_xticks(*map(list, zip(*ticks, strict=True)))
+        axes.minorticks_off()
     axes.vlines(place, *scores.interval.T, color=LIGHT_GREY, linewidth=0.8, zorder=1)
     axes.scatter(place, scores.iqm, s=14, color=COLOURS[0], alpha=0.75, linewidth=0, zorder=2)
     if len(place):
