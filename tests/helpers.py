@@ -4,7 +4,7 @@ import contextlib
 import functools
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -18,6 +18,7 @@ from purepg.config import float_fields
 from purepg.equations.distributions import Categorical, Deterministic, DiagGaussian, TanhGaussian
 from purepg.experience import normalize
 from purepg.experience.normalize import Moments
+from purepg.run.cli import main
 from purepg.run.population import Population
 from purepg.types import Array, Box, Discrete, Env, LegalActions, MultiDiscrete, Space, TimeStep
 
@@ -330,3 +331,11 @@ def read_log(path: Path) -> dict[str, np.ndarray]:
             place = np.ix_(block["settings"], block["seeds"])
             whole[(*place, slice(block["start"], block["start"] + value.shape[2]))] = value
     return metrics
+
+
+def exit_code(*experiment: Any, arguments: Sequence[str]) -> int:
+    """Runs a script's main with arguments; its exit code."""
+    with pytest.raises(SystemExit) as exit_:
+        main(*experiment, arguments=arguments)
+    assert isinstance(exit_.value.code, int)
+    return exit_.value.code

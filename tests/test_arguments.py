@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import exit_code
 
 from purepg.algorithms.a2c import A2CConfig, a2c
 from purepg.algorithms.ppo import PPOConfig, ppo
 from purepg.networks.actor_critic import NetworkConfig, actor_critic
 from purepg.run.arguments import arguments
-from purepg.run.cli import main, parse
+from purepg.run.cli import parse
 from purepg.run.experiment import train_population
 from purepg.run.plan import RunConfig
 
@@ -22,11 +23,8 @@ RUN = RunConfig(total_steps=64, num_seeds=2, eval_episodes=2, eval_max_steps=10,
 FLAGS = "--ppo.gamma 0.93 --seed 5 --network.hidden 8 4 --sweep learning_rate=1e-3,0.0123456789 --sweep num_steps=8,16"
 
 
-def command(*flags: str, algorithm: Any = ppo, config: Any = PPO) -> Any:
-    """Runs a script's main; gives its exit code."""
-    with pytest.raises(SystemExit) as exit_:
-        main(algorithm, config, actor_critic, NETWORK, RUN, arguments=flags)
-    return exit_.value.code
+def command(*flags: str, algorithm: Any = ppo, config: Any = PPO) -> int:
+    return exit_code(algorithm, config, actor_critic, NETWORK, RUN, arguments=flags)
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import read_log
+from helpers import exit_code, read_log
 
 from purepg.algorithms.a2c import A2CConfig, a2c
 from purepg.algorithms.ppo import PPOConfig, ppo
 from purepg.algorithms.reinforce import REINFORCEConfig, reinforce
 from purepg.networks.actor_critic import NetworkConfig, actor_critic
-from purepg.run.cli import main
 from purepg.run.folder.files import RecordError
 from purepg.run.folder.record import Record
 from purepg.run.plan import RunConfig
@@ -31,10 +30,7 @@ SCRIPT = Path(__file__).parent.parent / "experiments" / "ppo.py"
 
 
 def command(*arguments, algorithm: Any = ppo, config: Any = TINY_PPO, run=TINY_RUN):
-    """Runs a script's main with arguments; gives its exit code."""
-    with pytest.raises(SystemExit) as exit_:
-        main(algorithm, config, actor_critic, TINY_NETWORK, run, arguments=arguments)
-    return exit_.value.code
+    return exit_code(algorithm, config, actor_critic, TINY_NETWORK, run, arguments=arguments)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 import pytest
 from fake_wandb import FakeWandb
-from helpers import shared_programs
+from helpers import exit_code, shared_programs
 
 import purepg.run.launch
 from purepg.algorithms.a2c import A2CConfig, a2c
@@ -28,7 +28,6 @@ from purepg.algorithms.ppo_penalty import PPOPenaltyConfig, ppo_penalty
 from purepg.algorithms.reinforce import REINFORCEConfig, reinforce
 from purepg.algorithms.sac import SACConfig, sac
 from purepg.networks.actor_critic import ActorQConfig, NetworkConfig, actor_critic, actor_q
-from purepg.run.cli import main
 from purepg.run.folder.checkpoint import Checkpoints
 from purepg.run.folder.config import refuse_differences
 from purepg.run.folder.files import RecordError
@@ -86,13 +85,8 @@ EXPERIMENTS = {
 
 
 def command(experiment: Experiment, out: Path, *flags: str) -> int:
-    """Runs a script's main; its exit code."""
     algorithm, config, run, own, network, network_config = experiment
-    arguments = [*own, "--out", str(out), *flags]
-    with pytest.raises(SystemExit) as exit_:
-        main(algorithm, config, network, network_config, run, arguments=arguments)
-    assert isinstance(exit_.value.code, int)
-    return exit_.value.code
+    return exit_code(algorithm, config, network, network_config, run, arguments=[*own, "--out", str(out), *flags])
 
 
 class Killed(BaseException):
@@ -519,9 +513,8 @@ def test_a_missing_folder_is_refused_and_not_made(tmp_path, capsys):
 def test_resume_needs_a_folder_and_does_not_overwrite(half, capsys):
     assert "--resume needs --out" in refused(EXPERIMENTS["ppo_penalty"], half, capsys, "--overwrite")
     algorithm, config, run, _, network, network_config = EXPERIMENTS["ppo_penalty"]
-    with pytest.raises(SystemExit) as exit_:
-        main(algorithm, config, network, network_config, run, arguments=["--resume"])
-    assert exit_.value.code == 2 and "--resume needs --out" in capsys.readouterr().err
+    assert exit_code(algorithm, config, network, network_config, run, arguments=["--resume"]) == 2
+    assert "--resume needs --out" in capsys.readouterr().err
 
 
 def test_checkpoints_without_a_run_beside_them_are_not_written_into(half, tmp_path, capsys):
@@ -543,9 +536,8 @@ def test_ctrl_c_says_how_to_go_on_and_that_command_does(whole, tmp_path, capsys)
     python, script, *arguments = shlex.split(line.removeprefix("go on with it: "))
     assert [python, script] == ["python", sys.argv[0]]
     assert arguments == ["--log-every=2", "--out", str(out), "--resume"]
-    with pytest.raises(SystemExit) as exit_:
-        main(*experiment[:2], actor_critic, experiment.network_config, experiment.run, arguments=arguments)
-    assert exit_.value.code == 0
+    again = *experiment[:2], actor_critic, experiment.network_config, experiment.run
+    assert exit_code(*again, arguments=arguments) == 0
     assert_same_run(out, whole("ppo_penalty")[0])
 
 

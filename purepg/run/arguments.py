@@ -37,13 +37,14 @@ def arguments(path: Path | str) -> dict[str, Any]:
       UsageError: the file is not that of a run, or the algorithm or the network no longer exists or has other fields.
     """
     path = _file(path)
-    code = _read(path).get("code")
+    found = _read(path)
+    code = found.get("code")
     if not isinstance(code, Mapping) or not isinstance(code.get("name"), str):
         raise UsageError(f"{path} does not name an algorithm: give the folder of a run")
     if code["env"] == "unknown":
         raise UsageError(f"{path} is of an Env object that cannot be made again: pass the arguments with your env")
     defaults = {code["name"]: at_address(code["config"])(), "network": at_address(code["network_config"])()}
-    configs, run, sweep = read_arguments(path, defaults, RunConfig())
+    configs, run, sweep = _arguments(path, found, defaults, RunConfig())
     return {
         "algorithm": at_address(code["algorithm"]),
         "config": configs[code["name"]],
@@ -68,7 +69,10 @@ def read_arguments(path: Path | str, configs: Configs, run: RunConfig) -> Argume
       UsageError: the file cannot be read, is of another algorithm, or has an unknown or wrong field.
     """
     path = _file(path)
-    found = _read(path)
+    return _arguments(path, _read(path), configs, run)
+
+
+def _arguments(path: Path, found: dict[str, Any], configs: Configs, run: RunConfig) -> Arguments:
     name = next(name for name in configs if name != "network")
     of_run = isinstance(found.get("code"), dict)
     if of_run:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -240,7 +241,7 @@ class _Session:
     def _write(self, record: Record, results: Results) -> None:
         writes = [
             lambda: record.write_summary(results.summary),  # the smallest first, in case the disk is nearly full
-            lambda: write_pictures(record.folder, results),
+            *(partial(write_picture, record.folder / name, draw) for name, draw in pictures(results).items()),
             lambda: record.write_metrics(results.metrics, results.num_updates),
         ]
         for write in writes:
@@ -250,18 +251,17 @@ class _Session:
                 self._lost.append(str(error))
 
 
-def write_pictures(folder: Path, results: Results) -> None:
-    """Draws the learning curves and, of a search, its fields, or of another sweep over two fields a heat map.
-
-    Raises:
-      RecordError: a file could not be written.
-    """
+def pictures(results: Results) -> dict[str, Callable[[], Any]]:
+    """What draws each file: the learning curves, and a search's fields, or a heat map of another sweep over two fields."""
     settings = results.summary["settings"]
-    pictures: dict[str, Callable[[], Any]] = {CURVES: results.plot}
     if results.plan.run.search:
-        pictures |= {SEARCH: results.plot_search, PARALLEL: results.plot_parallel}
-    elif len(settings[0]["hyperparameters"]) == 2:
-        pictures[HEATMAP] = lambda: heatmap_figure(settings, results.title)
-    for name, draw in pictures.items():
-        figure = draw()
-        write_whole(folder / name, lambda file, figure=figure: figure.savefig(file, format="png"))
+        return {CURVES: results.plot, SEARCH: results.plot_search, PARALLEL: results.plot_parallel}
+    if len(settings[0]["hyperparameters"]) == 2:
+        return {CURVES: results.plot, HEATMAP: lambda: heatmap_figure(settings, results.title)}
+    return {CURVES: results.plot}
+
+
+def write_picture(file: Path, draw: Callable[[], Any]) -> None:
+    """Writes a figure. Raises RecordError if the file could not be written."""
+    figure = draw()
+    write_whole(file, lambda opened: figure.savefig(opened, format="png"))

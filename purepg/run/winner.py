@@ -12,8 +12,8 @@ import numpy as np
 
 from purepg.run.console import say
 from purepg.run.folder.config import read_config
-from purepg.run.folder.files import BEST, SUMMARY, WINNER, RecordError, plain, write_json
-from purepg.run.launch import launch, write_pictures
+from purepg.run.folder.files import BEST, SEARCH, SUMMARY, WINNER, RecordError, plain, write_json
+from purepg.run.launch import launch, write_picture
 from purepg.run.plan import Plan, RunConfig, versions
 from purepg.run.results import Results
 from purepg.run.search import Sweep
@@ -79,7 +79,8 @@ def with_winner(results: Results, prepared: Callable[[Configs, RunConfig, Sweep]
         try:
             write_json(run.out / SUMMARY, summary)
             write_json(run.out / BEST, best_arguments)
-            write_pictures(run.out, results)
+            if run.search:
+                write_picture(run.out / SEARCH, results.plot_search)  # which shows the winner too
         except RecordError as error:
             results.lost.append(str(error))
     return results
