@@ -66,7 +66,8 @@ def load(
     setting, seed = choose(str(out), num_settings, num_seeds, setting, seed, finals)
 
     env, algorithm = _rebuild(config, setting, env)
-    chunk = next(i for i, part in enumerate(config["layout"]) if setting in part["settings"] and seed in part["seeds"])
+    layout = list(enumerate(config["layout"]))  # an agent's last chunk is that of its last round
+    chunk = next(i for i, part in reversed(layout) if setting in part["settings"] and seed in part["seeds"])
     checkpoints = Checkpoints(out, chunk)
     update = checkpoints.latest()
     if update is None:

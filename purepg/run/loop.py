@@ -58,6 +58,7 @@ class Saved(NamedTuple):
     run_seconds: float
     total_steps: int  # each agent's budget of environment steps
     spent: bool  # whether every agent has used up its budget
+    state: State | None = None  # None: in the chunk's checkpoint
 
 
 class Job(NamedTuple):
@@ -66,6 +67,7 @@ class Job(NamedTuple):
     number: int  # its position in the run's order
     chunk: Chunk
     population: Population
+    total_steps: int  # each agent's budget of environment steps
     saved: Saved | None = None
 
 
@@ -107,11 +109,11 @@ class _Training:
 
     def __init__(self, job: Job, log: LogBlock, interrupt: Interrupt, saving: Saving | None):
         self._job, self._log, self._interrupt, self._saving = job, log, interrupt, saving
-        saved, population = job.saved, job.population
+        saved = job.saved
         self._blocks: list[HostMetrics] = [saved.metrics] if saved else []
         self._seconds_before = saved.run_seconds if saved else 0.0
         # Whether any agent took a step in the last logged update; if none did, all have used up their budget.
-        self._moved = not (saved and saved.spent and saved.total_steps == population.total_steps)
+        self._moved = not (saved and saved.spent and saved.total_steps == job.total_steps)
 
     def run(self, env: Env, log_every: int) -> Outcome:
         job, population, saving = self._job, self._job.population, self._saving
@@ -149,10 +151,15 @@ class _Training:
     def _first_state(self) -> State:
         job, population, saving = self._job, self._job.population, self._saving
         members = job.chunk.members
-        if not (job.saved and saving):
-            return population.init(members)
-        state = saving.checkpoints.restore(job.saved.update, population.abstract_state(members))
-        return population.with_more_steps(state, population.total_steps - job.saved.total_steps)
+        before = job.saved.total_steps if job.saved else population.total_steps
+        if not job.saved:
+            state = population.init(members)
+        elif job.saved.state is not None:
+            state = population.placed(members, job.saved.state)
+        else:
+            assert saving
+            state = saving.checkpoints.restore(job.saved.update, population.abstract_state(members))
+        return population.with_more_steps(state, job.total_steps - before)
 
     def _advance(self, state: State, update: int, lengths: list[int]) -> tuple[State, int]:
         """Trains block after block until the end or an interrupt; returns the state and its number of updates."""
@@ -211,7 +218,7 @@ class _Training:
         facts = {
             "dtypes": {name: str(value.dtype) for name, value in self._blocks[-1].items()},
             "run_seconds": self._run_seconds(),
-            "total_steps": self._job.population.total_steps,
+            "total_steps": self._job.total_steps,
             "spent": not self._moved,
         }
         try:

@@ -4,14 +4,14 @@ import importlib.metadata
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 
-from purepg.config import Count, CountOrZero, NonNegative, Seed, check
+from purepg.config import Count, CountOrZero, NonNegative, Range, Seed, check
 from purepg.envs.contract import space_name
 from purepg.envs.suites import suite_of
 from purepg.language.model import LanguageModelConfig, with_sizes
@@ -22,7 +22,7 @@ from purepg.run.environment import EnvSource, find_environment
 from purepg.run.folder.config import read_config
 from purepg.run.folder.files import plain
 from purepg.run.outside import known_outside, one_device, refuse_without_explorer
-from purepg.run.search import Sweep, settings_of
+from purepg.run.search import Sweep, rungs, settings_of
 from purepg.run.start import read_start
 from purepg.run.sweep import (
     Chunk,
@@ -56,6 +56,12 @@ class RunConfig:
       eval_seed: seed of the final evaluation, the same for every agent.
       eval_max_steps: truncate evaluation episodes after this many steps. None: at the environment's time limit.
       search: number of settings drawn from the ranges and lists of the sweep, by Sobol points. None: the grid of lists.
+      halve: after each rung, only the best 1/halve of the settings are trained on (successive halving). The first rung
+        is so short that one setting is left in the last, which ends at total_steps. None: all are trained to the end.
+      first_rung: environment steps of each agent in the first rung; later ones are halve times as long. None: as short
+        as leaves one setting.
+      tpe: number of settings that are trained at once in a search; the first are Sobol points, and those of each later
+        round are proposed by Optuna's TPE, from the returns so far. None: all settings are Sobol points.
       fresh_seeds: number of seeds, unseen in the run, on which the best setting is trained and evaluated again. None:
         after a search, as many as num_seeds, or the first multiple of it from 10 on; after a grid, none.
       max_parallel: number of agents trained at once. None: all of them, or as many as fit into memory.
@@ -87,6 +93,9 @@ class RunConfig:
     eval_seed: Seed = 0
     eval_max_steps: Count | None = None
     search: Count | None = None
+    halve: Annotated[int, Range(2)] | None = None
+    first_rung: Count | None = None
+    tpe: Count | None = None
     fresh_seeds: CountOrZero | None = None
     max_parallel: Count | None = None
     devices: Count | None = None
@@ -123,12 +132,12 @@ class Plan:
     code: dict[str, str | None]  # addresses (`purepg.run.code`) from which the algorithm and its parts are rebuilt
     stored: dict[str, Any] | None  # config.json of the run to resume
     start_digest: str | None  # digest of a language model's initial parameters
+    rungs: list[int]  # environment steps at the end of each, where settings are halved
 
-    @property
-    def chunks(self) -> list[Chunk]:
-        """The run's chunks, in the order in which they are trained."""
-        run = self.run
-        return [chunk for program in self.programs for chunk in chunks(program, run.num_seeds, run.max_parallel)]
+    def chunks(self, settings: Collection[int], total_steps: int) -> list[Chunk]:
+        """The agents of these settings, divided into what is trained at once, in the order in which it is trained."""
+        run, kept = self.run, [program.only(settings, total_steps) for program in self.programs]
+        return [chunk for program in kept if program for chunk in chunks(program, run.num_seeds, run.max_parallel)]
 
     def program_of(self, h: int) -> Program:
         """The program that trains the setting at position `h` of the sweep."""
@@ -170,6 +179,7 @@ def prepare(
     stored = _with_later_fields(read_config(run.out), {**configs, "run": run}) if run.resume and run.out else None
     if stored and run.max_parallel is None:  # the last bits of the results depend on the chunks' sizes
         run = replace(run, max_parallel=stored["run"].get("max_parallel"))
+    _check_rounds(run)
     settings = _settings(configs, sweep, run, stored)
     num_devices = _prepare_devices(run, env, len(settings))
     if run.compile_cache:
@@ -195,12 +205,35 @@ def prepare(
         "env": env_address,
     }
     digest = getattr(network(world, configs["network"]), "digest", None)
+    planned = _programs(settings, make, run, name)
+    refuse_without_explorer(world, make(planned[0].configs), name)
+    least = max(program.update_steps.most for program in planned)
+    steps = rungs(run.total_steps, run.halve, run.first_rung, len(settings), least) if run.halve else []
+    return Plan(run, world, make, sweep, settings, planned, num_devices, eval_max_steps, code, stored, digest, steps)
+
+
+def with_settings(plan: Plan, settings: Sequence[Setting]) -> Plan:
+    """The plan with further settings."""
+    settings = [*plan.settings, *_with_sizes_of_starts(list(map(_checked, settings)))]
+    planned = _programs(settings, plan.make, plan.run, plan.code["name"] or "")
+    return replace(plan, settings=settings, programs=planned)
+
+
+def _programs(settings: list[Setting], make: Make, run: RunConfig, name: str) -> list[Program]:
     with spread_over(run.devices_per_agent):
         for setting in settings:
             check_divided(setting.configs[name], name)
-        planned = programs(settings, make, run.total_steps)
-    refuse_without_explorer(world, make(planned[0].configs), name)
-    return Plan(run, world, make, sweep, settings, planned, num_devices, eval_max_steps, code, stored, digest)
+        return programs(settings, make, run.total_steps)
+
+
+def _check_rounds(run: RunConfig) -> None:
+    """Raises UsageError where the fields that divide a search into rounds do not fit together."""
+    if run.tpe and (run.search is None or run.tpe >= run.search):
+        raise UsageError(f"tpe ({run.tpe}), the settings of a round, must be less than search ({run.search})")
+    if run.tpe and run.halve:
+        raise UsageError(f"tpe ({run.tpe}) and halve ({run.halve}) are two ways to search: give one of them")
+    if run.first_rung and not run.halve:
+        raise UsageError(f"first_rung ({run.first_rung}) needs halve, such as --halve 3")
 
 
 def _prepare_devices(run: RunConfig, env: EnvSource | None, num_settings: int) -> int:
@@ -212,7 +245,7 @@ def _prepare_devices(run: RunConfig, env: EnvSource | None, num_settings: int) -
 
 def _settings(configs: Configs, sweep: Sweep, run: RunConfig, stored: Mapping[str, Any] | None) -> list[Setting]:
     """The settings, checked. When a run is resumed, its schedules keep their original length."""
-    settings = settings_of(configs, sweep, run.search, run.seed)
+    settings = settings_of(configs, sweep, run.search, run.seed, run.tpe)
     if run.fresh_seeds and len(settings) == 1:
         raise UsageError(f"fresh_seeds ({run.fresh_seeds}) needs several settings, as of a search or a sweep")
     if stored and len(stored["schedules"]) == len(settings):  # otherwise `refuse_differences` reports the difference
@@ -220,10 +253,11 @@ def _settings(configs: Configs, sweep: Sweep, run: RunConfig, stored: Mapping[st
             setting._replace(configs=with_schedule(setting.configs, length))
             for setting, length in zip(settings, stored["schedules"], strict=True)
         ]
-    return [
-        setting._replace(configs={name: check(config) for name, config in setting.configs.items()})
-        for setting in settings
-    ]
+    return list(map(_checked, settings))
+
+
+def _checked(setting: Setting) -> Setting:
+    return setting._replace(configs={name: check(config) for name, config in setting.configs.items()})
 
 
 def _with_later_fields(stored: Mapping[str, Any], configs: Mapping[str, Any]) -> dict[str, Any]:
@@ -282,8 +316,12 @@ def _with_sizes_of_starts(settings: Sequence[Setting]) -> list[Setting]:
     return resolved
 
 
-def describe(plan: Plan, script: str) -> dict[str, Any]:
-    """The contents of config.json: all arguments, versions, and the layout, on which the results' last bits depend."""
+def describe(plan: Plan, script: str, layout: Sequence[Sequence[Chunk]] = ()) -> dict[str, Any]:
+    """The contents of config.json: all arguments, versions, and the layout, on which the results' last bits depend.
+
+    Args:
+      layout: the chunks of each round so far. Empty: before the first.
+    """
     served = [plan.program_of(h) for h in range(len(plan.settings))]
     return {
         "script": script,
@@ -296,7 +334,11 @@ def describe(plan: Plan, script: str) -> dict[str, Any]:
         "settings": [setting.hyperparameters for setting in plan.settings],
         "schedules": [schedule_of(program.configs) for program in served],
         "num_updates": [program.num_updates for program in served],
-        "layout": [{"settings": chunk.settings, "seeds": chunk.seeds} for chunk in plan.chunks],
+        "layout": [
+            {"round": number, "settings": chunk.settings, "seeds": chunk.seeds}
+            for number, of_round in enumerate(layout or [plan.chunks(range(len(plan.settings)), plan.run.total_steps)])
+            for chunk in of_round
+        ],
         "devices": [device.device_kind for device in jax.devices()[: plan.num_devices]],
         "platform": {"backend": jax.default_backend(), "python": platform.python_version(), "os": platform.platform()},
         "xla_flags": os.environ.get("XLA_FLAGS", ""),

@@ -49,7 +49,7 @@ class Population:
     def __init__(self, plan: Plan, program: Program, shape: tuple[int, int]):
         self.compile_seconds = 0.0
         self.num_members = shape[0] * shape[1]
-        self.total_steps = plan.run.total_steps
+        self.total_steps = plan.run.total_steps  # with which `init` begins
         self._spread = spread = Spread(*shape, plan.num_devices, plan.run.devices_per_agent)
         member = Member(plan, program)
         self._init = jax.jit(spread(member.init), out_shardings=spread.placed)
@@ -62,7 +62,7 @@ class Population:
             out_shardings=(spread.placed, None),
         )
         self._final = jax.jit(spread(member.final, whole=True))
-        self._updates_have_one_length = program.updates_have_one_length
+        self._updates_vary = program.update_steps.vary
         self._programs: dict[Any, Future] = {}
         self._compilers = ThreadPoolExecutor()
 
@@ -90,9 +90,13 @@ class Population:
         """A state's shapes, dtypes and sharding."""
         return self._spread.abstract(jax.eval_shape(self._init, *members))
 
+    def placed(self, members: Members, state: State) -> State:
+        """A state of such agents, moved to the devices of this population."""
+        return jax.tree.map(lambda x, of: jax.device_put(x, of.sharding), state, self.abstract_state(members))
+
     def with_more_steps(self, state: State, more: int) -> State:
         """Adds `more` environment steps to the agents' budgets, which a state holds only if updates vary in length."""
-        if more == 0 or self._updates_have_one_length:
+        if more == 0 or not self._updates_vary:
             return state
         left = state.guard.env_steps_left + more
         return state._replace(guard=state.guard._replace(env_steps_left=left))
@@ -176,7 +180,7 @@ class Member:
         return self._algorithm(hyper).init(self._key(s, training=False))
 
     def advance(self, hyper: Hyper, s: Array, state: State, start: Array, num_updates: int) -> tuple[State, Metrics]:
-        first = start if self._program.updates_have_one_length else state.guard.num_updates
+        first = state.guard.num_updates if self._program.update_steps.vary else start
         return train(self._key(s, training=True), self._algorithm(hyper), state, first, num_updates)
 
     def final(self, hyper: Hyper, s: Array, state: State) -> Evaluation:

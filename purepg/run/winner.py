@@ -13,10 +13,11 @@ import numpy as np
 from purepg.run.console import say
 from purepg.run.folder.config import read_config
 from purepg.run.folder.files import BEST, SEARCH, SUMMARY, WINNER, RecordError, plain, write_json
-from purepg.run.launch import launch, write_picture
+from purepg.run.launch import launch
 from purepg.run.plan import Plan, RunConfig, versions
 from purepg.run.results import Results
 from purepg.run.search import Sweep
+from purepg.run.session import write_picture
 from purepg.run.sweep import Configs
 from purepg.types import UsageError
 
@@ -36,7 +37,8 @@ def with_winner(results: Results, prepared: Callable[[Configs, RunConfig, Sweep]
       the results, with those of the winner.
     """
     plan, run = results.plan, results.plan.run
-    iqm = np.array([entry["iqm"] for entry in results.summary["settings"]])
+    # What was stopped early is not comparable.
+    iqm = np.array([np.nan if "stopped_at" in x else x["iqm"] for x in results.summary["settings"]], float)
     number = num_fresh_seeds(run)
     if number == 0 or len(iqm) == 1 or results.interrupted or not np.isfinite(iqm).any():
         return results
@@ -45,6 +47,9 @@ def with_winner(results: Results, prepared: Callable[[Configs, RunConfig, Sweep]
     fresh = replace(
         run,
         search=None,
+        halve=None,
+        first_rung=None,
+        tpe=None,
         fresh_seeds=None,
         num_seeds=number,
         seed=fresh_seed(run.seed),

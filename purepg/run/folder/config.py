@@ -53,9 +53,11 @@ def refuse_differences(out: Path, stored: Mapping[str, Any], config: Mapping[str
     ]
     if different:
         raise UsageError(f"cannot resume {out} with another configuration: {', '.join(different)}")
-    if config["run"]["total_steps"] < stored["run"]["total_steps"]:
-        steps = stored["run"]["total_steps"]
-        raise UsageError(f"total_steps ({config['run']['total_steps']}) must be at least {steps}, to resume {out}")
+    steps, was = config["run"]["total_steps"], stored["run"]["total_steps"]
+    if steps < was:
+        raise UsageError(f"total_steps ({steps}) must be at least {was}, to resume {out}")
+    if steps > was and (config["run"]["halve"] or config["run"]["tpe"]):
+        raise UsageError(f"total_steps ({steps}) must be {was}, to resume {out}, as its rounds depend on it")
 
 
 def changed_versions(stored: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
@@ -74,6 +76,9 @@ def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
         if field != ANNEAL_UPDATES
     }
     named |= {name: value for name, value in config["run"].items() if name not in FREE}
-    others = ("settings", "layout", "devices", "xla_flags", "start_digest", "spaces")
-    named |= {name: config.get(name) for name in others}
+    named |= {name: config.get(name) for name in ("devices", "xla_flags", "start_digest", "spaces")}
+    # Later rounds follow from the returns of the first.
+    first = [entry for entry in config["layout"] if entry.get("round", 0) == 0]
+    named["layout"] = [(entry["settings"], entry["seeds"]) for entry in first]
+    named["settings"] = config["settings"][: 1 + max(max(entry["settings"]) for entry in first)]
     return named | {"backend": config.get("platform", {}).get("backend")}
