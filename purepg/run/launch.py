@@ -1,5 +1,6 @@
 """Carries out a plan: trains its jobs in order, records them, and returns the results."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -8,9 +9,10 @@ from typing import Any
 
 import jax
 
+from purepg.run import processes
 from purepg.run.console import Progress, say
 from purepg.run.folder.checkpoint import Checkpoints
-from purepg.run.folder.config import changed_versions, refuse_differences
+from purepg.run.folder.config import changed_devices, changed_versions, refuse_differences, shared
 from purepg.run.folder.files import CURVES, HEATMAP, PARALLEL, SEARCH, RecordError, write_whole
 from purepg.run.folder.log import Logged, chunk_metrics, covered
 from purepg.run.folder.record import Record
@@ -28,6 +30,7 @@ from purepg.run.memory import forecast
 from purepg.run.outside_population import OutsidePopulation
 from purepg.run.plan import Plan, describe
 from purepg.run.population import Population
+from purepg.run.processes import agreed, by_first
 from purepg.run.results import Results
 from purepg.run.summary import Part, collapsed, diverged, joined, summarize
 from purepg.run.sweep import Chunk
@@ -45,16 +48,30 @@ def launch(plan: Plan, name: str) -> Results:
     Raises:
       UsageError: the folder cannot be written. RecordError: the disk is full at the start.
     """
+    results = _launched(plan, name)
+    results.lost[:] = agreed(results.lost)
+    return results
+
+
+def _launched(plan: Plan, name: str) -> Results:
     out = plan.run.out
+    processes.refuse_differences(shared(describe(plan, name)))
+    if out:
+        processes.refuse_unshared(out)
     with ctrl_c_finishes_the_block() as interrupt:
         if out is None:
             plan, jobs = fit(plan)
             return _Session(plan, name, interrupt).run(jobs)
         if plan.stored:
             return _resume(plan, out, name, interrupt)
-        with Record.open(out, plan.run.overwrite) as record:
-            plan, jobs = fit(plan, lambda plan: record.write_config(describe(plan, name)))
+        with _of_first(lambda: Record.open(out, plan.run.overwrite)) as record:
+            plan, jobs = fit(plan, lambda plan: by_first(lambda: record and record.write_config(describe(plan, name))))
             return _Session(plan, name, interrupt, record).run(jobs)
+
+
+def _of_first(open_record: Callable[[], Record]) -> contextlib.AbstractContextManager[Record | None]:
+    """The run's record, which the first of its processes alone has."""
+    return by_first(open_record) or contextlib.nullcontext()
 
 
 def fit(plan: Plan, write_config: Callable[[Plan], None] = lambda plan: None) -> tuple[Plan, list[Job]]:
@@ -72,9 +89,10 @@ def fit(plan: Plan, write_config: Callable[[Plan], None] = lambda plan: None) ->
         members, lengths = job.chunk.members, job.chunk.block_lengths(plan.run.log_every)
         job.population.start_compiling(members, *lengths)
         found = forecast(job.population.memory(members, lengths[0]), job.population.num_members)
-        if found.fit < job.population.num_members:
-            say(f"{found.line}: training {found.fit} at a time")
-            return fit(replace(plan, run=replace(plan.run, max_parallel=found.fit)), write_config)
+        fitting = min(processes.gathered(found.fit))
+        if fitting < job.population.num_members:
+            say(f"{found.line}: training {fitting} at a time")
+            return fit(replace(plan, run=replace(plan.run, max_parallel=fitting)), write_config)
         say(found.line)
     return plan, jobs
 
@@ -95,20 +113,20 @@ def _resume(plan: Plan, out: Path, name: str, interrupt: Interrupt) -> Results:
     assert plan.stored
     config = describe(plan, name)
     refuse_differences(out, plan.stored, config)
-    for change in changed_versions(plan.stored, config):
+    for change in changed_versions(plan.stored, config) + changed_devices(plan.stored, config):
         say(f"{change}: the result may differ in its last bits from that of a run that was never stopped")
     if plan.env.outside:
         say(f"{plan.env.name} is not JAX: its environments begin anew, so the result differs from an unstopped run's")
     jobs = _jobs(plan)
     opened = [Checkpoints(out, job.number) for job in jobs]
-    updates = [checkpoints.latest() or 0 for checkpoints in opened]
+    updates = agreed([checkpoints.latest() or 0 for checkpoints in opened])
     logged = covered(out, [job.chunk for job in jobs], updates)
     jobs = [job._replace(saved=_saved(out, job, logged, opened[job.number], updates[job.number])) for job in jobs]
     for job, checkpoints in zip(jobs, opened, strict=True):
         if job.saved:
             checkpoints.restore(job.saved.update, job.population.abstract_state(job.chunk.members))
-    with Record.reopen(out, logged.num_bytes, keep_wandb=plan.run.wandb == "disabled") as record:
-        record.write_config(config)
+    with _of_first(lambda: Record.reopen(out, logged.num_bytes, keep_wandb=plan.run.wandb == "disabled")) as record:
+        by_first(lambda: record and record.write_config(config))
         return _Session(plan, name, interrupt, record).run(jobs, logged)
 
 
@@ -177,6 +195,7 @@ class _Session:
         """Trains the jobs in order. Ctrl-C or a full disk ends it early, but at least one job gets an outcome."""
         parts: list[Part] = []
         for job in jobs:
+            self._interrupt.agree()
             ending = self._interrupt.requested and bool(parts)
             outcome = self._known_outcome(job, ending)
             if outcome is None and not ending:
@@ -187,23 +206,25 @@ class _Session:
                 outcome = outcome._replace(state=jax.device_get(outcome.state))
             parts.append(Part(job.chunk, outcome))
             self._say_what_went_wrong(parts[-1])
+        self._interrupt.agree()
         return parts
 
     def _known_outcome(self, job: Job, ending: bool) -> Outcome | None:
         """The stored outcome of a job that had finished before the resume or, if `ending`, had been evaluated."""
-        saved, record = job.saved, self._record
-        evaluation = Checkpoints(record.folder, job.number).evaluation(saved.update) if saved and record else None
-        if not saved or not evaluation or not (ending or saved.total_steps == self._plan.run.total_steps):
+        saved, out = job.saved, self._plan.run.out
+        evaluation = Checkpoints(out, job.number).evaluation(saved.update) if saved and out else None
+        known = agreed(evaluation is not None)
+        if not saved or not evaluation or not known or not (ending or saved.total_steps == self._plan.run.total_steps):
             return None
         return Outcome(saved.metrics, **evaluation, compile_seconds=0.0, run_seconds=saved.run_seconds)
 
     def _outcome(self, job: Job, first: bool) -> Outcome | None:
         """Trains a job. If its folder cannot be written, returns None, or raises if the job is the first."""
-        env, run, record = self._plan.env, self._plan.run, self._record
-        if not record:
+        env, run = self._plan.env, self._plan.run
+        if not run.out:
             return run_job(job, env, run.log_every, self._log, self._interrupt)
         try:
-            checkpoints = Checkpoints(record.folder, job.number, run.keep)
+            checkpoints = Checkpoints(run.out, job.number, run.keep)
         except RecordError as error:
             if first:
                 raise
@@ -218,7 +239,9 @@ class _Session:
         return outcome
 
     def _failed(self, error: RecordError) -> None:
-        self._interrupt.requested = True
+        if processes.number() > 1:  # the others wait for this process to save
+            raise error
+        self._interrupt.press()
         if str(error) not in self._lost:
             self._lost.append(str(error))
             say(f"{error}; ending the run with what it has")

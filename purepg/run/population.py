@@ -59,9 +59,9 @@ class Population:
             )(hyper, s, state),
             static_argnames="num_updates",
             donate_argnames="state",
-            out_shardings=(spread.placed, None),
+            out_shardings=(spread.placed, spread.read),
         )
-        self._final = jax.jit(spread(member.final, whole=True))
+        self._final = jax.jit(spread(member.final, whole=True), out_shardings=spread.read)
         self._updates_have_one_length = program.updates_have_one_length
         self._programs: dict[Any, Future] = {}
         self._compilers = ThreadPoolExecutor()
