@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn, get_args, get_origin
 
 from purepg.config import alternatives, check_choice, hints
 from purepg.networks.presets import Preset, has_presets, with_preset
-from purepg.run import processes
+from purepg.run import console, processes
 from purepg.run.arguments import read_arguments
 from purepg.run.environment import EnvSource
 from purepg.run.experiment import train_population
@@ -111,7 +111,8 @@ def resume_command(arguments: Sequence[str], out: Path) -> str:
 def leave(script: str, error: object, code: int) -> NoReturn:
     """Prints the reason on one line of stderr and exits."""
     processes.leave(error, script, code)
-    print(f"{script}: error: {error}", file=sys.stderr)
+    if not console.quiet:
+        print(f"{script}: error: {error}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -84,8 +84,8 @@ def shared_devices(available: int, num_seeds: int, num_settings: int, per_agent:
     if found := most_devices(available, num_seeds, num_settings, unit):
         return found
     raise UsageError(
-        f"{num_settings} settings of {num_seeds} seeds at once cannot be shared by {several} processes: the one or the "
-        f"other must be divisible by {unit}, and the devices too"
+        f"{several} processes cannot take equal parts of {num_settings} settings of {num_seeds} seeds: the number of "
+        f"settings or of seeds at once, and of devices, must be divisible by {unit}"
     )
 
 

@@ -224,7 +224,9 @@ def prepare(
 
 def _prepare_devices(run: RunConfig, env: EnvSource | None, num_settings: int) -> int:
     """`prepare_devices`, from what is known of an environment before a function makes it, which may start JAX."""
-    devices, per_agent = (1, 1) if known_outside(run.env, env) else (run.devices, run.devices_per_agent)
+    devices, per_agent = run.devices, run.devices_per_agent
+    if known_outside(run.env, env) and processes.number() == 1:
+        devices, per_agent = 1, 1
     wide = suite_of(run.env) is not None if env is None else isinstance(env, Env) and env.costly_reset
     return prepare_devices(devices, run.num_seeds, num_settings, wide, per_agent)
 

@@ -77,6 +77,7 @@ def start(run: Any) -> None:
         call_roll(address, number, me, run.connect_timeout)
         wait = max(1, int(run.connect_timeout))
         times: Any = {"initialization_timeout": wait, "shutdown_timeout_seconds": 2 * HEARTBEAT_SECONDS}
+        jax.config.update("jax_enable_preemption_service", False)  # it would keep SIGTERM from ending the process
         jax.distributed.initialize(address, number, me, heartbeat_timeout_seconds=HEARTBEAT_SECONDS, **times)
     _place = _Place(distributed.global_state.client, number, me, itertools.count())
     console.quiet = me > 0
@@ -105,8 +106,8 @@ def _described(run: Any) -> tuple[str, int, int]:
     missing = [name for name, x in zip(VARIABLES, (address, number, me), strict=True) if x is None]
     if address is None or number is None or me is None:
         raise UsageError(
-            f"distributed needs {', '.join(missing)}, which is on SLURM, Open MPI and Kubernetes alone known: set the "
-            f"fields, or {', '.join(VARIABLES[name] for name in missing)}"
+            f"distributed needs {', '.join(missing)} (JAX finds them on SLURM, Open MPI and Kubernetes): set them, or "
+            f"{', '.join(VARIABLES[name] for name in missing)}"
         )
     split_address(address)
     if me >= number:
@@ -215,11 +216,12 @@ def leave(error: object, script: str, code: int) -> None:
     process alone ends the others as well."""
     if _place is None:
         return
+    if _is_of_a_death(error):
+        _exit("", 1)
     try:
         _exchange("purepg-error", "purepg-error", str(error), WITHIN_SECONDS)
     except Exception:
-        say = f"{script}: process {_place.me}: error: {error}"
-        _exit(say, code)
+        _exit(f"{script}: process {_place.me}: error: {error}", code)
     if is_first():
         print(f"{script}: error: {error}", file=sys.stderr)
     sys.exit(code)
@@ -230,9 +232,12 @@ def crash(error: BaseException, script: str) -> None:
     as JAX does. An error that only says that another process has died is not printed."""
     if _place is None:
         return
-    if any(word in str(error) for word in LOST):
-        _exit("", 1)
-    _exit(f"{script}: process {_place.me}: " + "".join(traceback.format_exception(error)), 1)
+    said = f"{script}: process {_place.me}: {''.join(traceback.format_exception(error))}"
+    _exit("" if _is_of_a_death(error) else said, 1)
+
+
+def _is_of_a_death(error: object) -> bool:
+    return any(word in str(error) for word in LOST)
 
 
 def _exit(line: str, code: int) -> None:

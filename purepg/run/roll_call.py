@@ -11,10 +11,11 @@ import socket
 import sys
 import time
 
+from purepg.run import console
 from purepg.run.console import reason
 from purepg.types import UsageError
 
-WELL = "purepg: all have come"
+WELL, WRONG = "purepg: all have come", "purepg: wrong: "
 PATIENCE_SECONDS = 3.0  # after which a process says that it waits
 
 
@@ -60,6 +61,7 @@ def _listen(address: str, port: int, number: int, deadline: float, seconds: floa
             "program uses the port"
         ) from error
     present: dict[int, socket.socket] = {}
+    heard: list[socket.socket] = []
     wrong, waits = None, _Waiting()
     with server, contextlib.ExitStack() as connections:
         while wrong is None and len(present) < number - 1:
@@ -78,11 +80,10 @@ def _listen(address: str, port: int, number: int, deadline: float, seconds: floa
                 elif said["id"] in present and not _has_left(present[said["id"]]):
                     wrong = f"two processes have process_id ({said['id']}); each needs its own, from 0 to {number - 1}"
                 present[said["id"]] = connection
-        for connection in present.values():
+                heard.append(connection)
+        for connection in heard:
             with contextlib.suppress(OSError):
-                connection.sendall(f"{wrong or WELL}\n".encode())
-        if wrong and len(present) > 0:
-            time.sleep(0.1)
+                connection.sendall(f"{WRONG + wrong if wrong else WELL}\n".encode())
     if wrong:
         raise UsageError(wrong)
 
@@ -110,7 +111,10 @@ def _report(address: str, to: tuple[str, int], number: int, me: int, deadline: f
         except OSError as error:
             raise UsageError(f"process 0 at {address} said nothing: {reason(error)}") from error
     if found != WELL:
-        raise UsageError(found if found and found.isprintable() else f"what answers at {address} is not process 0")
+        if found.startswith(WRONG):
+            console.quiet = True  # process 0 says it
+            raise UsageError(found.removeprefix(WRONG))
+        raise UsageError(f"what answers at {address} is not process 0 of a run")
 
 
 class _Waiting:

@@ -95,7 +95,10 @@ def check_winner(plan: Plan) -> None:
     """Raises UsageError where the processes of a run could share its settings, but not the fresh seeds of the best."""
     if len(plan.settings) > 1 and (fresh := num_fresh_seeds(plan.run)):
         per_agent = plan.run.devices_per_agent
-        shared_devices(plan.num_devices // per_agent, fresh, 1, per_agent)
+        try:
+            shared_devices(plan.num_devices // per_agent, fresh, 1, per_agent)
+        except UsageError as error:
+            raise UsageError(f"fresh_seeds ({fresh}): {error}") from error
 
 
 def num_fresh_seeds(run: RunConfig) -> int:
