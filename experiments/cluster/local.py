@@ -2,37 +2,48 @@
 
     python experiments/cluster/local.py 2 experiments/ppo.py --num-seeds 4
 
-Every process gets --distributed, and finds the others by the variables that purepg.run.processes reads. The exit code
-is the first process's that failed.
+The exit code is that of the first process that failed.
 """
 
 import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 
-def main(number: int, command: list[str]) -> int:
-    """Starts `number` processes of a Python command, waits for all, and returns the exit code."""
+def start(number: int, command: Sequence[str], **options: Any) -> list[subprocess.Popen]:
+    """Starts the processes of a Python command, which gets --distributed.
+
+    Args:
+      options: of `subprocess.Popen`.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    started = []
-    for i in range(number):
-        place = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(number), "JAX_PROCESS_ID": str(i)}
-        started.append(subprocess.Popen([sys.executable, *command, "--distributed"], env=os.environ | place))
-    codes = []
-    for process in started:
-        while process.poll() is None:
-            try:
-                process.wait()
-            except KeyboardInterrupt:  # which reached the processes as well; they finish their block
-                continue
-        codes.append(process.returncode)
-    return next((code for code in codes if code), 0)
+        port = free.getsockname()[1]
+    environment = dict(options.pop("env", os.environ), JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}")
+    return [
+        subprocess.Popen(
+            [sys.executable, *command, "--distributed"],
+            env=environment | {"JAX_NUM_PROCESSES": str(number), "JAX_PROCESS_ID": str(i)},
+            **options,
+        )
+        for i in range(number)
+    ]
+
+
+def wait(process: subprocess.Popen) -> int:
+    """The process's exit code. Ctrl-C reaches the process too, which then finishes its block."""
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            continue
 
 
 if __name__ == "__main__":
     if len(sys.argv) < 3 or not sys.argv[1].isdecimal():
         sys.exit(__doc__)
-    sys.exit(main(int(sys.argv[1]), sys.argv[2:]))
+    codes = [wait(process) for process in start(int(sys.argv[1]), sys.argv[2:])]
+    sys.exit(next((code for code in codes if code), 0))
