@@ -1,7 +1,6 @@
 """The host's loop over blocks of updates. Block i is logged while block i + 1 runs; compiled code never calls back."""
 
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,11 +8,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
+from purepg.run.console import say
 from purepg.run.folder.checkpoint import Checkpoints
 from purepg.run.folder.files import RecordError
 from purepg.run.population import Evaluation, Population
+from purepg.run.processes import gathered, is_first, number
 from purepg.run.sweep import Chunk
 from purepg.train import averaged
 from purepg.types import Env, State, UsageError
@@ -22,10 +22,27 @@ HostMetrics = dict[str, np.ndarray]  # each [H, S, U]
 LogBlock = Callable[[Chunk, int, HostMetrics], None]  # (chunk, number of the block's first update, its metrics)
 
 
+FINISHING = "interrupted: finishing the current block, then writing the results so far"
+
+
 class Interrupt:
-    """Whether Ctrl-C was pressed. The first press sets `requested`; a second one ends the process at once."""
+    """Whether Ctrl-C was pressed, in any process of the run. The first press sets `requested`, where there are several
+    processes once they have `agree`d; a second one ends the process at once."""
 
     requested = False
+    _pressed = False
+
+    def press(self) -> None:
+        self._pressed = True
+        self.requested |= number() == 1
+
+    def agree(self, due: bool = False) -> bool:
+        """Makes `requested` the same in all processes. Returns the first one's `due`."""
+        found = gathered([due, self._pressed])
+        if any(pressed for _, pressed in found) and not self.requested and number() > 1:
+            self.requested = True
+            say(FINISHING)
+        return found[0][0]
 
 
 @contextmanager
@@ -35,9 +52,10 @@ def ctrl_c_finishes_the_block() -> Iterator[Interrupt]:
 
     def handle(signum, frame):
         del signum, frame
-        interrupt.requested = True
+        interrupt.press()
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        tqdm.write("interrupted: finishing the current block, then writing the results so far", file=sys.stderr)
+        if interrupt.requested:
+            say(FINISHING)
 
     try:
         before = signal.signal(signal.SIGINT, handle)
@@ -135,7 +153,7 @@ class _Training:
         if saving:
             try:
                 saving.checkpoints.wait()
-                if update >= job.chunk.program.num_updates or not self._moved:
+                if is_first() and (update >= job.chunk.program.num_updates or not self._moved):
                     saving.checkpoints.write_evaluation(update, found)
             except RecordError as error:
                 saving.failed(error)
@@ -177,7 +195,8 @@ class _Training:
                 update += device_metrics["env_steps"].shape[-1]
             if job.population.failure:
                 self._fail(job.population.failure, running, update, state)
-            if saving and time.perf_counter() - last_saved >= saving.every:
+            due = self._interrupt.agree(bool(saving) and time.perf_counter() - last_saved >= saving.every)
+            if saving and due:
                 # A checkpoint must not be ahead of the log, so its own block is logged first.
                 if running is not None:
                     self._fetch(*running)

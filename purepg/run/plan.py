@@ -11,13 +11,14 @@ from typing import Annotated, Any, Literal
 
 import jax
 
-from purepg.config import Count, CountOrZero, NonNegative, Range, Seed, check
+from purepg.config import Count, CountOrZero, NonNegative, Positive, Range, Seed, check
 from purepg.envs.contract import space_name
 from purepg.envs.suites import suite_of
 from purepg.language.model import LanguageModelConfig, with_sizes
+from purepg.run import processes
 from purepg.run.code import address_of
 from purepg.run.console import say
-from purepg.run.devices import prepare_devices, use_compile_cache
+from purepg.run.devices import prepare_devices, shared_devices, use_compile_cache
 from purepg.run.environment import EnvSource, find_environment
 from purepg.run.folder.config import read_config
 from purepg.run.folder.files import plain
@@ -80,6 +81,13 @@ class RunConfig:
       wandb_per: log one W&B run for each seed, or one for each setting, with mean and interval.
       wandb_project: name of the W&B project.
       wandb_group: name of the W&B group. None: the folder's name.
+      distributed: this is one of several processes, perhaps on several hosts, which share the agents
+        (experiments/clusters.md). All are started with the same arguments. On SLURM, Open MPI and Kubernetes, JAX finds
+        the values of the next three fields.
+      coordinator: HOST:PORT of process 0. None: JAX_COORDINATOR_ADDRESS.
+      num_processes: number of processes. None: JAX_NUM_PROCESSES.
+      process_id: this process's number, from 0. None: JAX_PROCESS_ID.
+      connect_timeout: seconds for which a process waits for the others.
       env_params: parameters of the environment, each as KEY=VALUE, such as gravity=9.0, or of a wrapper
         around any: action_repeat, max_episode_steps, observed=0,2 and previous=true (`envs.make`).
     """
@@ -110,6 +118,11 @@ class RunConfig:
     wandb_per: Literal["seed", "setting"] = "seed"
     wandb_project: str = "purepg"
     wandb_group: str | None = None
+    distributed: bool = False
+    coordinator: str | None = None
+    num_processes: Count | None = None
+    process_id: CountOrZero | None = None
+    connect_timeout: Positive = 60.0
     env_params: tuple[str, ...] = ()
 
 
@@ -168,12 +181,15 @@ def prepare(
     if isinstance(env, str):
         run, env = replace(run, env=env), None
     run = check(replace(run, out=Path(run.out)) if isinstance(run.out, str) else run)
+    processes.start(run)
     name = next(name for name in configs if name != "network")
     for made_by, config in ((algorithm, configs[name]), (network, configs["network"])):
         _check_kind(made_by, config)
     configs = {name: _with_absolute_start(check(config)) for name, config in configs.items()}
     if run.resume and (run.out is None or run.overwrite):
         raise UsageError("--resume needs --out, the folder of the run to resume, and no --overwrite")
+    if run.distributed and run.out is None:
+        raise UsageError("distributed needs out, a folder that all processes share")
     if run.wandb == "online" and run.out is None:
         raise UsageError("wandb (online) needs out, a folder for the files that W&B keeps until they are uploaded")
     stored = _with_later_fields(read_config(run.out), {**configs, "run": run}) if run.resume and run.out else None
@@ -209,7 +225,10 @@ def prepare(
     refuse_without_explorer(world, make(planned[0].configs), name)
     least = max(program.update_steps.most for program in planned)
     steps = rungs(run.total_steps, run.halve, run.first_rung, len(settings), least) if run.halve else []
-    return Plan(run, world, make, sweep, settings, planned, num_devices, eval_max_steps, code, stored, digest, steps)
+    plan = Plan(run, world, make, sweep, settings, planned, num_devices, eval_max_steps, code, stored, digest, steps)
+    for num_settings, num_seeds in {chunk.shape for chunk in plan.chunks(range(len(settings)), run.total_steps)}:
+        shared_devices(num_devices // run.devices_per_agent, num_seeds, num_settings, run.devices_per_agent)
+    return plan
 
 
 def with_settings(plan: Plan, settings: Sequence[Setting]) -> Plan:
@@ -238,7 +257,9 @@ def _check_rounds(run: RunConfig) -> None:
 
 def _prepare_devices(run: RunConfig, env: EnvSource | None, num_settings: int) -> int:
     """`prepare_devices`, from what is known of an environment before a function makes it, which may start JAX."""
-    devices, per_agent = (1, 1) if known_outside(run.env, env) else (run.devices, run.devices_per_agent)
+    devices, per_agent = run.devices, run.devices_per_agent
+    if known_outside(run.env, env) and processes.number() == 1:
+        devices, per_agent = 1, 1
     wide = suite_of(run.env) is not None if env is None else isinstance(env, Env) and env.costly_reset
     return prepare_devices(devices, run.num_seeds, num_settings, wide, per_agent)
 

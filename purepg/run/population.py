@@ -13,6 +13,7 @@ import numpy as np
 from purepg.run.devices import Spread
 from purepg.run.memory import Memory
 from purepg.run.plan import Plan
+from purepg.run.processes import gathered
 from purepg.run.sweep import Hyper, Program
 from purepg.runtime import compile_options
 from purepg.train import evaluate, guard, train
@@ -59,11 +60,12 @@ class Population:
             )(hyper, s, state),
             static_argnames="num_updates",
             donate_argnames="state",
-            out_shardings=(spread.placed, None),
+            out_shardings=(spread.placed, spread.read),
         )
-        self._final = jax.jit(spread(member.final, whole=True))
+        self._final = jax.jit(spread(member.final, whole=True), out_shardings=spread.read)
         self._updates_vary = program.update_steps.vary
         self._programs: dict[Any, Future] = {}
+        self._ready: set[Any] = set()  # those that all processes of the run have compiled
         self._compilers = ThreadPoolExecutor()
 
     def start_compiling(self, members: Members, *block_lengths: int) -> None:
@@ -159,6 +161,9 @@ class Population:
         """Waits for a submitted program; the wait counts as compile time."""
         begun = time.perf_counter()
         compiled = self._programs[program].result()
+        if program not in self._ready:  # JAX's processes wait half a minute for each other's first exchange, no longer
+            self._ready.add(program)
+            gathered(None)
         self.compile_seconds += time.perf_counter() - begun
         return compiled
 

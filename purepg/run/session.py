@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from purepg.run import processes
 from purepg.run.console import Progress, say
 from purepg.run.folder.checkpoint import Checkpoints
 from purepg.run.folder.files import CURVES, HEATMAP, PARALLEL, SEARCH, RecordError, write_whole
@@ -16,6 +17,7 @@ from purepg.run.loop import HostMetrics, Interrupt, Job, Outcome, Saved, Saving,
 from purepg.run.outside_population import OutsidePopulation
 from purepg.run.plan import Plan, describe
 from purepg.run.population import Population
+from purepg.run.processes import agreed, by_first
 from purepg.run.results import Results
 from purepg.run.rounds import Round, after, all_steps, carried, iqms, rounds
 from purepg.run.summary import Found, Part, collapsed, diverged, joined, summarize
@@ -124,6 +126,7 @@ class Session:
                 if part := self._part(job, before if todo.goes_on else (), first=not parts, alone=len(jobs) == 1):
                     trained.append((job, part))
                     parts.append(part)
+            self._interrupt.agree()
             iqm = iqms([(part.chunk, part.outcome.sampled) for _, part in trained], todo.settings)
             found.append(Found(todo.total_steps, list(todo.settings), iqm))
             ended = self._interrupt.requested or len(trained) < len(jobs)
@@ -133,14 +136,19 @@ class Session:
     def _begin(self, todo: Round, layout: Sequence[Sequence[Chunk]]) -> None:
         """Records what a later round is about to train."""
         self._plan = todo.plan
-        if self._record:
-            started = self._record.config["started"]
-            self._record.write_config(describe(todo.plan, self._name, layout) | {"started": started})
+
+        def write_config() -> None:
+            if record := self._record:
+                started = record.config["started"]
+                record.write_config(describe(todo.plan, self._name, layout) | {"started": started})
+
+        by_first(write_config)
         if self._wandb:
             self._wandb.hyperparameters = [setting.hyperparameters for setting in todo.plan.settings]
 
     def _part(self, job: Job, before: Sequence[tuple[Job, Part]], first: bool, alone: bool) -> Part | None:
         """Trains a job, unless it has an outcome already; None if the run ends without one."""
+        self._interrupt.agree()
         ending = self._interrupt.requested and not first
         job = self._going_on(job, before) if before and not ending else job
         outcome = self._known_outcome(job, ending)
@@ -165,25 +173,26 @@ class Session:
         """The final state of a part."""
         if part.outcome.state is not None:
             return part.outcome.state
-        assert self._record  # otherwise no checkpoint would hold it
-        checkpoints = Checkpoints(self._record.folder, job.number)
-        return checkpoints.restore(checkpoints.latest() or 0, job.population.abstract_state(job.chunk.members))
+        assert self._plan.run.out  # otherwise no checkpoint would hold it
+        checkpoints = Checkpoints(self._plan.run.out, job.number)
+        return checkpoints.restore(agreed(checkpoints.latest() or 0), job.population.abstract_state(job.chunk.members))
 
     def _known_outcome(self, job: Job, ending: bool) -> Outcome | None:
         """The stored outcome of a job that had finished before the resume or, if `ending`, had been evaluated."""
-        saved, record = job.saved, self._record
-        evaluation = Checkpoints(record.folder, job.number).evaluation(saved.update) if saved and record else None
-        if not saved or not evaluation or not (ending or saved.total_steps == job.total_steps):
+        saved, out = job.saved, self._plan.run.out
+        evaluation = Checkpoints(out, job.number).evaluation(saved.update) if saved and out else None
+        known = agreed(evaluation is not None)
+        if not saved or not evaluation or not known or not (ending or saved.total_steps == job.total_steps):
             return None
         return Outcome(saved.metrics, **evaluation, compile_seconds=0.0, run_seconds=saved.run_seconds)
 
     def _outcome(self, job: Job, first: bool) -> Outcome | None:
         """Trains a job. If its folder cannot be written, returns None, or raises if the job is the first."""
-        env, run, record = self._plan.env, self._plan.run, self._record
-        if not record:
+        env, run = self._plan.env, self._plan.run
+        if not run.out:
             return run_job(job, env, run.log_every, self._log, self._interrupt)
         try:
-            checkpoints = Checkpoints(record.folder, job.number, run.keep)
+            checkpoints = Checkpoints(run.out, job.number, run.keep)
         except RecordError as error:
             if first:
                 raise
@@ -198,7 +207,9 @@ class Session:
         return outcome
 
     def _failed(self, error: RecordError) -> None:
-        self._interrupt.requested = True
+        if processes.number() > 1:  # the others wait for this process to save
+            raise error
+        self._interrupt.press()
         if str(error) not in self._lost:
             self._lost.append(str(error))
             say(f"{error}; ending the run with what it has")

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from purepg.run import processes
 from purepg.run.console import say
+from purepg.run.devices import shared_devices
 from purepg.run.folder.config import read_config
 from purepg.run.folder.files import BEST, SEARCH, SUMMARY, WINNER, RecordError, plain, write_json
 from purepg.run.launch import launch
@@ -58,7 +60,7 @@ def with_winner(results: Results, prepared: Callable[[Configs, RunConfig, Sweep]
     )
     repeated = replace(fresh, out=None, overwrite=False, resume=False)
     if run.out:
-        resume = run.resume and _holds(run, setting.hyperparameters)
+        resume = processes.agreed(run.resume and _holds(run, setting.hyperparameters))
         group = run.wandb_group or run.out.name
         fresh = replace(fresh, out=run.out / WINNER, resume=resume, overwrite=not resume, wandb_group=group)
     say(f"the best of {len(iqm)} settings, {setting.label}, is trained again on {number} fresh seeds")
@@ -66,6 +68,8 @@ def with_winner(results: Results, prepared: Callable[[Configs, RunConfig, Sweep]
         sweep = {name: [value] for name, value in setting.hyperparameters.items()}
         found = launch(prepared(setting.configs, fresh, sweep), f"{results.name}, winner")
     except (RecordError, UsageError) as error:  # the results of the search stay
+        if processes.number() > 1 and isinstance(error, RecordError):  # perhaps of this process alone
+            raise
         results.lost.append(str(error))
         return results
     of_winner, of_best = found.summary["settings"][0], results.summary["settings"][best]
@@ -73,7 +77,7 @@ def with_winner(results: Results, prepared: Callable[[Configs, RunConfig, Sweep]
     entry["in_search"] = {name: of_best[name] for name in ("iqm", "interval", "mean", "finals")}
     summary = results.summary | {"winner": entry, "interrupted": found.interrupted}
     results = replace(results, summary=summary, winner=found, lost=results.lost + found.lost)
-    if run.out:
+    if run.out and processes.is_first():
         best_arguments = {
             "script": results.name,
             "run": asdict(repeated),
@@ -88,7 +92,18 @@ def with_winner(results: Results, prepared: Callable[[Configs, RunConfig, Sweep]
                 write_picture(run.out / SEARCH, results.plot_search)  # which shows the winner too
         except RecordError as error:
             results.lost.append(str(error))
+    results.lost[:] = processes.agreed(results.lost)
     return results
+
+
+def check_winner(plan: Plan) -> None:
+    """Raises UsageError where the processes of a run could share its settings, but not the fresh seeds of the best."""
+    if len(plan.settings) > 1 and (fresh := num_fresh_seeds(plan.run)):
+        per_agent = plan.run.devices_per_agent
+        try:
+            shared_devices(plan.num_devices // per_agent, fresh, 1, per_agent)
+        except UsageError as error:
+            raise UsageError(f"fresh_seeds ({fresh}): {error}") from error
 
 
 def num_fresh_seeds(run: RunConfig) -> int:
