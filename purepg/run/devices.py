@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from purepg.loops import lanes
+from purepg.pbt import POPULATION
 from purepg.runtime import backend_is_running, split_cpu
 from purepg.spread import AXIS
 from purepg.types import State, UsageError
@@ -107,7 +108,7 @@ class Spread:
             def with_hyper(hyper, *rest):
                 return vmap_unless_one(lambda s, *rest: member(hyper, s, *rest))(s, *rest)
 
-            return vmap_unless_one(with_hyper)(hyper, *rest)
+            return vmap_unless_one(with_hyper, POPULATION)(hyper, *rest)
 
         if self._mesh is None:
             return population
@@ -136,14 +137,14 @@ class Spread:
         return State(*map(annotated, self._state, state))
 
 
-def vmap_unless_one(f: Callable) -> Callable:
-    """`jax.vmap(f)`, except that a batch of one is computed without its batch axis: unbatched products are faster."""
+def vmap_unless_one(f: Callable, axis_name: str | None = None) -> Callable:
+    """`jax.vmap(f)`, with a name for the axis, except that a batch of one is computed without its batch axis: unbatched products are faster."""
 
     def mapped(*args):
         num = jax.tree.leaves(args)[0].shape[0]
         if num > 1:
             with lanes(num):
-                return jax.vmap(f)(*args)
+                return jax.vmap(f, axis_name=axis_name)(*args)
         return jax.tree.map(lambda x: jnp.expand_dims(x, 0), f(*jax.tree.map(lambda x: x[0], args)))
 
     return mapped

@@ -36,6 +36,7 @@ from purepg.run.sweep import (
     schedule_of,
     with_schedule,
 )
+from purepg.run.tuning import Tuning, tuning_of
 from purepg.run.values import sweep_texts
 from purepg.spread import check_divided, spread_over
 from purepg.types import Algorithm, Env, UsageError, space_leaves
@@ -56,6 +57,8 @@ class RunConfig:
       eval_seed: seed of the final evaluation, the same for every agent.
       eval_max_steps: truncate evaluation episodes after this many steps. None: at the environment's time limit.
       search: number of settings drawn from the ranges and lists of the sweep, by Sobol points. None: the grid of lists.
+      pbt: population-based training of the search's settings (`purepg.pbt`): the environment steps between two rounds,
+        in which the worst copy the best and change hyperparameters, rounded down to whole updates. None: off.
       fresh_seeds: number of seeds, unseen in the run, on which the best setting is trained and evaluated again. None:
         after a search, as many as num_seeds, or the first multiple of it from 10 on; after a grid, none.
       max_parallel: number of agents trained at once. None: all of them, or as many as fit into memory.
@@ -87,6 +90,7 @@ class RunConfig:
     eval_seed: Seed = 0
     eval_max_steps: Count | None = None
     search: Count | None = None
+    pbt: Count | None = None
     fresh_seeds: CountOrZero | None = None
     max_parallel: Count | None = None
     devices: Count | None = None
@@ -123,12 +127,14 @@ class Plan:
     code: dict[str, str | None]  # addresses (`purepg.run.code`) from which the algorithm and its parts are rebuilt
     stored: dict[str, Any] | None  # config.json of the run to resume
     start_digest: str | None  # digest of a language model's initial parameters
+    tuning: Tuning | None = None  # of population-based training
 
     @property
     def chunks(self) -> list[Chunk]:
         """The run's chunks, in the order in which they are trained."""
         run = self.run
-        return [chunk for program in self.programs for chunk in chunks(program, run.num_seeds, run.max_parallel)]
+        sizes = run.num_seeds, run.max_parallel, self.tuning is not None
+        return [chunk for program in self.programs for chunk in chunks(program, *sizes)]
 
     def program_of(self, h: int) -> Program:
         """The program that trains the setting at position `h` of the sweep."""
@@ -200,14 +206,17 @@ def prepare(
             check_divided(setting.configs[name], name)
         planned = programs(settings, make, run.total_steps)
     refuse_without_explorer(world, make(planned[0].configs), name)
-    return Plan(run, world, make, sweep, settings, planned, num_devices, eval_max_steps, code, stored, digest)
+    tuning = tuning_of(run.pbt, run.search, sweep, planned, make, world) if run.pbt else None
+    plan = Plan(run, world, make, sweep, settings, planned, num_devices, eval_max_steps, code, stored, digest, tuning)
+    assert plan.chunks  # or else it raises UsageError
+    return plan
 
 
 def _prepare_devices(run: RunConfig, env: EnvSource | None, num_settings: int) -> int:
     """`prepare_devices`, from what is known of an environment before a function makes it, which may start JAX."""
     devices, per_agent = (1, 1) if known_outside(run.env, env) else (run.devices, run.devices_per_agent)
     wide = suite_of(run.env) is not None if env is None else isinstance(env, Env) and env.costly_reset
-    return prepare_devices(devices, run.num_seeds, num_settings, wide, per_agent)
+    return prepare_devices(devices, run.num_seeds, 1 if run.pbt else num_settings, wide, per_agent)
 
 
 def _settings(configs: Configs, sweep: Sweep, run: RunConfig, stored: Mapping[str, Any] | None) -> list[Setting]:
