@@ -138,7 +138,7 @@ class Spread:
 
 
 def vmap_unless_one(f: Callable, axis_name: str | None = None) -> Callable:
-    """`jax.vmap(f)`, with a name for the axis, except that a batch of one is computed without its batch axis: unbatched products are faster."""
+    """`jax.vmap`, except that a batch of one is computed without its batch axis: unbatched products are faster."""
 
     def mapped(*args):
         num = jax.tree.leaves(args)[0].shape[0]

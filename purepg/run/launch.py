@@ -11,9 +11,10 @@ import jax
 from purepg.run.console import Progress, say
 from purepg.run.folder.checkpoint import Checkpoints
 from purepg.run.folder.config import changed_versions, refuse_differences
-from purepg.run.folder.files import CURVES, HEATMAP, PARALLEL, SEARCH, RecordError, write_whole
+from purepg.run.folder.files import CURVES, HEATMAP, LINEAGE, PARALLEL, SEARCH, RecordError, write_whole
 from purepg.run.folder.log import Logged, chunk_metrics, covered
 from purepg.run.folder.record import Record
+from purepg.run.lineage import best_members, of_repetitions
 from purepg.run.loop import (
     HostMetrics,
     Interrupt,
@@ -34,7 +35,7 @@ from purepg.run.sweep import Chunk
 from purepg.run.watch.heatmap import heatmap_figure
 from purepg.run.watch.sink import WandbSink
 
-PICTURES = CURVES, HEATMAP, SEARCH, PARALLEL
+PICTURES = CURVES, HEATMAP, SEARCH, PARALLEL, LINEAGE
 
 
 def launch(plan: Plan, name: str) -> Results:
@@ -146,6 +147,9 @@ class _Session:
             parts = self._train(jobs)
             metrics, num_updates = joined(parts, len(plan.settings), run.num_seeds)
             summary = summarize(plan.settings, parts, metrics, num_updates, self._interrupt.requested)
+            if plan.tuning:
+                best = best_members(metrics, plan.tuning.every)
+                summary["pbt"] = of_repetitions(summary["settings"], best, metrics)
             results = Results(plan, self._name, metrics, num_updates, summary, parts, self._lost)
             if record:
                 self._write(record, results)
@@ -252,8 +256,11 @@ class _Session:
 
 
 def pictures(results: Results) -> dict[str, Callable[[], Any]]:
-    """What draws each file: the learning curves, and a search's fields, or a heat map of another sweep over two fields."""
+    """What draws each file: the learning curves, and a search's fields or its lineage, or a heat map of another sweep
+    over two fields."""
     settings = results.summary["settings"]
+    if results.plan.tuning:
+        return {CURVES: results.plot, LINEAGE: results.plot_lineage}
     if results.plan.run.search:
         return {CURVES: results.plot, SEARCH: results.plot_search, PARALLEL: results.plot_parallel}
     if len(settings[0]["hyperparameters"]) == 2:

@@ -140,9 +140,10 @@ class Plan:
         """The program that trains the setting at position `h` of the sweep."""
         return next(program for program in self.programs if h in program.settings)
 
-    def algorithm_of(self, h: int) -> Algorithm:
-        """The algorithm of the setting at position `h`; its schedules span the whole run."""
-        return self.make(with_schedule(self.settings[h].configs, self.program_of(h).num_updates))
+    def algorithm_of(self, h: int, setting: Setting | None = None) -> Algorithm:
+        """The algorithm of the setting at position `h`, or of another of its program; its schedules span the whole
+        run."""
+        return self.make(with_schedule((setting or self.settings[h]).configs, self.program_of(h).num_updates))
 
 
 def prepare(

@@ -107,7 +107,7 @@ def seed_statistics(finals: np.ndarray) -> dict[str, Any]:
     }
 
 
-def last_episodes_return(metrics: HostMetrics, num_episodes: int = LAST_EPISODES) -> np.ndarray:
+def last_episodes_return(metrics: HostMetrics, num_episodes: float = LAST_EPISODES) -> np.ndarray:
     """Mean return of each member's last training episodes, `[H, S]`; NaN if none ended or the algorithm has none.
 
     Counts whole updates, from the last one backwards, until they hold at least `num_episodes` episodes.
@@ -153,11 +153,12 @@ def collapsed(metrics: HostMetrics) -> list[str]:
 
 def report(summary: dict[str, Any]) -> str:
     """The summary as lines of text: a row per setting, of many the best; and the winner on fresh seeds."""
-    settings, winner = summary["settings"], summary.get("winner")
+    settings, winner, pbt = summary["settings"], summary.get("winner"), summary.get("pbt")
     many = len(settings) > MAX_ROWS
     if many:
         settings = sorted(settings, key=lambda entry: -np.nan_to_num(entry["iqm"], nan=-np.inf))[:MAX_ROWS]
-    header = ["setting", "return: IQM [95 %]", "with mode", "training", "steps/s", "compile s", "run s"]
+    first = "member, by its first values" if pbt else "setting"
+    header = [first, "return: IQM [95 %]", "with mode", "training", "steps/s", "compile s", "run s"]
     rows = []
     for setting in settings:
         steps_per_second = setting["env_steps"] / setting["run_seconds"] if setting["run_seconds"] else float("nan")
@@ -175,6 +176,10 @@ def report(summary: dict[str, Any]) -> str:
     lines = [table(header, rows)]
     if many:
         lines.append(f"the best {MAX_ROWS} of {len(summary['settings'])} settings; {SUMMARY} has all")
+    if pbt:
+        header = [f"best member, {len(pbt['members'])} repetitions of pbt", *header[1:4]]
+        row = with_interval(pbt["iqm"], pbt["interval"]), short(pbt["mode"]["iqm"]), short(pbt["training"]["iqm"])
+        lines += ["", table(header, [["chosen by training", *row]])]
     if winner:
         header = [
             f"winner on {len(winner['finals'])} fresh seeds",

@@ -5,11 +5,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from purepg.pbt import Interval, tuned
+from purepg.pbt import Interval, Tuned, tuned
 from purepg.run.search import Sweep, Uniform
-from purepg.run.sweep import Configs, Hyper, Make, Program, find_field
-from purepg.types import Algorithm, Env, Key, UsageError
+from purepg.run.sweep import Hyper, Make, Program, Setting, find_field, settings_at
+from purepg.types import Algorithm, Env, Key, State, UsageError
 
 
 class Tuning(NamedTuple):
@@ -32,9 +33,7 @@ class Tuning(NamedTuple):
         return tuned(make, own, self.ranges, key, self.every)
 
 
-def tuning_of(
-    pbt: int, search: int | None, sweep: Sweep, programs: Sequence[Program], make: Make, env: Env
-) -> Tuning:
+def tuning_of(pbt: int, search: int | None, sweep: Sweep, programs: Sequence[Program], make: Make, env: Env) -> Tuning:
     """Population-based training with a round every `pbt` environment steps, rounded down to whole updates.
 
     Args:
@@ -65,6 +64,16 @@ def tuning_of(
     if "episode_return" not in _metrics(algorithm):
         raise UsageError(f"pbt ({pbt}) ranks members by their episodes' returns, which this algorithm does not report")
     return Tuning({name: find_field(program.configs, name) for name in sweep}, ranges, every)
+
+
+def settled(state: State, setting: Setting) -> tuple[State, Setting]:
+    """The state of a member and its setting as those of an agent that is trained alone, with the member's present
+    hyperparameters. Those of other agents stay as they are."""
+    if not isinstance(state.guard, Tuned):
+        return state, setting
+    hyper = {name: float(str(np.float32(state.guard.hyper[name]))) for name in setting.hyperparameters}
+    (now,) = settings_at(setting.configs, list(hyper), [list(hyper.values())])
+    return state._replace(guard=state.guard.guard), now
 
 
 def _metrics(algorithm: Algorithm) -> Sequence[str]:
