@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from purepg.run.schedule import schedule_texts
 from purepg.run.summary import last_episodes_return, seed_statistics
 
 
@@ -48,6 +49,17 @@ def best_members(metrics: Mapping[str, np.ndarray], every: int) -> Best:
     member = np.nan_to_num(score, nan=-np.inf).argmax(axis=0)
     seeds = np.arange(len(member))
     return Best(member, score[member, seeds], held[member, seeds])
+
+
+def schedule_of_best(metrics: Mapping[str, np.ndarray], every: int) -> tuple[int, int, tuple[str, ...]]:
+    """The repetition whose best member has the highest score, that member, and the hyperparameters that it and its
+    ancestors had, as the field `schedule` of `RunConfig`."""
+    best = best_members(metrics, every)
+    s = int(np.nan_to_num(best.score, nan=-np.inf).argmax())
+    updates = np.arange(0, best.held.shape[-1], every)
+    place = best.held[s, updates], s, updates
+    hyper = {name.removeprefix("hyper/"): x[place] for name, x in metrics.items() if name.startswith("hyper/")}
+    return s, int(best.member[s]), schedule_texts(hyper, updates * int(metrics["env_steps"][0, s, 0]))
 
 
 def of_repetitions(settings: list[dict[str, Any]], best: Best, metrics: Mapping[str, np.ndarray]) -> dict[str, Any]:

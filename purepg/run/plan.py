@@ -22,6 +22,7 @@ from purepg.run.environment import EnvSource, find_environment
 from purepg.run.folder.config import read_config
 from purepg.run.folder.files import plain
 from purepg.run.outside import known_outside, one_device, refuse_without_explorer
+from purepg.run.schedule import Change, parse_schedule
 from purepg.run.search import Sweep, settings_of
 from purepg.run.start import read_start
 from purepg.run.sweep import (
@@ -59,8 +60,11 @@ class RunConfig:
       search: number of settings drawn from the ranges and lists of the sweep, by Sobol points. None: the grid of lists.
       pbt: population-based training of the search's settings (`purepg.pbt`): the environment steps between two rounds,
         in which the worst copy the best and change hyperparameters, rounded down to whole updates. None: off.
-      fresh_seeds: number of seeds, unseen in the run, on which the best setting is trained and evaluated again. None:
-        after a search, as many as num_seeds, or the first multiple of it from 10 on; after a grid, none.
+      fresh_seeds: number of seeds, unseen in the run, on which the best setting, or with pbt the schedule of the best
+        member, is trained and evaluated again. None: after a search, as many as num_seeds, or the first multiple of it
+        from 10 on; after a grid, none.
+      schedule: float fields that change during the run, each as NAME=STEP:VALUE,STEP:VALUE,... in environment steps,
+        such as learning_rate=0:1e-3,50000:1e-4.
       max_parallel: number of agents trained at once. None: all of them, or as many as fit into memory.
       devices: devices for the agents (a CPU is split); must divide the seeds or the settings. None: as many as can,
         on a CPU at most two for each core.
@@ -92,6 +96,7 @@ class RunConfig:
     search: Count | None = None
     pbt: Count | None = None
     fresh_seeds: CountOrZero | None = None
+    schedule: tuple[str, ...] = ()
     max_parallel: Count | None = None
     devices: Count | None = None
     devices_per_agent: Count = 1
@@ -128,6 +133,7 @@ class Plan:
     stored: dict[str, Any] | None  # config.json of the run to resume
     start_digest: str | None  # digest of a language model's initial parameters
     tuning: Tuning | None = None  # of population-based training
+    schedule: tuple[Change, ...] = ()
 
     @property
     def chunks(self) -> list[Chunk]:
@@ -208,7 +214,10 @@ def prepare(
         planned = programs(settings, make, run.total_steps)
     refuse_without_explorer(world, make(planned[0].configs), name)
     tuning = tuning_of(run.pbt, run.search, sweep, planned, make, world) if run.pbt else None
-    plan = Plan(run, world, make, sweep, settings, planned, num_devices, eval_max_steps, code, stored, digest, tuning)
+    steps = make(planned[0].configs).update_steps
+    changes = parse_schedule(run.schedule, planned[0].configs, list(sweep), steps, world.outside is not None)
+    checked = run, world, make, sweep, settings, planned, num_devices, eval_max_steps, code, stored, digest
+    plan = Plan(*checked, tuning, changes)
     assert plan.chunks  # or else it raises UsageError
     return plan
 

@@ -15,7 +15,7 @@ from purepg.run.memory import Memory
 from purepg.run.plan import Plan
 from purepg.run.sweep import Hyper, Program
 from purepg.runtime import compile_options
-from purepg.train import evaluate, guard, train
+from purepg.train import evaluate, guard, scheduled, train
 from purepg.types import Algorithm, Array, Metrics, Obs, State, UsageError
 
 # Agents' keys fold in their seed, counted from 0, so no agent ever uses the evaluation's tag.
@@ -168,8 +168,13 @@ class Member:
         self._plan, self._program = plan, program
 
     def _algorithm(self, hyper: Hyper) -> Algorithm:
-        configs = {name: replace(config, **hyper[name]) for name, config in self._program.configs.items()}
-        return guard(self._plan.make(configs), self._plan.run.total_steps)
+        def at(update: Array | int) -> Algorithm:
+            configs = {name: replace(config, **hyper[name]) for name, config in self._program.configs.items()}
+            for change in self._plan.schedule:
+                configs[change.config] = replace(configs[change.config], **{change.field: change.at(update)})
+            return self._plan.make(configs)
+
+        return guard(scheduled(at) if self._plan.schedule else at(0), self._plan.run.total_steps)
 
     def _tuned(self, hyper: Hyper, s: Array) -> Algorithm:
         """The algorithm; with population-based training, as a member of that."""

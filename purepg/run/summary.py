@@ -189,7 +189,7 @@ def report(summary: dict[str, Any]) -> str:
         ]
         chosen = with_interval(winner["in_search"]["iqm"], winner["in_search"]["interval"])
         values = with_interval(winner["iqm"], winner["interval"]), short(winner["mode"]["iqm"]), chosen
-        lines += ["", table(header, [[label_of(winner["hyperparameters"]), *values]])]
+        lines += ["", table(header, [[label_of(winner["hyperparameters"]) or "the best member's schedule", *values]])]
     return "\n".join([*lines, *_best_responses(summary)])
 
 
