@@ -256,7 +256,7 @@ def settings(config: Any, num_settings: int) -> dict[str, Array]:
 
 
 @functools.cache
-def _quick_options() -> dict[str, Any]:
+def quick_options() -> dict[str, Any]:
     options = {
         "xla_backend_optimization_level": 0,
         "xla_llvm_disable_expensive_passes": True,
@@ -271,7 +271,7 @@ def _quick_options() -> dict[str, Any]:
 
 def quick_jit(function: Callable, **kwargs: Any) -> Callable:
     """jax.jit with few optimisations: these tests compile much and run little. It takes a quarter of the time."""
-    return jax.jit(function, compiler_options=_quick_options(), **kwargs)
+    return jax.jit(function, compiler_options=quick_options(), **kwargs)
 
 
 @contextlib.contextmanager

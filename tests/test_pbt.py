@@ -9,19 +9,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import shared_programs
+from helpers import quick_options, shared_programs
 
+import purepg.run.population
 from purepg.algorithms.ppo import PPOConfig, ppo
 from purepg.algorithms.reinforce import REINFORCEConfig, reinforce
 from purepg.networks.actor_critic import NetworkConfig, actor_critic
 from purepg.pbt import FACTORS, POPULATION, RESAMPLED, Interval, explored, parents, tuned
+from purepg.run.arguments import arguments
 from purepg.run.experiment import train_population
 from purepg.run.lineage import ancestors, best_members
 from purepg.run.load import load
 from purepg.run.plan import RunConfig
 from purepg.run.results import Results
 from purepg.run.search import Uniform
-from purepg.train import guard, train
+from purepg.train import guard, scheduled, train
 from purepg.types import Algorithm, State, UpdateSteps, UsageError
 
 NEVER = -np.inf
@@ -146,7 +148,7 @@ def test_a_copy_has_the_learner_and_new_hyperparameters_in_its_own_world():
 
 
 def test_blocks_of_any_length_agree_and_nothing_follows_the_last_update():
-    (state, whole), (in_blocks, blocks) = (trained([1.0, 2.0, 3.0], 2, lengths) for lengths in ([6], [3, 1, 2]))
+    (state, whole), (in_blocks, blocks) = (trained([1.0, 2.0, 3.0], 2, lengths) for lengths in ([6], [3, 3]))
     for a, b in zip(jax.tree.leaves((state, whole)), jax.tree.leaves((in_blocks, blocks)), strict=True):
         np.testing.assert_array_equal(a, b)
     assert [np.sum(whole["parent"][:, u] != np.arange(3)) for u in range(6)] == [0, 0, 1, 0, 1, 0]
@@ -208,7 +210,7 @@ def test_the_best_member_has_the_highest_return_since_its_lineage_s_last_updates
 PPO = PPOConfig(num_envs=2, num_steps=8, num_epochs=1, num_minibatches=1)
 NETWORK = NetworkConfig(hidden=(4,))
 SMALL: Any = {"eval_episodes": 3, "log_every": 4, "devices": 1, "wandb": "disabled"}
-RUN = RunConfig("CartPole-v1", 160, 2, seed=7, search=5, pbt=48, fresh_seeds=0, **SMALL)
+RUN = RunConfig("CartPole-v1", 160, 2, seed=7, search=5, pbt=48, fresh_seeds=2, **SMALL)
 SWEEP = {"learning_rate": Uniform(1e-2, 1.0, log=True), "gamma": Uniform(0.9, 0.99)}
 
 
@@ -218,7 +220,10 @@ def population(run: RunConfig = RUN, sweep: Any = SWEEP, config: Any = PPO, algo
 
 @pytest.fixture(scope="module", autouse=True)
 def programs():
-    with shared_programs():
+    with shared_programs(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            purepg.run.population, "compile_options", quick_options
+        )  # these tests compile much and run little
         yield
 
 
@@ -228,7 +233,8 @@ def results(tmp_path_factory) -> Results:
 
 
 def test_a_run_is_that_of_one_block_and_until_the_first_round_a_search(results):
-    whole, search = population(replace(RUN, log_every=0)), population(replace(RUN, pbt=None))
+    alone = replace(RUN, fresh_seeds=0)
+    whole, search = population(replace(alone, log_every=0)), population(replace(alone, pbt=None))
     copies = results.metrics["parent"] != np.arange(5)[:, None, None]
     np.testing.assert_array_equal(copies.sum(0), [[0, 0, 0, 1, 0, 0, 1, 0, 0, 1]] * 2)
     assert (results.metrics["parent"][:, 0] != results.metrics["parent"][:, 1]).any()  # of its own in each repetition
@@ -237,7 +243,7 @@ def test_a_run_is_that_of_one_block_and_until_the_first_round_a_search(results):
     for name, x in search.metrics.items():
         np.testing.assert_allclose(x[..., :3], results.metrics[name][..., :3], rtol=1e-5, err_msg=name)
     for name in SWEEP:
-        first = np.float32(results.swept[name])[:, None, None]
+        first = np.reshape(results.swept[name], (5, 1, 1)).astype(np.float32)
         np.testing.assert_array_equal(results.metrics[f"hyper/{name}"][..., :3], np.broadcast_to(first, (5, 2, 3)))
 
 
@@ -262,11 +268,61 @@ def test_a_loaded_member_has_its_last_hyperparameters_and_no_others(results):
     assert set(step) == set(results.metrics) - {"parent", "hyper/learning_rate", "hyper/gamma"}
 
 
+def test_the_schedule_of_the_best_member_is_trained_again_on_fresh_seeds(results):
+    assert results.out
+    winner, found = results.winner, results.summary["winner"]
+    assert winner and (winner.plan.run.search, winner.plan.run.pbt, winner.plan.run.seed) == (None, None, 7 + 2**31)
+    best = best_members(results.metrics, every=3)
+    s = int(best.score.argmax())
+    assert found["setting"] == best.member[s] and found["finals"] == winner.final_return[0].tolist()
+    for change in winner.plan.schedule:
+        used = [change.at(u) for u in range(10)]
+        metric = results.metrics[f"hyper/{change.field}"]
+        np.testing.assert_array_equal(used, [metric[h, s, u] for u, h in enumerate(best.held[s])])
+    assert {change.field for change in winner.plan.schedule} == set(SWEEP)
+    again = arguments(results.out / "best.json")
+    assert again["run"].schedule == winner.plan.run.schedule and not again["sweep"]
+    assert again["config"].learning_rate == results.summary["pbt"]["hyperparameters"][s]["learning_rate"]
+    assert "the best member's schedule" in str(results).splitlines()[-1]
+
+
+def test_a_schedule_holds_each_value_from_its_environment_step_on():
+    """From the update at step 33 on, which is the third, a rate of almost 0 moves no parameter."""
+    run = replace(RUN, total_steps=96, num_seeds=1, search=None, pbt=None, fresh_seeds=None, log_every=0)
+    kl = population(replace(run, schedule=("learning_rate=0:0.01,33:1e-30",)), {}).metrics["reverse_kl"][0, 0]
+    assert (kl[:3] > 1e-9).all() and (kl[3:] == 0).all()
+
+
+def test_an_algorithm_on_a_schedule_is_in_each_update_as_it_was_made_for_it():
+    algorithm = scheduled(lambda update: toy({"rate": jnp.float32(update)}))
+    state, metrics = jax.jit(lambda key: train(key, algorithm, algorithm.init(key), 0, 5))(jax.random.key(0))
+    assert metrics["learner"].tolist() == [0, 0, 1, 3, 6] and state.learner == 10
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("rate=0:1", "cannot sweep 'rate'; what can be swept"),
+        ("num_epochs=0:1", "schedule (num_epochs=0:1) must be of a float that is named nowhere else"),
+        ("gamma=0:0.9", "schedule (gamma=0:0.9) must be of a float that is named nowhere else"),
+        ("learning_rate=16:1", "schedule learning_rate (16:1) must be STEP:VALUE,STEP:VALUE,... from step 0 on"),
+        ("learning_rate=0:1,32:2,16:3", "must be STEP:VALUE,STEP:VALUE,... from step 0 on, in this order"),
+        ("learning_rate=0:x", "schedule learning_rate ('x') must be a number"),
+        ("learning_rate=0:1,16:-1", "learning_rate (-1.0) must be above 0"),
+    ],
+)
+def test_a_wrong_schedule_is_refused_in_one_line(text, said):
+    run = replace(RUN, search=None, pbt=None, fresh_seeds=None, schedule=(text,))
+    with pytest.raises(UsageError, match=re.escape(said)) as error:
+        population(run, {"gamma": [0.9]})
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     "run, sweep, said",
     [
         ({"search": None}, {"gamma": [0.9, 0.99]}, "pbt (48) needs --search, with at least 2 members: --search 16"),
-        ({"search": 1}, SWEEP, "pbt (48) needs --search, with at least 2 members"),
+        ({"search": 1, "fresh_seeds": 0}, SWEEP, "pbt (48) needs --search, with at least 2 members"),
         ({}, SWEEP | {"num_epochs": Uniform(1, 4)}, "pbt (48) tunes ranges of floats: sweep num_epochs must be one"),
         ({}, SWEEP | {"gae_lambda": [0.9, 0.95]}, "sweep gae_lambda must be one, or be left out"),
         ({"pbt": 160}, SWEEP, "pbt (160) must be at most 144 environment steps, so that there is a round"),

@@ -30,11 +30,12 @@ def ancestors(parent: np.ndarray) -> np.ndarray:
       `[H, S, U]` positions of members. The last one is the member itself.
     """
     own = np.broadcast_to(np.arange(len(parent))[:, None], parent.shape[:2])
-    held, now = np.empty(parent.shape, int), own
-    for u in reversed(range(parent.shape[-1])):
-        held[..., u] = now
-        before = np.take_along_axis(parent[..., u], now, axis=0)
-        now = np.where(np.isnan(before), now, before).astype(int)
+    parent = np.where(np.isnan(parent), own[..., None], parent).astype(int)
+    held, now, end = np.empty(parent.shape, int), own, parent.shape[-1]
+    for u in np.flatnonzero((parent != own[..., None]).any((0, 1)))[::-1]:
+        held[..., u:end] = now[..., None]
+        now, end = np.take_along_axis(parent[..., u], now, axis=0), u
+    held[..., :end] = now[..., None]
     return held
 
 

@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 
 from purepg.config import check, float_fields, hints
 from purepg.run.sweep import Configs, find_field
@@ -24,7 +23,7 @@ class Change(NamedTuple):
     def at(self, update: Array | int) -> Array:
         """The value in an update."""
         now = jnp.sum(update >= jnp.array(self.starts)) - 1
-        return jnp.float32(np.float32(self.values))[now]
+        return jnp.array(self.values, jnp.float32)[now]
 
 
 def parse_schedule(
