@@ -23,6 +23,7 @@ from purepg.run.load import load
 from purepg.run.plan import RunConfig
 from purepg.run.results import Results
 from purepg.run.search import Uniform
+from purepg.run.watch.lineage import lineage_figure
 from purepg.train import guard, scheduled, train
 from purepg.types import Algorithm, State, UpdateSteps, UsageError
 
@@ -259,6 +260,21 @@ def test_the_report_is_of_the_best_member_of_each_repetition_chosen_by_training(
     assert {"curves.png", "lineage.png"} == {path.name for path in results.out.glob("*.png")}
 
 
+def test_the_picture_has_every_member_who_copied_whom_and_the_lineage_of_the_best():
+    rate, gamma = np.array([[1.0, 3.0, 3.0], [2.0, 2.0, 4.0]]), np.full((2, 3), 0.9)
+    parent, returns = np.array([[0, 1, 0], [1, 1, 0]]), np.array([[1.0, np.nan, 3.0], [2.0, 4.0, 5.0]])
+    hyper, edges = {"rate": rate, "gamma": gamma}, np.array([0, 10, 20, 25])
+    figure = lineage_figure(hyper, returns, parent, np.array([1, 0, 0]), edges, "title", ["rate"])
+    axes = figure.axes[0]
+    assert [x.get_yscale() for x in figure.axes[:2]] == ["log", "linear"] and axes.get_title(loc="left") == "rate"
+    (lines,) = axes.collections
+    found = [segment.tolist() for segment in lines.get_segments()]  # pyright: ignore[reportAttributeAccessIssue]
+    assert found[:2] == [[[0, 1], [10, 1]], [[10, 3], [20, 3]]] and found[5] == [[20, 4], [25, 4]]
+    drawn = [np.transpose(line.get_data()).tolist() for line in axes.lines]
+    assert drawn[:4] == [[[5, 2], [10, 3]], [[10, 1]], [[15, 3], [20, 4]], [[20, 2]]]  # a copy, and whom it replaced
+    assert drawn[4] == [[0, 2], [5, 2], [10, 3], [20, 3], [20, 3], [25, 3]]
+
+
 def test_a_loaded_member_has_its_last_hyperparameters_and_no_others(results):
     member = load(results.out, 3, 1)
     assert member.label == results.agent(3, 1).label
@@ -328,6 +344,7 @@ def test_a_wrong_schedule_is_refused_in_one_line(text, said):
         ({"pbt": 160}, SWEEP, "pbt (160) must be at most 144 environment steps, so that there is a round"),
         ({"max_parallel": 4}, SWEEP, "max_parallel (4) must be at least 5, the members of pbt"),
         ({"devices": 2, "num_seeds": 3}, SWEEP, "devices (2) must divide num_seeds (3)"),
+        ({"schedule": ("gamma=0:0.9",)}, SWEEP, "schedule (gamma=0:0.9) must be of a float that is named nowhere else"),
     ],
 )
 def test_what_population_based_training_cannot_do_is_said_in_one_line(run, sweep, said):

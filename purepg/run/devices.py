@@ -42,9 +42,8 @@ def prepare_devices(
         raise UsageError(f"devices ({devices}) must be divisible by devices_per_agent ({per_agent})")
     if devices is not None and most_devices(groups := devices // per_agent, num_seeds, num_settings) != groups:
         of_agents = f" / devices_per_agent ({per_agent})" if per_agent > 1 else ""
-        raise UsageError(
-            f"devices ({devices}){of_agents} must divide num_seeds ({num_seeds}) or the settings ({num_settings})"
-        )
+        or_settings = f" or the settings ({num_settings})" if num_settings > 1 else ""
+        raise UsageError(f"devices ({devices}){of_agents} must divide num_seeds ({num_seeds}){or_settings}")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if not backend_is_running():
         at_most = max(1, CPU_DEVICES_PER_CORE * cores // per_agent)

@@ -234,9 +234,10 @@ class _Session:
             metrics = {name: x[row] for name, x in part.outcome.metrics.items()}
             for found in diverged(metrics["finite"]):
                 seed, update = part.chunk.seeds[found["seed"]], found["update"]
+                until = " until it copies another" if self._plan.tuning else ""
                 say(
                     f"{label}, seed {seed}: parameters became non-finite at update {update}; frozen as they were "
-                    "before it"
+                    f"before it{until}"
                 )
             if self._plan.env.describe:
                 for line in collapsed(metrics):

@@ -66,8 +66,8 @@ class RunConfig:
       schedule: float fields that change during the run, each as NAME=STEP:VALUE,STEP:VALUE,... in environment steps,
         such as learning_rate=0:1e-3,50000:1e-4.
       max_parallel: number of agents trained at once. None: all of them, or as many as fit into memory.
-      devices: devices for the agents (a CPU is split); must divide the seeds or the settings. None: as many as can,
-        on a CPU at most two for each core.
+      devices: devices for the agents (a CPU is split); must divide the seeds or, without pbt, the settings. None: as
+        many as can, on a CPU at most two for each core.
       devices_per_agent: devices over which the environments (or prompts, or episodes) of each agent are spread. The
         result is that of one device, up to rounding and to how minibatches are dealt.
       compile_cache: keep compiled programs on disk, so that the next run starts faster.

@@ -193,15 +193,13 @@ class Results:
         every = self.plan.tuning.every
         metrics = {name: x[:, [seed]] for name, x in self.metrics.items()}
         of_rounds = {name: x[:, 0, ::every] for name, x in metrics.items()}
+        num_updates = metrics["env_steps"].shape[-1]
         return lineage_figure(
             {name: of_rounds[f"hyper/{name}"] for name in self.swept},
             round_returns(metrics, every)[:, 0],
             of_rounds["parent"].astype(int),
             best_members(metrics, every).held[0, ::every],
-            np.append(
-                np.cumsum(metrics["env_steps"][0, 0])[::every] - metrics["env_steps"][0, 0, ::every],
-                metrics["env_steps"][0, 0].sum(),
-            ),
+            np.append(np.arange(0, num_updates, every), num_updates) * of_rounds["env_steps"][0, 0],
             f"{self.title}: population-based training, seed {seed}",
             self.logarithmic,
         )

@@ -81,10 +81,7 @@ def _draw(
             [bend, edges[r]], [value[parent[h, r], r - 1], value[h, r]], color=LIGHT_GREY, linewidth=0.8, zorder=1
         )
         axes.plot(edges[r], value[h, r - 1], "x", color=GREY, markersize=4, markeredgewidth=0.8, zorder=3)
-    path = [(edges[0], value[held[0], 0])]
-    for r in range(R):
-        if r > 0 and held[r] != held[r - 1]:
-            path.append((edges[r] - BEND * (edges[r] - edges[r - 1]), value[held[r - 1], r - 1]))
-        path += [(edges[r], value[held[r], r]), (edges[r + 1], value[held[r], r])]
+    bends = edges[1:] - BEND * np.diff(edges) * np.append(held[1:] != held[:-1], False)
+    path = [at for r, h in enumerate(held) for at in ((edges[r], value[h, r]), (bends[r], value[h, r]))]
     axes.plot(*zip(*path, strict=True), color=BEST, linewidth=2.6, solid_capstyle="round", zorder=4)
     axes.autoscale_view()
