@@ -256,7 +256,7 @@ def test_the_report_is_of_the_best_member_of_each_repetition_chosen_by_training(
     for s, h in enumerate(best.member):
         for name, value in found["hyperparameters"][s].items():
             assert np.float32(value) == results.metrics[f"hyper/{name}"][h, s, -1]
-    assert "best member, 2 repetitions of pbt" in str(results)
+    assert "best member of each seed" in str(results)
     assert {"curves.png", "lineage.png"} == {path.name for path in results.out.glob("*.png")}
 
 

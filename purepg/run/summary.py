@@ -177,7 +177,7 @@ def report(summary: dict[str, Any]) -> str:
     if many:
         lines.append(f"the best {MAX_ROWS} of {len(summary['settings'])} settings; {SUMMARY} has all")
     if pbt:
-        header = [f"best member, {len(pbt['members'])} repetitions of pbt", *header[1:4]]
+        header = ["best member of each seed", *header[1:4]]
         row = with_interval(pbt["iqm"], pbt["interval"]), short(pbt["mode"]["iqm"]), short(pbt["training"]["iqm"])
         lines += ["", table(header, [["chosen by training", *row]])]
     if winner:
