@@ -1,5 +1,6 @@
 """The generic loops, as pure functions: training an algorithm, guarding it, evaluating a policy."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -90,6 +91,19 @@ def guard(algorithm: Algorithm, max_env_steps: int) -> Algorithm:
         return State(learner, new.world, after), metrics | {"finite": after.finite}
 
     return algorithm._replace(init=init, step=advance_within_budget if counts else advance)
+
+
+def scheduled(make: Callable[[Array | int], Algorithm]) -> Algorithm:
+    """An algorithm whose floats change between updates.
+
+    Args:
+      make: `make(update)`, the algorithm as it is in that update.
+    """
+
+    def step(key, state, update):
+        return make(update).step(key, state, update)
+
+    return make(np.iinfo(np.int32).max)._replace(init=make(0).init, step=step, explorer=None)
 
 
 class EpisodeStats(NamedTuple):

@@ -256,7 +256,7 @@ def settings(config: Any, num_settings: int) -> dict[str, Array]:
 
 
 @functools.cache
-def _quick_options() -> dict[str, Any]:
+def quick_options() -> dict[str, Any]:
     options = {
         "xla_backend_optimization_level": 0,
         "xla_llvm_disable_expensive_passes": True,
@@ -271,7 +271,7 @@ def _quick_options() -> dict[str, Any]:
 
 def quick_jit(function: Callable, **kwargs: Any) -> Callable:
     """jax.jit with few optimisations: these tests compile much and run little. It takes a quarter of the time."""
-    return jax.jit(function, compiler_options=_quick_options(), **kwargs)
+    return jax.jit(function, compiler_options=quick_options(), **kwargs)
 
 
 @contextlib.contextmanager
@@ -288,7 +288,7 @@ def shared_programs() -> Iterator[dict[str, Any]]:
         read = (
             *(plan.code, plan.env.name, run.env_params, plan.start_digest, plan.eval_max_steps, plan.num_devices),
             *(run.total_steps, run.seed, run.eval_seed, run.eval_episodes),
-            *(program.configs, program.update_steps, shape),
+            *(program.configs, program.update_steps, shape, plan.tuning, plan.schedule),
         )
         own = (self._init, self._advance, self._final, self._programs)
         self._init, self._advance, self._final, self._programs = made.setdefault(repr(read), own)

@@ -63,6 +63,13 @@ EXPERIMENTS = {
         RunConfig(total_steps=96, num_seeds=4, log_every=2, max_parallel=2, **QUICK),
         ("--sweep", "learning_rate=1e-2,3e-3"),
     ),
+    # 8 updates in blocks of 2, with rounds after 3 and 6, and two chunks: a seed each
+    "pbt": Experiment(
+        ppo,
+        PPOConfig(**SIZES),
+        RunConfig(total_steps=128, num_seeds=2, log_every=2, max_parallel=4, search=4, pbt=48, fresh_seeds=0, **QUICK),
+        ("--sweep", "ppo.learning_rate=log:1e-3..1e-1", "--sweep", "gamma=0.9..0.99"),
+    ),
     "ppo_penalty": Experiment(
         ppo_penalty,
         PPOPenaltyConfig(**SIZES, target_kl=1e-4),
@@ -218,6 +225,7 @@ def assert_same_states(a: Any, b: Any) -> None:
     [
         ("ppo", 4, "killed"),  # in the second chunk
         ("ppo_penalty", 0, "killed"),  # before any checkpoint
+        ("pbt", 6, "killed"),  # in the second chunk, between a checkpoint and a round
         ("reinforce", 1, "ctrl-c"),
         ("sac", 2, "killed"),
     ],

@@ -13,7 +13,7 @@ FLOORS = [
     {"config", "lanes", "loops", "precision"},
     {"equations", "optimize", "envs"},
     {"networks", "experience"},
-    {"train", "language"},
+    {"train", "pbt", "language"},
     {"algorithms"},
     {"lab"},
     {"run"},

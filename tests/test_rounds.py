@@ -250,7 +250,8 @@ def test_a_search_by_tpe_that_was_killed_goes_on_to_the_same_bits(proposed, tmp_
     [
         ({"tpe": 5}, r"^tpe \(5\), the settings of a round, must be less than search \(5\)$"),
         ({"tpe": 2, "search": None}, r"^tpe \(2\), the settings of a round, must be less than search \(None\)$"),
-        ({"tpe": 2, "halve": 2}, r"^tpe \(2\) and halve \(2\) are two ways to search: give one of them$"),
+        ({"tpe": 2, "halve": 2}, r"^halve \(2\) and tpe \(2\) are different ways to search: give one of them$"),
+        ({"pbt": 16, "halve": 2}, r"^halve \(2\) and pbt \(16\) are different ways to search: give one of them$"),
         ({"first_rung": 16}, r"^first_rung \(16\) needs halve, such as --halve 3$"),
         ({"halve": 1}, r"^halve \(1\) must be at least 2$"),
         (

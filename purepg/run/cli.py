@@ -161,8 +161,9 @@ def parse(
         frozen=True,
     )
     given = [argument.partition("=")[0].replace("_", "-") for argument in arguments]
-    if given.count("--env-params") > 1:  # the last would silently replace the others
-        raise UsageError("--env-params is given twice: put every KEY=VALUE after one")
+    for flag, entry in ("--env-params", "KEY=VALUE"), ("--schedule", "NAME=STEP:VALUE,..."):
+        if given.count(flag) > 1:  # the last would silently replace the others
+            raise UsageError(f"{flag} is given twice: put every {entry} after one")
     chosen = parse_flags(commands, arguments, description)
     configs = {name: getattr(chosen, name), "network": chosen.network}
     sweep = parse_sweep(configs, chosen.sweep)

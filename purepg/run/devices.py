@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from purepg.loops import lanes
+from purepg.pbt import POPULATION
 from purepg.run import processes
 from purepg.runtime import backend_is_running, split_cpu
 from purepg.spread import AXIS
@@ -45,9 +46,8 @@ def prepare_devices(
             raise UsageError(f"devices ({devices}) must be divisible by {what} ({count})")
     if devices is not None and most_devices(groups := devices // per_agent, num_seeds, num_settings) != groups:
         of_agents = f" / devices_per_agent ({per_agent})" if per_agent > 1 else ""
-        raise UsageError(
-            f"devices ({devices}){of_agents} must divide num_seeds ({num_seeds}) or the settings ({num_settings})"
-        )
+        or_settings = f" or the settings ({num_settings})" if num_settings > 1 else ""
+        raise UsageError(f"devices ({devices}){of_agents} must divide num_seeds ({num_seeds}){or_settings}")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if not backend_is_running():
         own = max(1, CPU_DEVICES_PER_CORE * cores // processes.neighbours())
@@ -143,7 +143,7 @@ class Spread:
             def with_hyper(hyper, *rest):
                 return vmap_unless_one(lambda s, *rest: member(hyper, s, *rest))(s, *rest)
 
-            return vmap_unless_one(with_hyper)(hyper, *rest)
+            return vmap_unless_one(with_hyper, POPULATION)(hyper, *rest)
 
         if self._mesh is None:
             return population
@@ -172,14 +172,14 @@ class Spread:
         return State(*map(annotated, self._state, state))
 
 
-def vmap_unless_one(f: Callable) -> Callable:
-    """`jax.vmap(f)`, except that a batch of one is computed without its batch axis: unbatched products are faster."""
+def vmap_unless_one(f: Callable, axis_name: str | None = None) -> Callable:
+    """`jax.vmap`, except that a batch of one is computed without its batch axis: unbatched products are faster."""
 
     def mapped(*args):
         num = jax.tree.leaves(args)[0].shape[0]
         if num > 1:
             with lanes(num):
-                return jax.vmap(f)(*args)
+                return jax.vmap(f, axis_name=axis_name)(*args)
         return jax.tree.map(lambda x: jnp.expand_dims(x, 0), f(*jax.tree.map(lambda x: x[0], args)))
 
     return mapped

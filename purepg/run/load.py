@@ -6,18 +6,20 @@ memory, action, _ = actor(key, actor.memory(N), obs)      # obs [N, ...] to acti
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
+from purepg.pbt import with_hyper
 from purepg.run.code import at_address
 from purepg.run.environment import named_env
 from purepg.run.folder.checkpoint import Checkpoints
 from purepg.run.folder.config import read_config, read_summary
-from purepg.run.sweep import Configs, grid, label_of
+from purepg.run.sweep import Setting, grid
+from purepg.run.tuning import settled
 from purepg.train import guard
 from purepg.types import Algorithm, Env, State, UsageError
 
@@ -65,7 +67,8 @@ def load(
     num_settings, num_seeds = len(config["settings"]), config["run"]["num_seeds"]
     setting, seed = choose(str(out), num_settings, num_seeds, setting, seed, finals)
 
-    env, algorithm = _rebuild(config, setting, env)
+    env, of_setting = _rebuild(config, env)
+    stored, pbt = _setting(config, setting), config["run"].get("pbt")
     layout = list(enumerate(config["layout"]))  # an agent's last chunk is that of its last round
     chunk = next(i for i, part in reversed(layout) if setting in part["settings"] and seed in part["seeds"])
     checkpoints = Checkpoints(out, chunk)
@@ -74,12 +77,16 @@ def load(
         raise UsageError(f"{out} holds no checkpoint of setting {setting}, seed {seed}")
     layout = config["layout"][chunk]
     shape = len(layout["settings"]), len(layout["seeds"])
-    member = jax.eval_shape(algorithm.init, jax.eval_shape(jax.random.key, 0))
+    init = of_setting(stored).init
+    member = jax.eval_shape(
+        lambda key: with_hyper(init(key), stored.hyperparameters) if pbt else init(key),
+        jax.eval_shape(jax.random.key, 0),
+    )
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct((*shape, *x.shape), x.dtype), member)
     place = layout["settings"].index(setting), layout["seeds"].index(seed)
     state = jax.tree.map(lambda x: x[place], checkpoints.restore(update, abstract))
-    label = label_of({name: _tuples(value) for name, value in config["settings"][setting].items()})
-    return Agent(env, algorithm, state, setting, seed, label, update)
+    state, now = settled(state, stored)
+    return Agent(env, of_setting(now), state, setting, seed, now.label, update)
 
 
 def choose(
@@ -121,24 +128,28 @@ def choose(
 
 def stored_network(out: Path | str, setting: int = 0) -> Any:
     """The network's config in one setting of a saved run."""
-    return _configs(read_config(Path(out)), setting)["network"]
+    return _setting(read_config(Path(out)), setting).configs["network"]
 
 
-def _rebuild(config: Mapping[str, Any], setting: int, env: Env | None) -> tuple[Env, Algorithm]:
-    """Rebuilds the environment and a setting's algorithm from a run's config.json."""
-    code, configs = config["code"], _configs(config, setting)
+def _rebuild(config: Mapping[str, Any], env: Env | None) -> tuple[Env, Callable[[Setting], Algorithm]]:
+    """Rebuilds the environment from a run's config.json, and what makes the algorithm of a setting."""
+    code = config["code"]
     name, params, address = config["run"]["env"], config["run"].get("env_params", ()), code.get("env")
     if env is None and address == "unknown":
         raise UsageError(f"{name} was an Env object that cannot be made again: pass it, as in load(folder, env=env)")
     found = env or (at_address(address) if address else named_env(name, params))
     made: Env = found if isinstance(found, Env) else found()
-    network = at_address(code["network"])(made, configs["network"])
-    algorithm = at_address(code["algorithm"])(made, network, configs[code["name"]])
-    return made, guard(algorithm, config["run"]["total_steps"])
+
+    def of_setting(setting: Setting) -> Algorithm:
+        network = at_address(code["network"])(made, setting.configs["network"])
+        algorithm = at_address(code["algorithm"])(made, network, setting.configs[code["name"]])
+        return guard(algorithm, config["run"]["total_steps"])
+
+    return made, of_setting
 
 
-def _configs(config: Mapping[str, Any], setting: int) -> Configs:
-    """A setting's configs, of the algorithm and of the network."""
+def _setting(config: Mapping[str, Any], setting: int) -> Setting:
+    """A setting of a run, with its configs of the algorithm and of the network."""
     code = config["code"]
     name = code["name"]
     configs = {
@@ -146,7 +157,7 @@ def _configs(config: Mapping[str, Any], setting: int) -> Configs:
         "network": _dataclass(at_address(code["network_config"]), config["network"]),
     }
     swept = {field: [_tuples(value)] for field, value in config["settings"][setting].items()}
-    return grid(configs, swept)[0].configs
+    return grid(configs, swept)[0]
 
 
 def _dataclass(cls: type, values: Mapping[str, Any]) -> Any:

@@ -23,6 +23,7 @@ from purepg.run.environment import EnvSource, find_environment
 from purepg.run.folder.config import read_config
 from purepg.run.folder.files import plain
 from purepg.run.outside import known_outside, one_device, refuse_without_explorer
+from purepg.run.schedule import Change, parse_schedule
 from purepg.run.search import Sweep, rungs, settings_of
 from purepg.run.start import read_start
 from purepg.run.sweep import (
@@ -37,6 +38,7 @@ from purepg.run.sweep import (
     schedule_of,
     with_schedule,
 )
+from purepg.run.tuning import Tuning, tuning_of
 from purepg.run.values import sweep_texts
 from purepg.spread import check_divided, spread_over
 from purepg.types import Algorithm, Env, UsageError, space_leaves
@@ -63,11 +65,16 @@ class RunConfig:
         as leaves one setting.
       tpe: number of settings that are trained at once in a search; the first are Sobol points, and those of each later
         round are proposed by Optuna's TPE, from the returns so far. None: all settings are Sobol points.
-      fresh_seeds: number of seeds, unseen in the run, on which the best setting is trained and evaluated again. None:
-        after a search, as many as num_seeds, or the first multiple of it from 10 on; after a grid, none.
+      pbt: population-based training of the search's settings (`purepg.pbt`): the environment steps between two rounds,
+        in which the worst copy the best and change hyperparameters, rounded down to whole updates. None: off.
+      fresh_seeds: number of seeds, unseen in the run, on which the best setting, or with pbt the schedule of the best
+        member, is trained and evaluated again. None: after a search, as many as num_seeds, or the first multiple of it
+        from 10 on; after a grid, none.
+      schedule: float fields that change during the run, each as NAME=STEP:VALUE,STEP:VALUE,... in environment steps,
+        such as learning_rate=0:1e-3,50000:1e-4.
       max_parallel: number of agents trained at once. None: all of them, or as many as fit into memory.
-      devices: devices for the agents (a CPU is split); must divide the seeds or the settings. None: as many as can,
-        on a CPU at most two for each core.
+      devices: devices for the agents (a CPU is split); must divide the seeds or, without pbt, the settings. None: as
+        many as can, on a CPU at most two for each core.
       devices_per_agent: devices over which the environments (or prompts, or episodes) of each agent are spread. The
         result is that of one device, up to rounding and to how minibatches are dealt.
       compile_cache: keep compiled programs on disk, so that the next run starts faster.
@@ -104,7 +111,9 @@ class RunConfig:
     halve: Annotated[int, Range(2)] | None = None
     first_rung: Count | None = None
     tpe: Count | None = None
+    pbt: Count | None = None
     fresh_seeds: CountOrZero | None = None
+    schedule: tuple[str, ...] = ()
     max_parallel: Count | None = None
     devices: Count | None = None
     devices_per_agent: Count = 1
@@ -146,19 +155,23 @@ class Plan:
     stored: dict[str, Any] | None  # config.json of the run to resume
     start_digest: str | None  # digest of a language model's initial parameters
     rungs: list[int]  # environment steps at the end of each, where settings are halved
+    tuning: Tuning | None = None  # of population-based training
+    schedule: tuple[Change, ...] = ()
 
     def chunks(self, settings: Collection[int], total_steps: int) -> list[Chunk]:
         """The agents of these settings, divided into what is trained at once, in the order in which it is trained."""
-        run, kept = self.run, [program.only(settings, total_steps) for program in self.programs]
-        return [chunk for program in kept if program for chunk in chunks(program, run.num_seeds, run.max_parallel)]
+        sizes = self.run.num_seeds, self.run.max_parallel, self.tuning is not None
+        kept = [program.only(settings, total_steps) for program in self.programs]
+        return [chunk for program in kept if program for chunk in chunks(program, *sizes)]
 
     def program_of(self, h: int) -> Program:
         """The program that trains the setting at position `h` of the sweep."""
         return next(program for program in self.programs if h in program.settings)
 
-    def algorithm_of(self, h: int) -> Algorithm:
-        """The algorithm of the setting at position `h`; its schedules span the whole run."""
-        return self.make(with_schedule(self.settings[h].configs, self.program_of(h).num_updates))
+    def algorithm_of(self, h: int, setting: Setting | None = None) -> Algorithm:
+        """The algorithm of the setting at position `h`, or of another of its program; its schedules span the whole
+        run."""
+        return self.make(with_schedule((setting or self.settings[h]).configs, self.program_of(h).num_updates))
 
 
 def prepare(
@@ -225,7 +238,10 @@ def prepare(
     refuse_without_explorer(world, make(planned[0].configs), name)
     least = max(program.update_steps.most for program in planned)
     steps = rungs(run.total_steps, run.halve, run.first_rung, len(settings), least) if run.halve else []
-    plan = Plan(run, world, make, sweep, settings, planned, num_devices, eval_max_steps, code, stored, digest, steps)
+    tuning = tuning_of(run.pbt, run.search, sweep, planned, make, world) if run.pbt else None
+    of_one = planned[0].configs, list(sweep), planned[0].update_steps, world.outside is not None
+    checked = run, world, make, sweep, settings, planned, num_devices, eval_max_steps, code, stored, digest, steps
+    plan = Plan(*checked, tuning, parse_schedule(run.schedule, *of_one))
     for num_settings, num_seeds in {chunk.shape for chunk in plan.chunks(range(len(settings)), run.total_steps)}:
         shared_devices(num_devices // run.devices_per_agent, num_seeds, num_settings, run.devices_per_agent)
     return plan
@@ -249,8 +265,9 @@ def _check_rounds(run: RunConfig) -> None:
     """Raises UsageError where the fields that divide a search into rounds do not fit together."""
     if run.tpe and (run.search is None or run.tpe >= run.search):
         raise UsageError(f"tpe ({run.tpe}), the settings of a round, must be less than search ({run.search})")
-    if run.tpe and run.halve:
-        raise UsageError(f"tpe ({run.tpe}) and halve ({run.halve}) are two ways to search: give one of them")
+    given = [f"{name} ({value})" for name in ("halve", "tpe", "pbt") if (value := getattr(run, name))]
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)} are different ways to search: give one of them")
     if run.first_rung and not run.halve:
         raise UsageError(f"first_rung ({run.first_rung}) needs halve, such as --halve 3")
 
@@ -261,7 +278,7 @@ def _prepare_devices(run: RunConfig, env: EnvSource | None, num_settings: int) -
     if known_outside(run.env, env) and processes.number() == 1:
         devices, per_agent = 1, 1
     wide = suite_of(run.env) is not None if env is None else isinstance(env, Env) and env.costly_reset
-    return prepare_devices(devices, run.num_seeds, num_settings, wide, per_agent)
+    return prepare_devices(devices, run.num_seeds, 1 if run.pbt else num_settings, wide, per_agent)
 
 
 def _settings(configs: Configs, sweep: Sweep, run: RunConfig, stored: Mapping[str, Any] | None) -> list[Setting]:

@@ -16,11 +16,12 @@ from purepg.run.plan import Plan
 from purepg.run.processes import gathered
 from purepg.run.sweep import Hyper, Program
 from purepg.runtime import compile_options
-from purepg.train import evaluate, guard, train
+from purepg.train import evaluate, guard, scheduled, train
 from purepg.types import Algorithm, Array, Metrics, Obs, State, UsageError
 
 # Agents' keys fold in their seed, counted from 0, so no agent ever uses the evaluation's tag.
 EVALUATION_TAG = 2**31 - 1
+ROUND_TAG = EVALUATION_TAG - 2  # nor that of population-based training
 SHOWN = 8  # number of final observations per agent that the summary describes
 
 
@@ -51,7 +52,8 @@ class Population:
         self.compile_seconds = 0.0
         self.num_members = shape[0] * shape[1]
         self.total_steps = plan.run.total_steps  # with which `init` begins
-        self._spread = spread = Spread(*shape, plan.num_devices, plan.run.devices_per_agent)
+        apart = 1 if plan.tuning else shape[0]  # settings that exchange nothing may be on several devices
+        self._spread = spread = Spread(apart, shape[1], plan.num_devices, plan.run.devices_per_agent)
         member = Member(plan, program)
         self._init = jax.jit(spread(member.init), out_shardings=spread.placed)
         self._advance = jax.jit(
@@ -175,24 +177,36 @@ class Member:
         self._plan, self._program = plan, program
 
     def _algorithm(self, hyper: Hyper) -> Algorithm:
-        configs = {name: replace(config, **hyper[name]) for name, config in self._program.configs.items()}
-        return guard(self._plan.make(configs), self._plan.run.total_steps)
+        def at(update: Array | int) -> Algorithm:
+            configs = {name: replace(config, **hyper[name]) for name, config in self._program.configs.items()}
+            for change in self._plan.schedule:
+                configs[change.config] = replace(configs[change.config], **{change.field: change.at(update)})
+            return self._plan.make(configs)
+
+        return guard(scheduled(at) if self._plan.schedule else at(0), self._plan.run.total_steps)
+
+    def _tuned(self, hyper: Hyper, s: Array) -> Algorithm:
+        """The algorithm; with population-based training, as a member of that."""
+        tuning = self._plan.tuning
+        if tuning is None:
+            return self._algorithm(hyper)
+        key = jax.random.fold_in(jax.random.key(self._plan.run.seed), ROUND_TAG)
+        return tuning.member(self._algorithm, hyper, jax.random.fold_in(key, s))
 
     def _key(self, s: Array, training: bool) -> Array:
         return jax.random.split(jax.random.fold_in(jax.random.key(self._plan.run.seed), s))[int(training)]
 
     def init(self, hyper: Hyper, s: Array) -> State:
-        return self._algorithm(hyper).init(self._key(s, training=False))
+        return self._tuned(hyper, s).init(self._key(s, training=False))
 
     def advance(self, hyper: Hyper, s: Array, state: State, start: Array, num_updates: int) -> tuple[State, Metrics]:
         first = state.guard.num_updates if self._program.update_steps.vary else start
-        return train(self._key(s, training=True), self._algorithm(hyper), state, first, num_updates)
+        return train(self._key(s, training=True), self._tuned(hyper, s), state, first, num_updates)
 
     def final(self, hyper: Hyper, s: Array, state: State) -> Evaluation:
-        del s
         run, env = self._plan.run, self._plan.env
         key = jax.random.fold_in(jax.random.key(run.eval_seed), EVALUATION_TAG)
-        algorithm = self._algorithm(hyper)
+        algorithm = self._tuned(hyper, s)
         sampled, mode = (
             evaluate(
                 key,

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from purepg.run.lineage import best_members, round_returns
 from purepg.run.load import Agent, choose, load
 from purepg.run.loop import HostMetrics
 from purepg.run.plan import Plan
 from purepg.run.search import Uniform
 from purepg.run.summary import Part, report
+from purepg.run.tuning import settled
 from purepg.run.watch.curves import curves_figure
+from purepg.run.watch.lineage import lineage_figure
 from purepg.run.watch.search import parallel_figure, search_figure
 from purepg.train import guard
 from purepg.types import UsageError
@@ -57,7 +60,9 @@ class Results:
 
     @property
     def labels(self) -> list[str]:
-        """`[H]` names of the settings."""
+        """`[H]` names of the settings; of members whose values change, their numbers."""
+        if self.plan.tuning:
+            return [f"member {h}" for h in range(len(self.plan.settings))]
         return [setting.label or self.name for setting in self.plan.settings]
 
     @property
@@ -107,8 +112,9 @@ class Results:
         place = part.chunk.settings.index(h), part.chunk.seeds.index(s)
         state = jax.tree.map(lambda x: x[place], part.outcome.state)
         update = part.outcome.metrics["env_steps"].shape[-1]
-        algorithm = guard(plan.algorithm_of(h), plan.run.total_steps)
-        return Agent(plan.env, algorithm, state, h, s, plan.settings[h].label, update)
+        state, now = settled(state, plan.settings[h])
+        algorithm = guard(plan.algorithm_of(h, now), plan.run.total_steps)
+        return Agent(plan.env, algorithm, state, h, s, now.label, update)
 
     def dataset(self) -> "xarray.Dataset":
         """The metrics as an xarray Dataset over (setting, seed, update), with `final_return` and
@@ -175,6 +181,28 @@ class Results:
     def plot_parallel(self) -> "Figure":
         """Parallel coordinates: each setting is a line over the fields, coloured by its final return."""
         return parallel_figure(self.summary["settings"], self.title, self.logarithmic)
+
+    def plot_lineage(self, seed: int = 0) -> "Figure":
+        """The hyperparameters of every member of population-based training over time, and who copied whom.
+
+        Raises:
+          UsageError: the run has none.
+        """
+        if self.plan.tuning is None:
+            raise UsageError("there are no copies to draw: set pbt")
+        every = self.plan.tuning.every
+        metrics = {name: x[:, [seed]] for name, x in self.metrics.items()}
+        of_rounds = {name: x[:, 0, ::every] for name, x in metrics.items()}
+        num_updates = metrics["env_steps"].shape[-1]
+        return lineage_figure(
+            {name: of_rounds[f"hyper/{name}"] for name in self.swept},
+            round_returns(metrics, every)[:, 0],
+            of_rounds["parent"].astype(int),
+            best_members(metrics, every).held[0, ::every],
+            np.append(np.arange(0, num_updates, every), num_updates) * of_rounds["env_steps"][0, 0],
+            f"{self.title}: population-based training, seed {seed}",
+            self.logarithmic,
+        )
 
     @property
     def logarithmic(self) -> list[str]:

@@ -10,9 +10,10 @@ import jax
 from purepg.run import processes
 from purepg.run.console import Progress, say
 from purepg.run.folder.checkpoint import Checkpoints
-from purepg.run.folder.files import CURVES, HEATMAP, PARALLEL, SEARCH, RecordError, write_whole
+from purepg.run.folder.files import CURVES, HEATMAP, LINEAGE, PARALLEL, SEARCH, RecordError, write_whole
 from purepg.run.folder.log import Logged
 from purepg.run.folder.record import Record
+from purepg.run.lineage import best_members, of_repetitions
 from purepg.run.loop import HostMetrics, Interrupt, Job, Outcome, Saved, Saving, run_job
 from purepg.run.outside_population import OutsidePopulation
 from purepg.run.plan import Plan, describe
@@ -26,7 +27,7 @@ from purepg.run.watch.heatmap import heatmap_figure
 from purepg.run.watch.sink import WandbSink
 from purepg.types import State
 
-PICTURES = CURVES, HEATMAP, SEARCH, PARALLEL
+PICTURES = CURVES, HEATMAP, SEARCH, PARALLEL, LINEAGE
 
 
 class Jobs:
@@ -78,6 +79,9 @@ class Session:
             plan = self._plan
             metrics, num_updates = joined(parts, len(plan.settings), plan.run.num_seeds)
             summary = summarize(plan.settings, parts, metrics, num_updates, self._interrupt.requested, found)
+            if plan.tuning:
+                best = best_members(metrics, plan.tuning.every)
+                summary["pbt"] = of_repetitions(summary["settings"], best, metrics)
             results = Results(plan, self._name, metrics, num_updates, summary, parts, self._lost)
             if record:
                 self._write(record, results)
@@ -221,9 +225,10 @@ class Session:
             metrics = {name: x[row] for name, x in part.outcome.metrics.items()}
             for found in diverged(metrics["finite"]):
                 seed, update = part.chunk.seeds[found["seed"]], found["update"]
+                until = " until it copies another" if self._plan.tuning else ""
                 say(
                     f"{label}, seed {seed}: parameters became non-finite at update {update}; frozen as they were "
-                    "before it"
+                    f"before it{until}"
                 )
             if self._plan.env.describe:
                 for line in collapsed(metrics):
@@ -243,8 +248,11 @@ class Session:
 
 
 def pictures(results: Results) -> dict[str, Callable[[], Any]]:
-    """What draws each file: learning curves, and the fields of a search, or a heat map of another sweep over two."""
+    """What draws each file: learning curves, and the fields of a search or its lineage, or a heat map of another sweep
+    over two fields."""
     settings = results.summary["settings"]
+    if results.plan.tuning:
+        return {CURVES: results.plot, LINEAGE: results.plot_lineage}
     if results.plan.run.search:
         return {CURVES: results.plot, SEARCH: results.plot_search, PARALLEL: results.plot_parallel}
     if len(settings[0]["hyperparameters"]) == 2:

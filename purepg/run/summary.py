@@ -121,7 +121,7 @@ def seed_statistics(finals: np.ndarray) -> dict[str, Any]:
     }
 
 
-def last_episodes_return(metrics: HostMetrics, num_episodes: int = LAST_EPISODES) -> np.ndarray:
+def last_episodes_return(metrics: HostMetrics, num_episodes: float = LAST_EPISODES) -> np.ndarray:
     """Mean return of each member's last training episodes, `[H, S]`; NaN if none ended or the algorithm has none.
 
     Counts whole updates, from the last one backwards, until they hold at least `num_episodes` episodes.
@@ -167,12 +167,13 @@ def collapsed(metrics: HostMetrics) -> list[str]:
 
 def report(summary: dict[str, Any]) -> str:
     """The summary as lines of text: a row per setting, of many the best; and the winner on fresh seeds."""
-    settings, winner = summary["settings"], summary.get("winner")
+    settings, winner, pbt = summary["settings"], summary.get("winner"), summary.get("pbt")
     many = len(settings) > MAX_ROWS
     stopped = any("stopped_at" in entry for entry in settings)
     if many or stopped:
         settings = sorted(settings, key=_rank, reverse=True)[:MAX_ROWS]
-    header = ["setting", "return: IQM [95 %]", "with mode", "training", "steps/s", "compile s", "run s"]
+    first = "member, by its first values" if pbt else "setting"
+    header = [first, "return: IQM [95 %]", "with mode", "training", "steps/s", "compile s", "run s"]
     header += ["stopped at step"] * stopped
     rows = []
     for setting in settings:
@@ -192,6 +193,10 @@ def report(summary: dict[str, Any]) -> str:
     lines = [table(header, rows)]
     if many:
         lines.append(f"the best {MAX_ROWS} of {len(summary['settings'])} settings; {SUMMARY} has all")
+    if pbt:
+        header = ["best member of each seed", *header[1:4]]
+        row = with_interval(pbt["iqm"], pbt["interval"]), short(pbt["mode"]["iqm"]), short(pbt["training"]["iqm"])
+        lines += ["", table(header, [["chosen by training", *row]])]
     if winner:
         header = [
             f"winner on {len(winner['finals'])} fresh seeds",
@@ -201,7 +206,7 @@ def report(summary: dict[str, Any]) -> str:
         ]
         chosen = with_interval(winner["in_search"]["iqm"], winner["in_search"]["interval"])
         values = with_interval(winner["iqm"], winner["interval"]), short(winner["mode"]["iqm"]), chosen
-        lines += ["", table(header, [[label_of(winner["hyperparameters"]), *values]])]
+        lines += ["", table(header, [[label_of(winner["hyperparameters"]) or "the best member's schedule", *values]])]
     return "\n".join([*lines, *_best_responses(summary)])
 
 

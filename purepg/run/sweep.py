@@ -207,11 +207,22 @@ class Chunk:
         return [block] * (n // block) + [n % block] * (n % block > 0)
 
 
-def chunks(program: Program, num_seeds: int, max_parallel: int | None) -> list[Chunk]:
-    """Divides a program's agents into near-equal chunks of at most `max_parallel`; splits a setting only if it must."""
+def chunks(program: Program, num_seeds: int, max_parallel: int | None, together: bool = False) -> list[Chunk]:
+    """Divides a program's agents into near-equal chunks of at most `max_parallel`; splits a setting only if it must.
+
+    Args:
+      together: the settings of a seed exchange their learners, so that only the seeds are divided.
+    Raises:
+      UsageError: not even the settings of one seed may be together.
+    """
     num_settings = len(program.settings)
     if max_parallel is None or num_settings * num_seeds <= max_parallel:
         return [Chunk(program, slice(0, num_settings), slice(0, num_seeds))]
+    if together:
+        if max_parallel < num_settings:
+            raise UsageError(f"max_parallel ({max_parallel}) must be at least {num_settings}, the members of pbt")
+        columns = _parts(num_seeds, max_parallel // num_settings)
+        return [Chunk(program, slice(0, num_settings), part) for part in columns]
     if max_parallel >= num_seeds:
         rows = _parts(num_settings, max_parallel // num_seeds)
         return [Chunk(program, part, slice(0, num_seeds)) for part in rows]

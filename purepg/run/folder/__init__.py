@@ -8,6 +8,7 @@ curves.png    learning curves
 heatmap.png   final returns of a sweep over two fields
 search.png    final returns of a search against each of its fields, which of them matter, and the best settings
 parallel.png  the settings of a search as lines over its fields
+lineage.png   the hyperparameters of population-based training over time, and who copied whom
 best.json     the arguments that repeat the training of the best setting on fresh seeds
 winner/       the folder of that training
 checkpoints/  states from which the run can be resumed

@@ -16,6 +16,7 @@ from purepg.run.folder.files import (
     CURVES,
     FILMS,
     HEATMAP,
+    LINEAGE,
     LOG,
     METRICS,
     PARALLEL,
@@ -57,7 +58,7 @@ class Record:
         """
         try:
             out.mkdir(parents=True, exist_ok=True)
-            own = CONFIG, LOG, METRICS, SUMMARY, CURVES, HEATMAP, SEARCH, PARALLEL, BEST
+            own = CONFIG, LOG, METRICS, SUMMARY, CURVES, HEATMAP, SEARCH, PARALLEL, LINEAGE, BEST
             files = [name for name in own if (out / name).exists()]
             held = files + [CHECKPOINTS] * (out / CHECKPOINTS).exists()
             if held and not overwrite:
