@@ -270,7 +270,7 @@ def test_the_picture_has_every_member_who_copied_whom_and_the_lineage_of_the_bes
     (lines,) = axes.collections
     found = [segment.tolist() for segment in lines.get_segments()]  # pyright: ignore[reportAttributeAccessIssue]
     assert found[:2] == [[[0, 1], [10, 1]], [[10, 3], [20, 3]]] and found[5] == [[20, 4], [25, 4]]
-    drawn = [np.transpose(line.get_data()).tolist() for line in axes.lines]
+    drawn = [np.asarray(line.get_xydata()).tolist() for line in axes.lines]
     assert drawn[:4] == [[[5, 2], [10, 3]], [[10, 1]], [[15, 3], [20, 4]], [[20, 2]]]  # a copy, and whom it replaced
     assert drawn[4] == [[0, 2], [5, 2], [10, 3], [20, 3], [20, 3], [25, 3]]
 

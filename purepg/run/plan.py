@@ -212,10 +212,11 @@ def prepare(
         for setting in settings:
             check_divided(setting.configs[name], name)
         planned = programs(settings, make, run.total_steps)
-    refuse_without_explorer(world, make(planned[0].configs), name)
-    tuning = tuning_of(run.pbt, run.search, sweep, planned, make, world) if run.pbt else None
-    steps = make(planned[0].configs).update_steps
-    changes = parse_schedule(run.schedule, planned[0].configs, list(sweep), steps, world.outside is not None)
+    first = make(planned[0].configs)
+    refuse_without_explorer(world, first, name)
+    tuning = tuning_of(run.pbt, run.search, sweep, planned, first, world) if run.pbt else None
+    update_steps, outside = first.update_steps, world.outside is not None
+    changes = parse_schedule(run.schedule, planned[0].configs, list(sweep), update_steps, outside)
     checked = run, world, make, sweep, settings, planned, num_devices, eval_max_steps, code, stored, digest
     plan = Plan(*checked, tuning, changes)
     assert plan.chunks  # or else it raises UsageError
