@@ -139,6 +139,7 @@ def test_a_copy_has_the_learner_and_new_hyperparameters_in_its_own_world():
         score = learner[:, u - 3 : u].mean(1)  # the returns since the last round
         (h,) = np.flatnonzero(parent[:, u] != own[:, 0])
         assert h == score.argmin() and parent[h, u] == score.argmax()
+        assert np.isclose(rate[h, u] / rate[parent[h, u], u - 1], FACTORS, rtol=1e-6).any()  # neither is drawn anew
     # Each update goes on from the learner of whom was copied, by the rate that is logged.
     after = np.take_along_axis((learner + rate)[:, :-1], parent[:, 1:], axis=0)
     np.testing.assert_allclose(learner[:, 1:], after, rtol=1e-6)
