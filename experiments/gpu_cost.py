@@ -122,7 +122,7 @@ def compiled(program: str, config: Config, place: Any, device: Device) -> Compil
     run = replace(run, devices=1, compile_cache=False)
     with compiling_for("gpu"):
         plan = prepare(make, network, {make.__name__: own_config, "network": network_config}, run, {})
-        chunk = plan.chunks[0]
+        chunk = plan.chunks(range(len(plan.settings)), plan.run.total_steps)[0]
         population = Population(plan, chunk.program, chunk.shape)
         begun = time.time()
         done = population.lowered(chunk.members, config.updates, jax.sharding.SingleDeviceSharding(place)).compile()

@@ -288,7 +288,7 @@ def shared_programs() -> Iterator[dict[str, Any]]:
         read = (
             *(plan.code, plan.env.name, run.env_params, plan.start_digest, plan.eval_max_steps, plan.num_devices),
             *(run.total_steps, run.seed, run.eval_seed, run.eval_episodes),
-            *(program.configs, program.updates_have_one_length, shape, plan.tuning, plan.schedule),
+            *(program.configs, program.update_steps, shape, plan.tuning, plan.schedule),
         )
         own = (self._init, self._advance, self._final, self._programs)
         self._init, self._advance, self._final, self._programs = made.setdefault(repr(read), own)

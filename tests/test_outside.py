@@ -406,7 +406,7 @@ def test_a_resume_resets_the_running_return_that_scales_rewards(finished_run):
     _, out = finished_run
     state = load(out, setting=0, seed=0, env=DIARY).state
     population = OutsidePopulation.__new__(OutsidePopulation)
-    population._updates_have_one_length = True
+    population._updates_vary = False
     found = population.with_more_steps(state, 0)
     assert np.any(state.world.running_return) and not np.any(found.world.running_return)
     assert found.learner is state.learner

@@ -343,6 +343,7 @@ def test_a_wrong_schedule_is_refused_in_one_line(text, said):
         ({}, SWEEP | {"num_epochs": Uniform(1, 4)}, "pbt (48) tunes ranges of floats: sweep num_epochs must be one"),
         ({}, SWEEP | {"gae_lambda": [0.9, 0.95]}, "sweep gae_lambda must be one, or be left out"),
         ({"pbt": 160}, SWEEP, "pbt (160) must be at most 144 environment steps, so that there is a round"),
+        ({"halve": 2}, SWEEP, "pbt (48) and halve (2) are two ways to search: give one of them"),
         ({"max_parallel": 4}, SWEEP, "max_parallel (4) must be at least 5, the members of pbt"),
         ({"devices": 2, "num_seeds": 3}, SWEEP, "devices (2) must divide num_seeds (3)"),
         ({"schedule": ("gamma=0:0.9",)}, SWEEP, "schedule (gamma=0:0.9) must be of a float that is named nowhere else"),

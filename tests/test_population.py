@@ -28,7 +28,7 @@ def sized(shortest, longest):
 
 def agents(num_settings, num_seeds, num_updates=1, one_length=True):
     """A chunk of all agents of a program of which only the sizes are looked at."""
-    program = Program(tuple(range(num_settings)), {}, {}, num_updates, one_length)
+    program = Program((), tuple(range(num_settings)), {}, {}, num_updates, UpdateSteps(8, 8 if one_length else 9))
     return Chunk(program, slice(0, num_settings), slice(0, num_seeds))
 
 
@@ -101,7 +101,7 @@ def diverging(plan):
     """`diverging(learning_rate)`: the metrics of four settings, at another learning rate if one is given; otherwise the
     last two have one of 1e38. The policy's layer starts far smaller in the first and third than in the others."""
     swept = plan({"learning_rate": [1e-2, 1e38], "policy_scale": [1e-9, 10.0]})
-    (chunk,) = swept.chunks
+    (chunk,) = swept.chunks(range(len(swept.settings)), swept.run.total_steps)
     population, (hyper, seeds) = Population(swept, chunk.program, chunk.shape), chunk.members
 
     def train(learning_rate=None):

@@ -21,7 +21,7 @@ import pytest
 from fake_wandb import FakeWandb
 from helpers import exit_code, shared_programs
 
-import purepg.run.launch
+import purepg.run.session
 from purepg.algorithms.a2c import A2CConfig, a2c
 from purepg.algorithms.ppo import PPOConfig, ppo
 from purepg.algorithms.ppo_penalty import PPOPenaltyConfig, ppo_penalty
@@ -36,7 +36,7 @@ from purepg.run.load import load
 from purepg.run.plan import RunConfig
 from purepg.run.population import Population
 from purepg.run.sweep import Chunk, Program
-from purepg.types import UsageError
+from purepg.types import UpdateSteps, UsageError
 
 SCRIPT = Path(__file__).parent.parent / "experiments" / "ppo.py"
 NETWORK = NetworkConfig(hidden=(8,))
@@ -134,7 +134,7 @@ def stopped(at: int, how: str = "killed"):
         patch.setattr(Stop, "at", at)
         patch.setattr(Stop, "how", how)
         patch.setattr(Checkpoints, "save", save_and_note)
-        patch.setattr(purepg.run.launch, "Progress", Stop)
+        patch.setattr(purepg.run.session, "Progress", Stop)
         if how == "killed":
             with pytest.raises(Killed):
                 yield
@@ -614,7 +614,9 @@ def test_wandb_has_the_whole_curve_once_after_a_resume(per, whole, tmp_path, mon
 @pytest.mark.parametrize("one_length", [True, False])
 @pytest.mark.parametrize("log_every", [0, 3, 10, 200])
 def test_a_run_goes_on_in_the_blocks_that_it_had(num_updates, one_length, log_every):
-    chunk = Chunk(Program((0,), {}, {}, num_updates, one_length), slice(0, 1), slice(0, 1))
+    chunk = Chunk(
+        Program((), (0,), {}, {}, num_updates, UpdateSteps(8, 8 if one_length else 9)), slice(0, 1), slice(0, 1)
+    )
     lengths = chunk.block_lengths(log_every)
     for i in range(len(lengths) + 1):
         assert chunk.block_lengths(log_every, sum(lengths[:i])) == lengths[i:]

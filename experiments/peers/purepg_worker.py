@@ -104,13 +104,13 @@ def prepared(
     most = 32 * 8 * 4 if name == "grpo" else size * num_steps  # steps of an update
     run = RunConfig(env, 1000 * most * num_updates, num_seeds, devices=devices, compile_cache=False)
     plan = prepare(algorithm, network, {algorithm.__name__: config, "network": network_config}, run, {})
-    (chunk,) = plan.chunks
-    return plan, Job(0, chunk, Population(plan, chunk.program, chunk.shape))
+    (chunk,) = plan.chunks(range(len(plan.settings)), plan.run.total_steps)
+    return plan, Job(0, chunk, Population(plan, chunk.program, chunk.shape), plan.run.total_steps)
 
 
 def speed(name: str, size: int, num_seeds: int, num_updates: int, num_steps: int, devices: int | None) -> None:
     """Times the training of `num_updates` updates, without logging."""
-    plan, (_, chunk, population, _) = prepared(name, size, num_seeds, num_updates, num_steps, devices)
+    plan, (_, chunk, population, *_) = prepared(name, size, num_seeds, num_updates, num_steps, devices)
     members = chunk.members
     state = population.init(members)
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar, get_args, get_origin
 from purepg.config import ANNEAL_UPDATES, alternatives, check, hints
 from purepg.run.code import at_address
 from purepg.run.console import reason, say
-from purepg.run.folder.config import changed_versions
+from purepg.run.folder.config import PROCESSES, changed_versions
 from purepg.run.folder.files import CONFIG
 from purepg.run.plan import RunConfig, versions
 from purepg.run.sweep import Configs
@@ -18,7 +18,7 @@ from purepg.run.values import parse_sweep, parse_value
 from purepg.types import UsageError
 
 Config = TypeVar("Config")
-OWN = ("out", "overwrite", "resume")  # arguments that every run is given for itself
+OWN = ("out", "overwrite", "resume", *PROCESSES)  # arguments that every run is given for itself
 NULL = ("null", "~", "")  # in YAML
 
 

@@ -5,18 +5,22 @@ import gc
 import io
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import field, is_dataclass, make_dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, get_args, get_origin
 
 from purepg.config import alternatives, check_choice, hints
 from purepg.networks.presets import Preset, has_presets, with_preset
+from purepg.run import console, processes
 from purepg.run.arguments import read_arguments
 from purepg.run.environment import EnvSource
 from purepg.run.experiment import train_population
 from purepg.run.folder.files import RecordError, folder_for
+from purepg.run.last_words import last_words
 from purepg.run.plan import MakeAlgorithm, MakeNetwork, RunConfig
+from purepg.run.processes import agreed, by_first, is_first
 from purepg.run.search import Values
 from purepg.run.sweep import Configs, find_field
 from purepg.run.values import parse_sweep, parse_value
@@ -37,6 +41,8 @@ def main(
 ) -> None:
     """Runs `train_population` from the command line; exits with 0, 1 (failed write), 2 (bad argument) or 130 (Ctrl-C).
 
+    With --distributed, all processes exit with the same code, and the first alone prints.
+
     Args:
       algorithm: `algorithm(env, network, config) -> Algorithm`; its name is the prefix of the config's flags.
       config, network_config, run: the experiment's defaults; each field becomes a flag.
@@ -51,13 +57,18 @@ def main(
     try:
         arguments = sys.argv[1:] if arguments is None else arguments
         default = run or RunConfig()
+        if callable(env) and "--distributed" in arguments:  # it may compute, which must come after
+            processes.start(parse(name, config, network_config, default, arguments, description)[1])
         if env is not None:
             own = env if isinstance(env, str | Env) else env()
             default = replace(default, env=own if isinstance(own, str) else own.name)
         configs, run, sweep = parse(name, config, network_config, default, arguments, description)
         env = env if run.env == default.env else None
-        with contextlib.nullcontext(run.out) if run.resume else folder_for(run.out, script) as out:
+        processes.start(run)
+        with contextlib.ExitStack() as stack:
+            out = run.out if run.resume else _folder(lambda: stack.enter_context(folder_for(run.out, script)))
             kept = replace(run, out=out)
+            stack.enter_context(last_words(out, partial(resume_command, arguments)))
             results = train_population(
                 algorithm, configs[name], network, configs["network"], kept, env=env, sweep=sweep, name=script
             )
@@ -65,30 +76,43 @@ def main(
         leave(script, error, 2)
     except RecordError as error:
         leave(script, error, 1)
+    except BaseException as error:
+        processes.crash(error, script)
+        raise
     assert out is not None
-    print(results)
-    if results.interrupted:
-        print(f"go on with it: {resume_command(arguments, out)}")
+    if is_first():
+        print(results)
+        if results.interrupted:
+            print(f"go on with it: {resume_command(arguments, out)}")
     if results.lost:
         leave(script, "; ".join(results.lost), 1)
-    print(f"wrote {out}")
+    if is_first():
+        print(f"wrote {out}")
     sys.exit(130 if results.interrupted else 0)
+
+
+def _folder(make: Callable[[], Path]) -> Path:
+    """The folder that the first process makes."""
+    return Path(agreed(str(by_first(make))))
 
 
 def resume_command(arguments: Sequence[str], out: Path) -> str:
     """The command that resumes the run started with these arguments."""
-    kept, names = [], ("--out", "--resume", "--no-resume", "--overwrite", "--no-overwrite")
-    after_out = False
+    kept, with_value = [], ("--out", "--process-id")
+    names = (*with_value, "--resume", "--no-resume", "--overwrite", "--no-overwrite")
+    after_name = False
     for argument in arguments:
-        if not after_out and argument.partition("=")[0] not in names:
+        if not after_name and argument.partition("=")[0] not in names:
             kept.append(argument)
-        after_out = argument == "--out"
+        after_name = argument in with_value
     return shlex.join(["python", sys.argv[0], *kept, "--out", str(out), "--resume"])
 
 
 def leave(script: str, error: object, code: int) -> NoReturn:
     """Prints the reason on one line of stderr and exits."""
-    print(f"{script}: error: {error}", file=sys.stderr)
+    processes.leave(error, script, code)
+    if not console.quiet:
+        print(f"{script}: error: {error}", file=sys.stderr)
     sys.exit(code)
 
 

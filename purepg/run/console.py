@@ -7,10 +7,13 @@ from typing import Any
 import numpy as np
 from tqdm import TqdmWarning, tqdm
 
+quiet = False  # in the processes of a run that leave the terminal to the first
+
 
 def say(line: str) -> None:
     """Writes one line to stderr, above the progress bar if one is shown."""
-    tqdm.write(line, file=sys.stderr)
+    if not quiet:
+        tqdm.write(line, file=sys.stderr)
 
 
 def reason(error: BaseException) -> str:
@@ -26,7 +29,7 @@ class Progress:
 
     def __init__(self, total_steps: int, shown: bool | None = None):
         in_notebook = "ipykernel" in sys.modules
-        disable = False if shown or in_notebook else None  # None: shown where stderr is a terminal
+        disable = True if quiet else False if shown or in_notebook else None  # None: shown where stderr is a terminal
         self._bar = _bar(in_notebook)(
             total=total_steps, unit="step", unit_scale=True, disable=disable, smoothing=0.1, dynamic_ncols=True
         )

@@ -1,5 +1,6 @@
 """Spreads agents over the machine's devices, and sets up the cache of compiled programs."""
 
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from purepg.loops import lanes
 from purepg.pbt import POPULATION
+from purepg.run import processes
 from purepg.runtime import backend_is_running, split_cpu
 from purepg.spread import AXIS
 from purepg.types import State, UsageError
@@ -35,32 +37,64 @@ def prepare_devices(
         its devices then get more worker threads (`split_cpu`).
       per_agent: devices over which each agent is spread.
     Raises:
-      UsageError: `devices` or `per_agent` exceeds what the machine has, `devices` is no multiple of `per_agent`, or the
-        number of groups of devices divides neither the seeds nor the settings.
+      UsageError: `devices` or `per_agent` exceeds what the machine has, `devices` is no multiple of `per_agent` or of
+        the number of processes, or the number of groups of devices divides neither the seeds nor the settings.
     """
-    if devices is not None and devices % per_agent:
-        raise UsageError(f"devices ({devices}) must be divisible by devices_per_agent ({per_agent})")
+    several = processes.number()
+    for what, count in ("devices_per_agent", per_agent), ("the number of processes", several):
+        if devices is not None and devices % count:
+            raise UsageError(f"devices ({devices}) must be divisible by {what} ({count})")
     if devices is not None and most_devices(groups := devices // per_agent, num_seeds, num_settings) != groups:
         of_agents = f" / devices_per_agent ({per_agent})" if per_agent > 1 else ""
         or_settings = f" or the settings ({num_settings})" if num_settings > 1 else ""
         raise UsageError(f"devices ({devices}){of_agents} must divide num_seeds ({num_seeds}){or_settings}")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if not backend_is_running():
-        at_most = max(1, CPU_DEVICES_PER_CORE * cores // per_agent)
-        cpu_devices = devices or per_agent * most_devices(at_most, num_seeds, num_settings)
+        own = max(1, CPU_DEVICES_PER_CORE * cores // processes.neighbours())
+        at_most = max(1, several * min(processes.gathered(own)) // per_agent)
+        cpu_devices = devices or per_agent * shared_devices(at_most, num_seeds, num_settings, per_agent)
         if cpu_devices > 1:
-            split_cpu(cpu_devices, (8 if wide else 2) * max(cores, cpu_devices))
+            own = cpu_devices // several
+            split_cpu(own, (8 if wide else 2) * max(cores, own))
     available = jax.device_count()
+    if len(set(numbers := processes.gathered(jax.local_device_count()))) > 1:
+        raise UsageError(f"all processes must have as many devices; they have {', '.join(map(str, numbers))}")
     if devices is not None and devices > available:
         raise UsageError(f"devices ({devices}) must be at most {available}, the number that this machine has")
     if per_agent > available:
         raise UsageError(f"devices_per_agent ({per_agent}) must be at most {available}, what this machine has")
-    return devices or per_agent * most_devices(available // per_agent, num_seeds, num_settings)
+    return devices or per_agent * shared_devices(available // per_agent, num_seeds, num_settings, per_agent)
 
 
-def most_devices(available: int, num_seeds: int, num_settings: int) -> int:
-    """The largest number of devices, at most `available`, that divides the number of seeds or of settings."""
-    return max(n for n in range(1, available + 1) if num_seeds % n == 0 or num_settings % n == 0)
+def most_devices(available: int, num_seeds: int, num_settings: int, unit: int = 1) -> int:
+    """The largest number of devices, at most `available`, that divides the number of seeds or of settings, and that is
+    a multiple of `unit`; 0 if there is none."""
+    fitting = (n for n in range(unit, available + 1, unit) if num_seeds % n == 0 or num_settings % n == 0)
+    return max(fitting, default=0)
+
+
+def shared_devices(available: int, num_seeds: int, num_settings: int, per_agent: int) -> int:
+    """`most_devices` in groups of `per_agent`, of which each process of the run has an equal part.
+
+    Raises:
+      UsageError: no number of groups is such.
+    """
+    several = processes.number()
+    unit = several // math.gcd(several, per_agent)
+    if found := most_devices(available, num_seeds, num_settings, unit):
+        return found
+    raise UsageError(
+        f"{several} processes cannot take equal parts of {num_settings} settings of {num_seeds} seeds: the number of "
+        f"settings or of seeds at once, and of devices, must be divisible by {unit}"
+    )
+
+
+def _first_devices(number: int) -> list[Any]:
+    """So many devices, as many of each process of the run."""
+    of_process: dict[int, list[Any]] = {}
+    for device in jax.devices():
+        of_process.setdefault(device.process_index, []).append(device)
+    return [device for _, own in sorted(of_process.items()) for device in own[: number // len(of_process)]]
 
 
 def use_compile_cache() -> None:
@@ -82,10 +116,10 @@ class Spread:
     """
 
     def __init__(self, num_settings: int, num_seeds: int, num_devices: int, per_agent: int = 1):
-        groups = most_devices(num_devices // per_agent, num_seeds, num_settings)
+        groups = shared_devices(num_devices // per_agent, num_seeds, num_settings, per_agent)
         self.num_devices = num_devices = groups * per_agent
         shape, axes = ((groups, per_agent), (MEMBER, AXIS)) if per_agent > 1 else ((groups,), (MEMBER,))
-        self._mesh = Mesh(np.reshape(jax.devices()[:num_devices], shape), axes) if num_devices > 1 else None
+        self._mesh = Mesh(np.reshape(_first_devices(num_devices), shape), axes) if num_devices > 1 else None
         everywhere, spread = P(), P(MEMBER)
         self._hyper, self._seeds, self._leaf = (
             (everywhere, spread, P(None, MEMBER)) if num_seeds % groups == 0 else (spread, everywhere, spread)
@@ -95,6 +129,8 @@ class Spread:
         self.placed: Any = None  # how a state is sharded, for `jax.jit`; None: as XLA does without being told
         if self._mesh and per_agent > 1:
             self.placed = State(*(NamedSharding(self._mesh, spec) for spec in self._state))
+        # How results that the host reads are sharded: every process of several has all of them.
+        self.read = NamedSharding(self._mesh, P()) if self._mesh and processes.number() > 1 else None
 
     def __call__(self, member: Callable, whole: bool = False) -> Callable:
         """The function of the population.

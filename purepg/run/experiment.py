@@ -9,7 +9,7 @@ from purepg.run.plan import MakeAlgorithm, MakeNetwork, Plan, RunConfig, prepare
 from purepg.run.results import Results
 from purepg.run.search import Sweep
 from purepg.run.sweep import Configs
-from purepg.run.winner import with_winner
+from purepg.run.winner import check_winner, with_winner
 
 DEFAULT_NETWORK = NetworkConfig()
 
@@ -56,5 +56,7 @@ def train_population(
     def prepared(configs: Configs, run: RunConfig, sweep: Sweep) -> Plan:
         return prepare(algorithm, network, configs, run, sweep, env)
 
-    results = launch(prepared(configs, run or RunConfig(), sweep or {}), name or name_of_config)
+    plan = prepared(configs, run or RunConfig(), sweep or {})
+    check_winner(plan)
+    results = launch(plan, name or name_of_config)
     return with_winner(results, prepared)

@@ -69,7 +69,8 @@ def load(
 
     env, of_setting = _rebuild(config, env)
     stored, pbt = _setting(config, setting), config["run"].get("pbt")
-    chunk = next(i for i, part in enumerate(config["layout"]) if setting in part["settings"] and seed in part["seeds"])
+    layout = list(enumerate(config["layout"]))  # an agent's last chunk is that of its last round
+    chunk = next(i for i, part in reversed(layout) if setting in part["settings"] and seed in part["seeds"])
     checkpoints = Checkpoints(out, chunk)
     update = checkpoints.latest()
     if update is None:

@@ -1,7 +1,6 @@
 """The host's loop over blocks of updates. Block i is logged while block i + 1 runs; compiled code never calls back."""
 
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,11 +8,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
+from purepg.run.console import say
 from purepg.run.folder.checkpoint import Checkpoints
 from purepg.run.folder.files import RecordError
 from purepg.run.population import Evaluation, Population
+from purepg.run.processes import gathered, is_first, number
 from purepg.run.sweep import Chunk
 from purepg.train import averaged
 from purepg.types import Env, State, UsageError
@@ -22,10 +22,27 @@ HostMetrics = dict[str, np.ndarray]  # each [H, S, U]
 LogBlock = Callable[[Chunk, int, HostMetrics], None]  # (chunk, number of the block's first update, its metrics)
 
 
+FINISHING = "interrupted: finishing the current block, then writing the results so far"
+
+
 class Interrupt:
-    """Whether Ctrl-C was pressed. The first press sets `requested`; a second one ends the process at once."""
+    """Whether Ctrl-C was pressed, in any process of the run. The first press sets `requested`, where there are several
+    processes once they have `agree`d; a second one ends the process at once."""
 
     requested = False
+    _pressed = False
+
+    def press(self) -> None:
+        self._pressed = True
+        self.requested |= number() == 1
+
+    def agree(self, due: bool = False) -> bool:
+        """Makes `requested` the same in all processes. Returns the first one's `due`."""
+        found = gathered([due, self._pressed])
+        if any(pressed for _, pressed in found) and not self.requested and number() > 1:
+            self.requested = True
+            say(FINISHING)
+        return found[0][0]
 
 
 @contextmanager
@@ -35,9 +52,10 @@ def ctrl_c_finishes_the_block() -> Iterator[Interrupt]:
 
     def handle(signum, frame):
         del signum, frame
-        interrupt.requested = True
+        interrupt.press()
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        tqdm.write("interrupted: finishing the current block, then writing the results so far", file=sys.stderr)
+        if interrupt.requested:
+            say(FINISHING)
 
     try:
         before = signal.signal(signal.SIGINT, handle)
@@ -58,6 +76,7 @@ class Saved(NamedTuple):
     run_seconds: float
     total_steps: int  # each agent's budget of environment steps
     spent: bool  # whether every agent has used up its budget
+    state: State | None = None  # None: in the chunk's checkpoint
 
 
 class Job(NamedTuple):
@@ -66,6 +85,7 @@ class Job(NamedTuple):
     number: int  # its position in the run's order
     chunk: Chunk
     population: Population
+    total_steps: int  # each agent's budget of environment steps
     saved: Saved | None = None
 
 
@@ -107,11 +127,11 @@ class _Training:
 
     def __init__(self, job: Job, log: LogBlock, interrupt: Interrupt, saving: Saving | None):
         self._job, self._log, self._interrupt, self._saving = job, log, interrupt, saving
-        saved, population = job.saved, job.population
+        saved = job.saved
         self._blocks: list[HostMetrics] = [saved.metrics] if saved else []
         self._seconds_before = saved.run_seconds if saved else 0.0
         # Whether any agent took a step in the last logged update; if none did, all have used up their budget.
-        self._moved = not (saved and saved.spent and saved.total_steps == population.total_steps)
+        self._moved = not (saved and saved.spent and saved.total_steps == job.total_steps)
 
     def run(self, env: Env, log_every: int) -> Outcome:
         job, population, saving = self._job, self._job.population, self._saving
@@ -133,7 +153,7 @@ class _Training:
         if saving:
             try:
                 saving.checkpoints.wait()
-                if update >= job.chunk.program.num_updates or not self._moved:
+                if is_first() and (update >= job.chunk.program.num_updates or not self._moved):
                     saving.checkpoints.write_evaluation(update, found)
             except RecordError as error:
                 saving.failed(error)
@@ -149,10 +169,15 @@ class _Training:
     def _first_state(self) -> State:
         job, population, saving = self._job, self._job.population, self._saving
         members = job.chunk.members
-        if not (job.saved and saving):
-            return population.init(members)
-        state = saving.checkpoints.restore(job.saved.update, population.abstract_state(members))
-        return population.with_more_steps(state, population.total_steps - job.saved.total_steps)
+        before = job.saved.total_steps if job.saved else population.total_steps
+        if not job.saved:
+            state = population.init(members)
+        elif job.saved.state is not None:
+            state = population.placed(members, job.saved.state)
+        else:
+            assert saving
+            state = saving.checkpoints.restore(job.saved.update, population.abstract_state(members))
+        return population.with_more_steps(state, job.total_steps - before)
 
     def _advance(self, state: State, update: int, lengths: list[int]) -> tuple[State, int]:
         """Trains block after block until the end or an interrupt; returns the state and its number of updates."""
@@ -170,7 +195,8 @@ class _Training:
                 update += device_metrics["env_steps"].shape[-1]
             if job.population.failure:
                 self._fail(job.population.failure, running, update, state)
-            if saving and time.perf_counter() - last_saved >= saving.every:
+            due = self._interrupt.agree(bool(saving) and time.perf_counter() - last_saved >= saving.every)
+            if saving and due:
                 # A checkpoint must not be ahead of the log, so its own block is logged first.
                 if running is not None:
                     self._fetch(*running)
@@ -211,7 +237,7 @@ class _Training:
         facts = {
             "dtypes": {name: str(value.dtype) for name, value in self._blocks[-1].items()},
             "run_seconds": self._run_seconds(),
-            "total_steps": self._job.population.total_steps,
+            "total_steps": self._job.total_steps,
             "spent": not self._moved,
         }
         try:

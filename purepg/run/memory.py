@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from purepg.run import processes
+
 MIB = 2**20
 
 
@@ -27,9 +29,10 @@ class Forecast(NamedTuple):
 
 def forecast(memory: Memory, num_members: int) -> Forecast:
     """Compares a population's memory with what is free now."""
-    device = jax.devices()[0]
-    shared = device.platform == "cpu"  # all CPU devices share one memory
-    needed = memory.per_device * (memory.num_devices if shared else 1)
+    device = jax.local_devices()[0]
+    shared = device.platform == "cpu"  # all CPU devices of a machine share one memory
+    here = memory.num_devices * processes.neighbours() // processes.number()
+    needed = memory.per_device * (here if shared else 1)
     line = f"memory: {num_members} agents at once take {memory.per_device * memory.num_devices / MIB:,.0f} MiB"
     if memory.replay:
         line += f", {memory.replay / MIB:,.0f} MiB of it replay"
@@ -55,7 +58,7 @@ def free_bytes(device: Any) -> int | None:
 
 def peak_memory_bytes() -> int:
     """The peak memory of the device, or on a CPU of the process."""
-    statistics = jax.devices()[0].memory_stats()
+    statistics = jax.local_devices()[0].memory_stats()
     if statistics and "peak_bytes_in_use" in statistics:
         return int(statistics["peak_bytes_in_use"])
     unit = 1 if sys.platform == "darwin" else 1024

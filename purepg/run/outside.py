@@ -16,6 +16,7 @@ from purepg.envs.outside import HostEnvs, HostStep
 from purepg.envs.suites import suite_of
 from purepg.experience.rollout import Recording
 from purepg.run.console import say
+from purepg.run.processes import number
 from purepg.train import EpisodeStats
 from purepg.types import Algorithm, Env, Memory, Obs, Transition, UsageError, moment, seen
 
@@ -50,6 +51,8 @@ def one_device(env: Env, devices: int | None, per_agent: int = 1) -> int:
     raises UsageError where they were for one agent."""
     if per_agent > 1:
         raise UsageError(f"devices_per_agent ({per_agent}) must be 1: {env.name} is not JAX")
+    if number() > 1:
+        raise UsageError(f"distributed needs an environment in JAX, which {env.name} is not")
     if devices is not None and devices > 1:
         say(f"devices ({devices}): {env.name} is not JAX, so that one device is used")
     return 1

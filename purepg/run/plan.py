@@ -4,26 +4,27 @@ import importlib.metadata
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 
-from purepg.config import Count, CountOrZero, NonNegative, Seed, check
+from purepg.config import Count, CountOrZero, NonNegative, Positive, Range, Seed, check
 from purepg.envs.contract import space_name
 from purepg.envs.suites import suite_of
 from purepg.language.model import LanguageModelConfig, with_sizes
+from purepg.run import processes
 from purepg.run.code import address_of
 from purepg.run.console import say
-from purepg.run.devices import prepare_devices, use_compile_cache
+from purepg.run.devices import prepare_devices, shared_devices, use_compile_cache
 from purepg.run.environment import EnvSource, find_environment
 from purepg.run.folder.config import read_config
 from purepg.run.folder.files import plain
 from purepg.run.outside import known_outside, one_device, refuse_without_explorer
 from purepg.run.schedule import Change, parse_schedule
-from purepg.run.search import Sweep, settings_of
+from purepg.run.search import Sweep, rungs, settings_of
 from purepg.run.start import read_start
 from purepg.run.sweep import (
     Chunk,
@@ -58,6 +59,12 @@ class RunConfig:
       eval_seed: seed of the final evaluation, the same for every agent.
       eval_max_steps: truncate evaluation episodes after this many steps. None: at the environment's time limit.
       search: number of settings drawn from the ranges and lists of the sweep, by Sobol points. None: the grid of lists.
+      halve: after each rung, only the best 1/halve of the settings are trained on (successive halving). The first rung
+        is so short that one setting is left in the last, which ends at total_steps. None: all are trained to the end.
+      first_rung: environment steps of each agent in the first rung; later ones are halve times as long. None: as short
+        as leaves one setting.
+      tpe: number of settings that are trained at once in a search; the first are Sobol points, and those of each later
+        round are proposed by Optuna's TPE, from the returns so far. None: all settings are Sobol points.
       pbt: population-based training of the search's settings (`purepg.pbt`): the environment steps between two rounds,
         in which the worst copy the best and change hyperparameters, rounded down to whole updates. None: off.
       fresh_seeds: number of seeds, unseen in the run, on which the best setting, or with pbt the schedule of the best
@@ -81,6 +88,13 @@ class RunConfig:
       wandb_per: log one W&B run for each seed, or one for each setting, with mean and interval.
       wandb_project: name of the W&B project.
       wandb_group: name of the W&B group. None: the folder's name.
+      distributed: this is one of several processes, perhaps on several hosts, which share the agents
+        (experiments/clusters.md). All are started with the same arguments. On SLURM, Open MPI and Kubernetes, JAX finds
+        the values of the next three fields.
+      coordinator: HOST:PORT of process 0. None: JAX_COORDINATOR_ADDRESS.
+      num_processes: number of processes. None: JAX_NUM_PROCESSES.
+      process_id: this process's number, from 0. None: JAX_PROCESS_ID.
+      connect_timeout: seconds for which a process waits for the others.
       env_params: parameters of the environment, each as KEY=VALUE, such as gravity=9.0, or of a wrapper
         around any: action_repeat, max_episode_steps, observed=0,2 and previous=true (`envs.make`).
     """
@@ -94,6 +108,9 @@ class RunConfig:
     eval_seed: Seed = 0
     eval_max_steps: Count | None = None
     search: Count | None = None
+    halve: Annotated[int, Range(2)] | None = None
+    first_rung: Count | None = None
+    tpe: Count | None = None
     pbt: Count | None = None
     fresh_seeds: CountOrZero | None = None
     schedule: tuple[str, ...] = ()
@@ -110,6 +127,11 @@ class RunConfig:
     wandb_per: Literal["seed", "setting"] = "seed"
     wandb_project: str = "purepg"
     wandb_group: str | None = None
+    distributed: bool = False
+    coordinator: str | None = None
+    num_processes: Count | None = None
+    process_id: CountOrZero | None = None
+    connect_timeout: Positive = 60.0
     env_params: tuple[str, ...] = ()
 
 
@@ -132,15 +154,15 @@ class Plan:
     code: dict[str, str | None]  # addresses (`purepg.run.code`) from which the algorithm and its parts are rebuilt
     stored: dict[str, Any] | None  # config.json of the run to resume
     start_digest: str | None  # digest of a language model's initial parameters
+    rungs: list[int]  # environment steps at the end of each, where settings are halved
     tuning: Tuning | None = None  # of population-based training
     schedule: tuple[Change, ...] = ()
 
-    @property
-    def chunks(self) -> list[Chunk]:
-        """The run's chunks, in the order in which they are trained."""
-        run = self.run
+    def chunks(self, settings: Collection[int], total_steps: int) -> list[Chunk]:
+        """The agents of these settings, divided into what is trained at once, in the order in which it is trained."""
+        run, kept = self.run, [program.only(settings, total_steps) for program in self.programs]
         sizes = run.num_seeds, run.max_parallel, self.tuning is not None
-        return [chunk for program in self.programs for chunk in chunks(program, *sizes)]
+        return [chunk for program in kept if program for chunk in chunks(program, *sizes)]
 
     def program_of(self, h: int) -> Program:
         """The program that trains the setting at position `h` of the sweep."""
@@ -172,17 +194,21 @@ def prepare(
     if isinstance(env, str):
         run, env = replace(run, env=env), None
     run = check(replace(run, out=Path(run.out)) if isinstance(run.out, str) else run)
+    processes.start(run)
     name = next(name for name in configs if name != "network")
     for made_by, config in ((algorithm, configs[name]), (network, configs["network"])):
         _check_kind(made_by, config)
     configs = {name: _with_absolute_start(check(config)) for name, config in configs.items()}
     if run.resume and (run.out is None or run.overwrite):
         raise UsageError("--resume needs --out, the folder of the run to resume, and no --overwrite")
+    if run.distributed and run.out is None:
+        raise UsageError("distributed needs out, a folder that all processes share")
     if run.wandb == "online" and run.out is None:
         raise UsageError("wandb (online) needs out, a folder for the files that W&B keeps until they are uploaded")
     stored = _with_later_fields(read_config(run.out), {**configs, "run": run}) if run.resume and run.out else None
     if stored and run.max_parallel is None:  # the last bits of the results depend on the chunks' sizes
         run = replace(run, max_parallel=stored["run"].get("max_parallel"))
+    _check_rounds(run)
     settings = _settings(configs, sweep, run, stored)
     num_devices = _prepare_devices(run, env, len(settings))
     if run.compile_cache:
@@ -208,31 +234,61 @@ def prepare(
         "env": env_address,
     }
     digest = getattr(network(world, configs["network"]), "digest", None)
-    with spread_over(run.devices_per_agent):
-        for setting in settings:
-            check_divided(setting.configs[name], name)
-        planned = programs(settings, make, run.total_steps)
+    planned = _programs(settings, make, run, name)
     first = make(planned[0].configs)
     refuse_without_explorer(world, first, name)
+    least = max(program.update_steps.most for program in planned)
+    steps = rungs(run.total_steps, run.halve, run.first_rung, len(settings), least) if run.halve else []
     tuning = tuning_of(run.pbt, run.search, sweep, planned, first, world) if run.pbt else None
     update_steps, outside = first.update_steps, world.outside is not None
     changes = parse_schedule(run.schedule, planned[0].configs, list(sweep), update_steps, outside)
     checked = run, world, make, sweep, settings, planned, num_devices, eval_max_steps, code, stored, digest
-    plan = Plan(*checked, tuning, changes)
-    assert plan.chunks  # or else it raises UsageError
+    plan = Plan(*checked, steps, tuning, changes)
+    for num_settings, num_seeds in {chunk.shape for chunk in plan.chunks(range(len(settings)), run.total_steps)}:
+        apart = 1 if tuning else num_settings
+        shared_devices(num_devices // run.devices_per_agent, num_seeds, apart, run.devices_per_agent)
     return plan
+
+
+def with_settings(plan: Plan, settings: Sequence[Setting]) -> Plan:
+    """The plan with further settings."""
+    settings = [*plan.settings, *_with_sizes_of_starts(list(map(_checked, settings)))]
+    planned = _programs(settings, plan.make, plan.run, plan.code["name"] or "")
+    return replace(plan, settings=settings, programs=planned)
+
+
+def _programs(settings: list[Setting], make: Make, run: RunConfig, name: str) -> list[Program]:
+    with spread_over(run.devices_per_agent):
+        for setting in settings:
+            check_divided(setting.configs[name], name)
+        return programs(settings, make, run.total_steps)
+
+
+def _check_rounds(run: RunConfig) -> None:
+    """Raises UsageError where the fields that divide a search into rounds do not fit together."""
+    if run.tpe and (run.search is None or run.tpe >= run.search):
+        raise UsageError(f"tpe ({run.tpe}), the settings of a round, must be less than search ({run.search})")
+    if run.tpe and run.halve:
+        raise UsageError(f"tpe ({run.tpe}) and halve ({run.halve}) are two ways to search: give one of them")
+    if run.pbt and (run.tpe or run.halve):
+        other = f"tpe ({run.tpe})" if run.tpe else f"halve ({run.halve})"
+        raise UsageError(f"pbt ({run.pbt}) and {other} are two ways to search: give one of them")
+    if run.first_rung and not run.halve:
+        raise UsageError(f"first_rung ({run.first_rung}) needs halve, such as --halve 3")
 
 
 def _prepare_devices(run: RunConfig, env: EnvSource | None, num_settings: int) -> int:
     """`prepare_devices`, from what is known of an environment before a function makes it, which may start JAX."""
-    devices, per_agent = (1, 1) if known_outside(run.env, env) else (run.devices, run.devices_per_agent)
+    devices, per_agent = run.devices, run.devices_per_agent
+    if known_outside(run.env, env) and processes.number() == 1:
+        devices, per_agent = 1, 1
     wide = suite_of(run.env) is not None if env is None else isinstance(env, Env) and env.costly_reset
     return prepare_devices(devices, run.num_seeds, 1 if run.pbt else num_settings, wide, per_agent)
 
 
 def _settings(configs: Configs, sweep: Sweep, run: RunConfig, stored: Mapping[str, Any] | None) -> list[Setting]:
     """The settings, checked. When a run is resumed, its schedules keep their original length."""
-    settings = settings_of(configs, sweep, run.search, run.seed)
+    settings = settings_of(configs, sweep, run.search, run.seed, run.tpe)
     if run.fresh_seeds and len(settings) == 1:
         raise UsageError(f"fresh_seeds ({run.fresh_seeds}) needs several settings, as of a search or a sweep")
     if stored and len(stored["schedules"]) == len(settings):  # otherwise `refuse_differences` reports the difference
@@ -240,10 +296,11 @@ def _settings(configs: Configs, sweep: Sweep, run: RunConfig, stored: Mapping[st
             setting._replace(configs=with_schedule(setting.configs, length))
             for setting, length in zip(settings, stored["schedules"], strict=True)
         ]
-    return [
-        setting._replace(configs={name: check(config) for name, config in setting.configs.items()})
-        for setting in settings
-    ]
+    return list(map(_checked, settings))
+
+
+def _checked(setting: Setting) -> Setting:
+    return setting._replace(configs={name: check(config) for name, config in setting.configs.items()})
 
 
 def _with_later_fields(stored: Mapping[str, Any], configs: Mapping[str, Any]) -> dict[str, Any]:
@@ -302,8 +359,12 @@ def _with_sizes_of_starts(settings: Sequence[Setting]) -> list[Setting]:
     return resolved
 
 
-def describe(plan: Plan, script: str) -> dict[str, Any]:
-    """The contents of config.json: all arguments, versions, and the layout, on which the results' last bits depend."""
+def describe(plan: Plan, script: str, layout: Sequence[Sequence[Chunk]] = ()) -> dict[str, Any]:
+    """The contents of config.json: all arguments, versions, and the layout, on which the results' last bits depend.
+
+    Args:
+      layout: the chunks of each round so far. Empty: before the first.
+    """
     served = [plan.program_of(h) for h in range(len(plan.settings))]
     return {
         "script": script,
@@ -316,7 +377,11 @@ def describe(plan: Plan, script: str) -> dict[str, Any]:
         "settings": [setting.hyperparameters for setting in plan.settings],
         "schedules": [schedule_of(program.configs) for program in served],
         "num_updates": [program.num_updates for program in served],
-        "layout": [{"settings": chunk.settings, "seeds": chunk.seeds} for chunk in plan.chunks],
+        "layout": [
+            {"round": number, "settings": chunk.settings, "seeds": chunk.seeds}
+            for number, of_round in enumerate(layout or [plan.chunks(range(len(plan.settings)), plan.run.total_steps)])
+            for chunk in of_round
+        ],
         "devices": [device.device_kind for device in jax.devices()[: plan.num_devices]],
         "platform": {"backend": jax.default_backend(), "python": platform.python_version(), "os": platform.platform()},
         "xla_flags": os.environ.get("XLA_FLAGS", ""),

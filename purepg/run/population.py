@@ -13,6 +13,7 @@ import numpy as np
 from purepg.run.devices import Spread
 from purepg.run.memory import Memory
 from purepg.run.plan import Plan
+from purepg.run.processes import gathered
 from purepg.run.sweep import Hyper, Program
 from purepg.runtime import compile_options
 from purepg.train import evaluate, guard, scheduled, train
@@ -50,7 +51,7 @@ class Population:
     def __init__(self, plan: Plan, program: Program, shape: tuple[int, int]):
         self.compile_seconds = 0.0
         self.num_members = shape[0] * shape[1]
-        self.total_steps = plan.run.total_steps
+        self.total_steps = plan.run.total_steps  # with which `init` begins
         apart = 1 if plan.tuning else shape[0]  # settings that exchange nothing may be on several devices
         self._spread = spread = Spread(apart, shape[1], plan.num_devices, plan.run.devices_per_agent)
         member = Member(plan, program)
@@ -61,11 +62,12 @@ class Population:
             )(hyper, s, state),
             static_argnames="num_updates",
             donate_argnames="state",
-            out_shardings=(spread.placed, None),
+            out_shardings=(spread.placed, spread.read),
         )
-        self._final = jax.jit(spread(member.final, whole=True))
-        self._updates_have_one_length = program.updates_have_one_length
+        self._final = jax.jit(spread(member.final, whole=True), out_shardings=spread.read)
+        self._updates_vary = program.update_steps.vary
         self._programs: dict[Any, Future] = {}
+        self._ready: set[Any] = set()  # those that all processes of the run have compiled
         self._compilers = ThreadPoolExecutor()
 
     def start_compiling(self, members: Members, *block_lengths: int) -> None:
@@ -92,9 +94,13 @@ class Population:
         """A state's shapes, dtypes and sharding."""
         return self._spread.abstract(jax.eval_shape(self._init, *members))
 
+    def placed(self, members: Members, state: State) -> State:
+        """A state of such agents, moved to the devices of this population."""
+        return jax.tree.map(lambda x, of: jax.device_put(x, of.sharding), state, self.abstract_state(members))
+
     def with_more_steps(self, state: State, more: int) -> State:
         """Adds `more` environment steps to the agents' budgets, which a state holds only if updates vary in length."""
-        if more == 0 or self._updates_have_one_length:
+        if more == 0 or not self._updates_vary:
             return state
         left = state.guard.env_steps_left + more
         return state._replace(guard=state.guard._replace(env_steps_left=left))
@@ -157,6 +163,9 @@ class Population:
         """Waits for a submitted program; the wait counts as compile time."""
         begun = time.perf_counter()
         compiled = self._programs[program].result()
+        if program not in self._ready:  # JAX's processes wait half a minute for each other's first exchange, no longer
+            self._ready.add(program)
+            gathered(None)
         self.compile_seconds += time.perf_counter() - begun
         return compiled
 
@@ -191,7 +200,7 @@ class Member:
         return self._tuned(hyper, s).init(self._key(s, training=False))
 
     def advance(self, hyper: Hyper, s: Array, state: State, start: Array, num_updates: int) -> tuple[State, Metrics]:
-        first = start if self._program.updates_have_one_length else state.guard.num_updates
+        first = state.guard.num_updates if self._program.update_steps.vary else start
         return train(self._key(s, training=True), self._tuned(hyper, s), state, first, num_updates)
 
     def final(self, hyper: Hyper, s: Array, state: State) -> Evaluation:

@@ -106,7 +106,7 @@ class Results:
         finals = [entry["finals"] for entry in self.summary["settings"]] if best else None
         sizes = len(plan.settings), plan.run.num_seeds
         h, s = choose("the run", *sizes, setting, seed, finals)
-        part = next((part for part in self.parts if h in part.chunk.settings and s in part.chunk.seeds), None)
+        part = next((part for part in reversed(self.parts) if h in part.chunk.settings and s in part.chunk.seeds), None)
         if part is None:
             raise UsageError(f"the run was interrupted before it trained setting {h}, seed {s}")
         place = part.chunk.settings.index(h), part.chunk.seeds.index(s)

@@ -44,20 +44,25 @@ class Uniform:
         """
         low, width = self.low, self.high + whole - self.low
         x = low * ((low + width) / low) ** u if self.log else low + u * width
-        if whole:
-            return min(math.floor(x), self.high)
+        return min(math.floor(x), self.high) if whole else self.rounded(x)
+
+    def rounded(self, x: float) -> float:
+        """A number of the range, rounded to `DIGITS`."""
+        width = self.high - self.low
         scale = min(x, width) if self.log else width
-        return min(max(round(x, DIGITS - 1 - math.floor(math.log10(scale))), low), self.high)
+        return min(max(round(x, DIGITS - 1 - math.floor(math.log10(scale))), self.low), self.high)
 
 
 Values = Sequence[Any] | Uniform  # of one field
 Sweep = Mapping[str, Values]
 
 
-def settings_of(configs: Configs, sweep: Sweep, number: int | None, seed: int) -> list[Setting]:
-    """The settings of a sweep: the grid of its lists, or `number` of them that `draw` finds."""
+def settings_of(
+    configs: Configs, sweep: Sweep, number: int | None, seed: int, first: int | None = None
+) -> list[Setting]:
+    """The settings of a sweep: the grid of its lists, or `number` that `draw` finds, or the `first` of these."""
     if number is not None:
-        return draw(configs, sweep, number, seed)
+        return draw(configs, sweep, number, seed)[:first]
     lists = {}
     for name, values in sweep.items():
         if isinstance(values, Uniform):
@@ -77,7 +82,7 @@ def draw(configs: Configs, sweep: Sweep, number: int, seed: int) -> list[Setting
 
     if not sweep:
         raise UsageError(f"search ({number}) needs a sweep, such as --sweep learning_rate=log:1e-4..1e-2")
-    kinds = [_check(configs, name, values) for name, values in sweep.items()]
+    kinds = [takes_integers(configs, name, values) for name, values in sweep.items()]
     possible = math.prod(map(_size, sweep.values(), kinds))
     if number > possible:
         raise UsageError(f"search ({number}) must be at most {possible:.0f}, the number of settings that differ")
@@ -89,7 +94,7 @@ def draw(configs: Configs, sweep: Sweep, number: int, seed: int) -> list[Setting
     return settings_at(configs, list(sweep), list(found)[:number])
 
 
-def _check(configs: Configs, name: str, values: Values) -> bool:
+def takes_integers(configs: Configs, name: str, values: Values) -> bool:
     """Whether a field's values are integers in a range. Raises UsageError if the range does not suit the field."""
     config, field = find_field(configs, name)
     if not isinstance(values, Uniform):
@@ -116,3 +121,28 @@ def _size(values: Values, whole: bool) -> float:
 
 def _value(values: Values, whole: bool, u: float) -> Any:
     return values.at(u, whole) if isinstance(values, Uniform) else values[int(u * len(values))]
+
+
+def rungs(total_steps: int, factor: int, first: int | None, number: int, least: int) -> list[int]:
+    """The environment steps of an agent at the end of each rung of successive halving: each `factor` times those of the
+    rung before, the last `total_steps`.
+
+    Args:
+      factor: of n settings, ceil(n / factor) go on after a rung.
+      first: the first rung. None: as short as leaves one setting for the last.
+      number: of settings.
+      least: what one update may take.
+    Raises:
+      UsageError: the first rung is too short for an update, or not shorter than the run, or there is a single setting.
+    """
+    if number == 1:
+        raise UsageError(f"halve ({factor}) needs several settings, as of a search or a sweep")
+    halvings = 0
+    while number > 1:
+        number, halvings = math.ceil(number / factor), halvings + 1
+    shortest = first or total_steps // factor**halvings
+    if not least <= shortest < total_steps:
+        named = f"first_rung ({first})" if first else f"the first rung, total_steps / {factor}^{halvings} ({shortest}),"
+        raise UsageError(f"{named} must be at least {least}, what one update may take, and below total_steps")
+    steps = [shortest * factor**i for i in range(halvings)]
+    return [*(x for x in steps if x < total_steps), total_steps]

@@ -24,6 +24,14 @@ class Part(NamedTuple):
     outcome: Outcome
 
 
+class Found(NamedTuple):
+    """The returns of a round."""
+
+    total_steps: int  # environment steps of each agent, from its first update on
+    settings: list[int]
+    iqm: np.ndarray  # [n] over seeds, of the evaluation at the end of the round
+
+
 def joined(parts: Sequence[Part], num_settings: int, num_seeds: int) -> tuple[HostMetrics, np.ndarray]:
     """Joins the metrics of all parts into `[H, S, U]`, NaN after a member's last update. Also returns `num_updates
     [H]`, the largest number of updates that any seed of each setting made."""
@@ -53,12 +61,14 @@ def summarize(
     metrics: HostMetrics,
     num_updates: np.ndarray,
     interrupted: bool,
+    rounds: Sequence[Found] = (),
 ) -> dict[str, Any]:
     """The contents of summary.json.
 
     For each setting: `iqm`, 95 % bootstrap `interval` over seeds, `mean` and `finals` (one per seed) of the final
     evaluation with sampled actions; the same statistics under `mode` for an evaluation with the policy's mode, and
     under `training` for the mean of each agent's last 100 training episodes; and which seeds diverged at which update.
+    With several rounds, also their returns, and `stopped_at`, the steps of a setting that a later one left out.
     """
     num_settings, num_seeds = metrics["env_steps"].shape[:2]
     sampled, mode = np.full((2, num_settings, num_seeds), np.nan)
@@ -73,6 +83,8 @@ def summarize(
     training = last_episodes_return(metrics)
     env_steps = np.nansum(metrics["env_steps"], axis=(1, 2))
     run_seconds = sum(outcome.run_seconds for _, outcome in parts)
+    trained = {h: found.total_steps for found in rounds for h in found.settings}
+    stopped = {h: steps for h, steps in trained.items() if steps < rounds[-1].total_steps}
     return {
         "settings": [
             {
@@ -85,6 +97,7 @@ def summarize(
                 "env_steps": int(env_steps[h]),
                 "compile_seconds": seconds[h, 0],
                 "run_seconds": seconds[h, 1],
+                **({"stopped_at": stopped[h]} if h in stopped else {}),
                 **({"responses": [responses.get((h, s)) for s in range(num_seeds)]} if responses else {}),
             }
             for h, setting in enumerate(settings)
@@ -92,6 +105,7 @@ def summarize(
         "compile_seconds": sum(outcome.compile_seconds for _, outcome in parts),
         "run_seconds": run_seconds,
         "env_steps_per_second": float(env_steps.sum() / run_seconds) if run_seconds else float("nan"),
+        **({"rounds": [found._asdict() for found in rounds]} if len(rounds) > 1 else {}),
         "peak_memory_bytes": peak_memory_bytes(),
         "interrupted": interrupted,
     }
@@ -155,10 +169,12 @@ def report(summary: dict[str, Any]) -> str:
     """The summary as lines of text: a row per setting, of many the best; and the winner on fresh seeds."""
     settings, winner, pbt = summary["settings"], summary.get("winner"), summary.get("pbt")
     many = len(settings) > MAX_ROWS
-    if many:
-        settings = sorted(settings, key=lambda entry: -np.nan_to_num(entry["iqm"], nan=-np.inf))[:MAX_ROWS]
+    stopped = any("stopped_at" in entry for entry in settings)
+    if many or stopped:
+        settings = sorted(settings, key=_rank, reverse=True)[:MAX_ROWS]
     first = "member, by its first values" if pbt else "setting"
     header = [first, "return: IQM [95 %]", "with mode", "training", "steps/s", "compile s", "run s"]
+    header += ["stopped at step"] * stopped
     rows = []
     for setting in settings:
         steps_per_second = setting["env_steps"] / setting["run_seconds"] if setting["run_seconds"] else float("nan")
@@ -171,6 +187,7 @@ def report(summary: dict[str, Any]) -> str:
                 f"{steps_per_second:,.0f}",
                 f"{setting['compile_seconds']:.1f}",
                 f"{setting['run_seconds']:.1f}",
+                *([f"{setting['stopped_at']:,}" if "stopped_at" in setting else ""] * stopped),
             ]
         )
     lines = [table(header, rows)]
@@ -191,6 +208,11 @@ def report(summary: dict[str, Any]) -> str:
         values = with_interval(winner["iqm"], winner["interval"]), short(winner["mode"]["iqm"]), chosen
         lines += ["", table(header, [[label_of(winner["hyperparameters"]) or "the best member's schedule", *values]])]
     return "\n".join([*lines, *_best_responses(summary)])
+
+
+def _rank(entry: dict[str, Any]) -> tuple[float, float]:
+    """The order of settings, the best last: those that were trained longest, and of these the highest return."""
+    return entry.get("stopped_at", np.inf), float(np.nan_to_num(entry["iqm"], nan=-np.inf))
 
 
 def short(x: float) -> str:

@@ -5,7 +5,7 @@ inside the trace. Each value of a static field (an int, a string, a tuple, an op
 own compilation.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, product
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from purepg.config import ANNEAL_UPDATES, float_fields
-from purepg.types import Algorithm, UsageError
+from purepg.types import Algorithm, UpdateSteps, UsageError
 
 INT32_MAX = 2**31 - 1
 
@@ -88,11 +88,19 @@ def schedule_of(configs: Configs) -> int | None:
 class Program:
     """Settings that share one compiled program."""
 
+    static: Any  # the fields that its settings share
     settings: tuple[int, ...]  # positions in the sweep
     configs: Configs  # of the first setting; the others have the same static fields
     hyper: dict[str, dict[str, np.ndarray]]  # float fields, each [H]
     num_updates: int  # the largest number of updates that the budget of environment steps allows
-    updates_have_one_length: bool
+    update_steps: UpdateSteps
+
+    def only(self, settings: Collection[int], total_steps: int) -> "Program | None":
+        """The program for those of its settings that are among `settings`, with this budget; None if none is."""
+        rows = [row for row, h in enumerate(self.settings) if h in settings]
+        hyper = {config: {field: x[rows] for field, x in fields.items()} for config, fields in self.hyper.items()}
+        kept, num_updates = tuple(self.settings[row] for row in rows), most_updates(total_steps, self.update_steps)
+        return replace(self, settings=kept, hyper=hyper, num_updates=num_updates) if kept else None
 
 
 def programs(settings: Sequence[Setting], make: Make, total_steps: int) -> list[Program]:
@@ -109,21 +117,14 @@ def programs(settings: Sequence[Setting], make: Make, total_steps: int) -> list[
             for field, value in vars(config).items()
         )
         by_static.setdefault(static, []).append(h)
-    return [_program(settings, members, make, total_steps) for members in by_static.values()]
+    return [_program(static, settings, members, make, total_steps) for static, members in by_static.items()]
 
 
-def _program(settings: Sequence[Setting], members: list[int], make: Make, total_steps: int) -> Program:
+def _program(static: Any, settings: Sequence[Setting], members: list[int], make: Make, total_steps: int) -> Program:
     configs = settings[members[0]].configs
     # Building the algorithm checks every value before anything compiles. Schedules get a placeholder length of 1.
     made = [make(with_schedule(settings[h].configs, 1)) for h in members]
-    shortest, longest = made[0].update_steps
-    if total_steps < longest:
-        raise UsageError(f"total_steps ({total_steps}) must be at least {longest}, what one update may take")
-    if shortest < longest and total_steps > INT32_MAX:  # members then count their steps on the device, as int32
-        raise UsageError(f"total_steps ({total_steps}) must be at most {INT32_MAX} where updates vary in length")
-    num_updates = (total_steps - longest) // shortest + 1
-    if num_updates > INT32_MAX:
-        raise UsageError(f"total_steps ({total_steps}) must be at most {INT32_MAX} updates of {shortest} steps")
+    num_updates = most_updates(total_steps, made[0].update_steps)
     hyper = {
         name: {
             field: np.array([getattr(settings[h].configs[name], field) for h in members], np.float32)
@@ -131,7 +132,25 @@ def _program(settings: Sequence[Setting], members: list[int], make: Make, total_
         }
         for name, config in configs.items()
     }
-    return Program(tuple(members), with_schedule(configs, num_updates), hyper, num_updates, shortest == longest)
+    configs = with_schedule(configs, num_updates)
+    return Program(static, tuple(members), configs, hyper, num_updates, made[0].update_steps)
+
+
+def most_updates(total_steps: int, update_steps: UpdateSteps) -> int:
+    """The largest number of updates that a budget of environment steps allows.
+
+    Raises:
+      UsageError: the budget is too small for one update, or too large to be counted.
+    """
+    shortest, longest = update_steps
+    if total_steps < longest:
+        raise UsageError(f"total_steps ({total_steps}) must be at least {longest}, what one update may take")
+    if update_steps.vary and total_steps > INT32_MAX:  # members then count their steps on the device, as int32
+        raise UsageError(f"total_steps ({total_steps}) must be at most {INT32_MAX} where updates vary in length")
+    num_updates = (total_steps - longest) // shortest + 1
+    if num_updates > INT32_MAX:
+        raise UsageError(f"total_steps ({total_steps}) must be at most {INT32_MAX} updates of {shortest} steps")
+    return num_updates
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,7 +200,7 @@ class Chunk:
         n = max(whole - first, 0)
         if log_every == 0 or log_every >= whole:
             return [n] * (n > 0)
-        if not self.program.updates_have_one_length:
+        if self.program.update_steps.vary:
             return [log_every] * -(-n // log_every)
         divisors = [length for length in range(-(-log_every // 2), log_every + 1) if whole % length == 0]
         block = max(divisors, default=log_every)

@@ -11,14 +11,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from purepg.run import processes
 from purepg.run.console import say
+from purepg.run.devices import shared_devices
 from purepg.run.folder.config import read_config
 from purepg.run.folder.files import BEST, SEARCH, SUMMARY, WINNER, RecordError, plain, write_json
-from purepg.run.launch import launch, write_picture
+from purepg.run.launch import launch
 from purepg.run.lineage import schedule_of_best
 from purepg.run.plan import Plan, RunConfig, versions
 from purepg.run.results import Results
 from purepg.run.search import Sweep
+from purepg.run.session import write_picture
 from purepg.run.sweep import Configs, Setting, settings_at
 from purepg.types import UsageError
 
@@ -48,7 +51,8 @@ def with_winner(results: Results, prepared: Callable[[Configs, RunConfig, Sweep]
       the results, with those of the winner.
     """
     plan, run = results.plan, results.plan.run
-    iqm = np.array([entry["iqm"] for entry in results.summary["settings"]])
+    # What was stopped early is not comparable.
+    iqm = np.array([np.nan if "stopped_at" in x else x["iqm"] for x in results.summary["settings"]], float)
     number = num_fresh_seeds(run)
     if number == 0 or len(iqm) == 1 or results.interrupted or not np.isfinite(iqm).any():
         return results
@@ -56,6 +60,9 @@ def with_winner(results: Results, prepared: Callable[[Configs, RunConfig, Sweep]
     fresh = replace(
         run,
         search=None,
+        halve=None,
+        first_rung=None,
+        tpe=None,
         pbt=None,
         schedule=best.schedule,
         fresh_seeds=None,
@@ -66,7 +73,7 @@ def with_winner(results: Results, prepared: Callable[[Configs, RunConfig, Sweep]
     )
     repeated = replace(fresh, out=None, overwrite=False, resume=False)
     if run.out:
-        resume = run.resume and _holds(run, best)
+        resume = processes.agreed(run.resume and _holds(run, best))
         group = run.wandb_group or run.out.name
         fresh = replace(fresh, out=run.out / WINNER, resume=resume, overwrite=not resume, wandb_group=group)
     say(f"{best.said}, is trained again on {number} fresh seeds")
@@ -74,13 +81,15 @@ def with_winner(results: Results, prepared: Callable[[Configs, RunConfig, Sweep]
         sweep = {name: [value] for name, value in best.setting.hyperparameters.items()}
         found = launch(prepared(best.setting.configs, fresh, sweep), f"{results.name}, winner")
     except (RecordError, UsageError) as error:  # the results of the search stay
+        if processes.number() > 1 and isinstance(error, RecordError):  # perhaps of this process alone
+            raise
         results.lost.append(str(error))
         return results
     entry = {"setting": best.number, "seed": fresh.seed, **found.summary["settings"][0]}
     entry["in_search"] = {name: best.in_search[name] for name in ("iqm", "interval", "mean", "finals")}
     summary = results.summary | {"winner": entry, "interrupted": found.interrupted}
     results = replace(results, summary=summary, winner=found, lost=results.lost + found.lost)
-    if run.out:
+    if run.out and processes.is_first():
         best_arguments = {
             "script": results.name,
             "run": asdict(repeated),
@@ -95,6 +104,7 @@ def with_winner(results: Results, prepared: Callable[[Configs, RunConfig, Sweep]
                 write_picture(run.out / SEARCH, results.plot_search)  # which shows the winner too
         except RecordError as error:
             results.lost.append(str(error))
+    results.lost[:] = processes.agreed(results.lost)
     return results
 
 
@@ -110,6 +120,16 @@ def _chosen(results: Results, iqm: np.ndarray) -> Chosen:
     (setting,) = settings_at(plan.settings[h].configs, list(last), [list(last.values())])
     setting, said = setting._replace(hyperparameters={}), f"the schedule of member {h}, the best, of seed {s}"
     return Chosen(h, setting, plan.run.schedule + schedule, said, summary["pbt"])
+
+
+def check_winner(plan: Plan) -> None:
+    """Raises UsageError where the processes of a run could share its settings, but not the fresh seeds of the best."""
+    if len(plan.settings) > 1 and (fresh := num_fresh_seeds(plan.run)):
+        per_agent = plan.run.devices_per_agent
+        try:
+            shared_devices(plan.num_devices // per_agent, fresh, 1, per_agent)
+        except UsageError as error:
+            raise UsageError(f"fresh_seeds ({fresh}): {error}") from error
 
 
 def num_fresh_seeds(run: RunConfig) -> int:

@@ -139,7 +139,7 @@ class Checkpoints:
     def _tidy(self) -> None:
         """Frees space for the run's results: removes what a save that failed left, which are half-written checkpoints
         and complete ones beyond the number to keep."""
-        if self._keep is None:
+        if self._keep is None or jax.process_index() > 0:
             return
         complete = sorted((x for x in self.folder.glob("*") if x.name.isdigit()), key=lambda x: int(x.name))
         for left in (*self.folder.glob("*.orbax-checkpoint-tmp*"), *complete[: -self._keep]):
@@ -200,5 +200,5 @@ def _without_empty(tree: Any) -> Any:
 
 
 def _placed(x: Any) -> Any:
-    sharding = x.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    sharding = x.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)

@@ -8,11 +8,16 @@ from purepg.config import ANNEAL_UPDATES
 from purepg.run.folder.files import CONFIG, SUMMARY, plain, read_json
 from purepg.types import UsageError
 
+# Fields of the processes of a run.
+PROCESSES = ("distributed", "coordinator", "num_processes", "process_id", "connect_timeout")
 # Fields that may differ when a run is resumed. None of them changes the results, except that total_steps extends them.
 FREE = (
     *("total_steps", "log_every", "checkpoint_every", "keep", "compile_cache", "out", "overwrite", "resume"),
-    *("wandb", "wandb_per", "wandb_project", "wandb_group"),
+    *("wandb", "wandb_per", "wandb_project", "wandb_group", *PROCESSES),
 )
+
+# Entries of config.json that depend on the machine.
+MACHINE = ("devices", "xla_flags")
 
 # The entries of config.json that other modules read, with their types.
 KNOWN = {"run": dict, "code": dict, "settings": list, "num_updates": list, "layout": list, "schedules": list}
@@ -46,6 +51,8 @@ def read_summary(out: Path) -> dict[str, Any]:
 def refuse_differences(out: Path, stored: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     """Raises UsageError if a run cannot be resumed with this config; the message names every field that differs."""
     then, now = _comparable(stored), _comparable(plain(config))
+    if stored["run"].get("distributed") or config["run"].get("distributed"):  # other hosts are said, not refused
+        then, now = (named | dict.fromkeys(MACHINE) for named in (then, now))
     different = [
         f"{name} (was {then.get(name)}, is {now.get(name)})"
         for name in sorted(then.keys() | now.keys())
@@ -53,15 +60,29 @@ def refuse_differences(out: Path, stored: Mapping[str, Any], config: Mapping[str
     ]
     if different:
         raise UsageError(f"cannot resume {out} with another configuration: {', '.join(different)}")
-    if config["run"]["total_steps"] < stored["run"]["total_steps"]:
-        steps = stored["run"]["total_steps"]
-        raise UsageError(f"total_steps ({config['run']['total_steps']}) must be at least {steps}, to resume {out}")
+    steps, was = config["run"]["total_steps"], stored["run"]["total_steps"]
+    if steps < was:
+        raise UsageError(f"total_steps ({steps}) must be at least {was}, to resume {out}")
+    if steps > was and (config["run"]["halve"] or config["run"]["tpe"]):
+        raise UsageError(f"total_steps ({steps}) must be {was}, to resume {out}, as its rounds depend on it")
 
 
 def changed_versions(stored: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
     """Describes each package whose version has changed; results may then differ in their last bits."""
     now = config["versions"]
     return [f"{name} {was} is {now.get(name)}" for name, was in stored["versions"].items() if now.get(name) != was]
+
+
+def changed_devices(stored: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+    """Describes a run's other devices, on which its last bits depend."""
+    then, now = _comparable(stored), _comparable(plain(config))
+    return [f"{name} {then[name]} is {now[name]}" for name in MACHINE if then[name] != now[name]]
+
+
+def shared(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What all processes of a run must have in common, by name."""
+    own = {name: value for name, value in config["run"].items() if name not in PROCESSES}
+    return _comparable(plain(config)) | plain(own) | config["versions"]
 
 
 def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,6 +95,9 @@ def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
         if field != ANNEAL_UPDATES
     }
     named |= {name: value for name, value in config["run"].items() if name not in FREE}
-    others = ("settings", "layout", "devices", "xla_flags", "start_digest", "spaces")
-    named |= {name: config.get(name) for name in others}
+    named |= {name: config.get(name) for name in ("devices", "xla_flags", "start_digest", "spaces")}
+    # Later rounds follow from the returns of the first.
+    first = [entry for entry in config["layout"] if entry.get("round", 0) == 0]
+    named["layout"] = [(entry["settings"], entry["seeds"]) for entry in first]
+    named["settings"] = config["settings"][: 1 + max(max(entry["settings"]) for entry in first)]
     return named | {"backend": config.get("platform", {}).get("backend")}

@@ -1,5 +1,6 @@
 """From blocks of metrics to the rows of each W&B run: means over updates, and over seeds where a run is a setting."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,13 +22,13 @@ class Rows:
     `env_steps`, has no more rows.
     """
 
-    def __init__(self, per: Per, num_settings: int, num_seeds: int, every: int):
+    def __init__(self, per: Per, num_seeds: int, every: int):
         self._per: Per = per
         self._every = every
         self._num_seeds = num_seeds
-        self._env_steps = np.zeros((num_settings, num_seeds), np.int64)  # consumed so far
+        self._env_steps = defaultdict(lambda: np.zeros(num_seeds, np.int64))  # consumed so far, by setting
         self._waiting: dict[int, list[list[Columns]]] = {}  # by setting and seed: what other seeds have not reached
-        self._num_updates = [0] * num_settings  # of each setting's rows so far, where a run is a setting
+        self._num_updates: dict[int, int] = defaultdict(int)  # of each setting's rows so far, where a run is a setting
 
     def of_block(
         self, settings: Sequence[int], seeds: Sequence[int], start: int, metrics: Columns
@@ -86,8 +87,8 @@ class Rows:
           (active, totals), each `[S', U']`: whether the member still made this update, and its steps after it.
         """
         active = np.asarray(env_steps > 0)  # False for NaN
-        totals = self._env_steps[setting, list(seeds), None] + np.cumsum(np.where(active, env_steps, 0), axis=1)
-        self._env_steps[setting, list(seeds)] = totals[:, -1]
+        totals = self._env_steps[setting][list(seeds), None] + np.cumsum(np.where(active, env_steps, 0), axis=1)
+        self._env_steps[setting][list(seeds)] = totals[:, -1]
         return active, totals.astype(np.int64)
 
     def _made(self, member: Member, start: int, columns: Columns, active: np.ndarray) -> Iterator[tuple[Member, Row]]:

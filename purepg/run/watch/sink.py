@@ -34,7 +34,7 @@ class WandbSink:
       per: one W&B run per "seed" (of each setting) or per "setting".
       out: an existing folder. W&B's files are in its `wandb`.
       config: the experiment's config, in which each run replaces the values of its own hyperparameters.
-      hyperparameters: per setting, name to value.
+      hyperparameters: per setting, name to value. May be replaced by a longer one before a block of the new settings.
       seeds: `[S]` the numbers by which the seeds are named.
       every: updates per row. W&B takes a third of a millisecond per row, in which a small agent makes several updates.
     """
@@ -50,7 +50,7 @@ class WandbSink:
     every: int = 1
 
     def __post_init__(self):
-        self._rows = Rows(self.per, len(self.hyperparameters), len(self.seeds), self.every)
+        self._rows = Rows(self.per, len(self.seeds), self.every)
         self._runs: dict[Member, Any] = {}
         self._said: set[str] = set()
         self._say_lock = threading.Lock()
@@ -97,13 +97,20 @@ class WandbSink:
         """The thread: opens the runs, logs blocks as they come, and ends the runs."""
         with self._saying("work", "stopped"):
             set_up(self.mode)
-            for h in range(len(self.hyperparameters)):
-                for s in range(len(self.seeds)) if self.per == "seed" else [None]:
-                    self._open(Member(h, s))
+            num_open = self._open_from(0)
             while block := self._blocks.get():
+                num_open = self._open_from(num_open)
                 self._log(self._rows.of_block(*block))
             self._log(self._rows.rest())
             self._end()
+
+    def _open_from(self, first: int) -> int:
+        """Opens the runs of the settings from number `first` on, and returns the number of settings."""
+        known = len(self.hyperparameters)
+        for h in range(first, known):
+            for s in range(len(self.seeds)) if self.per == "seed" else [None]:
+                self._open(Member(h, s))
+        return known
 
     def _open(self, member: Member) -> None:
         name, config = name_and_config(member, self.config, self.hyperparameters[member.setting], self.seeds)
