@@ -42,7 +42,7 @@ OF_PPO = {
     "entropy_coef": Uniform(1e-4, 1e-1, log=True),
 }
 OF_SAC = {
-    "learning_rate": Uniform(1e-5, 1e-1, log=True),
+    "critic_learning_rate": Uniform(1e-5, 1e-1, log=True),
     "gamma": Uniform(0.9, 0.999),
     "tau": Uniform(1e-4, 1e-1, log=True),
 }

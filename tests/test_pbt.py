@@ -139,6 +139,7 @@ def test_a_copy_has_the_learner_and_new_hyperparameters_in_its_own_world():
         score = learner[:, u - 3 : u].mean(1)  # the returns since the last round
         (h,) = np.flatnonzero(parent[:, u] != own[:, 0])
         assert h == score.argmin() and parent[h, u] == score.argmax()
+        assert np.isclose(rate[h, u] / rate[parent[h, u], u - 1], FACTORS, rtol=1e-6).any()  # neither is drawn anew
     # Each update goes on from the learner of whom was copied, by the rate that is logged.
     after = np.take_along_axis((learner + rate)[:, :-1], parent[:, 1:], axis=0)
     np.testing.assert_allclose(learner[:, 1:], after, rtol=1e-6)
@@ -270,7 +271,7 @@ def test_the_picture_has_every_member_who_copied_whom_and_the_lineage_of_the_bes
     (lines,) = axes.collections
     found = [segment.tolist() for segment in lines.get_segments()]  # pyright: ignore[reportAttributeAccessIssue]
     assert found[:2] == [[[0, 1], [10, 1]], [[10, 3], [20, 3]]] and found[5] == [[20, 4], [25, 4]]
-    drawn = [np.array(line.get_data()).T.tolist() for line in axes.lines]
+    drawn = [np.asarray(line.get_xydata()).tolist() for line in axes.lines]
     assert drawn[:4] == [[[5, 2], [10, 3]], [[10, 1]], [[15, 3], [20, 4]], [[20, 2]]]  # a copy, and whom it replaced
     assert drawn[4] == [[0, 2], [5, 2], [10, 3], [20, 3], [20, 3], [25, 3]]
 
@@ -342,6 +343,7 @@ def test_a_wrong_schedule_is_refused_in_one_line(text, said):
         ({}, SWEEP | {"num_epochs": Uniform(1, 4)}, "pbt (48) tunes ranges of floats: sweep num_epochs must be one"),
         ({}, SWEEP | {"gae_lambda": [0.9, 0.95]}, "sweep gae_lambda must be one, or be left out"),
         ({"pbt": 160}, SWEEP, "pbt (160) must be at most 144 environment steps, so that there is a round"),
+        ({"halve": 2}, SWEEP, "halve (2) and pbt (48) are different ways to search: give one of them"),
         ({"max_parallel": 4}, SWEEP, "max_parallel (4) must be at least 5, the members of pbt"),
         ({"devices": 2, "num_seeds": 3}, SWEEP, "devices (2) must divide num_seeds (3)"),
         ({"schedule": ("gamma=0:0.9",)}, SWEEP, "schedule (gamma=0:0.9) must be of a float that is named nowhere else"),

@@ -160,8 +160,8 @@ class Plan:
 
     def chunks(self, settings: Collection[int], total_steps: int) -> list[Chunk]:
         """The agents of these settings, divided into what is trained at once, in the order in which it is trained."""
-        sizes = self.run.num_seeds, self.run.max_parallel, self.tuning is not None
-        kept = [program.only(settings, total_steps) for program in self.programs]
+        run, kept = self.run, [program.only(settings, total_steps) for program in self.programs]
+        sizes = run.num_seeds, run.max_parallel, self.tuning is not None
         return [chunk for program in kept if program for chunk in chunks(program, *sizes)]
 
     def program_of(self, h: int) -> Program:
@@ -235,15 +235,18 @@ def prepare(
     }
     digest = getattr(network(world, configs["network"]), "digest", None)
     planned = _programs(settings, make, run, name)
-    refuse_without_explorer(world, make(planned[0].configs), name)
+    first = make(planned[0].configs)
+    refuse_without_explorer(world, first, name)
     least = max(program.update_steps.most for program in planned)
     steps = rungs(run.total_steps, run.halve, run.first_rung, len(settings), least) if run.halve else []
-    tuning = tuning_of(run.pbt, run.search, sweep, planned, make, world) if run.pbt else None
-    of_one = planned[0].configs, list(sweep), planned[0].update_steps, world.outside is not None
-    checked = run, world, make, sweep, settings, planned, num_devices, eval_max_steps, code, stored, digest, steps
-    plan = Plan(*checked, tuning, parse_schedule(run.schedule, *of_one))
+    tuning = tuning_of(run.pbt, run.search, sweep, planned, first, world) if run.pbt else None
+    update_steps, outside = first.update_steps, world.outside is not None
+    changes = parse_schedule(run.schedule, planned[0].configs, list(sweep), update_steps, outside)
+    checked = run, world, make, sweep, settings, planned, num_devices, eval_max_steps, code, stored, digest
+    plan = Plan(*checked, steps, tuning, changes)
     for num_settings, num_seeds in {chunk.shape for chunk in plan.chunks(range(len(settings)), run.total_steps)}:
-        shared_devices(num_devices // run.devices_per_agent, num_seeds, num_settings, run.devices_per_agent)
+        apart = 1 if tuning else num_settings
+        shared_devices(num_devices // run.devices_per_agent, num_seeds, apart, run.devices_per_agent)
     return plan
 
 

@@ -248,8 +248,8 @@ class Session:
 
 
 def pictures(results: Results) -> dict[str, Callable[[], Any]]:
-    """What draws each file: learning curves, and the fields of a search or its lineage, or a heat map of another sweep
-    over two fields."""
+    """What draws each file: learning curves, and the lineage of population-based training, or the fields of another
+    search, or a heat map of another sweep over two."""
     settings = results.summary["settings"]
     if results.plan.tuning:
         return {CURVES: results.plot, LINEAGE: results.plot_lineage}

@@ -9,7 +9,7 @@ import numpy as np
 
 from purepg.pbt import Interval, Tuned, tuned
 from purepg.run.search import Sweep, Uniform
-from purepg.run.sweep import Hyper, Make, Program, Setting, find_field, settings_at
+from purepg.run.sweep import Hyper, Program, Setting, find_field, settings_at
 from purepg.types import Algorithm, Env, Key, State, UsageError
 
 
@@ -33,12 +33,15 @@ class Tuning(NamedTuple):
         return tuned(make, own, self.ranges, key, self.every)
 
 
-def tuning_of(pbt: int, search: int | None, sweep: Sweep, programs: Sequence[Program], make: Make, env: Env) -> Tuning:
+def tuning_of(
+    pbt: int, search: int | None, sweep: Sweep, programs: Sequence[Program], algorithm: Algorithm, env: Env
+) -> Tuning:
     """Population-based training with a round every `pbt` environment steps, rounded down to whole updates.
 
     Args:
       search: the number of members.
       programs: those of the search's settings.
+      algorithm: that of the first program.
     Raises:
       UsageError: the search, the algorithm or the environment does not suit it.
     """
@@ -53,7 +56,6 @@ def tuning_of(pbt: int, search: int | None, sweep: Sweep, programs: Sequence[Pro
     if env.outside is not None:
         raise UsageError(f"pbt ({pbt}) is within the compiled program, but {env.name} is not JAX: leave it out")
     (program,) = programs  # settings that differ in floats alone share one
-    algorithm = make(program.configs)
     steps = algorithm.update_steps
     if steps.vary:
         raise UsageError(f"pbt ({pbt}) needs updates of one length, but they take {steps.least} to {steps.most} steps")

@@ -108,16 +108,6 @@ def with_winner(results: Results, prepared: Callable[[Configs, RunConfig, Sweep]
     return results
 
 
-def check_winner(plan: Plan) -> None:
-    """Raises UsageError where the processes of a run could share its settings, but not the fresh seeds of the best."""
-    if len(plan.settings) > 1 and (fresh := num_fresh_seeds(plan.run)):
-        per_agent = plan.run.devices_per_agent
-        try:
-            shared_devices(plan.num_devices // per_agent, fresh, 1, per_agent)
-        except UsageError as error:
-            raise UsageError(f"fresh_seeds ({fresh}): {error}") from error
-
-
 def _chosen(results: Results, iqm: np.ndarray) -> Chosen:
     """The setting with the highest IQM, or the schedule of the best of all members, by its training."""
     plan, summary = results.plan, results.summary
@@ -130,6 +120,16 @@ def _chosen(results: Results, iqm: np.ndarray) -> Chosen:
     (setting,) = settings_at(plan.settings[h].configs, list(last), [list(last.values())])
     setting, said = setting._replace(hyperparameters={}), f"the schedule of member {h}, the best, of seed {s}"
     return Chosen(h, setting, plan.run.schedule + schedule, said, summary["pbt"])
+
+
+def check_winner(plan: Plan) -> None:
+    """Raises UsageError where the processes of a run could share its settings, but not the fresh seeds of the best."""
+    if len(plan.settings) > 1 and (fresh := num_fresh_seeds(plan.run)):
+        per_agent = plan.run.devices_per_agent
+        try:
+            shared_devices(plan.num_devices // per_agent, fresh, 1, per_agent)
+        except UsageError as error:
+            raise UsageError(f"fresh_seeds ({fresh}): {error}") from error
 
 
 def num_fresh_seeds(run: RunConfig) -> int:
