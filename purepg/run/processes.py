@@ -44,7 +44,7 @@ class _Place(NamedTuple):
     client: Any
     number: int
     me: int
-    count: Iterator[int]  # of exchanges
+    exchanges: Iterator[int]  # numbered
 
 
 _place: _Place | None = None
@@ -66,21 +66,22 @@ def start(run: Any) -> None:
         return
     if _place:
         return
-    address, number, me = _described(run)
-    if number == 1:
-        return
-    if backend_is_running():
-        raise UsageError("distributed must come before JAX's first computation: join the processes at the beginning")
     from jax._src import distributed  # which has the store of keys and values that `gathered` uses
 
     if not jax.distributed.is_initialized():
+        address, number, me = _described(run)
+        if number == 1:
+            return
+        if backend_is_running():
+            raise UsageError("distributed must come before JAX's first computation")
         call_roll(address, number, me, run.connect_timeout)
-        wait = max(1, int(run.connect_timeout))
-        times: Any = {"initialization_timeout": wait, "shutdown_timeout_seconds": 2 * HEARTBEAT_SECONDS}
         jax.config.update("jax_enable_preemption_service", False)  # it would keep SIGTERM from ending the process
-        jax.distributed.initialize(address, number, me, heartbeat_timeout_seconds=HEARTBEAT_SECONDS, **times)
-    _place = _Place(distributed.global_state.client, number, me, itertools.count())
-    console.quiet = me > 0
+        times: Any = {"heartbeat_timeout_seconds": HEARTBEAT_SECONDS, "shutdown_timeout_seconds": 2 * HEARTBEAT_SECONDS}
+        wait = max(10, int(run.connect_timeout))
+        jax.distributed.initialize(address, number, me, initialization_timeout=wait, **times)
+    joined = distributed.global_state
+    _place = _Place(joined.client, joined.num_processes, joined.process_id, itertools.count())
+    console.quiet = not is_first()
 
 
 def _described(run: Any) -> tuple[str, int, int]:
@@ -129,7 +130,7 @@ def gathered(value: Any) -> list[Any]:
     """The JSON values of all processes, in their order. Each waits here for the others."""
     if _place is None:
         return [value]
-    n = next(_place.count)
+    n = next(_place.exchanges)
     found = _exchange(f"purepg/{n}", "purepg", value, FOREVER_SECONDS)
     _place.client.key_value_delete(f"purepg/{n - 1}/{_place.me}")  # which all have read before they came here
     return found
@@ -167,8 +168,6 @@ def by_first(f: Callable[[], T]) -> T | None:
 
 def refuse_unshared(folder: Path) -> None:
     """Makes the run's folder. Raises UsageError where a process does not see what the first writes there."""
-    if _place is None:
-        return
     probe = folder / ".shared"
 
     def write() -> str:
@@ -179,7 +178,7 @@ def refuse_unshared(folder: Path) -> None:
             raise UsageError(f"cannot write a run to {folder}: {reason(error)}; choose another --out") from error
         return probe.read_text()
 
-    token = agreed(by_first(write))
+    token = agreed(by_first(write) or "")
     seen = gathered(_shows(probe, token))
     by_first(lambda: probe.unlink(missing_ok=True))
     if not all(seen):
@@ -203,8 +202,6 @@ def _shows(probe: Path, token: str, seconds: float = 5.0) -> bool:
 
 def refuse_differences(named: dict[str, Any]) -> None:
     """Raises UsageError where processes were started with other values of what all must share."""
-    if _place is None:
-        return
     for i, other in enumerate(found := gathered({name: str(value) for name, value in named.items()})):
         different = [name for name, value in other.items() if found[0].get(name) != value]
         if different:
