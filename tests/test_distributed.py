@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from cluster.local import start
 from helpers import arms_env
 
@@ -208,6 +209,18 @@ def test_variables_say_which_process_this_is_and_so_does_slurm(monkeypatch):
         monkeypatch.setenv(f"JAX_{name}", value)
     assert processes._described(run) == ("a:1", 3, 2)
     assert processes._described(RunConfig(distributed=True, process_id=1)) == ("a:1", 3, 1)
+
+
+def test_the_kubernetes_job_gives_its_pods_the_variables_and_the_address_of_the_first():
+    file = Path(__file__).parent.parent / "experiments" / "cluster" / "kubernetes.yaml"
+    service, job = yaml.safe_load_all(file.read_text())
+    pod = job["spec"]["template"]["spec"]
+    found = {x["name"]: x.get("value") for x in pod["containers"][0]["env"]}
+    assert found.keys() == set(processes.VARIABLES.values())
+    assert int(found["JAX_NUM_PROCESSES"]) == job["spec"]["completions"] == job["spec"]["parallelism"]
+    name, subdomain = job["metadata"]["name"], service["metadata"]["name"]
+    assert found["JAX_COORDINATOR_ADDRESS"].startswith(f"{name}-0.{subdomain}:") and pod["subdomain"] == subdomain
+    assert service["spec"]["selector"] == {"job-name": name}
 
 
 # --- what several processes cannot share ---

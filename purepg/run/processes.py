@@ -8,6 +8,7 @@ JAX ends a process whose peers have died, without an exception (`last_words`).
 """
 
 import contextlib
+import hashlib
 import itertools
 import json
 import os
@@ -202,7 +203,8 @@ def _shows(probe: Path, token: str, seconds: float = 5.0) -> bool:
 
 def refuse_differences(named: dict[str, Any]) -> None:
     """Raises UsageError where processes were started with other values of what all must share."""
-    for i, other in enumerate(found := gathered({name: str(value) for name, value in named.items()})):
+    digests = {name: hashlib.sha256(str(value).encode()).hexdigest()[:16] for name, value in named.items()}
+    for i, other in enumerate(found := gathered(digests)):
         different = [name for name, value in other.items() if found[0].get(name) != value]
         if different:
             raise UsageError(f"process {i} has another {', '.join(different)} than process 0: start all with the same")
