@@ -30,7 +30,8 @@ from purepg.run.roll_call import call_roll
 from purepg.runtime import users_environment
 from purepg.types import UsageError
 
-NUM_BLOCKS = 60
+NUM_BLOCKS = 48
+RARELY = "--checkpoint-every", "1000"
 CONFIG = PPOConfig(num_envs=2, num_steps=4, num_epochs=1, num_minibatches=2, normalize_obs=True)
 RUN = RunConfig(
     total_steps=8 * NUM_BLOCKS,
@@ -85,15 +86,15 @@ def story(tmp_path_factory):
     """A run of one process with four devices; and one of four processes of which the last is killed, which two go on
     with until one of them gets Ctrl-C, and which one process ends."""
     whole, out = (tmp_path_factory.mktemp("distributed") / name for name in ("whole", "out"))
-    assert Run(1, whole).ended() == [0]
+    assert Run(1, whole, *RARELY).ended() == [0]
     killed = Run(4, out).after_blocks(5, signal.SIGKILL)
     begun = time.monotonic()
     codes = killed.ended()
     seconds = time.monotonic() - begun
-    interrupted = Run(2, out, "--resume").after_blocks(15, signal.SIGINT)
+    interrupted = Run(2, out, "--resume").after_blocks(12, signal.SIGINT)
     story = {"whole": whole, "out": out, "killed": killed, "codes": codes, "seconds": seconds}
     story |= {"interrupted": interrupted, "codes of two": interrupted.ended()}
-    last = Run(1, out, "--resume")
+    last = Run(1, out, "--resume", *RARELY)
     return story | {"codes of one": last.ended(), "last": last}
 
 
