@@ -1,5 +1,5 @@
-"""A run over several processes is that of one process with as many devices: also when one of them is killed, another
-one gets Ctrl-C, and it goes on with another number of processes. What cannot work is refused within seconds.
+"""A run over several processes is that of one process with as many devices: also when one of them gets Ctrl-C, another
+one is killed, and it goes on with another number of processes. What cannot work is refused within seconds.
 
 The processes run this file as a script.
 """
@@ -83,17 +83,16 @@ def finals(out: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def story(tmp_path_factory):
-    """A run of one process with four devices; and one of four processes of which the last is killed, which two go on
-    with until one of them gets Ctrl-C, and which one process ends."""
+    """A run of one process with four devices; and one of two processes until one of them gets Ctrl-C, with which four
+    go on until the last is killed, and which one process ends."""
     whole, out = (tmp_path_factory.mktemp("distributed") / name for name in ("whole", "out"))
     assert Run(1, whole, *RARELY).ended() == [0]
-    killed = Run(4, out).after_blocks(5, signal.SIGKILL)
+    interrupted = Run(2, out).after_blocks(5, signal.SIGINT)
+    codes_of_two = interrupted.ended()
+    killed = Run(4, out, "--resume").after_blocks(12, signal.SIGKILL)
     begun = time.monotonic()
-    codes = killed.ended()
-    seconds = time.monotonic() - begun
-    interrupted = Run(2, out, "--resume").after_blocks(12, signal.SIGINT)
-    story = {"whole": whole, "out": out, "killed": killed, "codes": codes, "seconds": seconds}
-    story |= {"interrupted": interrupted, "codes of two": interrupted.ended()}
+    story = {"whole": whole, "out": out, "interrupted": interrupted, "codes of two": codes_of_two, "killed": killed}
+    story |= {"codes of four": killed.ended(), "seconds": time.monotonic() - begun}
     last = Run(1, out, "--resume", *RARELY)
     return story | {"codes of one": last.ended(), "last": last}
 
@@ -109,7 +108,7 @@ def test_it_ends_with_the_bits_of_a_run_in_one_process_that_was_never_stopped(st
 
 
 def test_the_death_of_a_process_ends_the_others_with_one_line_that_says_how_to_go_on(story):
-    assert story["codes"][-1] == -signal.SIGKILL and 0 not in story["codes"]
+    assert story["codes of four"][-1] == -signal.SIGKILL and 0 not in story["codes of four"]
     assert story["seconds"] < 60
     lines = [line for line in story["killed"].said().splitlines() if "--resume" in line]
     assert len(lines) == 1 and f"--out {story['out']} --resume" in lines[0], story["killed"].said()
