@@ -1,5 +1,5 @@
-"""A run over several processes is that of one process with as many devices: also when one of them is killed, another
-one gets Ctrl-C, and it goes on with another number of processes. What cannot work is refused within seconds.
+"""A run over several processes is that of one process with as many devices: also when one of them gets Ctrl-C, another
+one is killed, and it goes on with another number of processes. What cannot work is refused within seconds.
 
 The processes run this file as a script.
 """
@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from cluster.local import start
 from helpers import arms_env
 
@@ -29,7 +30,8 @@ from purepg.run.roll_call import call_roll
 from purepg.runtime import users_environment
 from purepg.types import UsageError
 
-NUM_BLOCKS = 60
+NUM_BLOCKS = 48
+RARELY = "--checkpoint-every", "1000"
 CONFIG = PPOConfig(num_envs=2, num_steps=4, num_epochs=1, num_minibatches=2, normalize_obs=True)
 RUN = RunConfig(
     total_steps=8 * NUM_BLOCKS,
@@ -81,18 +83,17 @@ def finals(out: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def story(tmp_path_factory):
-    """A run of one process with four devices; and one of four processes of which the last is killed, which two go on
-    with until one of them gets Ctrl-C, and which one process ends."""
+    """A run of one process with four devices; and one of two processes until one of them gets Ctrl-C, with which four
+    go on until the last is killed, and which one process ends."""
     whole, out = (tmp_path_factory.mktemp("distributed") / name for name in ("whole", "out"))
-    assert Run(1, whole).ended() == [0]
-    killed = Run(4, out).after_blocks(5, signal.SIGKILL)
+    assert Run(1, whole, *RARELY).ended() == [0]
+    interrupted = Run(2, out).after_blocks(5, signal.SIGINT)
+    codes_of_two = interrupted.ended()
+    killed = Run(4, out, "--resume").after_blocks(12, signal.SIGKILL)
     begun = time.monotonic()
-    codes = killed.ended()
-    seconds = time.monotonic() - begun
-    interrupted = Run(2, out, "--resume").after_blocks(15, signal.SIGINT)
-    story = {"whole": whole, "out": out, "killed": killed, "codes": codes, "seconds": seconds}
-    story |= {"interrupted": interrupted, "codes of two": interrupted.ended()}
-    last = Run(1, out, "--resume")
+    story = {"whole": whole, "out": out, "interrupted": interrupted, "codes of two": codes_of_two, "killed": killed}
+    story |= {"codes of four": killed.ended(), "seconds": time.monotonic() - begun}
+    last = Run(1, out, "--resume", *RARELY)
     return story | {"codes of one": last.ended(), "last": last}
 
 
@@ -107,7 +108,7 @@ def test_it_ends_with_the_bits_of_a_run_in_one_process_that_was_never_stopped(st
 
 
 def test_the_death_of_a_process_ends_the_others_with_one_line_that_says_how_to_go_on(story):
-    assert story["codes"][-1] == -signal.SIGKILL and 0 not in story["codes"]
+    assert story["codes of four"][-1] == -signal.SIGKILL and 0 not in story["codes of four"]
     assert story["seconds"] < 60
     lines = [line for line in story["killed"].said().splitlines() if "--resume" in line]
     assert len(lines) == 1 and f"--out {story['out']} --resume" in lines[0], story["killed"].said()
@@ -208,6 +209,18 @@ def test_variables_say_which_process_this_is_and_so_does_slurm(monkeypatch):
         monkeypatch.setenv(f"JAX_{name}", value)
     assert processes._described(run) == ("a:1", 3, 2)
     assert processes._described(RunConfig(distributed=True, process_id=1)) == ("a:1", 3, 1)
+
+
+def test_the_kubernetes_job_gives_its_pods_the_variables_and_the_address_of_the_first():
+    file = Path(__file__).parent.parent / "experiments" / "cluster" / "kubernetes.yaml"
+    service, job = yaml.safe_load_all(file.read_text())
+    pod = job["spec"]["template"]["spec"]
+    found = {x["name"]: x.get("value") for x in pod["containers"][0]["env"]}
+    assert found.keys() == set(processes.VARIABLES.values())
+    assert int(found["JAX_NUM_PROCESSES"]) == job["spec"]["completions"] == job["spec"]["parallelism"]
+    name, subdomain = job["metadata"]["name"], service["metadata"]["name"]
+    assert found["JAX_COORDINATOR_ADDRESS"].startswith(f"{name}-0.{subdomain}:") and pod["subdomain"] == subdomain
+    assert service["spec"]["selector"] == {"job-name": name}
 
 
 # --- what several processes cannot share ---

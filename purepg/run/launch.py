@@ -38,8 +38,8 @@ def launch(plan: Plan, name: str) -> Results:
 
 def _launched(plan: Plan, name: str) -> Results:
     out = plan.run.out
-    processes.refuse_differences(shared(describe(plan, name)))
-    if out:
+    if out and processes.number() > 1:
+        processes.refuse_differences(shared(describe(plan, name)))
         processes.refuse_unshared(out)
     with ctrl_c_finishes_the_block() as interrupt:
         if out is None:

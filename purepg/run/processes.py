@@ -8,6 +8,7 @@ JAX ends a process whose peers have died, without an exception (`last_words`).
 """
 
 import contextlib
+import hashlib
 import itertools
 import json
 import os
@@ -66,21 +67,22 @@ def start(run: Any) -> None:
         return
     if _place:
         return
-    address, number, me = _described(run)
-    if number == 1:
-        return
-    if backend_is_running():
-        raise UsageError("distributed must come before JAX's first computation: join the processes at the beginning")
     from jax._src import distributed  # which has the store of keys and values that `gathered` uses
 
     if not jax.distributed.is_initialized():
+        address, number, me = _described(run)
+        if number == 1:
+            return
+        if backend_is_running():
+            raise UsageError("distributed must come before JAX's first computation")
         call_roll(address, number, me, run.connect_timeout)
-        wait = max(1, int(run.connect_timeout))
-        times: Any = {"initialization_timeout": wait, "shutdown_timeout_seconds": 2 * HEARTBEAT_SECONDS}
         jax.config.update("jax_enable_preemption_service", False)  # it would keep SIGTERM from ending the process
-        jax.distributed.initialize(address, number, me, heartbeat_timeout_seconds=HEARTBEAT_SECONDS, **times)
-    _place = _Place(distributed.global_state.client, number, me, itertools.count())
-    console.quiet = me > 0
+        times: Any = {"heartbeat_timeout_seconds": HEARTBEAT_SECONDS, "shutdown_timeout_seconds": 2 * HEARTBEAT_SECONDS}
+        wait = max(10, int(run.connect_timeout))
+        jax.distributed.initialize(address, number, me, initialization_timeout=wait, **times)
+    joined = distributed.global_state
+    _place = _Place(joined.client, joined.num_processes, joined.process_id, itertools.count())
+    console.quiet = not is_first()
 
 
 def _described(run: Any) -> tuple[str, int, int]:
@@ -167,8 +169,6 @@ def by_first(f: Callable[[], T]) -> T | None:
 
 def refuse_unshared(folder: Path) -> None:
     """Makes the run's folder. Raises UsageError where a process does not see what the first writes there."""
-    if _place is None:
-        return
     probe = folder / ".shared"
 
     def write() -> str:
@@ -203,9 +203,8 @@ def _shows(probe: Path, token: str, seconds: float = 5.0) -> bool:
 
 def refuse_differences(named: dict[str, Any]) -> None:
     """Raises UsageError where processes were started with other values of what all must share."""
-    if _place is None:
-        return
-    for i, other in enumerate(found := gathered({name: str(value) for name, value in named.items()})):
+    digests = {name: hashlib.sha256(str(value).encode()).hexdigest()[:16] for name, value in named.items()}
+    for i, other in enumerate(found := gathered(digests)):
         different = [name for name, value in other.items() if found[0].get(name) != value]
         if different:
             raise UsageError(f"process {i} has another {', '.join(different)} than process 0: start all with the same")

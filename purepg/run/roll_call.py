@@ -71,7 +71,7 @@ def _listen(address: str, port: int, number: int, deadline: float, seconds: floa
                 break
             waits.say(f"process 0 waits at {address} for {_named(missing)} of {number}")
             server.settimeout(0.2)
-            with contextlib.suppress(TimeoutError, OSError, ValueError, TypeError):  # of strangers, too
+            with contextlib.suppress(OSError, ValueError, TypeError, LookupError):  # of strangers, too
                 connection = connections.enter_context(server.accept()[0])
                 connection.settimeout(2.0)
                 said = json.loads(_line(connection))

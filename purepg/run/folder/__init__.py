@@ -13,6 +13,7 @@ best.json     the arguments that repeat the training of the best setting on fres
 winner/       the folder of that training
 checkpoints/  states from which the run can be resumed
 wandb/        files of Weights & Biases
+.last-words   how to go on with a run of several processes, one of which has died
 
 Of `run`, it imports only `console` and `sweep`. Change it to store a run in another form.
 """
