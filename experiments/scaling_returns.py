@@ -56,7 +56,11 @@ def trained(task: str, devices: int) -> Mapping[str, Any]:
 
 
 def study(config: Config) -> Study:
-    """Trains all tasks. Raises UsageError if there is no such task, or if the devices do not divide its environments."""
+    """Trains all tasks.
+
+    Raises:
+      UsageError: there is no such task, or the devices do not divide its environments.
+    """
     if unknown := [task for task in config.tasks if task not in TASKS]:
         raise UsageError(f"task ({unknown[0]}) must be one of: {'; '.join(TASKS)}")
     split_cpu(max(config.devices), 2 * max(config.devices))

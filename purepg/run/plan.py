@@ -37,6 +37,7 @@ from purepg.run.sweep import (
     with_schedule,
 )
 from purepg.run.values import sweep_texts
+from purepg.run.watch.opening import refuse_several_under_an_agent
 from purepg.spread import check_divided, spread_over
 from purepg.types import Algorithm, Env, UsageError, space_leaves
 
@@ -171,6 +172,8 @@ def prepare(
     if stored and run.max_parallel is None:  # the last bits of the results depend on the chunks' sizes
         run = replace(run, max_parallel=stored["run"].get("max_parallel"))
     settings = _settings(configs, sweep, run, stored)
+    if run.out and run.wandb != "disabled":
+        refuse_several_under_an_agent(len(settings) * (run.num_seeds if run.wandb_per == "seed" else 1))
     num_devices = _prepare_devices(run, env, len(settings))
     if run.compile_cache:
         use_compile_cache()
