@@ -109,17 +109,17 @@ def planned(program: str, env: str | None = None, **sizes: Any) -> tuple[Plan, s
     if algorithm not in SCRIPTS:
         raise UsageError(f"program ({program}) must begin with one of {', '.join(SCRIPTS)}")
     num_envs, num_agents = map(int, shape.split("x"))
-    env = env or import_module(SCRIPTS[algorithm][0]).EXPERIMENT[4].env
+    chosen: str = env or import_module(SCRIPTS[algorithm][0]).EXPERIMENT[4].env
     settings = [f"{algorithm}.{x}" for x in SETTINGS.get(algorithm, "").split()]
     changes = overrides([*settings, f"{algorithm}.num_envs={num_envs}"], [algorithm])
-    discrete, _ = environments([env])
-    found = cell(":".join([algorithm, *own]), env, discrete[env], [algorithm], changes)
+    discrete, _ = environments([chosen])
+    found = cell(":".join([algorithm, *own]), chosen, discrete[chosen], [algorithm], changes)
     if isinstance(found, Missing):
         raise UsageError(f"program ({program}): {found.why}")
     make, own_config, network, network_config, run = found.experiment
-    env_name, env_params = named(env)
+    env_name, env_params = named(chosen)
     run = replace(run, env=env_name, env_params=env_params, num_seeds=num_agents, compile_cache=False, **sizes)
-    return prepare(make, network, {make.__name__: own_config, "network": network_config}, run, {}), env
+    return prepare(make, network, {make.__name__: own_config, "network": network_config}, run, {}), chosen
 
 
 def compiled(program: str, config: Config, place: Any, device: Device) -> Compiled:

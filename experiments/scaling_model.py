@@ -108,10 +108,14 @@ def link_of(gpus: int, config: Config, slower: float = 1.0) -> Link:
     return Link(slower * config.cluster_latency_us / 1e6, INFINIBAND)
 
 
-def exchanges_in(program: str, updates: int, **spread: int) -> list[Exchange]:
-    """What an update of a program exchanges where it is spread over the CPU's devices; neither their number nor that
-    of environments changes it."""
-    plan, _ = planned(program, total_steps=BUDGET, **spread)
+def exchanges_in(program: str, updates: int, per_agent: int) -> list[Exchange]:
+    """What an update of a program exchanges on two of the CPU's devices; neither their number nor that of environments
+    changes it.
+
+    Args:
+      per_agent: devices of each agent, of the two.
+    """
+    plan, _ = planned(program, total_steps=BUDGET, devices=2, devices_per_agent=per_agent)
     (chunk,) = plan.chunks
     over = Spread(*chunk.shape, plan.num_devices, plan.run.devices_per_agent)
     member = Member(plan, chunk.program)
@@ -143,7 +147,7 @@ def program_with(network: str, config: Config, target: tuple[Any, Device]) -> Pr
     operations = ppo.num_steps * forward * (1 + 3 * ppo.num_epochs)  # a gradient costs three forward passes
     moved = (two.cost.bytes_moved - one.cost.bytes_moved) / (more - few)
     work = Work(one.cost.launches * device.launch_seconds, moved / device.bytes_per_second + operations / FLOPS)
-    exchanges = exchanges_in(label.format(64), config.updates, devices=2, devices_per_agent=2)
+    exchanges = exchanges_in(label.format(64), config.updates, per_agent=2)
     return Program(network, work, one.cost.launches, (two.temporaries - one.temporaries) / (more - few), exchanges)
 
 
@@ -165,8 +169,8 @@ def study(config: Config) -> Study:
     jax.config.update("jax_num_cpu_devices", 2)
     found = [program_with(network, config, target) for network in config.networks]
     others = {
-        "SAC's script with 4 environments": exchanges_in("sac:4x1", config.updates, devices=2, devices_per_agent=2),
-        "PPO, 16 agents spread, 64x64": exchanges_in("ppo:64x16", config.updates, devices=2),
+        "SAC's script with 4 environments": exchanges_in("sac:4x1", config.updates, per_agent=2),
+        "PPO, 16 agents spread, 64x64": exchanges_in("ppo:64x16", config.updates, per_agent=1),
     }
     header = ["program", "exchanges of a gradient step", "bytes", "exchanges of an update", "bytes of an update"]
     rows = [exchange_row(f"PPO, {x.network}", x.exchanges) for x in found]

@@ -27,9 +27,9 @@ from purepg.types import UsageError
 SAC = replace(sac.CONFIG, num_envs=4, num_gradient_steps=4)
 GROUPS = GRPOConfig(num_prompts=4, group_size=8, num_epochs=4, num_minibatches=2, kl_coef=0.0)
 TASKS = {  # with budgets after which no task is solved: algorithm, its config, network, its config, run
-    "PPO, Acrobot-v1": (*ppo.EXPERIMENT[:4], RunConfig("Acrobot-v1", 25_600, num_seeds=16)),
+    "PPO, Acrobot-v1": (*ppo.EXPERIMENT[:4], RunConfig("Acrobot-v1", 10_240, num_seeds=16)),
     "PPO, Pendulum-v1": (*ppo_pendulum.EXPERIMENT[:4], RunConfig("Pendulum-v1", 204_800, num_seeds=16)),
-    "SAC, Pendulum-v1": (sac.sac, SAC, *sac.EXPERIMENT[2:4], RunConfig("Pendulum-v1", 6_000, num_seeds=16)),
+    "SAC, Pendulum-v1": (sac.sac, SAC, *sac.EXPERIMENT[2:4], RunConfig("Pendulum-v1", 3_000, num_seeds=16)),
     "GRPO, CartPole-v1": (grpo, GROUPS, actor_critic, NetworkConfig(), RunConfig("CartPole-v1", 50_000, num_seeds=16)),
 }
 
