@@ -8,8 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ  # which shares the folder of the process that started it
-if not IS_WORKER:
+if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker shares the folder of the process that started it
     os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="purepg-tests-")
 os.environ["MPLCONFIGDIR"] = os.environ["XDG_CACHE_HOME"]
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.environ["XDG_CACHE_HOME"] + "/xla")  # a folder set is kept
@@ -50,5 +49,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_unconfigure() -> None:
     """Removes the folder, once all processes of the session have ended."""
-    if not IS_WORKER:
+    if "PYTEST_XDIST_WORKER" not in os.environ:
         shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
