@@ -9,7 +9,6 @@ autotuned, so that a real device may choose other tiles.
 
 import importlib.util
 import logging
-import os
 import re
 import time
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ from parts.suite_cells import SCRIPTS, Missing, cell, environments, named, overr
 
 from purepg.config import Count
 from purepg.run.pages import table
-from purepg.run.plan import prepare
+from purepg.run.plan import Plan, prepare
 from purepg.run.population import Population
 from purepg.run.study import Study, main
 from purepg.runtime import compiling_for
@@ -83,7 +82,6 @@ def target_of(name: str) -> tuple[Any, Device]:
     if not (importlib.util.find_spec("jax_plugins") and importlib.util.find_spec("jax_plugins.xla_cuda13")):
         raise UsageError('to compile for a GPU needs its plugin: pip install "jax[cuda13]"')
     jax.config.update("jax_platforms", "cpu")
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0".strip()
     logging.disable(logging.ERROR)  # it looks for a device, and says that there is none
     text = path.read_text()
     bandwidth = re.search(r"memory_bandwidth: *(\d+)", text)
@@ -96,9 +94,11 @@ def target_of(name: str) -> tuple[Any, Device]:
     return found.devices[0], Device(float(bandwidth.group(1)), LAUNCH_SECONDS)
 
 
-def compiled(program: str, config: Config, place: Any, device: Device) -> Compiled:
-    """Compiles one program.
+def planned(program: str, env: str | None = None, **sizes: Any) -> tuple[Plan, str]:
+    """The plan of a program, and its environment.
 
+    Args:
+      sizes: fields of the run, such as devices.
     Raises:
       UsageError: it is not of the form ALGORITHM:ENVIRONMENTSxAGENTS, or its settings do not fit.
     """
@@ -109,24 +109,29 @@ def compiled(program: str, config: Config, place: Any, device: Device) -> Compil
     if algorithm not in SCRIPTS:
         raise UsageError(f"program ({program}) must begin with one of {', '.join(SCRIPTS)}")
     num_envs, num_agents = map(int, shape.split("x"))
-    env = config.env or import_module(SCRIPTS[algorithm][0]).EXPERIMENT[4].env
+    chosen: str = env or import_module(SCRIPTS[algorithm][0]).EXPERIMENT[4].env
     settings = [f"{algorithm}.{x}" for x in SETTINGS.get(algorithm, "").split()]
     changes = overrides([*settings, f"{algorithm}.num_envs={num_envs}"], [algorithm])
-    discrete, _ = environments([env])
-    found = cell(":".join([algorithm, *own]), env, discrete[env], [algorithm], changes)
+    discrete, _ = environments([chosen])
+    found = cell(":".join([algorithm, *own]), chosen, discrete[chosen], [algorithm], changes)
     if isinstance(found, Missing):
         raise UsageError(f"program ({program}): {found.why}")
     make, own_config, network, network_config, run = found.experiment
-    env_name, env_params = named(env)
-    run = replace(run, env=env_name, env_params=env_params, num_seeds=num_agents, total_steps=10**6)
-    run = replace(run, devices=1, compile_cache=False)
+    env_name, env_params = named(chosen)
+    run = replace(run, env=env_name, env_params=env_params, num_seeds=num_agents, compile_cache=False, **sizes)
+    return prepare(make, network, {make.__name__: own_config, "network": network_config}, run, {}), chosen
+
+
+def compiled(program: str, config: Config, place: Any, device: Device) -> Compiled:
+    """Compiles one program. Raises UsageError as `planned` does."""
     with compiling_for("gpu"):
-        plan = prepare(make, network, {make.__name__: own_config, "network": network_config}, run, {})
+        plan, env = planned(program, config.env, total_steps=10**6, devices=1)
         chunk = plan.chunks(range(len(plan.settings)), plan.run.total_steps)[0]
         population = Population(plan, chunk.program, chunk.shape)
         begun = time.time()
-        done = population.lowered(chunk.members, config.updates, jax.sharding.SingleDeviceSharding(place)).compile()
-    steps = num_agents * plan.algorithm_of(0).update_steps.most
+        lowered = population.lowered(chunk.members, config.updates, jax.sharding.SingleDeviceSharding(place))
+        done = lowered.compile(compiler_options={"xla_gpu_autotune_level": "0"})  # to autotune needs the device
+    steps = plan.run.num_seeds * plan.algorithm_of(0).update_steps.most
     cost, loops = cost_of(done.as_text(), device)
     temporaries = done.memory_analysis().temp_size_in_bytes
     return Compiled(program, env, steps, cost.times(1 / config.updates), loops, temporaries, time.time() - begun)

@@ -3,11 +3,13 @@
 import gc
 import importlib.metadata
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
 
-os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="purepg-tests-")
+if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker shares the folder of the process that started it
+    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="purepg-tests-")
 os.environ["MPLCONFIGDIR"] = os.environ["XDG_CACHE_HOME"]
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.environ["XDG_CACHE_HOME"] + "/xla")  # a folder set is kept
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
@@ -44,3 +46,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.path.name in rank:
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
+
+def pytest_unconfigure() -> None:
+    """Removes the folder, once all processes of the session have ended."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)

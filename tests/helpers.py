@@ -14,12 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from purepg.config import float_fields
+from purepg.config import ANNEAL_UPDATES, float_fields
 from purepg.equations.distributions import Categorical, Deterministic, DiagGaussian, TanhGaussian
 from purepg.experience import normalize
 from purepg.experience.normalize import Moments
 from purepg.run.cli import main
 from purepg.run.population import Population
+from purepg.run.sweep import Program
 from purepg.types import Array, Box, Discrete, Env, LegalActions, MultiDiscrete, Space, TimeStep
 
 NUM_IDS = 900
@@ -274,6 +275,15 @@ def quick_jit(function: Callable, **kwargs: Any) -> Callable:
     return jax.jit(function, compiler_options=quick_options(), **kwargs)
 
 
+def static_fields(program: Program, name: str) -> dict[str, Any]:
+    """The fields of a config that its trace reads: not those that are arrays, nor a schedule's length where there is
+    none."""
+    fields = vars(program.configs[name])
+    annealed = any(fields[x] for x in fields if x.startswith("anneal_") and x != ANNEAL_UPDATES)
+    unread = {*program.hyper[name], *([] if annealed else [ANNEAL_UPDATES])}
+    return {field: value for field, value in fields.items() if field not in unread}
+
+
 @contextlib.contextmanager
 def shared_programs() -> Iterator[dict[str, Any]]:
     """Within it, runs that differ in nothing that a trace reads share their compiled programs, as the blocks of one run
@@ -287,8 +297,9 @@ def shared_programs() -> Iterator[dict[str, Any]]:
         run = plan.run
         read = (
             *(plan.code, plan.env.name, run.env_params, plan.start_digest, plan.eval_max_steps, plan.num_devices),
-            *(run.total_steps, run.seed, run.eval_seed, run.eval_episodes),
-            *(program.configs, program.update_steps, shape, plan.tuning, plan.schedule),
+            *(run.seed, run.eval_seed, run.eval_episodes),
+            program.update_steps.vary and run.total_steps,  # the budget of agents that count their steps
+            *({name: static_fields(program, name) for name in program.configs}, shape, plan.tuning, plan.schedule),
         )
         own = (self._init, self._advance, self._final, self._programs)
         self._init, self._advance, self._final, self._programs = made.setdefault(repr(read), own)

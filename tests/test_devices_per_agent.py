@@ -3,11 +3,9 @@
 The facts are found by this file as a script, in a process with four CPU devices and in float64.
 """
 
-import collections
 import json
 import os
 import pickle
-import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import SeparateNetwork, TinyNetwork, TinyQNetwork, arms_env
+from parts.compiled_cost import exchanges_of
 
 from purepg.algorithms.clone import CloneConfig, clone
 from purepg.algorithms.ddpg import DDPGConfig, ddpg
@@ -39,7 +38,6 @@ from purepg.runtime import users_environment
 from purepg.train import averaged, train
 from purepg.types import Box, Env, UsageError
 
-NUMBERS = 1, 2, 4  # of devices
 N, T, K, KEYS = 4, 6, 3, 3000  # of environments, steps, minibatches and, for the deal, keys
 CAPACITY = 16
 EPOCHS = 2
@@ -87,7 +85,7 @@ CASES: dict[str, tuple[Callable, Any, Callable, Env]] = {
 }
 
 
-PLACES = [(name, devices) for name in CASES for devices in NUMBERS if devices != 2 or name == "ppo"]
+PLACES = [(name, devices) for name in CASES for devices in (1, 2 if name == "ppo" else 4)]
 
 # --- in a process of its own ---
 
@@ -160,7 +158,7 @@ def find(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    jax.config.update("jax_num_cpu_devices", max(NUMBERS))
+    jax.config.update("jax_num_cpu_devices", 4)
     find(Path(sys.argv[1]))
 
 
@@ -188,46 +186,25 @@ def test_two_updates_are_those_of_one_device_to_1e_12(found, name, devices):
         np.testing.assert_allclose(y, x, rtol=exact, atol=exact)
 
 
-EXCHANGES = "all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter", "collective-broadcast"
-
-
-def loops(program: str) -> dict[tuple[str, ...], collections.Counter]:
-    """The exchanges in the body of each loop of a compiled program, by the names of the loop and those around it."""
-    computations = dict(re.findall(r"^(?:ENTRY )?%([\w.-]+) .*?\{\n(.*?)^\}", program, re.M | re.S))
-    exchanges: dict[tuple[str, ...], collections.Counter] = {}
-
-    def walk(name, path):
-        here = exchanges.setdefault(path, collections.Counter())
-        for line in computations[name].splitlines():
-            here.update(kind for kind in EXCHANGES if f" {kind}(" in line or f" {kind}-start(" in line)
-            loop = " while(" in line
-            for key, called in re.findall(r"(\w+)=\{?((?:%[\w.-]+(?:, )?)+)", line):
-                for inner in called.replace("%", "").split(", "):
-                    if inner in computations and key != "to_apply":
-                        walk(inner, (*path, inner) if loop else path)
-
-    walk(re.findall(r"^ENTRY %([\w.-]+)", program, re.M)[0], ())
-    return exchanges
-
-
 @pytest.mark.parametrize("name, devices", [place for place in PLACES if place[1] > 1])
 def test_devices_exchange_sums_and_nothing_else(found, name, devices):
-    kinds = sum(loops(found[name, devices][1]).values(), collections.Counter())
-    assert kinds.keys() == {"all-reduce"}
+    assert {x.kind for x in exchanges_of(found[name, devices][1])} == {"all-reduce"}
 
 
-def test_a_gradient_step_is_one_exchange_and_a_rollout_none(found):
-    """Of the loops of a PPO update, only the one over minibatches, in the one over epochs, exchanges anything."""
-    within_updates = {path: counts for path, counts in loops(found["minibatches", 2][1]).items() if len(path) > 1}
-    assert len(within_updates) > 4
-    busy = [(len(path), counts["all-reduce"]) for path, counts in within_updates.items() if counts]
-    assert busy == [(3, 1)]
+def test_a_gradient_step_exchanges_gradients_and_means_once_and_a_rollout_nothing(found):
+    """Of the loops of PPO's updates, only that over minibatches, in the one over epochs, exchanges anything: for each
+    parameter that the loss uses its gradient, and the loss's metrics, policy_loss, value_loss and approx_kl."""
+    (learner, _), program = found["minibatches", 2]
+    params = [x for name, x in learner.train_state.params.items() if name != "log_std"]  # actions are discrete
+    (step,) = [x for x in exchanges_of(program) if len(x.trips) > 1]
+    assert step.trips == (2, 2, 2) and step.times == 8  # updates, epochs and minibatches
+    assert step.num_bytes == 8 * (sum(x.size for x in params) + 3)
 
 
 def test_a_gradient_step_of_policy_and_critic_is_one_exchange_each(found):
     """SAC's rounds of acting and learning are one loop: they exchange nothing but the two sums of gradients."""
-    within_updates = [counts for path, counts in loops(found["sac", 4][1]).items() if len(path) > 1 and counts]
-    assert within_updates == [{"all-reduce": 2}]
+    rounds = [x.trips for x in exchanges_of(found["sac", 4][1]) if len(x.trips) > 1]
+    assert rounds == 2 * [(2, 3)]
 
 
 def test_each_device_deals_its_own_steps_uniformly(found):

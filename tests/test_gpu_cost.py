@@ -1,10 +1,12 @@
-"""What the program for a GPU launches and moves, by a program whose kernels are known, and by PPO's and SAC's own."""
+"""What the program for a GPU launches and moves, by a program whose kernels are known, and by PPO's and SAC's own; and
+the model of several GPUs."""
 
 import importlib.util
 
 import gpu_cost
 import pytest
-from parts.compiled_cost import Device, cost_of
+from parts.compiled_cost import Device, Exchange, cost_of
+from scaling_model import NVLINK, Link, Work, exchange_seconds, pays_from, speedup
 
 DEVICE = Device(bytes_per_second=1e9, launch_seconds=1e-6)
 # A loop of 5 trips with a product and the write of a row; a branch of one kernel or of two; views and constants.
@@ -83,6 +85,32 @@ def test_kernels_and_bytes_of_a_program_are_those_counted_by_hand():
 def test_a_kernel_takes_as_long_as_its_bytes_where_that_is_longer_than_a_launch():
     slow = cost_of(PROGRAM, Device(bytes_per_second=1.0, launch_seconds=1e-6))[0]
     assert slow.seconds == slow.bytes_moved
+
+
+WORK = Work(launches=2e-3, of_env=1e-6)
+EXCHANGED = [Exchange("all-reduce", 4_000_000, (4, 4)), Exchange("all-reduce", 8, ())]
+
+
+def test_one_gpu_is_as_fast_as_itself():
+    for link in Link(1.0, 1.0), Link(2e-5, NVLINK):
+        assert exchange_seconds(EXCHANGED, 1, link) == 0.0
+        assert speedup(WORK, EXCHANGED, 2048, 1, link) == 1.0
+
+
+def test_exchanges_take_latency_and_the_time_of_a_ring():
+    link = Link(latency=1e-5, bandwidth=1e9)
+    by_hand = 17 * 1e-5 + 16 * (1.5 * 4_000_000 / 1e9) + 1.5 * 8 / 1e9  # a ring of four sends 3/2 of the bytes
+    assert exchange_seconds(EXCHANGED, 4, link) == pytest.approx(by_hand)
+    free = Link(0.0, float("inf"))
+    assert speedup(WORK._replace(launches=0.0), EXCHANGED, 2048, 4, free) == pytest.approx(4)
+
+
+@pytest.mark.parametrize("gpus", [2, 8, 64])
+def test_from_where_gpus_pay_each_is_used_by_half(gpus):
+    link = Link(2e-5, NVLINK)
+    num_envs = pays_from(WORK, EXCHANGED, gpus, link)
+    assert speedup(WORK, EXCHANGED, num_envs, gpus, link) == pytest.approx(gpus / 2)
+    assert speedup(WORK, EXCHANGED, 2 * num_envs, gpus, link) > gpus / 2
 
 
 def refused(config, capsys):

@@ -248,9 +248,10 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(name, at, how, whole, s
 
 
 def test_infinities_and_members_that_diverged_survive_a_stop(tmp_path):
-    diverging = EXPERIMENTS["ppo_penalty"]._replace(flags=("--sweep", "learning_rate=1e19,1e30"))
+    flags = ("--sweep", "learning_rate=1e19,1e30", "--max-parallel", "2")  # one after the other
+    diverging = EXPERIMENTS["ppo_penalty"]._replace(flags=flags)
     assert command(diverging, tmp_path / "whole") == 0
-    with stopped(2):
+    with stopped(6):
         command(diverging, tmp_path / "out")
     assert command(diverging, tmp_path / "out", "--resume") == 0
     assert_same_run(tmp_path / "out", tmp_path / "whole")

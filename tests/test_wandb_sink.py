@@ -1,6 +1,7 @@
-"""Weights & Biases: what every run is given, that no failure reaches the training, and one run that W&B reads back."""
+"""Weights & Biases: what every run is given, that no failure reaches the training, and runs that W&B reads back."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -11,11 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 import wandb
+import yaml
 from fake_wandb import FakeRun, FakeWandb
 from PIL import Image
 from scipy import stats
 from wandb.errors import CommError, UsageError
+from wandb.wandb_agent import Agent
 
+from purepg import types
+from purepg.algorithms.ppo import PPOConfig, ppo
+from purepg.networks.actor_critic import NetworkConfig, actor_critic
+from purepg.run.folder.config import read_summary
+from purepg.run.plan import RunConfig, prepare
 from purepg.run.watch import sink as sink_module
 from purepg.run.watch.rows import thinned
 from purepg.run.watch.sink import WandbSink
@@ -46,14 +54,34 @@ def fake(monkeypatch) -> FakeWandb:
     return FakeWandb(monkeypatch)
 
 
-def test_a_run_without_a_key_is_recorded_offline_and_wandb_reads_it_back(tmp_path, monkeypatch, capfd):
-    """The one test with W&B itself. `wandb leet inspect`, a command that W&B ships, prints the records of its file."""
-    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_MODE"):  # no account and no settings of the user
+@pytest.fixture
+def no_account(tmp_path, monkeypatch) -> None:
+    """W&B itself, without an account and without settings of the user."""
+    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_MODE", "WANDB_SWEEP_ID"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "data"))
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+
+
+def recorded(folder: Path) -> tuple[Path, dict[str, list[dict[str, Any]]]]:
+    """The file of the only W&B run in a folder, and its records by type, as `wandb leet inspect` prints them."""
+    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
+    inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", "--follow"]  # up to the run's last record
+    lines = subprocess.run([*inspect, str(path)], capture_output=True, text=True, check=True, timeout=60).stdout
+    records: dict[str, list[dict[str, Any]]] = {}
+    for line in lines.splitlines():
+        record = json.loads(line)
+        records.setdefault(record["type"], []).append(record[record["type"]])
+    return path, records
+
+
+def last_summary(records: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    return {name: value for record in records["summary"] for name, value in record["update"].items()}
+
+
+def test_a_run_without_a_key_is_recorded_offline_and_wandb_reads_it_back(tmp_path, monkeypatch, capfd, no_account):
     monkeypatch.setenv("WANDB_RUN_ID", "abcd1234")  # would make all runs one
     Image.new("RGB", (2, 2)).save(tmp_path / "curves.png")
     metrics = population(1, 1)
@@ -69,14 +97,8 @@ def test_a_run_without_a_key_is_recorded_offline_and_wandb_reads_it_back(tmp_pat
         wandb.teardown()
     out, err = capfd.readouterr()
     assert out == "" and err.count("\n") == 1 and "No API key" in err and "recording offline" in err
-    (path,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    path, records = recorded(tmp_path)
     assert "abcd1234" not in path.name
-    inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", "--follow"]  # up to the run's last record
-    lines = subprocess.run([*inspect, str(path)], capture_output=True, text=True, check=True, timeout=60).stdout
-    records: dict[str, list[dict[str, Any]]] = {}
-    for line in lines.splitlines():
-        record = json.loads(line)
-        records.setdefault(record["type"], []).append(record[record["type"]])
     (run,) = records["run"]
     assert (run["display_name"], run["project"], run["run_group"]) == ("learning_rate=0.001/seed=5", "project", "group")
     run["config"]["update"].pop("_wandb")
@@ -90,11 +112,54 @@ def test_a_run_without_a_key_is_recorded_offline_and_wandb_reads_it_back(tmp_pat
     assert [rows[4]["responses._type"], rows[5]["curves._type"]] == ["table-file", "image-file"]
     (table,) = path.parent.glob(f"files/{rows[4]['responses.path']}")
     assert json.loads(table.read_text())["data"] == [list(response.values())]
-    summary = {}
-    for record in records["summary"]:
-        summary |= record["update"]
+    summary = last_summary(records)
     assert (summary["final"], summary["env_steps"]) == (2.0, 2048)  # the run's own steps, not the setting's
     assert records["exit"][0]["exit_code"] == 0
+
+
+def test_the_sweep_of_the_page_gives_the_agents_run_its_setting_and_its_metric(tmp_path, monkeypatch, no_account):
+    """What `wandb agent` does with experiments/wandb_sweep.yaml for one setting, but offline, and with a short run."""
+    root = Path(__file__).parent.parent
+    sweep = yaml.safe_load((root / "experiments" / "wandb_sweep.yaml").read_text())
+    short = "--total-steps 128 --num-seeds 2 --devices 1 --eval-episodes 2 --eval-max-steps 5 --network.hidden 4"
+    out = tmp_path / "out"
+    monkeypatch.chdir(root)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")  # where the agent finds python
+    for name, value in {"DIR": str(tmp_path), "SWEEP_ID": "thesweep", "RUN_ID": "", "SWEEP_PARAM_PATH": ""}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    agent = Agent(None, None)
+    agent._sweep_command = ["offline" if x == "online" else x for x in sweep["command"]] + short.split()
+    agent._sweep_command += ["--out", str(out)]
+    chosen = {"ppo.learning_rate": 0.003, "ppo.gamma": 0.95, "ppo.num_epochs": 2}
+    assert chosen.keys() == sweep["parameters"].keys()
+    arguments = {name: {"value": value} for name, value in chosen.items()}
+    agent._command_run({"run_id": "agentsrun", "program": sweep["program"], "args": arguments})
+    assert agent._run_processes["agentsrun"].wait(timeout=200) == 0
+
+    _, records = recorded(out)
+    (run,) = records["run"]
+    assert (run["run_id"], run["sweep_id"], run["run_group"]) == ("agentsrun", "thesweep", "out")
+    config = run["config"]["update"]
+    assert chosen.items() <= config.items()  # as W&B's parallel coordinates name them
+    assert chosen == {f"ppo.{field}": config["ppo"][field] for field in ("learning_rate", "gamma", "num_epochs")}
+    (setting,) = read_summary(out)["settings"]
+    assert last_summary(records)[sweep["metric"]["name"]] == pytest.approx(setting["iqm"])
+
+
+def test_several_runs_under_an_agent_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_SWEEP_ID", "thesweep")
+    configs = {"ppo": PPOConfig(), "network": NetworkConfig()}
+
+    def prepared(sweep: dict[str, Any], **fields: Any) -> None:
+        prepare(ppo, actor_critic, configs, RunConfig(num_seeds=2, compile_cache=False, **fields), sweep)
+
+    with pytest.raises(types.UsageError, match=r"which would open 2: set --wandb-per setting"):
+        prepared({}, out=tmp_path)
+    with pytest.raises(types.UsageError, match=r"which would open 3: .* leave the choice of settings to the agent"):
+        prepared({"gamma": [0.8, 0.9, 0.99]}, out=tmp_path, wandb_per="setting")
+    prepared({}, out=tmp_path, wandb_per="setting")
+    prepared({}, out=tmp_path, wandb="disabled")
+    prepared({})  # writes nothing
 
 
 def test_runs_hold_every_number_of_every_seed_over_env_steps(tmp_path, fake):

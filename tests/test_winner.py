@@ -146,7 +146,7 @@ def test_a_resumed_search_is_one_that_never_stopped_and_so_is_its_winner(tmp_pat
     kept = replace(PPO, anneal_updates=4, **resumed.summary["winner"]["hyperparameters"])
     assert arguments(done / "best.json")["config"] == kept
 
-    train(replace(RUN, search=None, fresh_seeds=None, out=done, overwrite=True), {"gamma": [0.9, 0.99]})
+    train(replace(RUN, search=None, fresh_seeds=None, out=done, overwrite=True), {"gamma": [0.9, 0.92, 0.95, 0.99]})
     left = {path.name for path in done.iterdir()}
     assert left == {"config.json", "log.jsonl", "metrics.npz", "summary.json", "curves.png", "checkpoints"}
 

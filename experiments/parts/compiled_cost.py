@@ -1,7 +1,9 @@
-"""What a program that XLA has compiled for a GPU will cost there: the kernels it launches and the bytes they move."""
+"""What a program that XLA has compiled will cost: the kernels it launches, the bytes they move, and what its devices
+exchange."""
 
 import itertools
 import re
+from collections.abc import Iterator
 from math import prod
 from typing import NamedTuple
 
@@ -11,6 +13,7 @@ NO_KERNEL = frozenset(
     "parameter constant tuple get-tuple-element bitcast after-all opt-barrier async-done copy-done".split()
 )
 SLICES = "slice", "dynamic-slice", "gather"
+EXCHANGES = "all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter", "collective-broadcast"
 
 
 class Cost(NamedTuple):
@@ -30,6 +33,19 @@ class Loop(NamedTuple):
     depth: int
     trips: int
     cost: Cost
+
+
+class Exchange(NamedTuple):
+    """Of a program's devices."""
+
+    kind: str  # one of EXCHANGES
+    num_bytes: int  # of its result on one device
+    trips: tuple[int, ...]  # of the loops that it is in, the outer ones first
+
+    @property
+    def times(self) -> int:
+        """How often the program makes it."""
+        return prod(self.trips)
 
 
 class Instruction(NamedTuple):
@@ -60,6 +76,39 @@ def cost_of(text: str, device: Device) -> tuple[Cost, list[Loop]]:
     found, entry = _computations(text)
     loops: list[Loop] = []
     return _cost(found, entry, device, 0, loops), loops
+
+
+def exchanges_of(text: str) -> list[Exchange]:
+    """What the devices of an optimised program exchange, on all sides of its branches. A loop without a known trip
+    count counts once."""
+    found, entry = _computations(text)
+    return list(_exchanges(found, entry, ()))
+
+
+def _exchanges(found: dict[str, list[Instruction]], name: str, trips: tuple[int, ...]) -> Iterator[Exchange]:
+    for instruction in found.get(name, []):
+        match instruction.opcode:
+            case "while":
+                for part in ("body", "condition"):
+                    yield from _exchanges(found, _named(part, instruction), (*trips, _trips(instruction)))
+            case "conditional":
+                for side in _sides(instruction):
+                    yield from _exchanges(found, side, trips)
+            case "call" | "fusion" | "async-start":
+                yield from _exchanges(found, _named("(?:to_apply|calls)", instruction), trips)
+            case opcode if (kind := opcode.removesuffix("-start")) in EXCHANGES:
+                yield Exchange(kind, _size(instruction.shape), trips)
+
+
+def _trips(loop: Instruction) -> int:
+    known = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes)
+    return int(known.group(1)) if known else 1
+
+
+def _sides(branch: Instruction) -> list[str]:
+    sides = re.findall(r"(?:true|false)_computation=%?([\w.\-]+)", branch.attributes)
+    listed = re.search(r"branch_computations=\{([^}]*)\}", branch.attributes)
+    return sides or re.findall(r"%?([\w.\-]+)", listed.group(1) if listed else "")
 
 
 def _computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
@@ -98,17 +147,13 @@ def _cost(found: dict[str, list[Instruction]], name: str, device: Device, depth:
     for instruction in found.get(name, []):
         match instruction.opcode:
             case "while":
-                trips = re.search(r'known_trip_count":\{"n":"(\d+)"', instruction.attributes)
                 place = len(loops)
                 parts = [_cost(found, _named(x, instruction), device, depth + 1, loops) for x in ("body", "condition")]
-                loop = Loop(depth, int(trips.group(1)) if trips else 1, Cost(*map(sum, zip(*parts, strict=True))))
+                loop = Loop(depth, _trips(instruction), Cost(*map(sum, zip(*parts, strict=True))))
                 loops.insert(place, loop)
                 cost = loop.cost.times(loop.trips)
             case "conditional":
-                sides = re.findall(r"(?:true|false)_computation=%?([\w.\-]+)", instruction.attributes)
-                listed = re.search(r"branch_computations=\{([^}]*)\}", instruction.attributes)
-                sides = sides or re.findall(r"%?([\w.\-]+)", listed.group(1) if listed else "")
-                cost = max(_cost(found, side, device, depth + 1, loops) for side in sides)
+                cost = max(_cost(found, side, device, depth + 1, loops) for side in _sides(instruction))
             case "call" | "async-start":
                 cost = _cost(found, _named("(?:to_apply|calls)", instruction), device, depth, loops)
             case opcode if opcode in NO_KERNEL:

@@ -1,7 +1,7 @@
 """A worker process that experiments/benchmark.py times. It answers in lines of JSON.
 
-`purepg_worker.py speed|overhead ALGORITHM SIZE SEEDS UPDATES STEPS DEVICES` compiles a population, reports that it is
-ready, and then trains it once for every line on stdin.
+`purepg_worker.py speed|overhead ALGORITHM SIZE SEEDS UPDATES STEPS DEVICES [DEVICES_PER_AGENT]` compiles a population,
+reports that it is ready, and then trains it once for every line on stdin. DEVICES is 0 for as many as can.
 """
 
 import contextlib
@@ -97,20 +97,21 @@ def deeper(env: Env, config: NetworkConfig) -> ActorCritic:
 
 
 def prepared(
-    name: str, size: int, num_seeds: int, num_updates: int, num_steps: int, devices: int | None
+    name: str, size: int, num_seeds: int, num_updates: int, num_steps: int, devices: int, per_agent: int = 1
 ) -> tuple[Plan, Job]:
     """A plan whose budget lasts for a thousand runs of `num_updates`, and its only job."""
     algorithm, config, network, network_config, env = make(name, size, num_steps)
     most = 32 * 8 * 4 if name == "grpo" else size * num_steps  # steps of an update
-    run = RunConfig(env, 1000 * most * num_updates, num_seeds, devices=devices, compile_cache=False)
+    spread: Any = {"devices": devices or None, "devices_per_agent": per_agent}
+    run = RunConfig(env, 1000 * most * num_updates, num_seeds, compile_cache=False, **spread)
     plan = prepare(algorithm, network, {algorithm.__name__: config, "network": network_config}, run, {})
     (chunk,) = plan.chunks(range(len(plan.settings)), plan.run.total_steps)
     return plan, Job(0, chunk, Population(plan, chunk.program, chunk.shape), plan.run.total_steps)
 
 
-def speed(name: str, size: int, num_seeds: int, num_updates: int, num_steps: int, devices: int | None) -> None:
+def speed(name: str, size: int, num_seeds: int, num_updates: int, num_steps: int, *spread: int) -> None:
     """Times the training of `num_updates` updates, without logging."""
-    plan, (_, chunk, population, *_) = prepared(name, size, num_seeds, num_updates, num_steps, devices)
+    plan, (_, chunk, population, *_) = prepared(name, size, num_seeds, num_updates, num_steps, *spread)
     members = chunk.members
     state = population.init(members)
 
@@ -186,7 +187,7 @@ def generation(width: int, num_seeds: int) -> Callable[[Any, int], float]:
     return tokens_per_second
 
 
-def overhead(name: str, size: int, num_seeds: int, num_updates: int, num_steps: int, devices: int | None) -> None:
+def overhead(name: str, size: int, num_seeds: int, num_updates: int, num_steps: int, devices: int) -> None:
     """For each line on stdin, times a run of `num_updates` updates with the kind of logging or saving it names."""
     plan, job = prepared(name, size, num_seeds, num_updates, num_steps, devices)
     job = job._replace(chunk=replace(job.chunk, program=replace(job.chunk.program, num_updates=num_updates)))
@@ -226,5 +227,4 @@ def watching(what: str, out: Path, ends: contextlib.ExitStack, plan: Plan) -> Lo
 
 if __name__ == "__main__":
     work, name, *numbers = sys.argv[1:]
-    size, num_seeds, num_updates, num_steps, devices = map(int, numbers)
-    {"speed": speed, "overhead": overhead}[work](name, size, num_seeds, num_updates, num_steps, devices or None)
+    {"speed": speed, "overhead": overhead}[work](name, *map(int, numbers))

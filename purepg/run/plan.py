@@ -40,6 +40,7 @@ from purepg.run.sweep import (
 )
 from purepg.run.tuning import Tuning, tuning_of
 from purepg.run.values import sweep_texts
+from purepg.run.watch.opening import refuse_several_under_an_agent
 from purepg.spread import check_divided, spread_over
 from purepg.types import Algorithm, Env, UsageError, space_leaves
 
@@ -210,6 +211,8 @@ def prepare(
         run = replace(run, max_parallel=stored["run"].get("max_parallel"))
     _check_rounds(run)
     settings = _settings(configs, sweep, run, stored)
+    if run.out and run.wandb != "disabled":
+        refuse_several_under_an_agent(len(settings) * (run.num_seeds if run.wandb_per == "seed" else 1))
     num_devices = _prepare_devices(run, env, len(settings))
     if run.compile_cache:
         use_compile_cache()

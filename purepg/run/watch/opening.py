@@ -1,5 +1,6 @@
 """Opening a W&B run in silence: no prompt, no login, nothing printed."""
 
+import os
 import secrets
 from collections.abc import Callable
 from pathlib import Path
@@ -7,12 +8,21 @@ from typing import Any, Literal
 
 from purepg.run.console import reason
 from purepg.run.folder.files import WANDB
+from purepg.types import UsageError
 
 INIT_SECONDS = 15  # a run that cannot go online within this time is recorded offline
 FINISH_SECONDS = 30  # what is not uploaded within this time stays on disk
 MAX_NAME_LENGTH = 128  # W&B's limit
 
 Mode = Literal["online", "offline", "disabled"]
+
+
+def refuse_several_under_an_agent(num_runs: int) -> None:
+    """Raises UsageError where `wandb agent` has started this process, in which all W&B runs would be the agent's one:
+    W&B then ignores the ids that `open_run` gives."""
+    if num_runs > 1 and "WANDB_SWEEP_ID" in os.environ:
+        remedy = "set --wandb-per setting, and leave the choice of settings to the agent instead of --sweep"
+        raise UsageError(f"wandb agent has one W&B run for this process, which would open {num_runs}: {remedy}")
 
 
 def set_up(mode: Mode) -> None:
@@ -45,7 +55,7 @@ def open_run(mode: Mode, out: Path, name: str, say: Callable[[str], None], **opt
             finish_timeout_raises=True,
             reinit="create_new",
         )
-        run_id = secrets.token_hex(4)  # else a WANDB_RUN_ID in the environment would make all runs one
+        run_id = secrets.token_hex(4)  # else a WANDB_RUN_ID of the user would make all runs one
         return wandb.init(id=run_id, name=name[:MAX_NAME_LENGTH], dir=out, mode=mode, settings=settings, **options)
 
     if mode == "online":
