@@ -17,11 +17,12 @@ from parts.suite_table import Score, numbers, page, picture, read_score
 
 from purepg.config import Count, Seed, check
 from purepg.run.cli import leave, parse_flags
+from purepg.run.description import describe
 from purepg.run.experiment import train_population
 from purepg.run.folder.config import read_summary, refuse_differences
 from purepg.run.folder.files import CONFIG, SUMMARY, RecordError, folder_for, write_json, write_whole
 from purepg.run.pages import read_block, write_block
-from purepg.run.plan import RunConfig, describe, prepare
+from purepg.run.plan import RunConfig, prepare
 from purepg.types import UsageError
 
 TABLE, NUMBERS, CURVES = "table.md", "table.json", "curves.png"

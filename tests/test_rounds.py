@@ -3,6 +3,7 @@
 import itertools
 import json
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import optuna
 import pytest
 from helpers import shared_programs
+from search import METHODS, TASKS
 from test_resume import stopped
 
 from purepg.algorithms.ppo import PPOConfig, ppo
@@ -285,3 +287,17 @@ def test_the_winner_is_the_best_of_those_that_were_trained_to_the_end(halved, tm
     assert found.summary["winner"]["setting"] == found.summary["rounds"][-1]["settings"][0]
     assert found.winner and found.winner.num_updates.tolist() == [8]
     assert found.winner.plan.run.halve is None
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+def test_the_searches_that_are_compared_take_as_many_environment_steps(name):
+    task = TASKS[name]
+    algorithm, own, network, network_config, run = import_module(task.script).EXPERIMENT
+    configs = {algorithm.__name__: own, "network": network_config}
+    for per_field in task.per_field:
+        steps = {}
+        for method, searched in METHODS.items():
+            sweep, how = searched(task, per_field)
+            own_run = replace(run, env=name, total_steps=task.total_steps, num_seeds=2, **how)
+            steps[method] = all_steps(prepare(algorithm, network, configs, own_run, sweep))
+        assert max(steps.values()) < 1.05 * min(steps.values()), steps

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple, TypeVar, get_args, get_origin
 from purepg.config import ANNEAL_UPDATES, alternatives, check, hints
 from purepg.run.code import at_address
 from purepg.run.console import reason, say
+from purepg.run.description import versions
 from purepg.run.folder.config import PROCESSES, changed_versions
 from purepg.run.folder.files import CONFIG
-from purepg.run.plan import RunConfig, versions
+from purepg.run.plan import RunConfig
 from purepg.run.sweep import Configs
 from purepg.run.values import parse_sweep, parse_value
 from purepg.types import UsageError

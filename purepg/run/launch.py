@@ -10,13 +10,14 @@ import numpy as np
 
 from purepg.run import processes
 from purepg.run.console import say
+from purepg.run.description import describe
 from purepg.run.folder.checkpoint import Checkpoints
 from purepg.run.folder.config import changed_devices, changed_versions, refuse_differences, shared
 from purepg.run.folder.log import Logged, chunk_metrics, covered
 from purepg.run.folder.record import Record
 from purepg.run.loop import Interrupt, Job, Saved, ctrl_c_finishes_the_block
 from purepg.run.memory import forecast
-from purepg.run.plan import Plan, describe
+from purepg.run.plan import Plan
 from purepg.run.processes import agreed, by_first
 from purepg.run.results import Results
 from purepg.run.rounds import Round, after, iqms, rounds

@@ -1,23 +1,14 @@
 """`RunConfig`, and the plan of a run: settings, programs and devices, all checked before anything compiles."""
 
-import importlib.metadata
-import os
-import platform
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import jax
-
 from purepg.config import Count, CountOrZero, NonNegative, Positive, Range, Seed, check
-from purepg.envs.contract import space_name
 from purepg.envs.suites import suite_of
-from purepg.language.model import LanguageModelConfig, with_sizes
 from purepg.run import processes
 from purepg.run.code import address_of
-from purepg.run.console import say
 from purepg.run.devices import prepare_devices, shared_devices, use_compile_cache
 from purepg.run.environment import EnvSource, find_environment
 from purepg.run.folder.config import read_config
@@ -25,7 +16,7 @@ from purepg.run.folder.files import plain
 from purepg.run.outside import known_outside, one_device, refuse_without_explorer
 from purepg.run.schedule import Change, parse_schedule
 from purepg.run.search import Sweep, rungs, settings_of
-from purepg.run.start import read_start
+from purepg.run.start import with_absolute_start, with_sizes_of_starts
 from purepg.run.sweep import (
     Chunk,
     Configs,
@@ -33,16 +24,13 @@ from purepg.run.sweep import (
     Program,
     Setting,
     chunks,
-    find_field,
     programs,
-    schedule_of,
     with_schedule,
 )
 from purepg.run.tuning import Tuning, tuning_of
-from purepg.run.values import sweep_texts
 from purepg.run.watch.opening import refuse_several_under_an_agent
 from purepg.spread import check_divided, spread_over
-from purepg.types import Algorithm, Env, UsageError, space_leaves
+from purepg.types import Algorithm, Env, UsageError
 
 
 @dataclass(frozen=True)
@@ -199,7 +187,7 @@ def prepare(
     name = next(name for name in configs if name != "network")
     for made_by, config in ((algorithm, configs[name]), (network, configs["network"])):
         _check_kind(made_by, config)
-    configs = {name: _with_absolute_start(check(config)) for name, config in configs.items()}
+    configs = {name: with_absolute_start(check(config)) for name, config in configs.items()}
     if run.resume and (run.out is None or run.overwrite):
         raise UsageError("--resume needs --out, the folder of the run to resume, and no --overwrite")
     if run.distributed and run.out is None:
@@ -216,7 +204,7 @@ def prepare(
     num_devices = _prepare_devices(run, env, len(settings))
     if run.compile_cache:
         use_compile_cache()
-    settings = _with_sizes_of_starts(settings)
+    settings = with_sizes_of_starts(settings)
     world, env_address = find_environment(run.env, run.env_params, env, saved=run.out is not None)
     run = replace(run, env=world.name if env else run.env)
     if world.outside:
@@ -255,7 +243,7 @@ def prepare(
 
 def with_settings(plan: Plan, settings: Sequence[Setting]) -> Plan:
     """The plan with further settings."""
-    settings = [*plan.settings, *_with_sizes_of_starts(list(map(_checked, settings)))]
+    settings = [*plan.settings, *with_sizes_of_starts(list(map(_checked, settings)))]
     planned = _programs(settings, plan.make, plan.run, plan.code["name"] or "")
     return replace(plan, settings=settings, programs=planned)
 
@@ -320,84 +308,3 @@ def _check_kind(made_by: Callable, config: Any) -> None:
     kind, name = getattr(made_by, "__annotations__", {}).get("config"), getattr(made_by, "__name__", "it")
     if isinstance(kind, type) and kind.__name__ not in [base.__name__ for base in type(config).__mro__]:
         raise UsageError(f"{name} takes a {kind.__name__}, not a {type(config).__name__}")
-
-
-def _with_absolute_start(config: Any) -> Any:
-    """The config with `start` as an absolute path."""
-    start = getattr(config, "start", None)
-    return config if start is None else replace(config, start=str(Path(start).absolute()))
-
-
-def _with_sizes_of_starts(settings: Sequence[Setting]) -> list[Setting]:
-    """The settings, with language models' sizes replaced by those of their `start`, so that config.json holds the
-    sizes in use. Prints which requested sizes were overruled.
-
-    Raises:
-      UsageError: a `start` cannot be read, or the sweep sets a size that it does not have.
-    """
-    resolved, lines = [], []
-    for setting in settings:
-        config = setting.configs["network"]
-        if isinstance(config, LanguageModelConfig) and config.start is not None:
-            found = with_sizes(config, read_start(Path(config.start).absolute())[0])
-            overruled = {
-                field.name: f"{field.name} ({getattr(config, field.name)}) is {getattr(found, field.name)}"
-                for field in fields(config)
-                if getattr(config, field.name) not in (field.default, getattr(found, field.name))
-            }
-            for name in setting.hyperparameters:
-                where, field = find_field(setting.configs, name)
-                if where == "network" and getattr(config, field) != getattr(found, field):
-                    raise UsageError(
-                        f"cannot sweep {name}: start ({config.start}) has its own, {getattr(found, field)}"
-                    )
-            if overruled:
-                lines.append(f"sizes are those of start ({config.start}): {', '.join(overruled.values())}")
-            setting = setting._replace(configs=setting.configs | {"network": found})
-        resolved.append(setting)
-    for line in dict.fromkeys(lines):
-        say(line)
-    return resolved
-
-
-def describe(plan: Plan, script: str, layout: Sequence[Sequence[Chunk]] = ()) -> dict[str, Any]:
-    """The contents of config.json: all arguments, versions, and the layout, on which the results' last bits depend.
-
-    Args:
-      layout: the chunks of each round so far. Empty: before the first.
-    """
-    served = [plan.program_of(h) for h in range(len(plan.settings))]
-    return {
-        "script": script,
-        "run": asdict(plan.run),
-        **{name: asdict(config) for name, config in plan.programs[0].configs.items()},
-        "code": plan.code,
-        "spaces": _spaces(plan.env),
-        "start_digest": plan.start_digest,
-        "sweep": sweep_texts(plan.sweep),
-        "settings": [setting.hyperparameters for setting in plan.settings],
-        "schedules": [schedule_of(program.configs) for program in served],
-        "num_updates": [program.num_updates for program in served],
-        "layout": [
-            {"round": number, "settings": chunk.settings, "seeds": chunk.seeds}
-            for number, of_round in enumerate(layout or [plan.chunks(range(len(plan.settings)), plan.run.total_steps)])
-            for chunk in of_round
-        ],
-        "devices": [device.device_kind for device in jax.devices()[: plan.num_devices]],
-        "platform": {"backend": jax.default_backend(), "python": platform.python_version(), "os": platform.platform()},
-        "xla_flags": os.environ.get("XLA_FLAGS", ""),
-        "versions": versions(),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
-
-
-def versions() -> dict[str, str]:
-    """The versions of the packages on which results depend."""
-    packages = ("purepg", "jax", "jaxlib", "flax", "optax", "gymnax", "numpy", "scipy")
-    return {package: importlib.metadata.version(package) for package in packages}
-
-
-def _spaces(env: Env) -> str:
-    """The environment's spaces and time limit in one line, to tell apart two environments of the same name."""
-    observed = ", ".join(map(space_name, space_leaves(env.observation_space)))
-    return f"{observed} -> {space_name(env.action_space)}, time limit {env.max_episode_steps}"

@@ -9,6 +9,7 @@ import jax
 
 from purepg.run import processes
 from purepg.run.console import Progress, say
+from purepg.run.description import describe
 from purepg.run.folder.checkpoint import Checkpoints
 from purepg.run.folder.files import CURVES, HEATMAP, LINEAGE, PARALLEL, SEARCH, RecordError, write_whole
 from purepg.run.folder.log import Logged
@@ -16,7 +17,7 @@ from purepg.run.folder.record import Record
 from purepg.run.lineage import best_members, of_repetitions
 from purepg.run.loop import HostMetrics, Interrupt, Job, Outcome, Saved, Saving, run_job
 from purepg.run.outside_population import OutsidePopulation
-from purepg.run.plan import Plan, describe
+from purepg.run.plan import Plan
 from purepg.run.population import Population
 from purepg.run.processes import agreed, by_first
 from purepg.run.results import Results

@@ -1,6 +1,8 @@
 """Language models with a warm start: from a pretrained checkpoint, or from the best agent of a run."""
 
 import functools
+from collections.abc import Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,9 @@ from purepg.language.model import LanguageModel, LanguageModelConfig, with_sizes
 from purepg.language.model import language_model as with_params
 from purepg.language.pretrained import load_pretrained
 from purepg.language.transformer import TransformerConfig, check_transformer
+from purepg.run.console import say
 from purepg.run.load import load, stored_network
+from purepg.run.sweep import Setting, find_field
 from purepg.types import Env, Params, UsageError
 
 
@@ -61,3 +65,41 @@ def _trained(folder: Path) -> tuple[TransformerConfig, int, Params]:
     learner: Any = agent.state.learner
     params = {"params": {name: x for name, x in learner.params["params"].items() if name != "value_head"}}
     return shape, params["params"]["embedding"].shape[0], params
+
+
+def with_absolute_start(config: Any) -> Any:
+    """The config with `start` as an absolute path."""
+    start = getattr(config, "start", None)
+    return config if start is None else replace(config, start=str(Path(start).absolute()))
+
+
+def with_sizes_of_starts(settings: Sequence[Setting]) -> list[Setting]:
+    """The settings, with language models' sizes replaced by those of their `start`, so that config.json holds the
+    sizes in use. Prints which requested sizes were overruled.
+
+    Raises:
+      UsageError: a `start` cannot be read, or the sweep sets a size that it does not have.
+    """
+    resolved, lines = [], []
+    for setting in settings:
+        config = setting.configs["network"]
+        if isinstance(config, LanguageModelConfig) and config.start is not None:
+            found = with_sizes(config, read_start(Path(config.start).absolute())[0])
+            overruled = {
+                field.name: f"{field.name} ({getattr(config, field.name)}) is {getattr(found, field.name)}"
+                for field in fields(config)
+                if getattr(config, field.name) not in (field.default, getattr(found, field.name))
+            }
+            for name in setting.hyperparameters:
+                where, field = find_field(setting.configs, name)
+                if where == "network" and getattr(config, field) != getattr(found, field):
+                    raise UsageError(
+                        f"cannot sweep {name}: start ({config.start}) has its own, {getattr(found, field)}"
+                    )
+            if overruled:
+                lines.append(f"sizes are those of start ({config.start}): {', '.join(overruled.values())}")
+            setting = setting._replace(configs=setting.configs | {"network": found})
+        resolved.append(setting)
+    for line in dict.fromkeys(lines):
+        say(line)
+    return resolved

@@ -13,12 +13,13 @@ import numpy as np
 
 from purepg.run import processes
 from purepg.run.console import say
+from purepg.run.description import versions
 from purepg.run.devices import shared_devices
 from purepg.run.folder.config import read_config
 from purepg.run.folder.files import BEST, SEARCH, SUMMARY, WINNER, RecordError, plain, write_json
 from purepg.run.launch import launch
 from purepg.run.lineage import schedule_of_best
-from purepg.run.plan import Plan, RunConfig, versions
+from purepg.run.plan import Plan, RunConfig
 from purepg.run.results import Results
 from purepg.run.search import Sweep
 from purepg.run.session import write_picture
