@@ -235,7 +235,10 @@ def prepare(
     changes = parse_schedule(run.schedule, planned[0].configs, list(sweep), update_steps, outside)
     checked = run, world, make, sweep, settings, planned, num_devices, eval_max_steps, code, stored, digest
     plan = Plan(*checked, steps, tuning, changes)
-    for num_settings, num_seeds in {chunk.shape for chunk in plan.chunks(range(len(settings)), run.total_steps)}:
+    shapes = {chunk.shape for chunk in plan.chunks(range(len(settings)), run.total_steps)}
+    if run.halve or run.tpe:  # later rounds may be as small as this
+        shapes.add((1, run.num_seeds))
+    for num_settings, num_seeds in shapes:
         apart = 1 if tuning else num_settings
         shared_devices(num_devices // run.devices_per_agent, num_seeds, apart, run.devices_per_agent)
     return plan
