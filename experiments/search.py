@@ -48,7 +48,7 @@ OF_SAC = {
 }
 TASKS: dict[Name, Task] = {
     "CartPole-v1": Task("ppo", 12_800, OF_PPO),
-    "Acrobot-v1": Task("ppo_general", 40_960, OF_PPO),
+    "Acrobot-v1": Task("ppo_general", 40_960, OF_PPO, (2,)),
     "Pendulum-v1": Task("sac", 5_000, OF_SAC, (2,)),
 }
 

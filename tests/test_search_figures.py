@@ -8,7 +8,7 @@ from matplotlib.collections import PathCollection
 from scipy import stats
 
 from purepg.run.reliability import importance
-from purepg.run.watch.search import parallel_figure, search_figure
+from purepg.run.watch.search import parallel_figure, scores_of, search_figure
 
 RATES, GAMMAS = np.geomspace(1e-4, 1e-2, 12), np.linspace(0.9, 0.99, 12)[::-1]
 
@@ -129,3 +129,9 @@ def test_importance_is_kruskal_and_wallis_and_sees_an_optimum_inside_the_range()
     h = stats.kruskal(*(hill[groups == g] for g in range(8))).statistic
     assert importance(x.tolist(), hill) == pytest.approx((h - 7) / 56)
     assert importance(x.tolist(), np.exp(hill)) == pytest.approx(importance(x.tolist(), hill))  # of ranks alone
+
+
+def test_the_best_is_one_that_was_trained_to_the_end_whatever_was_stopped_before():
+    settings = [x | ({"stopped_at": 100} if i > 8 else {}) for i, x in enumerate(settings_of(float))]
+    scores = scores_of(settings, [])
+    assert scores.iqm.tolist() == [9.0, 10.0, 11.0, *map(float, range(9))]

@@ -5,7 +5,7 @@ A stratum is the scores of one algorithm's seeds on one environment, `[S_k]`. St
 seeds.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -174,3 +174,9 @@ def mean_interval(x: np.ndarray, axis: int, confidence: float = 0.95) -> tuple[n
         error = np.sqrt(np.square(deviation).sum(axis=axis) / (num - 1) / num)
         half = np.where(num > 1, special.stdtrit(num - 1, (1 + confidence) / 2) * error, np.nan)
     return mean, mean - half, mean + half
+
+
+def rank(entry: Mapping[str, Any]) -> tuple[float, float]:
+    """By this, settings of summary.json are sorted, the best last: trained longest, and of these the highest return."""
+    iqm = entry["iqm"]
+    return entry.get("stopped_at", np.inf), iqm if iqm is not None and np.isfinite(iqm) else -np.inf

@@ -9,7 +9,7 @@ from purepg.run.folder.files import SUMMARY
 from purepg.run.loop import HostMetrics, Outcome
 from purepg.run.memory import peak_memory_bytes
 from purepg.run.pages import table
-from purepg.run.reliability import bootstrap_interval, iqm
+from purepg.run.reliability import bootstrap_interval, iqm, rank
 from purepg.run.sweep import Chunk, Setting, label_of
 
 LEAST_ENTROPY, MOST_KL = 0.01, 20.0  # nats; below the one or above the other, a language model counts as collapsed
@@ -171,7 +171,7 @@ def report(summary: dict[str, Any]) -> str:
     many = len(settings) > MAX_ROWS
     stopped = any("stopped_at" in entry for entry in settings)
     if many or stopped:
-        settings = sorted(settings, key=_rank, reverse=True)[:MAX_ROWS]
+        settings = sorted(settings, key=rank, reverse=True)[:MAX_ROWS]
     first = "member, by its first values" if pbt else "setting"
     header = [first, "return: IQM [95 %]", "with mode", "training", "steps/s", "compile s", "run s"]
     header += ["stopped at step"] * stopped
@@ -208,11 +208,6 @@ def report(summary: dict[str, Any]) -> str:
         values = with_interval(winner["iqm"], winner["interval"]), short(winner["mode"]["iqm"]), chosen
         lines += ["", table(header, [[label_of(winner["hyperparameters"]) or "the best member's schedule", *values]])]
     return "\n".join([*lines, *_best_responses(summary)])
-
-
-def _rank(entry: dict[str, Any]) -> tuple[float, float]:
-    """The order of settings, the best last: those that were trained longest, and of these the highest return."""
-    return entry.get("stopped_at", np.inf), float(np.nan_to_num(entry["iqm"], nan=-np.inf))
 
 
 def short(x: float) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from purepg.run.reliability import are_numbers, importance
+from purepg.run.reliability import are_numbers, importance, rank
 from purepg.run.watch.style import COLOURS, GREY, LIGHT_GREY, dress, over_num_seeds, short_value
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Field(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """The settings that have a final return, of the lowest first."""
+    """The settings that have a final return, the best last."""
 
     fields: Sequence[Field]
     labels: Sequence[str]  # [n] the values of each setting
@@ -54,7 +54,7 @@ class Scores(NamedTuple):
 
 def scores_of(settings: Sequence[Mapping[str, Any]], logarithmic: Sequence[str]) -> Scores:
     """The settings of summary.json as arrays, without those that have no final return."""
-    kept = sorted((x for x in settings if x["iqm"] is not None and np.isfinite(x["iqm"])), key=lambda x: x["iqm"])
+    kept = sorted((x for x in settings if x["iqm"] is not None and np.isfinite(x["iqm"])), key=rank)
     iqm = np.array([x["iqm"] for x in kept])
     interval = np.array([[np.nan if end is None else end for end in x["interval"]] for x in kept]).reshape(-1, 2)
     fields, texts = [], []
@@ -97,6 +97,8 @@ def search_figure(summary: Mapping[str, Any], title: str, logarithmic: Sequence[
     upper, lower = parts
     note = f"final return, {over_num_seeds(scores.num_seeds)}; orange: the highest"
     note += f"; green: the same setting on {len(winner['finals'])} fresh seeds" if winner else ""
+    stopped = any("stopped_at" in x for x in summary["settings"])
+    note += "; others when they were stopped" if stopped else ""
     upper.suptitle(note, x=0.01, ha="left", fontsize=9, color=GREY)
     panels = upper.subplots(num_rows, columns, sharey=True, squeeze=False).ravel()
     for axes, field in zip(panels, scores.fields, strict=False):
