@@ -189,12 +189,15 @@ def draw(results: Sequence[Result], config: Config) -> "Figure":
             axes.vlines(x, *np.transpose(ends), color=colour, linewidth=1)
             axes.plot(x, [float(iqm(result.chosen)) for result in own], "_", color=colour, markersize=9)
         axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.xaxis.set_minor_formatter("")
+        axes.set_xticks(
+            sorted({result.env_steps for result in results if (result.task, result.method) == (task, "grid")})
+        )
+        axes.xaxis.set_major_formatter(EngFormatter(places=0, sep=""))
+        axes.minorticks_off()
         axes.set_xlabel("environment steps of the search")
         dress(axes, task, "line: 95 %; dash: when it was chosen")
     figure.axes[0].set_ylabel(f"return of the best, IQM over {config.fresh_seeds} fresh seeds")
-    figure.axes[0].legend(frameon=False)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
     return figure
 
 
