@@ -126,7 +126,7 @@ def compiled(program: str, config: Config, place: Any, device: Device) -> Compil
     """Compiles one program. Raises UsageError as `planned` does."""
     with compiling_for("gpu"):
         plan, env = planned(program, config.env, total_steps=10**6, devices=1)
-        chunk = plan.chunks(range(len(plan.settings)), plan.run.total_steps)[0]
+        chunk = plan.chunks()[0]
         population = Population(plan, chunk.program, chunk.shape)
         begun = time.time()
         lowered = population.lowered(chunk.members, config.updates, jax.sharding.SingleDeviceSharding(place))

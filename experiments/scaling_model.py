@@ -116,7 +116,7 @@ def exchanges_in(program: str, updates: int, per_agent: int) -> list[Exchange]:
       per_agent: devices of each agent, of the two.
     """
     plan, _ = planned(program, total_steps=BUDGET, devices=2, devices_per_agent=per_agent)
-    (chunk,) = plan.chunks(range(len(plan.settings)), plan.run.total_steps)
+    (chunk,) = plan.chunks()
     over = Spread(*chunk.shape, plan.num_devices, plan.run.devices_per_agent)
     member = Member(plan, chunk.program)
     state = over.abstract(jax.eval_shape(over(member.init), *chunk.members))

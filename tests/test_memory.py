@@ -40,7 +40,7 @@ def memory():
     configs = {"ddpg": DDPGConfig(**sizes), "network": ActorQConfig("deterministic", hidden=(4,), num_critics=1)}
     run = RunConfig("Pendulum-v1", 4, MEMBERS, eval_episodes=1, eval_max_steps=1, devices=1)
     plan = prepare(ddpg, actor_q, configs, run, {})
-    (chunk,) = plan.chunks(range(len(plan.settings)), plan.run.total_steps)
+    (chunk,) = plan.chunks()
     population = Population(plan, chunk.program, chunk.shape)
     compiled, preset = Lowered.compile, "xla_cpu_opt_preset"
     options: Any = {preset: "CPU_OPT_PRESET_DEFAULT"} if preset in os.environ.get("XLA_FLAGS", "") else None

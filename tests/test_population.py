@@ -101,7 +101,7 @@ def diverging(plan):
     """`diverging(learning_rate)`: the metrics of four settings, at another learning rate if one is given; otherwise the
     last two have one of 1e38. The policy's layer starts far smaller in the first and third than in the others."""
     swept = plan({"learning_rate": [1e-2, 1e38], "policy_scale": [1e-9, 10.0]})
-    (chunk,) = swept.chunks(range(len(swept.settings)), swept.run.total_steps)
+    (chunk,) = swept.chunks()
     population, (hyper, seeds) = Population(swept, chunk.program, chunk.shape), chunk.members
 
     def train(learning_rate=None):

@@ -105,7 +105,7 @@ def prepared(
     spread: Any = {"devices": devices or None, "devices_per_agent": per_agent}
     run = RunConfig(env, 1000 * most * num_updates, num_seeds, compile_cache=False, **spread)
     plan = prepare(algorithm, network, {algorithm.__name__: config, "network": network_config}, run, {})
-    (chunk,) = plan.chunks(range(len(plan.settings)), plan.run.total_steps)
+    (chunk,) = plan.chunks()
     return plan, Job(0, chunk, Population(plan, chunk.program, chunk.shape), plan.run.total_steps)
 
 

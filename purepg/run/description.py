@@ -37,7 +37,7 @@ def describe(plan: Plan, script: str, layout: Sequence[Sequence[Chunk]] = ()) ->
         "num_updates": [program.num_updates for program in served],
         "layout": [
             {"round": number, "settings": chunk.settings, "seeds": chunk.seeds}
-            for number, of_round in enumerate(layout or [plan.chunks(range(len(plan.settings)), plan.run.total_steps)])
+            for number, of_round in enumerate(layout or [plan.chunks()])
             for chunk in of_round
         ],
         "devices": [device.device_kind for device in jax.devices()[: plan.num_devices]],

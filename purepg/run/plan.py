@@ -147,8 +147,15 @@ class Plan:
     tuning: Tuning | None = None  # of population-based training
     schedule: tuple[Change, ...] = ()
 
-    def chunks(self, settings: Collection[int], total_steps: int) -> list[Chunk]:
-        """The agents of these settings, divided into what is trained at once, in the order in which it is trained."""
+    def chunks(self, settings: Collection[int] | None = None, total_steps: int | None = None) -> list[Chunk]:
+        """The agents of these settings, divided into what is trained at once, in the order in which it is trained.
+
+        Args:
+          settings: positions. None: all.
+          total_steps: the budget of each agent. None: that of the run.
+        """
+        settings = range(len(self.settings)) if settings is None else settings
+        total_steps = self.run.total_steps if total_steps is None else total_steps
         run, kept = self.run, [program.only(settings, total_steps) for program in self.programs]
         sizes = run.num_seeds, run.max_parallel, self.tuning is not None
         return [chunk for program in kept if program for chunk in chunks(program, *sizes)]
@@ -235,7 +242,7 @@ def prepare(
     changes = parse_schedule(run.schedule, planned[0].configs, list(sweep), update_steps, outside)
     checked = run, world, make, sweep, settings, planned, num_devices, eval_max_steps, code, stored, digest
     plan = Plan(*checked, steps, tuning, changes)
-    shapes = {chunk.shape for chunk in plan.chunks(range(len(settings)), run.total_steps)}
+    shapes = {chunk.shape for chunk in plan.chunks()}
     if run.halve or run.tpe:  # later rounds may be as small as this
         shapes.add((1, run.num_seeds))
     for num_settings, num_seeds in shapes:

@@ -122,7 +122,7 @@ class Session:
         todo: Round | None = next(order)
         while todo:
             jobs = [job._replace(saved=known.get(job.number)) for job in self._jobs.of(todo, sum(map(len, layout)))]
-            layout.append(todo.chunks)
+            layout.append([job.chunk for job in jobs])
             if len(layout) > 1:
                 self._begin(todo, layout)
             self._log_again(jobs, logged)
