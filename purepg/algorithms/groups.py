@@ -20,7 +20,7 @@ from purepg.equations.advantages import gae, group_advantage, has_signal
 from purepg.equations.diagnostics import SPARSE, policy_change
 from purepg.equations.distributions import Distribution
 from purepg.experience.acting import actor, evaluation_policy
-from purepg.experience.responses import pay
+from purepg.experience.responses import Payment, ends, paid, pay
 from purepg.experience.rollout import episodes_from, reset_all
 from purepg.language.model import LanguageModel
 from purepg.networks.actor_critic import require_policy_gradient
@@ -36,6 +36,7 @@ from purepg.types import (
     Network,
     Obs,
     Params,
+    Sampler,
     State,
     Step,
     UpdateSteps,
@@ -68,12 +69,15 @@ class Source(NamedTuple):
     sample: `sample(key, params, P, G) -> GroupedEpisodes`.
     score: `score(params, obs [B, ...]) -> (distribution [B, T], V [B, T])`, for any B episodes.
     max_steps: T.
+    answer: `answer(key, params, prompt [P, L], G)`, responses that have earned nothing yet; None for an environment's
+      episodes.
     """
 
     init: Callable[[Key], Params]
     sample: Callable[[Key, Params, int, int], GroupedEpisodes]
     score: Callable[[Params, Obs], tuple[Distribution, Array]]
     max_steps: int
+    answer: Callable[[Key, Params, Array, int], GroupedEpisodes] | None = None
 
 
 def source(env: Env, network: Network | LanguageModel, max_steps: int | None = None) -> Source:
@@ -95,7 +99,8 @@ def source(env: Env, network: Network | LanguageModel, max_steps: int | None = N
         return network.init(k_params, first_seen(network, env.reset(k_obs)[1]))
 
     if isinstance(network, LanguageModel):
-        return Source(init, partial(_responses, env, network), network.score, env.task.response_length)
+        sample, answer = partial(_responses, env, network), partial(_answers, env, network)
+        return Source(init, sample, network.score, env.task.response_length, answer)
     steps = max_steps or env.max_episode_steps
     if steps is None:
         raise UsageError(f"{env.name} has no time limit: max_steps (None) must be set, so that an episode ends")
@@ -105,11 +110,26 @@ def source(env: Env, network: Network | LanguageModel, max_steps: int | None = N
 def _responses(
     env: Env, model: LanguageModel, key: Key, params: Params, num_prompts: int, group_size: int
 ) -> GroupedEpisodes:
-    L = env.task.prompt_length
     k_prompt, k_response, k_step = jax.random.split(key, 3)
     env_state, obs, *_ = reset_all(k_prompt, env, num_prompts)
-    token, log_prob = model.generate(k_response, params, obs[:, :L], group_size)
-    reward, terminated, truncated, mask = pay(k_step, env, env_state, token)
+    token, log_prob = model.generate(k_response, params, obs[:, : env.task.prompt_length], group_size)
+    return _grouped(env, model, params, token, log_prob, pay(k_step, env, env_state, token))
+
+
+def _answers(
+    env: Env, model: LanguageModel, key: Key, params: Params, prompt: Array, group_size: int
+) -> GroupedEpisodes:
+    token, log_prob = model.generate(key, params, prompt, group_size)
+    nothing = jnp.zeros(token.shape[:2])
+    return _grouped(env, model, params, token, log_prob, paid(nothing, *ends(env.task, token)))
+
+
+def _grouped(
+    env: Env, model: LanguageModel, params: Params, token: Array, log_prob: Array, payment: Payment
+) -> GroupedEpisodes:
+    """The episodes of responses and what they earned."""
+    L = env.task.prompt_length
+    reward, terminated, truncated, mask = payment
     action = jnp.where(mask, token[..., L:], -1)
     token = jnp.concatenate([token[..., :L], action], axis=-1)
     log_prob = jnp.where(mask, log_prob, 0.0)
@@ -211,7 +231,33 @@ def group_algorithm(
         return State(GroupLearner(init_train_state(tx, params), reference, jnp.asarray(c.kl_coef, jnp.float32)), ())
 
     episodes = c.num_prompts * c.group_size
-    return Algorithm(init, step, evaluation_policy(network), UpdateSteps(episodes, episodes * groups.max_steps))
+    update_steps = UpdateSteps(episodes, episodes * groups.max_steps)
+    return Algorithm(init, step, evaluation_policy(network), update_steps, sampler=_sampler(groups, network, c))
+
+
+def _sampler(groups: Source, network: Network | LanguageModel, c: GroupConfig) -> Sampler | None:
+    if groups.answer is None or not isinstance(network, LanguageModel):
+        return None
+
+    def sample(key, learner, prompt):
+        return groups.answer(key, learner.params, prompt, c.group_size)
+
+    def answer(key, learner, prompt, n, deterministic):
+        model = network.greedy if deterministic else network
+        return model.generate(key, learner.params, prompt, n)[0]
+
+    def rewarded(data, reward):
+        return data._replace(reward=paid(reward, data.terminated, data.truncated, data.mask)[0])
+
+    return Sampler(c.num_prompts, c.group_size, sample, answer, rewarded)
+
+
+def update_groups(groups: Source, key: Key, state: State, c: GroupConfig) -> GroupedEpisodes:
+    """An update's groups: those that were sampled and rewarded outside of it, if they stand in place of `state.world`,
+    and otherwise new ones."""
+    if isinstance(state.world, GroupedEpisodes):
+        return state.world
+    return groups.sample(key, state.learner.params, c.num_prompts, c.group_size)
 
 
 def score_all(groups: Source, params: Params, data: GroupedEpisodes) -> tuple[Any, Array]:

@@ -27,6 +27,7 @@ from purepg.algorithms.groups import (
     mean_return,
     score_all,
     source,
+    update_groups,
     watch,
 )
 from purepg.config import Count, CountOrZero, Positive, check
@@ -77,14 +78,15 @@ def grpo(env: Env, network: Network | LanguageModel, config: GRPOConfig) -> Algo
     c = check(config)
     check_groups(env, network, c)
     groups = source(env, network, c.max_steps)
-    held_out = source(env.held_out, network) if env.held_out is not None and c.num_held_out else None
+    judged = env.task is not None and env.task.judge is not None  # then held-out prompts are answered between updates
+    held_out = source(env.held_out, network) if env.held_out and c.num_held_out and not judged else None
     tx = step_direction(c.optimizer, c.max_grad_norm, c.adam_eps)
 
     def step(key, state, update):
         del update
         k_sample, k_update, k_held_out = jax.random.split(key, 3)
         (train_state, reference, kl_coef), params = state.learner, state.learner.params
-        data = groups.sample(k_sample, params, c.num_prompts, c.group_size)
+        data = update_groups(groups, k_sample, state, c)
         reference_policy, _ = score_all(groups, reference, data)
         reference_log_prob = jnp.where(data.mask, reference_policy.log_prob(data.action), 0.0)
         reward = data.reward

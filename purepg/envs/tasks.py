@@ -7,7 +7,7 @@ functions take one prompt; the caller vmaps. `token_env` makes an `Env` with one
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,17 +15,33 @@ import numpy as np
 from purepg.types import Action, Array, Box, Discrete, Env, EnvState, Key, TimeStep, UsageError
 
 
+class Judge(NamedTuple):
+    """Rewards in Python, for responses to a table of prompts. A compiled program never calls them."""
+
+    prompt: np.ndarray  # [n, prompt_length], the table
+    names: tuple[str, ...]  # of the rewards
+    reward: Callable[[np.ndarray, np.ndarray], np.ndarray]  # (prompt's place [B], response [B, R]) -> each one's [K, B]
+    weight: np.ndarray  # [K]; the response earns the weighted sum
+
+
 class Task(NamedTuple):
     """Prompts and a check of their answers. Arrays are int32 tokens."""
 
     name: str
-    vocabulary: tuple[str, ...]  # each token's text, one character; padding (-1) has no entry
+    vocabulary: tuple[str, ...]  # each token's text, one character; padding (-1) has no entry; () with a tokenizer
     eos: int  # EOS, the token that ends a response
     prompt_length: int  # columns of a prompt; shorter prompts are left-padded with -1
     response_length: int  # the largest number of tokens in a response, with EOS
     prompt: Callable[[Key, bool], Array]  # (key, held_out) -> [prompt_length]; `held_out` is static
     demonstration: Callable[[Key, Array], Array]  # (key, prompt) -> [response_length], a right response with EOS
     reward: Callable[[Array, Array], Array]  # (prompt, response, -1 after EOS) -> float32, 1 if right, else 0
+    tokenizer: Any = None  # a `language.tokenizer.Tokenizer`
+    judge: Judge | None = None  # gives the rewards in place of `reward`
+
+    @property
+    def num_tokens(self) -> int:
+        """The number of tokens, V."""
+        return self.tokenizer.num_tokens if self.tokenizer else len(self.vocabulary)
 
 
 def encode(task: Task, text: str) -> list[int]:
@@ -38,7 +54,8 @@ def encode(task: Task, text: str) -> list[int]:
 
 def decode(task: Task, tokens: Sequence[int] | Array | np.ndarray) -> str:
     """Returns the text of `[length]` tokens, skipping padding."""
-    return "".join(task.vocabulary[token] for token in np.asarray(tokens, int).tolist() if token >= 0)
+    present = [token for token in np.asarray(tokens, int).tolist() if token >= 0]
+    return task.tokenizer.decode(present) if task.tokenizer else "".join(task.vocabulary[token] for token in present)
 
 
 def describe(task: Task, obs: np.ndarray) -> dict[str, str]:
@@ -77,10 +94,10 @@ def token_env(task: Task, held_out: bool = False, reward: Callable[[Array, Array
 
     The observation is the prompt followed by the response so far, padded with -1. EOS terminates the episode; a
     response that fills its last column without EOS is truncated. `held_out` draws held-out prompts. `reward` replaces
-    the task's reward, also in the environment's `task`.
+    the task's reward, also in the environment's `task`; it is a JAX function, so that no rewards in Python are needed.
     """
-    task = task if reward is None else task._replace(reward=reward)
-    P, R, V = task.prompt_length, task.response_length, len(task.vocabulary)
+    task = task if reward is None else task._replace(reward=reward, judge=None)
+    P, R, V = task.prompt_length, task.response_length, task.num_tokens
 
     def reset(key: Key) -> tuple[EnvState, Array]:
         obs = jnp.concatenate([task.prompt(key, held_out), jnp.full(R, -1, jnp.int32)])

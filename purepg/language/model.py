@@ -63,6 +63,11 @@ class LanguageModel(NamedTuple):
         """Whether V is a head of the model; otherwise V is 0."""
         return self.transformer.config.value_head
 
+    @property
+    def greedy(self) -> "LanguageModel":
+        """The model that takes the most probable tokens: its temperature is next to 0."""
+        return self._replace(temperature=1e-6)
+
     def init(self, key: Key, obs: Obs, /) -> Params:
         """Returns the parameters in `start`; anything it lacks, such as a value head, is initialised at random."""
         drawn: Any = self.transformer.init(key, obs.reshape(-1, obs.shape[-1])[:1])
@@ -108,7 +113,7 @@ def language_model(env: Env, config: LanguageModelConfig, params: Params | None 
     config = check_transformer(config)
     if config.start is not None and params is None:
         raise UsageError(f"start ({config.start}) is not read here: use purepg.language_model, or pass params")
-    transformer = Transformer(config, len(env.task.vocabulary))
+    transformer = Transformer(config, env.task.num_tokens)
     if params is not None:
         _check_params(transformer, params)
     return LanguageModel(transformer, env.task, config.temperature, params)

@@ -46,7 +46,7 @@ class Population:
       shape: (H, S).
     """
 
-    failure: UsageError | None = None  # of an environment that is not JAX
+    failure: UsageError | None = None  # of Python between compiled programs
 
     def __init__(self, plan: Plan, program: Program, shape: tuple[int, int]):
         self.compile_seconds = 0.0
@@ -131,7 +131,7 @@ class Population:
         count. Donates `state`. Metrics are `[H, S, num_updates]`. Returns at once, before the device has finished.
 
         Args:
-          stop: asked after every update by a population that can end between them, which `OutsidePopulation` can.
+          stop: asked after every update by a population that can end between them, which a `HostPopulation` can.
         """
         del stop
         arguments = (*members, state, jnp.int32(start))
@@ -200,8 +200,11 @@ class Member:
         return self._tuned(hyper, s).init(self._key(s, training=False))
 
     def advance(self, hyper: Hyper, s: Array, state: State, start: Array, num_updates: int) -> tuple[State, Metrics]:
-        first = state.guard.num_updates if self._program.update_steps.vary else start
-        return train(self._key(s, training=True), self._tuned(hyper, s), state, first, num_updates)
+        return train(self._key(s, training=True), self._tuned(hyper, s), state, self.first(state, start), num_updates)
+
+    def first(self, state: State, start: Array) -> Array:
+        """The number of the agent's next update, which `start` is where updates have one length."""
+        return state.guard.num_updates if self._program.update_steps.vary else start
 
     def final(self, hyper: Hyper, s: Array, state: State) -> Evaluation:
         run, env = self._plan.run, self._plan.env

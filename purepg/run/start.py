@@ -34,7 +34,7 @@ def language_model(env: Env, config: LanguageModelConfig, params: Params | None 
     if params is not None:
         raise UsageError(f"start ({config.start}) and params are two places to start from: give one of them")
     shape, found, params = read_start(Path(config.start).absolute())
-    wanted = len(env.task.vocabulary)
+    wanted = env.task.num_tokens
     if found != wanted:
         raise UsageError(f"start ({config.start}) is a model of {found} tokens; {env.name} needs one of {wanted}")
     return with_params(env, with_sizes(config, shape), params)
