@@ -15,7 +15,8 @@ import jax
 
 from purepg.pbt import with_hyper
 from purepg.run.code import at_address
-from purepg.run.environment import named_env
+from purepg.run.config import RunConfig
+from purepg.run.environment import env_of_run
 from purepg.run.folder.checkpoint import Checkpoints
 from purepg.run.folder.config import read_config, read_summary
 from purepg.run.sweep import Setting, grid
@@ -133,11 +134,13 @@ def stored_network(out: Path | str, setting: int = 0) -> Any:
 
 def _rebuild(config: Mapping[str, Any], env: Env | None) -> tuple[Env, Callable[[Setting], Algorithm]]:
     """Rebuilds the environment from a run's config.json, and what makes the algorithm of a setting."""
-    code = config["code"]
-    name, params, address = config["run"]["env"], config["run"].get("env_params", ()), code.get("env")
+    code, address = config["code"], config["code"].get("env")
     if env is None and address == "unknown":
+        name = config["run"]["env"]
         raise UsageError(f"{name} was an Env object that cannot be made again: pass it, as in load(folder, env=env)")
-    found = env or (at_address(address) if address else named_env(name, params))
+    found = env or (
+        at_address(address) if address else env_of_run(_run(config), _setting(config, 0).configs["network"])
+    )
     made: Env = found if isinstance(found, Env) else found()
 
     def of_setting(setting: Setting) -> Algorithm:
@@ -146,6 +149,12 @@ def _rebuild(config: Mapping[str, Any], env: Env | None) -> tuple[Env, Callable[
         return guard(algorithm, config["run"]["total_steps"])
 
     return made, of_setting
+
+
+def _run(config: Mapping[str, Any]) -> RunConfig:
+    """The settings of a run."""
+    of_run = at_address(config["code"]["run"]) if "run" in config["code"] else RunConfig
+    return _dataclass(of_run, config["run"])
 
 
 def _setting(config: Mapping[str, Any], setting: int) -> Setting:

@@ -14,7 +14,7 @@ from purepg.run.devices import prepare_devices, shared_devices, use_compile_cach
 from purepg.run.environment import EnvSource, find_environment
 from purepg.run.folder.config import read_config
 from purepg.run.folder.files import plain
-from purepg.run.outside import known_outside, one_device, refuse_without_explorer
+from purepg.run.outside import known_outside, not_jax, one_device, refuse_without_explorer
 from purepg.run.schedule import Change, parse_schedule
 from purepg.run.search import Sweep, rungs, settings_of
 from purepg.run.start import with_absolute_start, with_sizes_of_starts
@@ -28,11 +28,11 @@ from purepg.run.sweep import (
     programs,
     with_schedule,
 )
+from purepg.run.text.config import TextRunConfig
 from purepg.run.tuning import Tuning, tuning_of
 from purepg.run.watch.opening import refuse_several_under_an_agent
 from purepg.spread import check_divided, spread_over
 from purepg.types import Algorithm, Env, UsageError
-
 
 MakeAlgorithm = Callable[[Env, Any, Any], Algorithm]
 MakeNetwork = Callable[[Env, Any], Any]  # returns a network of the kind that the algorithm takes
@@ -122,10 +122,11 @@ def prepare(
     if run.compile_cache:
         use_compile_cache()
     settings = with_sizes_of_starts(settings)
-    world, env_address = find_environment(run.env, run.env_params, env, saved=run.out is not None)
+    world, env_address = find_environment(run, configs["network"], env)
     run = replace(run, env=world.name if env else run.env)
-    if world.outside:
-        num_devices = one_device(world, run.devices, run.devices_per_agent)
+    outside = not_jax(world)
+    if outside:
+        num_devices = one_device(outside, run.devices, run.devices_per_agent)
     eval_max_steps = run.eval_max_steps or world.max_episode_steps
     if eval_max_steps is None:
         raise UsageError(f"{world.name} has no time limit: set --eval-max-steps")
@@ -140,6 +141,7 @@ def prepare(
         "network": address_of(network),
         "network_config": address_of(type(configs["network"])),
         "env": env_address,
+        "run": address_of(type(run)),
     }
     digest = getattr(network(world, configs["network"]), "digest", None)
     planned = _programs(settings, make, run, name)
@@ -148,8 +150,7 @@ def prepare(
     least = max(program.update_steps.most for program in planned)
     steps = rungs(run.total_steps, run.halve, run.first_rung, len(settings), least) if run.halve else []
     tuning = tuning_of(run.pbt, run.search, sweep, planned, first, world) if run.pbt else None
-    update_steps, outside = first.update_steps, world.outside is not None
-    changes = parse_schedule(run.schedule, planned[0].configs, list(sweep), update_steps, outside)
+    changes = parse_schedule(run.schedule, planned[0].configs, list(sweep), first.update_steps, outside is not None)
     checked = run, world, make, sweep, settings, planned, num_devices, eval_max_steps, code, stored, digest
     plan = Plan(*checked, steps, tuning, changes)
     shapes = {chunk.shape for chunk in plan.chunks()}
@@ -189,7 +190,7 @@ def _check_rounds(run: RunConfig) -> None:
 def _prepare_devices(run: RunConfig, env: EnvSource | None, num_settings: int) -> int:
     """`prepare_devices`, from what is known of an environment before a function makes it, which may start JAX."""
     devices, per_agent = run.devices, run.devices_per_agent
-    if known_outside(run.env, env) and processes.number() == 1:
+    if (known_outside(run.env, env) or isinstance(run, TextRunConfig)) and processes.number() == 1:
         devices, per_agent = 1, 1
     wide = suite_of(run.env) is not None if env is None else isinstance(env, Env) and env.costly_reset
     return prepare_devices(devices, run.num_seeds, 1 if run.pbt else num_settings, wide, per_agent)

@@ -32,6 +32,7 @@ class Evaluation(NamedTuple):
     mode: Array  # with the policy's most probable actions
     last_obs: Obs | None  # [H, S, SHOWN, ...] of sampled episodes; None if the environment has no `describe`
     returns: Array | None  # [H, S, SHOWN] of these episodes
+    measures: dict[str, Any] | None = None  # others, each [H, S]
 
 
 Members = tuple[Hyper, np.ndarray]  # a chunk's float fields, each [H], and seeds [S]
@@ -143,6 +144,11 @@ class Population:
     def final(self, members: Members, state: State) -> Evaluation:
         """Evaluates every agent's policy."""
         return self._compile(self._final, *members, state)(*members, state)
+
+    def new_samples(self) -> list[tuple[int, Any, Any]]:
+        """What evaluations between updates have shown since the last call: (the number of updates before it, final
+        observations `[H, S, SHOWN, ...]`, what they earned `[H, S, SHOWN]`)."""
+        return []
 
     def new_compile_seconds(self) -> float:
         """Seconds spent on compiling since the last call."""

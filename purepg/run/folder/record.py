@@ -2,7 +2,8 @@
 
 import contextlib
 import errno
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,10 +21,12 @@ from purepg.run.folder.files import (
     LOG,
     METRICS,
     PARALLEL,
+    SAMPLES,
     SEARCH,
     SUMMARY,
     WANDB,
     WINNER,
+    plain,
     remove_folder,
     write_json,
     write_whole,
@@ -58,7 +61,7 @@ class Record:
         """
         try:
             out.mkdir(parents=True, exist_ok=True)
-            own = CONFIG, LOG, METRICS, SUMMARY, CURVES, HEATMAP, SEARCH, PARALLEL, LINEAGE, BEST
+            own = CONFIG, LOG, SAMPLES, METRICS, SUMMARY, CURVES, HEATMAP, SEARCH, PARALLEL, LINEAGE, BEST
             files = [name for name in own if (out / name).exists()]
             held = files + [CHECKPOINTS] * (out / CHECKPOINTS).exists()
             if held and not overwrite:
@@ -122,6 +125,26 @@ class Record:
                 self._log_failed = True
                 say(f"cannot append to {self.folder / LOG}: {reason(error)}; training goes on without it")
 
+    def write_samples(self, settings: Sequence[int], seeds: Sequence[int], update: int, samples: list) -> None:
+        """Adds an evaluation's samples to samples.jsonl, a line each, in place of any from that update on.
+
+        Args:
+          settings, seeds: those of the agents.
+          update: the number of updates before it.
+          samples: `[H][S][n]` dicts.
+        """
+        file, members = self.folder / SAMPLES, {(h, s) for h in settings for s in seeds}
+        lines = file.read_text("utf-8").splitlines() if file.exists() else []
+        before = [row for line in lines if not _follows(row := json.loads(line), members, update)]
+        new = [
+            {"update": update, "setting": h, "seed": s, **sample}
+            for h, of_setting in zip(settings, samples, strict=True)
+            for s, of_seed in zip(seeds, of_setting, strict=True)
+            for sample in of_seed
+        ]
+        text = "".join(json.dumps(plain(row), ensure_ascii=False) + "\n" for row in [*before, *new])
+        self.write(SAMPLES, lambda opened: opened.write(text.encode()))
+
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Writes config.json, and keeps it as `config`."""
         self.config = config
@@ -148,6 +171,11 @@ class Record:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _follows(row: Mapping[str, Any], members: Collection[tuple[int, int]], update: int) -> bool:
+    """Whether a line of samples.jsonl is of one of these agents, and of this update or a later one."""
+    return (row["setting"], row["seed"]) in members and row["update"] >= update
 
 
 def _lock(log: IO[bytes], out: Path) -> None:
