@@ -238,9 +238,10 @@ def group_algorithm(
 def _sampler(groups: Source, network: Network | LanguageModel, c: GroupConfig) -> Sampler | None:
     if groups.answer is None or not isinstance(network, LanguageModel):
         return None
+    answers = groups.answer
 
     def sample(key, learner, prompt):
-        return groups.answer(key, learner.params, prompt, c.group_size)
+        return answers(key, learner.params, prompt, c.group_size)
 
     def answer(key, learner, prompt, n, deterministic):
         model = network.greedy if deterministic else network

@@ -138,10 +138,9 @@ def _rebuild(config: Mapping[str, Any], env: Env | None) -> tuple[Env, Callable[
     if env is None and address == "unknown":
         name = config["run"]["env"]
         raise UsageError(f"{name} was an Env object that cannot be made again: pass it, as in load(folder, env=env)")
-    found = env or (
-        at_address(address) if address else env_of_run(_run(config), _setting(config, 0).configs["network"])
-    )
-    made: Env = found if isinstance(found, Env) else found()
+    found = env or (at_address(address) if address else None)
+    network = _setting(config, 0).configs["network"]
+    made = found if isinstance(found, Env) else found() if found else env_of_run(_run(config), network)
 
     def of_setting(setting: Setting) -> Algorithm:
         network = at_address(code["network"])(made, setting.configs["network"])

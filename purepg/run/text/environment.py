@@ -32,14 +32,10 @@ def text_env(run: TextRunConfig, network: Any) -> Env:
     rewards = find_rewards(run.reward, (train, held_out))
     place = run.tokenizer or getattr(network, "start", None)
     if place is None:
-        raise UsageError(
-            "tokenizer (None) must be a Hugging Face folder or a .gguf file, as network.start (None) is none"
-        )
+        raise UsageError("tokenizer (None) must be a Hugging Face folder or a .gguf file, where network.start is None")
     tokenizer = load_tokenizer(place)
     if run.chat and tokenizer.template is None:
-        raise UsageError(
-            f"{place} has no chat template: pass --no-chat, and write prompts as the model is to read them"
-        )
+        raise UsageError(f"{place} has no chat template: pass --no-chat, and write prompts as the model reads them")
     tables = [table(prompts, tokenizer, run.chat, run.prompt_length) for prompts in (train, held_out)]
     env, own = (
         _env(prompts, token, tokenizer, rewards, run.response_length)
@@ -62,16 +58,8 @@ def _env(
         raise UsageError(f"{prompts.file} has prompts, and no demonstrations")
 
     sizes = tokenizer.stop[0], token.shape[1], response_length
-    task = Task(
-        prompts.file.stem,
-        (),
-        *sizes,
-        prompt,
-        demonstration,
-        reward,
-        tokenizer,
-        judge(prompts, token, tokenizer, rewards),
-    )
+    judged = judge(prompts, token, tokenizer, rewards)
+    task = Task(prompts.file.stem, (), *sizes, prompt, demonstration, reward, tokenizer, judged)
     return token_env(task)._replace(describe=_describe(prompts, token, tokenizer))
 
 

@@ -12,6 +12,7 @@ from purepg.run.memory import Memory
 from purepg.run.plan import Plan
 from purepg.run.population import EVALUATION_TAG, SHOWN, Evaluation, Members
 from purepg.run.sweep import Hyper, Program
+from purepg.run.text.config import TextRunConfig
 from purepg.run.text.passes import passed, powers_of_two
 from purepg.run.text.prompts import in_epochs
 from purepg.types import Array, Metrics, Sampler, State
@@ -58,7 +59,9 @@ class TextPopulation(HostPopulation):
 
     def final(self, members: Members, state: State) -> Evaluation:
         found = self._answered(jax.device_put(members), state)
-        return Evaluation(found.sampled, found.greedy, found.shown, found.reward, found.measures)
+        means: Any = found.sampled, found.greedy
+        shown: Any = found.shown, found.reward
+        return Evaluation(*means, *shown, measures=found.measures)
 
     def new_samples(self) -> list[tuple[int, Any, Any]]:
         taken, self._shown = self._shown, []
@@ -73,7 +76,7 @@ class TextPopulation(HostPopulation):
         return jax.eval_shape(self._sample, *members, state, prompt, number), reward
 
     def _record(self, members: Members, state: State, update: np.int32) -> tuple[Any, Metrics]:
-        every = self._plan.run.eval_every
+        every = self._run.eval_every
         if update == 0 or (every and update % every == 0):
             found = self._answered(members, state)
             self._shown.append((int(update), found))
@@ -86,35 +89,33 @@ class TextPopulation(HostPopulation):
     def _rewarded(self, members: Members, state: State, update: np.int32) -> tuple[Any, dict[str, np.ndarray]]:
         """The responses of an update with their rewards, and each reward's mean `[H, S]`. Agents that have used up
         their budget of environment steps earn nothing."""
-        P, G = self._sampler.num_prompts, self._sampler.group_size
+        P, G, names = self._sampler.num_prompts, self._sampler.group_size, self._judge.names
         made, going = np.full(self._shape, update), np.ones(self._shape, bool)
         if self._update_steps.vary:
             made, left = jax.device_get((state.guard.num_updates, state.guard.env_steps_left))
             going = left >= self._update_steps.most
-        place = np.stack(
-            [[self._places(s, u * P) for s, u in zip(members[1].tolist(), row, strict=True)] for row in made]
-        )
+        seeds = np.broadcast_to(members[1], self._shape)
+        place = np.stack([self._places(s, u) for s, u in zip(seeds.ravel().tolist(), made.ravel().tolist(), strict=True)])
+        place = place.reshape(*self._shape, P)
         arguments = *members, state, self._judge.prompt[place], update
         data = self._compile(self._sample, *arguments)(*arguments)
-        reward, parts = np.zeros((*place.shape, G), np.float32), {}
+        reward, means = np.zeros((*place.shape, G), np.float32), np.full((len(names), *self._shape), np.nan, np.float32)
         if going.any():
             response = np.asarray(data.action)[going]
-            rewards = self._judge.reward(
-                np.repeat(place[going].reshape(-1), G), response.reshape(-1, response.shape[-1])
-            )
+            asked = np.repeat(place[going].reshape(-1), G)
+            rewards = self._judge.reward(asked, response.reshape(len(asked), -1))
             reward[going] = (self._judge.weight @ rewards).reshape(-1, P, G)
-            parts = rewards.reshape(-1, going.sum(), P * G).mean(-1)
-        means = np.full((len(self._judge.names), *self._shape), np.nan, np.float32)
-        means[:, going] = parts if going.any() else np.nan
-        return (data, reward), {f"reward/{name}": x for name, x in zip(self._judge.names, means, strict=True)}
+            means[:, going] = rewards.reshape(len(names), -1, P * G).mean(-1)
+        return (data, reward), {f"reward/{name}": x for name, x in zip(names, means, strict=True)}
 
-    def _places(self, s: int, first: int) -> np.ndarray:
-        seeds = self._plan.run.seed, s
-        return in_epochs(seeds, len(self._judge.prompt), int(first), self._sampler.num_prompts)
+    def _places(self, s: int, update: int) -> np.ndarray:
+        P = self._sampler.num_prompts
+        return in_epochs((self._plan.run.seed, s), len(self._judge.prompt), update * P, P)
 
     def _answered(self, members: Members, state: State) -> Answered:
         """Answers the held-out prompts: several sampled responses to each, and the most probable one."""
-        env, n = self._plan.env.held_out, self._plan.run.eval_samples
+        env, n = self._plan.env.held_out, self._run.eval_samples
+        assert env is not None
         judge: Judge = env.task.judge
         sampled = self._answers(members, state, judge.prompt, n, deterministic=False)
         greedy = self._answers(members, state, judge.prompt, 1, deterministic=True)
@@ -129,7 +130,7 @@ class TextPopulation(HostPopulation):
 
     def _measures(self) -> list[str]:
         """The names of what `passed` computes."""
-        return [*(f"eval/pass@{k}" for k in powers_of_two(self._plan.run.eval_samples)), "eval/greedy_pass"]
+        return [*(f"eval/pass@{k}" for k in powers_of_two(self._run.eval_samples)), "eval/greedy_pass"]
 
     def _answers(self, members: Members, state: State, prompt: np.ndarray, n: int, deterministic: bool) -> np.ndarray:
         """n responses to each prompt `[prompts, L]`, `[H, S, prompts, n, L + R]`, about as many at once as an update
@@ -142,6 +143,11 @@ class TextPopulation(HostPopulation):
             static: Any = {"num": n, "deterministic": deterministic}
             found.append(np.asarray(self._compile(self._answer, *arguments, **static)(*arguments)))
         return np.concatenate(found, axis=2)[:, :, : len(prompt)]
+
+    @property
+    def _run(self) -> TextRunConfig:
+        assert isinstance(self._plan.run, TextRunConfig)
+        return self._plan.run
 
     @property
     def _judge(self) -> Judge:
