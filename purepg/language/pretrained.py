@@ -67,7 +67,7 @@ def load_pretrained(folder: str | Path, dtype: Any = jnp.float32) -> tuple[Trans
 def read_config(file: Path) -> tuple[TransformerConfig, int]:
     """Returns the config and vocabulary size; missing entries take the defaults of Hugging Face's classes. Raises
     UsageError if the file is not JSON, a number is missing or out of range, or a feature is not supported."""
-    found = _read_json(file)
+    found = read_json(file)
     kind = found.get("model_type")
     if kind not in ("llama", "qwen2"):
         raise UsageError(f"{file}: model_type ({kind}) must be llama or qwen2")
@@ -113,7 +113,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         return _open(folder / SINGLE)
     if not (folder / INDEX).exists():
         raise UsageError(f"{folder} holds neither {SINGLE} nor {INDEX}")
-    shard_of = _read_json(folder / INDEX).get("weight_map")
+    shard_of = read_json(folder / INDEX).get("weight_map")
     if not isinstance(shard_of, dict) or not all(isinstance(x, str) for x in shard_of.values()):
         raise UsageError(f"{folder / INDEX}: weight_map must map every tensor to its file")
     return dict(item for shard in sorted(set(shard_of.values())) for item in _open(folder / shard).items())
@@ -179,7 +179,8 @@ def _number(file: Path, found: dict[str, Any], name: str, default: Any = None, k
     return kind(value)
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """Reads a JSON object. Raises UsageError if the file is missing or holds anything else."""
     if not file.is_file():
         raise UsageError(f"{file} is missing")
     try:
