@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 
+from purepg.precision import at_least_float32
 from purepg.types import Array, Params
 
 Target = Literal["query", "key", "value", "output", "gate", "up", "down"]
@@ -43,11 +44,11 @@ def adapters(params: Params) -> dict[str, Any]:
 
 
 def merge(params: Params, scale: Array | float) -> Params:
-    """Parameters with adapters as those of a plain model, with W + scale A B as kernels."""
+    """Parameters with adapters as those of a plain model, with W + scale A B as kernels, at least in float32."""
     if not isinstance(params, dict):
-        return params
-    plain = {name: merge(x, scale) for name, x in params.items() if name not in ADAPTER}
+        return at_least_float32(jnp.asarray(params))
+    plain: Any = {name: merge(x, scale) for name, x in params.items() if name not in ADAPTER}
     if "lora_a" in params:
         change = scale * jnp.matmul(*(jnp.asarray(params[name]) for name in ADAPTER), precision="highest")
-        plain["kernel"] = (params["kernel"] + change).astype(params["kernel"].dtype)
+        plain["kernel"] += change
     return plain

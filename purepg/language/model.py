@@ -88,6 +88,11 @@ class LanguageModel(NamedTuple):
         return digest(self.start) if self.start else None
 
     @property
+    def frozen(self) -> Params | None:
+        """What LoRA adapts; None without."""
+        return self.start if self.transformer.lora else None
+
+    @property
     def has_value(self) -> bool:
         """Whether V is a head of the model; otherwise V is 0."""
         return self.transformer.config.value_head
@@ -104,15 +109,13 @@ class LanguageModel(NamedTuple):
 
     def whole(self, params: Params) -> Params:
         """All parameters of `transformer`, from those that learn, in the dtype in which it computes."""
-        if self.transformer.lora is not None:
-            assert self.start is not None  # `language_model` has checked it
-            params = joined(self.start, params)
+        params = joined(self.frozen or {}, params)
         return in_bfloat16(params) if self.config.bfloat16 else params
 
     def merged(self, params: Params) -> Params:
         """The parameters of the same model without adapters."""
         lora = self.transformer.lora
-        return params if lora is None else merge(joined(self.start or {}, params), lora.scale)
+        return params if lora is None else merge(joined(self.frozen or {}, params), lora.scale)
 
     def is_narrow(self, params: Params) -> bool:
         """Whether it computes in less than float32."""
@@ -151,8 +154,7 @@ class LanguageModel(NamedTuple):
         return hidden, jnp.zeros(token.shape) if value is None else value
 
     def _policy(self, params: Params, hidden: Array) -> HiddenCategorical:
-        config, lora = self.config, self.transformer.lora
-        found: Any = (self.start if lora else params) or {}
+        config, found = self.config, self.frozen or params
         head = found["params"]["embedding"] if config.tied_head else found["params"]["head"]["kernel"]
         return HiddenCategorical(hidden, head, self.temperature, config.tied_head, config.tokens_at_once)
 

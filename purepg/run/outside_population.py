@@ -66,7 +66,7 @@ class OutsidePopulation(Population):
             arguments, recording = self._abstract_steps(members, state)
             self._compile(self._learn, *members, state, recording, number)
             self._compile(self._act, *members, *arguments, number, number)
-        self._compile(self._init, *members)
+        self._compile(self._init, self._warm, *members)
 
     def memory(self, members: Members, num_updates: int) -> Memory:
         del num_updates
