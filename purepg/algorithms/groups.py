@@ -7,7 +7,7 @@ because losses and advantages are taken episode by episode.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +18,13 @@ from purepg.config import check_dealt, is_known
 from purepg.envs.contract import check_environment
 from purepg.equations.advantages import gae, group_advantage, has_signal
 from purepg.equations.diagnostics import SPARSE, policy_change
-from purepg.equations.distributions import Distribution
+from purepg.equations.distributions import Distribution, jointly
 from purepg.experience.acting import actor, evaluation_policy
 from purepg.experience.responses import Payment, ends, paid, pay
 from purepg.experience.rollout import episodes_from, reset_all
 from purepg.language.model import LanguageModel
 from purepg.networks.actor_critic import require_policy_gradient
 from purepg.optimize import TrainState, init_train_state
-from purepg.precision import has_narrow
 from purepg.types import (
     Algorithm,
     Array,
@@ -134,12 +133,11 @@ def _grouped(
     token = jnp.concatenate([token[..., :L], action], axis=-1)
     log_prob = jnp.where(mask, log_prob, 0.0)
     data = GroupedEpisodes(token, action, log_prob, reward, terminated, truncated, mask)
-    if not has_narrow(params):
+    if not model.is_narrow(params):
         return data
     # Sampling sums column by column and scoring over whole rows, in another order. In narrow dtypes, a number that
     # rounds the other way is off by 2^-8 of itself, and a first ratio may be off by all of GSPO's clip range.
-    policy, _ = model.score(params, token.reshape(-1, token.shape[-1]))
-    scored = jnp.where(mask, policy.log_prob(action.reshape(-1, action.shape[-1])).reshape(mask.shape), 0.0)
+    scored = jnp.where(mask, model.score(params, token)[0].log_prob(action), 0.0)
     return data._replace(log_prob=scored, log_correction=scored - log_prob)
 
 
@@ -261,11 +259,12 @@ def update_groups(groups: Source, key: Key, state: State, c: GroupConfig) -> Gro
     return groups.sample(key, state.learner.params, c.num_prompts, c.group_size)
 
 
-def score_all(groups: Source, params: Params, data: GroupedEpisodes) -> tuple[Any, Array]:
-    """`groups.score` of all episodes, `[P, G, T]`."""
-    axes = data.mask.shape[:2]
-    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), data.obs)
-    return jax.tree.map(lambda x: x.reshape(*axes, *x.shape[1:]), groups.score(params, flat))
+def score_all(groups: Source, params: Params, data: GroupedEpisodes) -> tuple[Array, Array]:
+    """(log_prob, V) of all episodes by `groups.score`, each `[P, G, T]`, the former 0 outside the mask."""
+    obs, action = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (data.obs, data.action))
+    policy, value = groups.score(params, obs)
+    log_prob = policy.log_prob(action).reshape(data.mask.shape)
+    return jnp.where(data.mask, log_prob, 0.0), value.reshape(data.mask.shape)
 
 
 def advantages(data: GroupedEpisodes, reward: Array, value: Array, c: GroupConfig) -> tuple[Array, Array]:
@@ -299,24 +298,24 @@ def _gae(data: GroupedEpisodes, reward: Array, value: Array, c: GroupConfig) -> 
     return jax.vmap(jax.vmap(of_episode))(reward, value, next_value, ended, jnp.zeros_like(ended))
 
 
-def watch(
-    groups: Source, data: GroupedEpisodes, params: Params, new_params: Params, reference_policy: Distribution
-) -> Metrics:
+def watch(groups: Source, data: GroupedEpisodes, params: Params, new_params: Params, reference: Params) -> Metrics:
     """How an update moved the policy, measured on every fourth episode of a group.
 
     Args:
-      params, new_params: before and after the update. reference_policy: pi_ref at every step, `[P, G, T]`.
+      params, new_params: before and after the update. reference: those of pi_ref.
     Returns:
       the metrics of `policy_change`, `min_ratio`, and `kl_reference`: the KL divergence of whole responses between the
       policy before the update and pi_ref, as the mean over episodes of the sum over steps of KL(pi || pi_ref).
     """
+    obs, action, mask = jax.tree.map(
+        lambda x: x[:, ::SPARSE].reshape(-1, *x.shape[2:]), (data.obs, data.action, data.mask)
+    )
+    old, new, start = (groups.score(x, obs)[0] for x in (params, new_params, reference))
 
-    def some(tree):
-        return jax.tree.map(lambda x: x[:, ::SPARSE].reshape(-1, *x.shape[2:]), tree)
+    def measured(old, new, start, action):
+        return old.kl(start), new.log_prob(action) - old.log_prob(action)
 
-    obs, action, mask = some((data.obs, data.action, data.mask))
-    old, new = groups.score(params, obs)[0], groups.score(new_params, obs)[0]
-    from_start = jnp.mean(jnp.sum(old.kl(some(reference_policy)), axis=-1, where=mask))
-    ratio = jnp.exp(new.log_prob(action) - old.log_prob(action))
-    least = jnp.min(ratio, where=mask, initial=jnp.inf)
+    kl, log_ratio = jointly(measured, (old, new, start), action)
+    from_start = jnp.mean(jnp.sum(kl, axis=-1, where=mask))
+    least = jnp.min(jnp.exp(log_ratio), where=mask, initial=jnp.inf)
     return policy_change(old, new, action, where=mask) | {"kl_reference": from_start, "min_ratio": least}

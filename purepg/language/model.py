@@ -18,11 +18,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purepg.config import Positive
+from purepg.config import Count, Positive
 from purepg.envs.contract import first_difference
 from purepg.envs.tasks import Task
 from purepg.equations.distributions import Categorical
+from purepg.language.lora import TARGETS, LoRA, Target, adapters, joined, merge
 from purepg.language.transformer import Cache, Transformer, TransformerConfig, check_transformer, init_cache
+from purepg.language.vocabulary import HiddenCategorical
+from purepg.loops import in_chunks
+from purepg.precision import has_narrow, in_bfloat16
 from purepg.types import Array, Env, Key, Obs, Params, UsageError
 
 
@@ -34,10 +38,30 @@ class LanguageModelConfig(TransformerConfig):
       temperature: divides the logits, in sampling and in learning alike.
       start: warm start: the folder of a run, whose best agent is used (`experiments/clone.py` makes one), or a folder
         of safetensors in the Llama or Qwen2 layout. The model takes its sizes. None: random initialisation.
+      lora_rank: rank of the adapters that learn while the parameters in `start` stay as they are. None: all learn.
+      lora_alpha: an adapter's product is multiplied by lora_alpha / lora_rank.
+      lora_targets: the linear layers of every block that have an adapter.
+      bfloat16: compute in bfloat16. What learns, and its optimiser, stay float32; what is frozen is kept in bfloat16.
+      remat: in a gradient, keep only the inputs of each block, and compute the rest again.
+      rows_at_once: score so many rows at a time; gradients are those of all rows, and memory that of these. None: all.
+      tokens_at_once: compute the logits of so many tokens at a time, and again in a gradient, so that those of a whole
+        batch never exist. None: all.
     """
 
     temperature: Positive = 1.0
     start: str | None = None
+    lora_rank: Count | None = None
+    lora_alpha: Positive = 16.0
+    lora_targets: tuple[Target, ...] = TARGETS
+    bfloat16: bool = False
+    remat: bool = False
+    rows_at_once: Count | None = None
+    tokens_at_once: Count | None = None
+
+    @property
+    def lora(self) -> LoRA | None:
+        """The adapters; None without."""
+        return LoRA(self.lora_rank, self.lora_alpha / self.lora_rank, self.lora_targets) if self.lora_rank else None
 
 
 class LanguageModel(NamedTuple):
@@ -45,7 +69,7 @@ class LanguageModel(NamedTuple):
 
     Attributes:
       temperature: divides the logits.
-      start: the parameters that `init` returns; None: `init` draws them at random.
+      start: the parameters that `init` returns, or with LoRA those that stay frozen; None: `init` draws all at random.
     """
 
     transformer: Transformer
@@ -54,9 +78,19 @@ class LanguageModel(NamedTuple):
     start: Params | None = None
 
     @property
+    def config(self) -> LanguageModelConfig:
+        config: Any = self.transformer.config
+        return config
+
+    @property
     def digest(self) -> str | None:
         """The digest of `start`; None without a warm start."""
         return digest(self.start) if self.start else None
+
+    @property
+    def frozen(self) -> Params | None:
+        """What LoRA adapts; None without."""
+        return self.start if self.transformer.lora else None
 
     @property
     def has_value(self) -> bool:
@@ -69,53 +103,90 @@ class LanguageModel(NamedTuple):
         return self._replace(temperature=1e-6)
 
     def init(self, key: Key, obs: Obs, /) -> Params:
-        """Returns the parameters in `start`; anything it lacks, such as a value head, is initialised at random."""
+        """Returns what learns: the parameters in `start`, or with LoRA adapters of them; what is in neither, such as a
+        value head, is initialised at random."""
         drawn: Any = self.transformer.init(key, obs.reshape(-1, obs.shape[-1])[:1])
-        own = jax.tree.map(jnp.asarray, self.start["params"]) if self.start else {}
-        return {"params": drawn["params"] | own}
+        start = self.start["params"] if self.start else {}
+        if self.transformer.lora is None:
+            return {"params": drawn["params"] | jax.tree.map(jnp.asarray, start)}
+        heads = {name: x for name, x in drawn["params"].items() if name not in start and name == "value_head"}
+        return {"params": heads | adapters(drawn["params"])}
+
+    def whole(self, params: Params) -> Params:
+        """All parameters of `transformer`, from those that learn, in the dtype in which it computes."""
+        params = joined(self.frozen or {}, params)
+        return in_bfloat16(params) if self.config.bfloat16 else params
+
+    def merged(self, params: Params) -> Params:
+        """The parameters of the same model without adapters."""
+        lora = self.transformer.lora
+        return params if lora is None else merge(joined(self.frozen or {}, params), lora.scale)
+
+    def is_narrow(self, params: Params) -> bool:
+        """Whether it computes in less than float32."""
+        return self.config.bfloat16 or has_narrow(params)
 
     def apply(self, params: Params, obs: Obs, /) -> tuple[Categorical, Array]:
         """Returns (the next token's distribution `[..., V]`, V `[...]`) after the last token of each row."""
-        policy, value = self._all_columns(params, obs.reshape(-1, obs.shape[-1]))
+        hidden, value = self._hidden(params, obs.reshape(-1, obs.shape[-1]))
         last = jnp.max(jnp.where(obs >= 0, jnp.arange(obs.shape[-1]), 0), axis=-1).reshape(-1, 1)
-        logits = jnp.take_along_axis(policy.logits, last[..., None], axis=1)
+        hidden = jnp.take_along_axis(hidden, last[..., None], axis=1).reshape(*obs.shape[:-1], -1)
         value = jnp.take_along_axis(value, last, axis=1)
-        return Categorical(logits.reshape(*obs.shape[:-1], -1)), value.reshape(obs.shape[:-1])
+        return self._policy(params, hidden).whole(), value.reshape(obs.shape[:-1])
 
-    def score(self, params: Params, token: Array) -> tuple[Categorical, Array]:
-        """Returns (distributions `[B, R, V]`, V `[B, R]`) before each column of the response, for rows `[B, L + R]`."""
-        policy, value = self._all_columns(params, token)
+    def score(self, params: Params, token: Array) -> tuple[Categorical | HiddenCategorical, Array]:
+        """Returns (distributions `[..., R, V]`, V `[..., R]`) before each column of the response, for rows
+        `[..., L + R]`. Where the config says `tokens_at_once`, the logits are not computed yet."""
         before = slice(self.task.prompt_length - 1, -1)
-        return Categorical(policy.logits[:, before]), value[:, before]
+
+        def of_rows(token):
+            hidden, value = self._hidden(params, token)
+            return hidden[:, before], value[:, before]
+
+        found = in_chunks(of_rows, self.config.rows_at_once, token.reshape(-1, token.shape[-1]))
+        hidden, value = jax.tree.map(lambda x: x.reshape(*token.shape[:-1], *x.shape[1:]), found)
+        policy = self._policy(params, hidden)
+        return policy if self.config.tokens_at_once else policy.whole(), value
 
     def generate(self, key: Key, params: Params, prompt: Array, group_size: int) -> tuple[Array, Array]:
         """Returns (token `[P, G, L + R]`, log_prob `[P, G, R]`) for prompts `[P, L]`; see the function `generate`."""
         length, eos = self.task.response_length, self.task.eos
-        return generate(key, self.transformer, params, prompt, group_size, length, eos, self.temperature)
+        return generate(key, self.transformer, self.whole(params), prompt, group_size, length, eos, self.temperature)
 
-    def _all_columns(self, params: Params, token: Array) -> tuple[Categorical, Array]:
-        logits, value, _ = _apply(self.transformer, params, token)
-        return Categorical(logits / self.temperature), jnp.zeros(token.shape) if value is None else value
+    def _hidden(self, params: Params, token: Array) -> tuple[Array, Array]:
+        """(hidden states `[B, n, hidden_size]`, V `[B, n]`) of rows `[B, n]`."""
+        hidden, value, _ = _apply(self.transformer, self.whole(params), token, None, 0, False)
+        return hidden, jnp.zeros(token.shape) if value is None else value
+
+    def _policy(self, params: Params, hidden: Array) -> HiddenCategorical:
+        config, found = self.config, self.frozen or params
+        head = found["params"]["embedding"] if config.tied_head else found["params"]["head"]["kernel"]
+        return HiddenCategorical(hidden, head, self.temperature, config.tied_head, config.tokens_at_once)
 
 
 def language_model(env: Env, config: LanguageModelConfig, params: Params | None = None) -> LanguageModel:
     """Returns the model for a token task's environment.
 
     Args:
-      params: initial parameters of a model of these sizes; a missing value head is initialised at random. None
-        initialises everything at random.
+      params: initial parameters of a model of these sizes, or with LoRA those that stay frozen; a missing value head is
+        initialised at random. None initialises everything at random.
     Raises:
       UsageError: the environment is not a token task, the sizes do not fit together, `params` belong to another model,
-        or `config.start` is set without `params`, which `purepg.language_model` reads from there.
+        `config.start` is set without `params`, which `purepg.language_model` reads from there, or LoRA has nothing to
+        adapt.
     """
     if env.task is None:
         raise UsageError(f"{env.name} has no tokens: a language model needs a token task, such as --env addition")
     config = check_transformer(config)
     if config.start is not None and params is None:
         raise UsageError(f"start ({config.start}) is not read here: use purepg.language_model, or pass params")
-    transformer = Transformer(config, env.task.num_tokens)
+    if config.lora_rank and params is None:
+        raise UsageError(f"lora_rank ({config.lora_rank}) needs a model to adapt: set start")
+    if config.lora_rank and not config.lora_targets:
+        raise UsageError(f"lora_targets (()) must name at least one of {', '.join(TARGETS)}")
     if params is not None:
-        _check_params(transformer, params)
+        _check_params(Transformer(config, env.task.num_tokens), params)
+    transformer = Transformer(config, env.task.num_tokens, config.lora, config.remat)
     return LanguageModel(transformer, env.task, config.temperature, params)
 
 

@@ -12,7 +12,7 @@ from purepg.run.plan import Plan
 from purepg.run.population import EVALUATION_TAG, Member, Members, Population
 from purepg.run.sweep import Hyper, Program
 from purepg.train import train
-from purepg.types import Array, Metrics, State, UsageError
+from purepg.types import Array, Metrics, Params, State, UsageError
 
 ACTING_TAG = EVALUATION_TAG - 1  # no agent uses it either
 
@@ -39,13 +39,15 @@ class HostMember(Member):
 class HostPopulation(Population):
     """H settings x S seeds on one device. `_record` makes an update's experience, from which `_learn` learns."""
 
-    def __init__(self, plan: Plan, program: Program, shape: tuple[int, int], member: HostMember):
+    def __init__(
+        self, plan: Plan, program: Program, shape: tuple[int, int], member: Callable[[Params | None], HostMember]
+    ):
         super().__init__(plan, program, shape)
         self._plan, self._shape = plan, shape
         spread = self._spread
         self._learn = jax.jit(
-            lambda hyper, s, state, recording, update: spread(
-                lambda hyper, s, state, recording: member.learn(hyper, s, state, recording, update)
+            lambda warm, hyper, s, state, recording, update: spread(
+                lambda hyper, s, state, recording: member(warm).learn(hyper, s, state, recording, update)
             )(hyper, s, state, recording),
             donate_argnames="state",
         )
@@ -55,8 +57,9 @@ class HostPopulation(Population):
         state = self.abstract_state(members)
         if block_lengths:
             number = jax.eval_shape(lambda: jnp.int32(0))
-            self._compile(self._learn, *members, state, self._start_recording(members, state), number)
-        self._compile(self._init, *members)
+            recording = self._start_recording(members, state)
+            self._compile(self._learn, self._warm, *members, state, recording, number)
+        self._compile(self._init, self._warm, *members)
 
     def memory(self, members: Members, num_updates: int) -> Memory:
         del num_updates
@@ -82,8 +85,8 @@ class HostPopulation(Population):
                 self.failure = error
                 self._close()
                 break
-            learn = self._compile(self._learn, *members, state, recording, number)
-            state, metrics = learn(*members, state, recording, number)
+            arguments = self._warm, *members, state, recording, number
+            state, metrics = self._compile(self._learn, *arguments)(*arguments)
             made.append(metrics | measured)
             if stop():
                 break

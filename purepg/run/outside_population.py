@@ -1,5 +1,6 @@
 """A population in environments that are not JAX: Python steps them, between compiled acting and compiled learning."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -24,8 +25,8 @@ class OutsidePopulation(HostPopulation):
     """
 
     def __init__(self, plan: Plan, program: Program, shape: tuple[int, int]):
+        super().__init__(plan, program, shape, partial(_Member, plan, program))
         member = _Member(plan, program)
-        super().__init__(plan, program, shape, member)
         spread = self._spread
         self._act = jax.jit(
             lambda hyper, s, learner, carry, obs, starts, update, t: spread(

@@ -32,7 +32,7 @@ from purepg.run.text.config import TextRunConfig
 from purepg.run.tuning import Tuning, tuning_of
 from purepg.run.watch.opening import refuse_several_under_an_agent
 from purepg.spread import check_divided, spread_over
-from purepg.types import Algorithm, Env, UsageError
+from purepg.types import Algorithm, Env, Params, UsageError
 
 MakeAlgorithm = Callable[[Env, Any, Any], Algorithm]
 MakeNetwork = Callable[[Env, Any], Any]  # returns a network of the kind that the algorithm takes
@@ -45,6 +45,7 @@ class Plan:
     run: RunConfig
     env: Env
     make: Make
+    start: Callable[[Configs], Params | None]  # the parameters that a language model starts from
     sweep: Sweep
     settings: list[Setting]
     programs: list[Program]
@@ -131,8 +132,12 @@ def prepare(
     if eval_max_steps is None:
         raise UsageError(f"{world.name} has no time limit: set --eval-max-steps")
 
-    def make(configs: Configs) -> Algorithm:
-        return algorithm(world, network(world, configs["network"]), configs[name])
+    def make(configs: Configs, start: Params | None = None) -> Algorithm:
+        made = network(world, configs["network"])
+        return algorithm(world, made if start is None else made._replace(start=start), configs[name])
+
+    def start(configs: Configs) -> Params | None:
+        return getattr(network(world, configs["network"]), "start", None)
 
     code = {
         "name": name,
@@ -151,7 +156,7 @@ def prepare(
     steps = rungs(run.total_steps, run.halve, run.first_rung, len(settings), least) if run.halve else []
     tuning = tuning_of(run.pbt, run.search, sweep, planned, first, world) if run.pbt else None
     changes = parse_schedule(run.schedule, planned[0].configs, list(sweep), first.update_steps, outside is not None)
-    checked = run, world, make, sweep, settings, planned, num_devices, eval_max_steps, code, stored, digest
+    checked = run, world, make, start, sweep, settings, planned, num_devices, eval_max_steps, code, stored, digest
     plan = Plan(*checked, steps, tuning, changes)
     shapes = {chunk.shape for chunk in plan.chunks()}
     if run.halve or run.tpe:  # later rounds may be as small as this

@@ -1,5 +1,6 @@
 """A population whose rewards are Python: one compiled program samples responses, another one learns from them."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -35,21 +36,21 @@ class TextPopulation(HostPopulation):
     """
 
     def __init__(self, plan: Plan, program: Program, shape: tuple[int, int]):
-        member = _Member(plan, program)
+        member = partial(_Member, plan, program)
         super().__init__(plan, program, shape, member)
         spread = self._spread
         self._sample = jax.jit(
-            lambda hyper, s, state, prompt, update: spread(
-                lambda hyper, s, state, prompt: member.sample(hyper, s, state, prompt, update)
+            lambda warm, hyper, s, state, prompt, update: spread(
+                lambda hyper, s, state, prompt: member(warm).sample(hyper, s, state, prompt, update)
             )(hyper, s, state, prompt)
         )
         self._answer = jax.jit(
-            lambda hyper, s, state, prompt, turn, num, deterministic: spread(
-                lambda hyper, s, state: member.answer(hyper, state, prompt, turn, num, deterministic)
+            lambda warm, hyper, s, state, prompt, turn, num, deterministic: spread(
+                lambda hyper, s, state: member(warm).answer(hyper, state, prompt, turn, num, deterministic)
             )(hyper, s, state),
             static_argnames=("num", "deterministic"),
         )
-        self._sampler, self._update_steps = member.sampler, program.update_steps
+        self._sampler, self._update_steps = member(None).sampler, program.update_steps
         self._shown: list[tuple[int, Answered]] = []
 
     def memory(self, members: Members, num_updates: int) -> Memory:
@@ -71,9 +72,10 @@ class TextPopulation(HostPopulation):
         number: Any = jax.eval_shape(lambda: jnp.int32(0))
         length = self._judge.prompt.shape[1]
         prompt: Any = jax.ShapeDtypeStruct((*self._shape, self._sampler.num_prompts, length), np.int32)
-        self._compile(self._sample, *members, state, prompt, number)
+        arguments = self._warm, *members, state, prompt, number
+        self._compile(self._sample, *arguments)
         reward: Any = jax.ShapeDtypeStruct((*prompt.shape[:3], self._sampler.group_size), np.float32)
-        return jax.eval_shape(self._sample, *members, state, prompt, number), reward
+        return jax.eval_shape(self._sample, *arguments), reward
 
     def _record(self, members: Members, state: State, update: np.int32) -> tuple[Any, Metrics]:
         every = self._run.eval_every
@@ -95,9 +97,11 @@ class TextPopulation(HostPopulation):
             made, left = jax.device_get((state.guard.num_updates, state.guard.env_steps_left))
             going = left >= self._update_steps.most
         seeds = np.broadcast_to(members[1], self._shape)
-        place = np.stack([self._places(s, u) for s, u in zip(seeds.ravel().tolist(), made.ravel().tolist(), strict=True)])
+        place = np.stack(
+            [self._places(s, u) for s, u in zip(seeds.ravel().tolist(), made.ravel().tolist(), strict=True)]
+        )
         place = place.reshape(*self._shape, P)
-        arguments = *members, state, self._judge.prompt[place], update
+        arguments = self._warm, *members, state, self._judge.prompt[place], update
         data = self._compile(self._sample, *arguments)(*arguments)
         reward, means = np.zeros((*place.shape, G), np.float32), np.full((len(names), *self._shape), np.nan, np.float32)
         if going.any():
@@ -139,7 +143,7 @@ class TextPopulation(HostPopulation):
         found = []
         for turn, first in enumerate(range(0, len(prompt), at_once)):
             place = np.minimum(np.arange(first, first + at_once), len(prompt) - 1)
-            arguments = *members, state, prompt[place], np.int32(turn)
+            arguments = self._warm, *members, state, prompt[place], np.int32(turn)
             static: Any = {"num": n, "deterministic": deterministic}
             found.append(np.asarray(self._compile(self._answer, *arguments, **static)(*arguments)))
         return np.concatenate(found, axis=2)[:, :, : len(prompt)]
