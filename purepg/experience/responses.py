@@ -6,7 +6,7 @@ Axes: `P` prompts, `G` group, `L` columns of a prompt, `R` of a response.
 import jax
 import jax.numpy as jnp
 
-from purepg.envs.tasks import Task, TokenStep
+from purepg.envs.tasks import Task, TokenStep, ends
 from purepg.types import Array, Env, EnvState, Key
 
 Payment = tuple[Array, Array, Array, Array]  # reward, terminated, truncated, mask, each [P, G, R]
@@ -33,7 +33,8 @@ def _paid_by_task(task: Task, token: Array) -> Payment:
     last = mask & ~jnp.roll(mask, -1, axis=-1).at[..., -1].set(False)
     score = jax.vmap(jax.vmap(lambda row: task.reward(row[: task.prompt_length], row[task.prompt_length :])))
     reward = jnp.where(last, score(token)[..., None], 0.0)
-    return reward, last & (action == task.eos), last & (action != task.eos), mask
+    terminated = last & ends(task, action)
+    return reward, terminated, last & ~terminated, mask
 
 
 def _paid_by_steps(key: Key, env: Env, env_state: EnvState, token: Array) -> Payment:
