@@ -279,11 +279,14 @@ class Actor(NamedTuple):
     act: `act(noise, memory, obs) -> (memory, action [N, ...], log_prob [N])`; log_prob may be None where nothing reads
       it.
     memory: `memory(num_envs)`, what it remembers before an episode's first step.
+    respond: `respond(key, obs) -> token [N, L + R]`, whole responses to the prompts in `obs`; None if a policy can
+      only act step by step.
     """
 
     noise: Callable[[Key, Obs], Any]
     act: Callable[[Any, Memory, Obs], tuple[Memory, Any, Any]]
     memory: Callable[[int], Memory] = no_memory
+    respond: Callable[[Key, Obs], Array] | None = None
 
     def __call__(self, key: Key, memory: Memory, obs: Obs) -> tuple[Memory, Any, Any]:
         """One step with random numbers of its own: (memory, action, log_prob)."""

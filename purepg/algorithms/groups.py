@@ -20,7 +20,7 @@ from purepg.equations.advantages import gae, group_advantage, has_signal
 from purepg.equations.diagnostics import SPARSE, policy_change
 from purepg.equations.distributions import Distribution, jointly
 from purepg.experience.acting import actor, evaluation_policy
-from purepg.experience.responses import Payment, ends, paid, pay
+from purepg.experience.responses import Payment, flags, paid, pay
 from purepg.experience.rollout import episodes_from, reset_all
 from purepg.language.model import LanguageModel
 from purepg.networks.actor_critic import require_policy_gradient
@@ -45,7 +45,7 @@ from purepg.types import (
     has_memory,
 )
 
-MAX_CORRECTION = 2.0  # upper bound on a token's probability under `score` over that under the sampler
+MAX_CORRECTION = 2.0  # upper bound on a probability under `score` over that under the sampler
 
 
 class GroupedEpisodes(NamedTuple):
@@ -58,7 +58,8 @@ class GroupedEpisodes(NamedTuple):
     terminated: Array  # [P, G, T]
     truncated: Array  # [P, G, T]
     mask: Array  # [P, G, T] True at an episode's own steps
-    log_correction: Array | None = None  # [P, G, T] log_prob minus the sampler's, where log_prob was scored again
+    log_correction: Array | None = None  # [P, G, T] log_prob minus the sampler's, where tokens were scored again; their
+    # sum over the response where the sampler is truncated
 
 
 class Source(NamedTuple):
@@ -120,7 +121,7 @@ def _answers(
 ) -> GroupedEpisodes:
     token, log_prob = model.generate(key, params, prompt, group_size)
     nothing = jnp.zeros(token.shape[:2])
-    return _grouped(env, model, params, token, log_prob, paid(nothing, *ends(env.task, token)))
+    return _grouped(env, model, params, token, log_prob, paid(nothing, *flags(env.task, token)))
 
 
 def _grouped(
@@ -133,12 +134,15 @@ def _grouped(
     token = jnp.concatenate([token[..., :L], action], axis=-1)
     log_prob = jnp.where(mask, log_prob, 0.0)
     data = GroupedEpisodes(token, action, log_prob, reward, terminated, truncated, mask)
-    if not model.is_narrow(params):
+    if not (model.is_narrow(params) or model.truncation.is_on):
         return data
     # Sampling sums column by column and scoring over whole rows, in another order. In narrow dtypes, a number that
     # rounds the other way is off by 2^-8 of itself, and a first ratio may be off by all of GSPO's clip range.
     scored = jnp.where(mask, model.score(params, token)[0].log_prob(action), 0.0)
-    return data._replace(log_prob=scored, log_correction=scored - log_prob)
+    correction = scored - log_prob
+    if model.truncation.is_on:
+        correction = jnp.where(mask, jnp.sum(correction, axis=-1, keepdims=True), 0.0)
+    return data._replace(log_prob=scored, log_correction=correction)
 
 
 def _score(network: Network, params: Params, obs: Obs) -> tuple[Distribution, Array]:
@@ -167,7 +171,7 @@ def _episodes(
 def info(data: GroupedEpisodes) -> Metrics:
     """The `EpisodeMetrics` of groups: `env_steps` are the steps in the mask, which for responses are the generated
     tokens. For parameters narrower than float32 also `sampler_log_ratio`, the largest difference between a token's
-    log-probability as it was scored and as it was sampled."""
+    log-probability as it was scored and as it was sampled; for a truncated sampler, a whole response's."""
     env_steps = jnp.sum(data.mask, dtype=jnp.int32)
     num_episodes = data.mask.shape[0] * data.mask.shape[1]
     metrics = EpisodeMetrics(
@@ -242,8 +246,7 @@ def _sampler(groups: Source, network: Network | LanguageModel, c: GroupConfig) -
         return answers(key, learner.params, prompt, c.group_size)
 
     def answer(key, learner, prompt, n, deterministic):
-        model = network.greedy if deterministic else network
-        return model.generate(key, learner.params, prompt, n)[0]
+        return network.generate(key, learner.params, prompt, n, deterministic)[0]
 
     def rewarded(data, reward):
         return data._replace(reward=paid(reward, data.terminated, data.truncated, data.mask)[0])
@@ -271,7 +274,11 @@ def advantages(data: GroupedEpisodes, reward: Array, value: Array, c: GroupConfi
     """(advantage, target) of every step, `[P, G, T]`: the episode's `group_advantage`, or with a learned value GAE.
 
     Where tokens were sampled with other probabilities than they are scored with, the advantage is multiplied by the
-    truncated ratio of the two (Yao et al. 2025).
+    truncated ratio of the two (Yao et al. 2025). Where the sampler mu is itself the policy pi, cut off at some tokens
+    and renormalised, that ratio is a whole response's, prod_t pi / mu, and at most 1. For a fixed advantage A, the
+    expected update is then exactly the sum over all responses y that mu can sample of pi(y) A(y) grad log pi(y). With a
+    baseline b of the batch or the group, whose mean is the sampler's, A = R - b: this is the gradient of the expected
+    return if every response that mu cannot sample were worth b. A response's weight decreases with its length.
 
     Args:
       reward: `[P, G, T]`, perhaps with a KL penalty in it. value: `[P, G, T]`, V before each step.

@@ -35,6 +35,7 @@ class Task(NamedTuple):
     prompt: Callable[[Key, bool], Array]  # (key, held_out) -> [prompt_length]; `held_out` is static
     demonstration: Callable[[Key, Array], Array]  # (key, prompt) -> [response_length], a right response with EOS
     reward: Callable[[Array, Array], Array]  # (prompt, response, -1 after EOS) -> float32, 1 if right, else 0
+    stop: tuple[int | tuple[int, ...], ...] = ()  # further tokens, or sequences of tokens, that end a response
     tokenizer: Any = None  # a `language.tokenizer.Tokenizer`
     judge: Judge | None = None  # gives the rewards in place of `reward`
 
@@ -42,6 +43,22 @@ class Task(NamedTuple):
     def num_tokens(self) -> int:
         """The number of tokens, V."""
         return self.tokenizer.num_tokens if self.tokenizer else len(self.vocabulary)
+
+
+def stops(task: Task) -> list[tuple[int, ...]]:
+    """Returns the sequences of tokens that end a response; EOS is the first, as a sequence of one."""
+    return [(stop,) if isinstance(stop, int) else stop for stop in (task.eos, *task.stop)]
+
+
+def ends(task: Task, response: Array | np.ndarray) -> Array:
+    """Returns whether a response of `[..., R]` tokens ends with each of its columns, `[..., R]` bool."""
+    found = jnp.zeros(response.shape, bool)
+    for sequence in stops(task):
+        ahead = [(0, 0)] * (response.ndim - 1) + [(len(sequence) - 1, 0)]
+        padded = jnp.pad(jnp.asarray(response), ahead, constant_values=-1)
+        windows = [padded[..., i : i + response.shape[-1]] == token for i, token in enumerate(sequence)]
+        found |= jnp.all(jnp.stack(windows), axis=0)
+    return found
 
 
 def encode(task: Task, text: str) -> list[int]:
@@ -59,12 +76,12 @@ def decode(task: Task, tokens: Sequence[int] | Array | np.ndarray) -> str:
 
 
 def describe(task: Task, obs: np.ndarray) -> dict[str, str]:
-    """The prompt and the response in a final observation `[L + R]`, as text. Tokens after the response's EOS are no
+    """The prompt and the response in a final observation `[L + R]`, as text. Tokens after the response's end are no
     part of it."""
     prompt, response = obs[: task.prompt_length], obs[task.prompt_length :].copy()
-    ends = np.flatnonzero(response == task.eos)
-    if len(ends):
-        response[ends[0] + 1 :] = -1
+    last = np.flatnonzero(ends(task, response))
+    if len(last):
+        response[last[0] + 1 :] = -1
     return {"prompt": decode(task, prompt), "response": decode(task, response)}
 
 
@@ -83,7 +100,7 @@ class TokenStep:
         del key
         P, R = self.task.prompt_length, self.task.response_length
         obs = jnp.where(jnp.arange(P + R) == P + state.t, action, state.obs).astype(jnp.int32)
-        terminated = action == self.task.eos
+        terminated = ends(self.task, obs[P:])[state.t]
         truncated = ~terminated & (state.t + 1 >= R)
         reward = jnp.where(terminated | truncated, self.task.reward(obs[:P], obs[P:]), 0.0).astype(jnp.float32)
         return TokenState(obs, state.t + 1), TimeStep(obs, reward, terminated, truncated)
@@ -92,9 +109,9 @@ class TokenStep:
 def token_env(task: Task, held_out: bool = False, reward: Callable[[Array, Array], Array] | None = None) -> Env:
     """Returns the task as an environment: an action is the response's next token, and the last step earns the reward.
 
-    The observation is the prompt followed by the response so far, padded with -1. EOS terminates the episode; a
-    response that fills its last column without EOS is truncated. `held_out` draws held-out prompts. `reward` replaces
-    the task's reward, also in the environment's `task`; it is a JAX function, so that no rewards in Python are needed.
+    The observation is the prompt followed by the response so far, padded with -1. EOS terminates the episode, and so
+    does any of `task.stop`; a response that fills its last column without them is truncated. `held_out` draws held-out
+    prompts. `reward`, a JAX function, replaces the task's reward, also in the environment's `task`, and its judge.
     """
     task = task if reward is None else task._replace(reward=reward, judge=None)
     P, R, V = task.prompt_length, task.response_length, task.num_tokens

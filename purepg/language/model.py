@@ -2,7 +2,7 @@
 
     pi(y | x) = prod_t softmax(logits(x, y_<t) / temperature)_{y_t}
 
-`generate` samples whole responses with a cache of keys and values. `LanguageModel.score` computes the same
+`sampling.generate` samples whole responses with a cache of keys and values. `LanguageModel.score` computes the same
 distributions in one teacher-forced pass, through which losses are differentiated. `LanguageModel.apply` takes a prefix
 as `envs.tasks.token_env` observes it, so that every algorithm here can train a language model.
 
@@ -18,12 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purepg.config import Count, Positive
+from purepg.config import Count, Positive, Share
 from purepg.envs.contract import first_difference
 from purepg.envs.tasks import Task
 from purepg.equations.distributions import Categorical
 from purepg.language.lora import TARGETS, LoRA, Target, adapters, joined, merge
-from purepg.language.transformer import Cache, Transformer, TransformerConfig, check_transformer, init_cache
+from purepg.language.sampling import Truncation, generate
+from purepg.language.transformer import Transformer, TransformerConfig, check_transformer
 from purepg.language.vocabulary import HiddenCategorical
 from purepg.loops import in_chunks
 from purepg.precision import has_narrow, in_bfloat16
@@ -36,6 +37,11 @@ class LanguageModelConfig(TransformerConfig):
 
     Attributes:
       temperature: divides the logits, in sampling and in learning alike.
+      top_k: sample only from the k most probable tokens; None: from all, here and below. Truncation is of sampling
+        alone: learning has the whole policy, and weighs each response by its probability under it over that under the
+        sampler.
+      top_p: sample only from the most probable tokens, as few as have a probability of at least top_p together.
+      min_p: sample only tokens at least min_p times as probable as the most probable one.
       start: warm start: the folder of a run, whose best agent is used (`experiments/clone.py` makes one), or a folder
         of safetensors in the Llama or Qwen2 layout. The model takes its sizes. None: random initialisation.
       lora_rank: rank of the adapters that learn while the parameters in `start` stay as they are. None: all learn.
@@ -49,6 +55,9 @@ class LanguageModelConfig(TransformerConfig):
     """
 
     temperature: Positive = 1.0
+    top_k: Count | None = None
+    top_p: Share | None = None
+    min_p: Share | None = None
     start: str | None = None
     lora_rank: Count | None = None
     lora_alpha: Positive = 16.0
@@ -70,12 +79,14 @@ class LanguageModel(NamedTuple):
     Attributes:
       temperature: divides the logits.
       start: the parameters that `init` returns, or with LoRA those that stay frozen; None: `init` draws all at random.
+      truncation: which tokens `generate` can sample.
     """
 
     transformer: Transformer
     task: Task
     temperature: Array | float = 1.0
     start: Params | None = None
+    truncation: Truncation = Truncation()
 
     @property
     def config(self) -> LanguageModelConfig:
@@ -96,11 +107,6 @@ class LanguageModel(NamedTuple):
     def has_value(self) -> bool:
         """Whether V is a head of the model; otherwise V is 0."""
         return self.transformer.config.value_head
-
-    @property
-    def greedy(self) -> "LanguageModel":
-        """The model that takes the most probable tokens: its temperature is next to 0."""
-        return self._replace(temperature=1e-6)
 
     def init(self, key: Key, obs: Obs, /) -> Params:
         """Returns what learns: the parameters in `start`, or with LoRA adapters of them; what is in neither, such as a
@@ -148,10 +154,16 @@ class LanguageModel(NamedTuple):
         policy = self._policy(params, hidden)
         return policy if self.config.tokens_at_once else policy.whole(), value
 
-    def generate(self, key: Key, params: Params, prompt: Array, group_size: int) -> tuple[Array, Array]:
-        """Returns (token `[P, G, L + R]`, log_prob `[P, G, R]`) for prompts `[P, L]`; see the function `generate`."""
-        length, eos = self.task.response_length, self.task.eos
-        return generate(key, self.transformer, self.whole(params), prompt, group_size, length, eos, self.temperature)
+    def generate(
+        self, key: Key, params: Params, prompt: Array, group_size: int, greedy: bool = False
+    ) -> tuple[Array, Array]:
+        """Returns (token `[P, G, L + R]`, log_prob `[P, G, R]`) for prompts `[P, L]`; see `sampling.generate`."""
+        how = self.task, self.temperature, self.truncation, greedy
+        return generate(key, self.transformer, self.whole(params), prompt, group_size, *how)
+
+    def respond(self, key: Key, params: Params, obs: Obs, greedy: bool) -> Array:
+        """Returns rows `[N, L + R]`: the prompts that `obs` `[N, L + R]` begins with, each with a whole response."""
+        return self.generate(key, params, obs[:, : self.task.prompt_length], 1, greedy)[0][:, 0]
 
     def _hidden(self, params: Params, token: Array) -> tuple[Array, Array]:
         """(hidden states `[B, n, hidden_size]`, V `[B, n]`) of rows `[B, n]`."""
@@ -187,7 +199,8 @@ def language_model(env: Env, config: LanguageModelConfig, params: Params | None 
     if params is not None:
         _check_params(Transformer(config, env.task.num_tokens), params)
     transformer = Transformer(config, env.task.num_tokens, config.lora, config.remat)
-    return LanguageModel(transformer, env.task, config.temperature, params)
+    truncation = Truncation(config.top_k, config.top_p, config.min_p)
+    return LanguageModel(transformer, env.task, config.temperature, params, truncation)
 
 
 def with_sizes(config: LanguageModelConfig, shape: TransformerConfig) -> LanguageModelConfig:
@@ -203,55 +216,6 @@ def _check_params(transformer: Transformer, params: Params) -> None:
     wanted = {"params": {name: x for name, x in wanted["params"].items() if name not in drawn}}
     if difference := first_difference(wanted, params, ("shape",)):
         raise UsageError(f"params{difference}, to fit a language model of these sizes")
-
-
-def generate(
-    key: Key,
-    model: Transformer,
-    params: Params,
-    prompt: Array,
-    group_size: int,
-    num_columns: int,
-    eos: int,
-    temperature: Array | float = 1.0,
-) -> tuple[Array, Array]:
-    """Samples `group_size` responses to every prompt, column by column for all of them at once.
-
-    Args:
-      prompt: `[P, L]` int32, left-padded with -1; each prompt is read once for its whole group.
-      num_columns: R, the largest number of tokens in a response.
-      eos: EOS, the last token of a response that ends.
-    Returns:
-      (token `[P, G, L + R]`, log_prob `[P, G, R]`). Rows include their prompts; log-probabilities are 0 after the end.
-    """
-    num_prompts, length = prompt.shape
-    dtype = params["params"]["embedding"].dtype
-    cache = init_cache(model.config, num_prompts, length + num_columns - 1, dtype)
-    logits, _, cache = _apply(model, params, prompt, cache)
-    batch = num_prompts * group_size
-    cache = Cache(*(jnp.repeat(x, group_size, axis) for x, axis in zip(cache, (1, 1, 0), strict=True)))
-    logits = jnp.repeat(logits[:, -1], group_size, axis=0)
-    noise = Categorical(jnp.zeros((num_columns, batch, 1))).noise(key)
-
-    def draw(noise, logits, alive):
-        token, log_prob = Categorical(logits / temperature).scored(noise)
-        return jnp.where(alive, token, -1), jnp.where(alive, log_prob, 0.0)
-
-    def column(carry, now):
-        token, alive, cache = carry
-        noise, at = now
-        logits, _, cache = _apply(model, params, token[:, None], cache, at)
-        alive &= token != eos
-        token, log_prob = draw(noise, logits[:, 0], alive)
-        return (token, alive, cache), (token, log_prob)
-
-    alive = jnp.ones(batch, bool)
-    first = draw(noise[0], logits, alive)
-    columns = length + jnp.arange(num_columns - 1)
-    _, later = jax.lax.scan(column, (first[0], alive, cache), (noise[1:], columns))
-    token, log_prob = (jnp.concatenate([x[None], y]).T for x, y in zip(first, later, strict=True))
-    token = jnp.concatenate([jnp.repeat(prompt, group_size, axis=0), token], axis=1)
-    return token.reshape(num_prompts, group_size, -1), log_prob.reshape(num_prompts, group_size, -1)
 
 
 def _apply(model: Transformer, *arguments: Any) -> tuple[Array, Any, Any]:

@@ -59,7 +59,7 @@ def _env(
 
     sizes = tokenizer.stop[0], token.shape[1], response_length
     judged = judge(prompts, token, tokenizer, rewards)
-    task = Task(prompts.file.stem, (), *sizes, prompt, demonstration, reward, tokenizer, judged)
+    task = Task(prompts.file.stem, (), *sizes, prompt, demonstration, reward, tokenizer.stop[1:], tokenizer, judged)
     return token_env(task)._replace(describe=_describe(prompts, token, tokenizer))
 
 
