@@ -258,7 +258,9 @@ def _best_responses(summary: dict[str, Any]) -> list[str]:
     _, h, seed = max(finals)
     label = label_of(summary["settings"][h]["hyperparameters"])
     lines = [f"final evaluation of {label + ', ' if label else ''}seed {seed}:"]
+    between = " -> " if "measures" in summary["settings"][h] else ""  # a token task's prompt ends with a mark
     for response in summary["settings"][h]["responses"][seed]:
         *texts, reward = response.values()
-        lines.append(f"  {''.join(texts):<20} reward {reward:g}")
+        line = between.join(" ".join(text.split()) if between else text for text in texts)
+        lines.append(f"  {line:<20} reward {reward:g}")
     return lines

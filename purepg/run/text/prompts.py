@@ -50,14 +50,14 @@ def read_prompts(path: str, what: str) -> Prompts:
     rows = {i: _row(file, i, line) for i, line in enumerate(lines, 1) if line.strip()}
     if not rows:
         raise UsageError(f"{what} ({file}) has no rows: write one prompt a line, as in {{{json.dumps(TEXT)}: ...}}")
-    names = list(next(iter(rows.values())))
+    names = [name for name in next(iter(rows.values())) if name not in (TEXT, MESSAGES)]
     for i, row in rows.items():
-        if differs := row.keys() ^ set(names):
+        if differs := (row.keys() - {TEXT, MESSAGES}) ^ set(names):
             name = min(differs)
             has = "lacks" if name in names else "has"
             raise UsageError(f"{file}, row {i} {has} the column {name}, unlike row {next(iter(rows))}")
     messages = [_messages(file, i, row) for i, row in rows.items()]
-    columns = {name: [row[name] for row in rows.values()] for name in names if name not in (TEXT, MESSAGES)}
+    columns = {name: [row[name] for row in rows.values()] for name in names}
     return Prompts(file, list(rows), messages, columns)
 
 
