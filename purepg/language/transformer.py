@@ -1,4 +1,4 @@
-"""A decoder-only transformer with the Llama and Qwen2 architecture: p(token_{i+1} | token_0, ..., token_i), with a
+"""A decoder-only transformer with the Llama and Qwen architectures: p(token_{i+1} | token_0, ..., token_i), with a
 cache of keys and values for sampling one column at a time.
 
     h = x + attention(norm(x))        grouped queries, rotary positions
@@ -41,9 +41,13 @@ class TransformerConfig:
       head_dim: size of a head, even; None: hidden_size / num_heads.
       mlp_size: hidden width of the gated MLP (SwiGLU, Shazeer 2020).
       rope_theta: base of the rotary wavelengths, which run from 2 pi to nearly 2 pi rope_theta tokens.
+      rope_factor: multiplies the wavelengths, for texts longer than those that a model was first trained on.
+      rope_context: length of those texts, as in Llama 3: wavelengths below a quarter of it stay, those above it are
+        multiplied, with a smooth transition between. None: all are multiplied.
       rms_eps: added to the mean square in every RMSNorm.
       tied_head: use the embedding matrix for the logits.
       qkv_bias: add biases to queries, keys and values, as Qwen2 does.
+      qk_norm: RMSNorm of every head's query and key before the rotation, as in Qwen3.
       value_head: also output a scalar V for every prefix.
     """
 
@@ -54,9 +58,12 @@ class TransformerConfig:
     head_dim: Count | None = None
     mlp_size: Count = 128
     rope_theta: Positive = 10_000.0
+    rope_factor: Positive = 1.0
+    rope_context: Count | None = None
     rms_eps: Positive = 1e-6
     tied_head: bool = True
     qkv_bias: bool = False
+    qk_norm: bool = False
     value_head: bool = False
 
     @property
@@ -131,6 +138,8 @@ class Attention(nn.Module):
         query = _dense(x, K * G * d, "query", self.lora, c.qkv_bias).reshape(B, n, K * G, d)
         key = _dense(x, K * d, "key", self.lora, c.qkv_bias).reshape(B, n, K, d)
         value = _dense(x, K * d, "value", self.lora, c.qkv_bias).reshape(B, n, K, d)
+        if c.qk_norm:
+            query, key = RMSNorm(c.rms_eps, name="query_norm")(query), RMSNorm(c.rms_eps, name="key_norm")(key)
         query, key = rotate(query, angle).reshape(B, n, K, G, d), rotate(key, angle)
         if cache is not None:  # one array for all layers, so that a scan over columns updates it in place
             at = (self.layer, 0, column, 0, 0)
@@ -217,7 +226,9 @@ class Transformer(nn.Module):
             visible = cache.present[:, None, :] & (jnp.arange(L) <= column + own[:, None])
 
         x = embed(embedding, token)
-        angle = rotary_angle(position, c.head_size, c.rope_theta, at_least_float32(x).dtype)
+        angle = rotary_angle(
+            position, c.head_size, c.rope_theta, at_least_float32(x).dtype, c.rope_factor, c.rope_context
+        )
 
         def block(self, i, x, cache):
             normed = RMSNorm(c.rms_eps, name=f"attention_norm_{i}")(x)
@@ -271,10 +282,23 @@ def embed(embedding: Array, token: Array) -> Array:
     return jnp.take(embedding, token, axis=0)
 
 
-def rotary_angle(position: Array, head_dim: int, theta: Array | float, dtype: Any = jnp.float32) -> Array:
-    """position * theta^(-2 i / d) for i = 0, ..., d / 2 - 1 (Su et al. 2021, sec. 3.2.2): `[...]` to `[..., d / 2]`."""
-    exponent = jnp.arange(0, head_dim, 2, dtype=dtype) / head_dim
-    return position[..., None].astype(dtype) / jnp.asarray(theta, dtype) ** exponent
+def rotary_angle(
+    position: Array,
+    head_dim: int,
+    theta: Array | float,
+    dtype: Any = jnp.float32,
+    factor: Array | float = 1.0,
+    context: int | None = None,
+) -> Array:
+    """position * theta^(-2 i / d) for i = 0, ..., d / 2 - 1 (Su et al. 2021, sec. 3.2.2): `[...]` to `[..., d / 2]`.
+
+    Frequencies are divided by `factor`: all of them (Chen et al. 2023, "position interpolation"), or with a `context`
+    those that turn less than once in it, while those that turn four times or more stay (Llama 3).
+    """
+    frequency = 1 / jnp.asarray(theta, dtype) ** (jnp.arange(0, head_dim, 2, dtype=dtype) / head_dim)
+    turns = 0.0 if context is None else context * frequency / (2 * math.pi)
+    kept = jnp.clip((turns - 1) / 3, 0, 1)
+    return position[..., None].astype(dtype) * frequency * (kept + (1 - kept) / factor)
 
 
 def rotate(x: Array, angle: Array) -> Array:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from purepg.language.gguf import is_gguf
 from purepg.language.model import LanguageModel, LanguageModelConfig, with_sizes
 from purepg.language.model import language_model as with_params
 from purepg.language.pretrained import load_pretrained
@@ -57,10 +58,11 @@ def read_start(folder: Path) -> tuple[TransformerConfig, int, Params]:
     Args:
       folder: an absolute path, because results are cached. They are NumPy arrays, so that traced code can use them too.
     Raises:
-      UsageError: the folder holds neither, or it cannot be read.
+      UsageError: the path holds neither, or it cannot be read.
     """
     with jax.ensure_compile_time_eval():
-        shape, num_tokens, params = load_pretrained(folder) if any(folder.glob("*.safetensors")) else _trained(folder)
+        is_checkpoint = is_gguf(folder) or any(folder.glob("*.safetensors"))
+        shape, num_tokens, params = load_pretrained(folder) if is_checkpoint else _trained(folder)
         return shape, num_tokens, jax.device_get(params)
 
 
