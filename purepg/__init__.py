@@ -29,7 +29,8 @@ from purepg.envs.finite_mdp import FiniteMDP
 from purepg.envs.lqr import LQR
 from purepg.envs.suites.gymnasium import gym_env
 from purepg.envs.tasks import Task, token_env
-from purepg.language.model import LanguageModel, LanguageModelConfig, generate
+from purepg.language.model import LanguageModel, LanguageModelConfig
+from purepg.language.sampling import generate
 from purepg.networks.actor_critic import ActorQConfig, NetworkConfig, actor_critic, actor_q
 from purepg.run.arguments import arguments
 from purepg.run.experiment import train_population

@@ -125,3 +125,23 @@ def all_finite(tree: Tree) -> Array:
 
 def _few(tree: Tree) -> list[Array]:
     return Joined(tree).join(tree) if compiles_for_gpu() else jax.tree.leaves(tree)
+
+
+def in_chunks(f: Callable, at_once: int | None, *trees: Tree) -> Tree:
+    """f(*trees) of arrays `[B, ...]`, for `at_once` rows of them at a time. A gradient keeps only the arguments, and
+    computes each chunk again. The last chunk is filled up with copies of the last row. None: all rows at once.
+
+    Args:
+      f: computes each row of its results `[B, ...]` from the same row of its arguments.
+    """
+    num_rows = jax.tree.leaves(trees)[0].shape[0]
+    if at_once is None or at_once >= num_rows:
+        return f(*trees) if at_once is None else jax.checkpoint(f)(*trees)
+    missing = -num_rows % at_once
+
+    def divided(x):
+        full = jnp.concatenate([x, jnp.repeat(x[-1:], missing, axis=0)]) if missing else x
+        return full.reshape(-1, at_once, *x.shape[1:])
+
+    found = jax.lax.map(lambda chunk: jax.checkpoint(f)(*chunk), jax.tree.map(divided, trees))
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:num_rows], found)

@@ -23,6 +23,15 @@ def at_least_float32(tree: Any) -> Any:
     return jax.tree.map(lambda x: x.astype(jnp.float32) if is_narrow(x.dtype) else x, tree)
 
 
+def in_bfloat16(tree: Any) -> Any:
+    """Converts wider floats to bfloat16; other arrays stay unchanged."""
+
+    def converted(x):
+        return x.astype(jnp.bfloat16) if jnp.issubdtype(x.dtype, jnp.floating) and not is_narrow(x.dtype) else x
+
+    return jax.tree.map(converted, tree)
+
+
 def rounded(x: Array, dtype: Any = None) -> Array:
     """Converts `x` to `dtype` (None: its own) and, if that is narrow, forces the rounding to happen here.
 

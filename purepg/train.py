@@ -9,7 +9,8 @@ import numpy as np
 
 from purepg.envs.contract import check_environment, in_units
 from purepg.equations.distributions import executed
-from purepg.experience.rollout import reset_all
+from purepg.experience.responses import pay
+from purepg.experience.rollout import RolloutState, reset_all
 from purepg.lanes import any_lane, step_if
 from purepg.loops import all_finite, scan
 from purepg.types import Actor, Algorithm, Array, Env, Key, Mean, Metrics, Obs, State
@@ -119,11 +120,14 @@ class EpisodeStats(NamedTuple):
 def evaluate(key: Key, env: Env, actor: Actor, num_episodes: int, max_steps: int) -> EpisodeStats:
     """Whole episodes in the raw environment; one still running after `max_steps` is truncated.
 
-    Every episode counts once. In a rollout of fixed length, short episodes would be over-represented.
+    Every episode counts once. In a rollout of fixed length, short episodes would be over-represented. A language model
+    responds as a whole, with a cache of keys and values, where `max_steps` leaves room for the longest response.
     """
     check_environment(env)
     k_start, k_run = jax.random.split(key)
     world = reset_all(k_start, env, num_episodes, actor.memory)
+    if env.task is not None and actor.respond is not None and max_steps >= env.task.response_length:
+        return _evaluate_responses(k_run, env, actor.respond, world)
 
     def body(carry):
         t, (env_state, memory), stats = carry
@@ -147,3 +151,18 @@ def evaluate(key: Key, env: Env, actor: Actor, num_episodes: int, max_steps: int
     never = jnp.zeros(num_episodes, bool)
     stats = EpisodeStats(world.episode_return, world.episode_length, never, never, world.obs)
     return jax.lax.while_loop(running, body, (jnp.int32(0), (world.env_state, world.memory), stats))[2]
+
+
+def _evaluate_responses(key: Key, env: Env, respond: Callable[[Key, Obs], Array], world: RolloutState) -> EpisodeStats:
+    """`evaluate` of responses to the prompts of environments that have just been reset."""
+    k_respond, k_step = jax.random.split(key)
+    token = respond(k_respond, world.obs)
+    reward, terminated, truncated, mask = (x[:, 0] for x in pay(k_step, env, world.env_state, token[:, None]))
+    L = env.task.prompt_length
+    return EpisodeStats(
+        jnp.sum(reward, axis=-1),
+        jnp.sum(mask, axis=-1, dtype=jnp.int32),
+        jnp.any(terminated, axis=-1),
+        jnp.any(truncated, axis=-1),
+        token.at[:, L:].set(jnp.where(mask, token[:, L:], -1)),
+    )

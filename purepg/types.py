@@ -279,11 +279,14 @@ class Actor(NamedTuple):
     act: `act(noise, memory, obs) -> (memory, action [N, ...], log_prob [N])`; log_prob may be None where nothing reads
       it.
     memory: `memory(num_envs)`, what it remembers before an episode's first step.
+    respond: `respond(key, obs) -> token [N, L + R]`, whole responses to the prompts in `obs`; None if a policy can
+      only act step by step.
     """
 
     noise: Callable[[Key, Obs], Any]
     act: Callable[[Any, Memory, Obs], tuple[Memory, Any, Any]]
     memory: Callable[[int], Memory] = no_memory
+    respond: Callable[[Key, Obs], Array] | None = None
 
     def __call__(self, key: Key, memory: Memory, obs: Obs) -> tuple[Memory, Any, Any]:
         """One step with random numbers of its own: (memory, action, log_prob)."""
@@ -316,6 +319,24 @@ class Explorer(NamedTuple):
     joined: bool = False
 
 
+class Sampler(NamedTuple):
+    """How an algorithm samples responses, for rewards that are given outside of its compiled update. A step learns from
+    such responses where they stand in place of `State.world`.
+
+    num_prompts, group_size: an update takes G responses to each of P prompts.
+    sample: `sample(key, learner, prompt [P, L])`, the update's responses (`algorithms.groups.GroupedEpisodes`), which
+      have earned nothing yet.
+    answer: `answer(key, learner, prompt [P, L], n, deterministic) -> token [P, n, L + R]`, n responses to each prompt.
+    rewarded: `rewarded(responses, reward [P, G])`, the responses with what they have earned.
+    """
+
+    num_prompts: int
+    group_size: int
+    sample: Callable[[Key, Any, Array], Any]
+    answer: Callable[[Key, Any, Array, int, bool], Array]
+    rewarded: Callable[[Any, Array], Any]
+
+
 class UpdateSteps(NamedTuple):
     """The least and the most environment steps that one update takes; equal where all updates have one length."""
 
@@ -338,6 +359,7 @@ class Algorithm(NamedTuple):
     policy: `policy(state, deterministic)`, which samples its actions or takes the distribution's mode.
     update_steps: how many environment steps one update takes.
     explorer: how it acts in environments that are not JAX; None if it cannot learn from them.
+    sampler: how it samples responses for rewards in Python; None if it cannot learn from them.
     """
 
     init: Callable[[Key], State]
@@ -345,3 +367,4 @@ class Algorithm(NamedTuple):
     policy: Callable[[State, bool], Actor]
     update_steps: UpdateSteps
     explorer: Explorer | None = None
+    sampler: Sampler | None = None

@@ -32,6 +32,7 @@ from purepg.lab.accuracy import sample, statistics
 from purepg.lab.estimators import update_of
 from purepg.lab.exact import in_float64
 from purepg.language.model import LanguageModel, LanguageModelConfig, language_model
+from purepg.language.sampling import ALL_TOKENS, Truncation
 from purepg.networks.tabular import tabular_actor_critic
 from purepg.optimize import init_train_state, step_direction
 from purepg.train import train
@@ -156,11 +157,12 @@ def _score(params, token):
     return language_model(ENV, MODEL).score(params, token)
 
 
-def answering(env: Any, index: Any, behind: Any) -> LanguageModel:
+def answering(env: Any, index: Any, behind: Any, truncation: Truncation = ALL_TOKENS) -> LanguageModel:
     """A model that answers with the responses of these numbers, `[P, G]`.
 
     Args:
       behind: `[7, R]`, log pi / pi_old, so that the policy that acted may be another.
+      truncation: what the sampler leaves out.
     """
 
     class Answering(LanguageModel):
@@ -170,23 +172,23 @@ def answering(env: Any, index: Any, behind: Any) -> LanguageModel:
             response = jnp.asarray(RESPONSES)[index]
             token = jnp.concatenate([jnp.broadcast_to(prompt[:, None], (*index.shape, L)), response], axis=-1)
             policy, _ = self.score(params, token.reshape(-1, L + R))
-            log_prob = policy.log_prob(response.reshape(-1, R)).reshape(response.shape)
+            log_prob = self.truncation.of(policy).log_prob(response.reshape(-1, R)).reshape(response.shape)
             return token, jnp.where(response >= 0, log_prob - behind[index], 0.0)
 
         def score(self, params, token):
             return _score(params, token)
 
-    return Answering(*language_model(env, MODEL))
+    return Answering(*language_model(env, MODEL)._replace(truncation=truncation))
 
 
 @functools.cache
-def _steps(config: GRPOConfig, watched: bool):
+def _steps(config: GRPOConfig, watched: bool, truncation: Truncation):
     def one(hyper, params, reference, reward, behind, index):
         c = dataclasses.replace(config, **hyper)
         env = token_env(task(reward))
         train_state = init_train_state(step_direction("sgd", None), params)
         learner = GroupLearner(train_state, reference, jnp.asarray(c.kl_coef, float))
-        state, metrics = grpo(env, answering(env, index, behind), c).step(
+        state, metrics = grpo(env, answering(env, index, behind, truncation), c).step(
             jax.random.key(0), State(learner, ()), jnp.int32(0)
         )
         moved = jax.tree.map(jnp.subtract, state.learner.params, params)
@@ -201,11 +203,13 @@ def every_group(config: GRPOConfig) -> np.ndarray:
     return np.stack(np.unravel_index(np.arange(N ** math.prod(shape)), (N,) * math.prod(shape)), -1).reshape(-1, *shape)
 
 
-def updates(config, seed=POLICY, reward=REWARD, behind=ALIKE, watched=False, **hyper: float) -> Any:
+def updates(
+    config, seed=POLICY, reward=REWARD, behind=ALIKE, watched=False, truncation=ALL_TOKENS, **hyper: float
+) -> Any:
     """What the step adds to the parameters for every group, `[groups, D]`; `hyper` is of the config, and traced."""
     usual = {name: getattr(config, name) for name in ("kl_coef", "clip_eps", "gae_lambda", "value_coef")}
     arguments = usual | {"clip_eps_high": config.clip_eps} | hyper, parameters(seed), parameters(REFERENCE)
-    found = in_float64(_steps(config, watched), *arguments, reward, behind, every_group(config))
+    found = in_float64(_steps(config, watched, truncation), *arguments, reward, behind, every_group(config))
     return (flat(found[0], 1), *found[1:]) if watched else flat(found[0], 1)
 
 
@@ -255,6 +259,26 @@ def test_the_policy_is_far_from_uniform_and_every_response_counts():
 def test_the_expected_update_is_the_baselines_share_of_the_exact_gradient(config, factor):
     exact = exactly()
     same(mean(config, updates(config), exact), factor * exact.gradient(REWARD))
+
+
+@pytest.mark.parametrize("G, baseline", [(1, "none"), (2, "leave_one_out")])
+def test_a_truncated_samplers_expected_update_is_the_sum_over_what_it_can_sample(G, baseline):
+    """Of pi (R - b) grad log pi, with pi the whole policy's and b the sampler's mean return."""
+    exact, config = exactly(), but(group_size=G, baseline=baseline)
+    pi = np.exp(exact.log_prob)
+    mu = np.ones((N, R))
+    for rows, column in ((slice(0, 7), 0), (slice(1, 4), 1), (slice(4, 7), 1)):  # what can follow one prefix
+        distinct = np.sort(np.unique(pi[rows, column]))[::-1]
+        least = distinct[np.argmax(np.cumsum(distinct) >= 0.7)]
+        mu[rows, column] = np.where(pi[rows, column] >= least, pi[rows, column] / distinct[distinct >= least].sum(), 0)
+    mu = mu.prod(1)
+    np.testing.assert_allclose(mu.sum(), 1, rtol=1e-12)
+    assert (mu > 0).sum() == 4 and exact.pi[mu > 0].sum() < 0.8
+    found = updates(config, truncation=Truncation(top_p=0.7))
+    of_groups = np.prod(mu[every_group(config)], axis=(1, 2))
+    b = 0 if baseline == "none" else mu @ REWARD
+    same(of_groups @ found, exact.gradient(np.where(mu > 0, REWARD - b, 0)))
+    assert apart(of_groups @ found, exact.gradient(REWARD)) > 0.1
 
 
 BINARY = np.array([[0, 1, 0, 0, 0, 0, 0], [1, 0, 0, 1, 0, 0, 1], [0, 1, 1, 1, 1, 1, 1]], float)

@@ -17,8 +17,9 @@ from purepg.language.transformer import Transformer, TransformerConfig
 from purepg.types import UsageError
 
 FIXTURES = Path(__file__).parent / "fixtures"  # whose README says how they were made
-LLAMA, QWEN2 = FIXTURES / "tiny_llama", FIXTURES / "tiny_qwen2"
+LLAMA, QWEN2, QWEN3 = (FIXTURES / f"tiny_{name}" for name in ("llama", "qwen2", "qwen3"))
 FILE = "model.safetensors"
+LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
 QUERY = "model.layers.1.self_attn.q_proj.weight"
 
 
@@ -69,9 +70,10 @@ def stored(file: Path) -> dict[str, tuple[str, np.ndarray]]:
     }
 
 
-@pytest.mark.parametrize("folder", [LLAMA, QWEN2], ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", [LLAMA, QWEN2, QWEN3], ids=lambda folder: folder.name)
 def test_logits_are_the_reference_implementations(folder):
-    """In rows with empty places on both sides; of Qwen2 in two files of bfloat16, of Llama in one of float32."""
+    """In rows with empty places on both sides; of Qwen2 in two files of bfloat16, of Llama in one of float32, of Qwen3
+    with norms of queries and keys."""
     config, num_tokens, params = load_pretrained(folder)
     expected = np.load(folder / "expected.npz")
     present = expected["token"] >= 0
@@ -81,6 +83,20 @@ def test_logits_are_the_reference_implementations(folder):
     np.testing.assert_allclose(logits[present], expected["logits"][present], rtol=1e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize("where", ["rope_scaling", "rope_parameters"])
+@pytest.mark.parametrize("kind", ["linear", "llama3"])
+def test_scaled_rotary_positions_are_the_reference_implementations(llama, kind, where):
+    factor = {"linear": 4.0, "llama3": 8.0}[kind]
+    edit_json(llama / "config.json", rope_parameters=None)
+    edit_json(
+        llama / "config.json", **{where: {"rope_type": kind, "factor": factor} | (LLAMA3 if kind == "llama3" else {})}
+    )
+    config, num_tokens, params = load_pretrained(llama)
+    token, expected = np.load(LLAMA / "expected.npz")["token"][:1], np.load(LLAMA / "scaled.npz")[kind]
+    logits = quick_jit(Transformer(config, num_tokens).apply)(params, token)[0]
+    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=2e-5)
+
+
 def test_the_config_is_what_config_json_says():
     assert read_config(LLAMA / "config.json") == (
         TransformerConfig(32, 2, 4, 2, head_dim=16, mlp_size=40, rms_eps=1e-5, tied_head=False),
@@ -88,6 +104,10 @@ def test_the_config_is_what_config_json_says():
     )
     assert read_config(QWEN2 / "config.json") == (
         TransformerConfig(32, 2, 4, 1, mlp_size=40, rope_theta=1000.0, tied_head=True, qkv_bias=True),
+        48,
+    )
+    assert read_config(QWEN3 / "config.json") == (
+        TransformerConfig(32, 2, 4, 2, head_dim=16, mlp_size=40, tied_head=True, qk_norm=True),
         48,
     )
 
@@ -164,14 +184,17 @@ def test_an_index_without_a_map_is_named(qwen2):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"model_type": "gpt2"}, "model_type (gpt2) must be llama or qwen2"),
+        ({"model_type": "gpt2"}, "model_type (gpt2) must be llama, qwen2 or qwen3"),
+        ({"model_type": "gemma3_text"}, "model_type (gemma3_text) must be llama, qwen2 or qwen3"),
         ({"hidden_act": "gelu"}, "hidden_act (gelu) is not supported"),
         ({"attention_bias": True}, "attention_bias (True) is not supported"),
         ({"mlp_bias": True}, "mlp_bias (True) is not supported"),
         ({"sliding_window": 64}, "sliding_window (64) is not supported"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_scaling"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor (None) must be a number"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0, **LLAMA3, "low_freq_factor": 2}}, "must be 1.0"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0, "truncate": 1}}, "rope_scaling"),
+        ({"rope_scaling": {"type": "linear", "factor": 0}}, "rope_factor (0.0) must be above 0"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_parameters"),
         ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "rope_parameters"),
         ({"rope_parameters": {"rope_theta": "high"}}, "rope_theta (high) must be a number"),
@@ -277,4 +300,4 @@ def test_nothing_in_the_module_can_reach_a_network():
 
     source = Path(purepg.language.pretrained.__file__).read_text()
     imported = {line.split()[1].split(".")[0] for line in source.splitlines() if line.startswith(("import ", "from "))}
-    assert imported == {"json", "pathlib", "typing", "jax", "safetensors", "purepg"}
+    assert imported == {"collections", "json", "numpy", "pathlib", "typing", "jax", "safetensors", "purepg"}

@@ -37,7 +37,7 @@ from purepg.run import start
 from purepg.run.load import load
 from purepg.run.loop import described
 from purepg.run.plan import RunConfig
-from purepg.run.population import Evaluation, Population
+from purepg.run.population import Population
 from purepg.run.start import language_model
 from purepg.run.summary import collapsed, last_episodes_return
 from purepg.train import evaluate, train
@@ -339,8 +339,7 @@ def test_what_stands_after_the_end_is_no_answer_and_each_seed_has_its_own():
         ]
     )
     earned = np.array([[1.0, 0.0], [0.0, 0.25]])
-    env, unused = token_env(TASK), jnp.zeros((1, 2))
-    found = described(env, Evaluation(unused, unused, rows[None], jnp.asarray(earned[None])))
+    found = described(token_env(TASK), rows[None], jnp.asarray(earned[None]))
     assert found and found[0] == [
         [{"prompt": "37<", "response": "73.", "reward": 1.0}, {"prompt": "37<", "response": "7.", "reward": 0.0}],
         [{"prompt": "45<", "response": ".", "reward": 0.0}, {"prompt": "45<", "response": "544", "reward": 0.25}],

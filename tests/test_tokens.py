@@ -195,7 +195,7 @@ def test_a_prompt_is_read_once_and_the_columns_are_one_loop_on_the_device():
     many = program(7, 9)
     assert len(many) == len(program(2, R))
     assert not [e for e in many if "callback" in e.primitive.name or "infeed" in e.primitive.name]
-    assert sum(e.primitive.name == "scan" for e in many) == 1
+    assert sum(e.primitive.name == "while" for e in many) == 1
     shapes = [x.aval.shape for e in many if e.primitive.name == "dot_general" for x in e.outvars]
     assert any(shape[:2] == (3, L) for shape in shapes) and any(shape[:2] == (21, 1) for shape in shapes)
     assert not any(shape[:2] == (21, L) for shape in shapes)

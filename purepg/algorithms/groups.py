@@ -7,7 +7,7 @@ because losses and advantages are taken episode by episode.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +18,13 @@ from purepg.config import check_dealt, is_known
 from purepg.envs.contract import check_environment
 from purepg.equations.advantages import gae, group_advantage, has_signal
 from purepg.equations.diagnostics import SPARSE, policy_change
-from purepg.equations.distributions import Distribution
+from purepg.equations.distributions import Distribution, jointly
 from purepg.experience.acting import actor, evaluation_policy
-from purepg.experience.responses import pay
+from purepg.experience.responses import Payment, flags, paid, pay
 from purepg.experience.rollout import episodes_from, reset_all
 from purepg.language.model import LanguageModel
 from purepg.networks.actor_critic import require_policy_gradient
 from purepg.optimize import TrainState, init_train_state
-from purepg.precision import has_narrow
 from purepg.types import (
     Algorithm,
     Array,
@@ -36,6 +35,7 @@ from purepg.types import (
     Network,
     Obs,
     Params,
+    Sampler,
     State,
     Step,
     UpdateSteps,
@@ -45,7 +45,7 @@ from purepg.types import (
     has_memory,
 )
 
-MAX_CORRECTION = 2.0  # upper bound on a token's probability under `score` over that under the sampler
+MAX_CORRECTION = 2.0  # upper bound on a probability under `score` over that under the sampler
 
 
 class GroupedEpisodes(NamedTuple):
@@ -58,7 +58,8 @@ class GroupedEpisodes(NamedTuple):
     terminated: Array  # [P, G, T]
     truncated: Array  # [P, G, T]
     mask: Array  # [P, G, T] True at an episode's own steps
-    log_correction: Array | None = None  # [P, G, T] log_prob minus the sampler's, where log_prob was scored again
+    log_correction: Array | None = None  # [P, G, T] log_prob minus the sampler's, where tokens were scored again; their
+    # sum over the response where the sampler is truncated
 
 
 class Source(NamedTuple):
@@ -68,12 +69,15 @@ class Source(NamedTuple):
     sample: `sample(key, params, P, G) -> GroupedEpisodes`.
     score: `score(params, obs [B, ...]) -> (distribution [B, T], V [B, T])`, for any B episodes.
     max_steps: T.
+    answer: `answer(key, params, prompt [P, L], G)`, responses that have earned nothing yet; None for an environment's
+      episodes.
     """
 
     init: Callable[[Key], Params]
     sample: Callable[[Key, Params, int, int], GroupedEpisodes]
     score: Callable[[Params, Obs], tuple[Distribution, Array]]
     max_steps: int
+    answer: Callable[[Key, Params, Array, int], GroupedEpisodes] | None = None
 
 
 def source(env: Env, network: Network | LanguageModel, max_steps: int | None = None) -> Source:
@@ -95,7 +99,8 @@ def source(env: Env, network: Network | LanguageModel, max_steps: int | None = N
         return network.init(k_params, first_seen(network, env.reset(k_obs)[1]))
 
     if isinstance(network, LanguageModel):
-        return Source(init, partial(_responses, env, network), network.score, env.task.response_length)
+        sample, answer = partial(_responses, env, network), partial(_answers, env, network)
+        return Source(init, sample, network.score, env.task.response_length, answer)
     steps = max_steps or env.max_episode_steps
     if steps is None:
         raise UsageError(f"{env.name} has no time limit: max_steps (None) must be set, so that an episode ends")
@@ -105,22 +110,39 @@ def source(env: Env, network: Network | LanguageModel, max_steps: int | None = N
 def _responses(
     env: Env, model: LanguageModel, key: Key, params: Params, num_prompts: int, group_size: int
 ) -> GroupedEpisodes:
-    L = env.task.prompt_length
     k_prompt, k_response, k_step = jax.random.split(key, 3)
     env_state, obs, *_ = reset_all(k_prompt, env, num_prompts)
-    token, log_prob = model.generate(k_response, params, obs[:, :L], group_size)
-    reward, terminated, truncated, mask = pay(k_step, env, env_state, token)
+    token, log_prob = model.generate(k_response, params, obs[:, : env.task.prompt_length], group_size)
+    return _grouped(env, model, params, token, log_prob, pay(k_step, env, env_state, token))
+
+
+def _answers(
+    env: Env, model: LanguageModel, key: Key, params: Params, prompt: Array, group_size: int
+) -> GroupedEpisodes:
+    token, log_prob = model.generate(key, params, prompt, group_size)
+    nothing = jnp.zeros(token.shape[:2])
+    return _grouped(env, model, params, token, log_prob, paid(nothing, *flags(env.task, token)))
+
+
+def _grouped(
+    env: Env, model: LanguageModel, params: Params, token: Array, log_prob: Array, payment: Payment
+) -> GroupedEpisodes:
+    """The episodes of responses and what they earned."""
+    L = env.task.prompt_length
+    reward, terminated, truncated, mask = payment
     action = jnp.where(mask, token[..., L:], -1)
     token = jnp.concatenate([token[..., :L], action], axis=-1)
     log_prob = jnp.where(mask, log_prob, 0.0)
     data = GroupedEpisodes(token, action, log_prob, reward, terminated, truncated, mask)
-    if not has_narrow(params):
+    if not (model.is_narrow(params) or model.truncation.is_on):
         return data
     # Sampling sums column by column and scoring over whole rows, in another order. In narrow dtypes, a number that
     # rounds the other way is off by 2^-8 of itself, and a first ratio may be off by all of GSPO's clip range.
-    policy, _ = model.score(params, token.reshape(-1, token.shape[-1]))
-    scored = jnp.where(mask, policy.log_prob(action.reshape(-1, action.shape[-1])).reshape(mask.shape), 0.0)
-    return data._replace(log_prob=scored, log_correction=scored - log_prob)
+    scored = jnp.where(mask, model.score(params, token)[0].log_prob(action), 0.0)
+    correction = scored - log_prob
+    if model.truncation.is_on:
+        correction = jnp.where(mask, jnp.sum(correction, axis=-1, keepdims=True), 0.0)
+    return data._replace(log_prob=scored, log_correction=correction)
 
 
 def _score(network: Network, params: Params, obs: Obs) -> tuple[Distribution, Array]:
@@ -149,7 +171,7 @@ def _episodes(
 def info(data: GroupedEpisodes) -> Metrics:
     """The `EpisodeMetrics` of groups: `env_steps` are the steps in the mask, which for responses are the generated
     tokens. For parameters narrower than float32 also `sampler_log_ratio`, the largest difference between a token's
-    log-probability as it was scored and as it was sampled."""
+    log-probability as it was scored and as it was sampled; for a truncated sampler, a whole response's."""
     env_steps = jnp.sum(data.mask, dtype=jnp.int32)
     num_episodes = data.mask.shape[0] * data.mask.shape[1]
     metrics = EpisodeMetrics(
@@ -211,21 +233,52 @@ def group_algorithm(
         return State(GroupLearner(init_train_state(tx, params), reference, jnp.asarray(c.kl_coef, jnp.float32)), ())
 
     episodes = c.num_prompts * c.group_size
-    return Algorithm(init, step, evaluation_policy(network), UpdateSteps(episodes, episodes * groups.max_steps))
+    update_steps = UpdateSteps(episodes, episodes * groups.max_steps)
+    return Algorithm(init, step, evaluation_policy(network), update_steps, sampler=_sampler(groups, network, c))
 
 
-def score_all(groups: Source, params: Params, data: GroupedEpisodes) -> tuple[Any, Array]:
-    """`groups.score` of all episodes, `[P, G, T]`."""
-    axes = data.mask.shape[:2]
-    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), data.obs)
-    return jax.tree.map(lambda x: x.reshape(*axes, *x.shape[1:]), groups.score(params, flat))
+def _sampler(groups: Source, network: Network | LanguageModel, c: GroupConfig) -> Sampler | None:
+    if groups.answer is None or not isinstance(network, LanguageModel):
+        return None
+    answers = groups.answer
+
+    def sample(key, learner, prompt):
+        return answers(key, learner.params, prompt, c.group_size)
+
+    def answer(key, learner, prompt, n, deterministic):
+        return network.generate(key, learner.params, prompt, n, deterministic)[0]
+
+    def rewarded(data, reward):
+        return data._replace(reward=paid(reward, data.terminated, data.truncated, data.mask)[0])
+
+    return Sampler(c.num_prompts, c.group_size, sample, answer, rewarded)
+
+
+def update_groups(groups: Source, key: Key, state: State, c: GroupConfig) -> GroupedEpisodes:
+    """An update's groups: those that were sampled and rewarded outside of it, if they stand in place of `state.world`,
+    and otherwise new ones."""
+    if isinstance(state.world, GroupedEpisodes):
+        return state.world
+    return groups.sample(key, state.learner.params, c.num_prompts, c.group_size)
+
+
+def score_all(groups: Source, params: Params, data: GroupedEpisodes) -> tuple[Array, Array]:
+    """(log_prob, V) of all episodes by `groups.score`, each `[P, G, T]`, the former 0 outside the mask."""
+    obs, action = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (data.obs, data.action))
+    policy, value = groups.score(params, obs)
+    log_prob = policy.log_prob(action).reshape(data.mask.shape)
+    return jnp.where(data.mask, log_prob, 0.0), value.reshape(data.mask.shape)
 
 
 def advantages(data: GroupedEpisodes, reward: Array, value: Array, c: GroupConfig) -> tuple[Array, Array]:
     """(advantage, target) of every step, `[P, G, T]`: the episode's `group_advantage`, or with a learned value GAE.
 
     Where tokens were sampled with other probabilities than they are scored with, the advantage is multiplied by the
-    truncated ratio of the two (Yao et al. 2025).
+    truncated ratio of the two (Yao et al. 2025). Where the sampler mu is itself the policy pi, cut off at some tokens
+    and renormalised, that ratio is a whole response's, prod_t pi / mu, and at most 1. For a fixed advantage A, the
+    expected update is then exactly the sum over all responses y that mu can sample of pi(y) A(y) grad log pi(y). With a
+    baseline b of the batch or the group, whose mean is the sampler's, A = R - b: this is the gradient of the expected
+    return if every response that mu cannot sample were worth b. A response's weight decreases with its length.
 
     Args:
       reward: `[P, G, T]`, perhaps with a KL penalty in it. value: `[P, G, T]`, V before each step.
@@ -252,24 +305,24 @@ def _gae(data: GroupedEpisodes, reward: Array, value: Array, c: GroupConfig) -> 
     return jax.vmap(jax.vmap(of_episode))(reward, value, next_value, ended, jnp.zeros_like(ended))
 
 
-def watch(
-    groups: Source, data: GroupedEpisodes, params: Params, new_params: Params, reference_policy: Distribution
-) -> Metrics:
+def watch(groups: Source, data: GroupedEpisodes, params: Params, new_params: Params, reference: Params) -> Metrics:
     """How an update moved the policy, measured on every fourth episode of a group.
 
     Args:
-      params, new_params: before and after the update. reference_policy: pi_ref at every step, `[P, G, T]`.
+      params, new_params: before and after the update. reference: those of pi_ref.
     Returns:
       the metrics of `policy_change`, `min_ratio`, and `kl_reference`: the KL divergence of whole responses between the
       policy before the update and pi_ref, as the mean over episodes of the sum over steps of KL(pi || pi_ref).
     """
+    obs, action, mask = jax.tree.map(
+        lambda x: x[:, ::SPARSE].reshape(-1, *x.shape[2:]), (data.obs, data.action, data.mask)
+    )
+    old, new, start = (groups.score(x, obs)[0] for x in (params, new_params, reference))
 
-    def some(tree):
-        return jax.tree.map(lambda x: x[:, ::SPARSE].reshape(-1, *x.shape[2:]), tree)
+    def measured(old, new, start, action):
+        return old.kl(start), new.log_prob(action) - old.log_prob(action)
 
-    obs, action, mask = some((data.obs, data.action, data.mask))
-    old, new = groups.score(params, obs)[0], groups.score(new_params, obs)[0]
-    from_start = jnp.mean(jnp.sum(old.kl(some(reference_policy)), axis=-1, where=mask))
-    ratio = jnp.exp(new.log_prob(action) - old.log_prob(action))
-    least = jnp.min(ratio, where=mask, initial=jnp.inf)
+    kl, log_ratio = jointly(measured, (old, new, start), action)
+    from_start = jnp.mean(jnp.sum(kl, axis=-1, where=mask))
+    least = jnp.min(jnp.exp(log_ratio), where=mask, initial=jnp.inf)
     return policy_change(old, new, action, where=mask) | {"kl_reference": from_start, "min_ratio": least}

@@ -27,10 +27,12 @@ from purepg.algorithms.groups import (
     mean_return,
     score_all,
     source,
+    update_groups,
     watch,
 )
 from purepg.config import Count, CountOrZero, Positive, check
 from purepg.equations.advantages import has_signal
+from purepg.equations.distributions import jointly
 from purepg.equations.losses import aggregate, importance_weighted, squared_error, two_sided_surrogate
 from purepg.equations.ratios import kl_k3, kl_penalty, sequence_log_ratio
 from purepg.language.model import LanguageModel
@@ -77,16 +79,16 @@ def grpo(env: Env, network: Network | LanguageModel, config: GRPOConfig) -> Algo
     c = check(config)
     check_groups(env, network, c)
     groups = source(env, network, c.max_steps)
-    held_out = source(env.held_out, network) if env.held_out is not None and c.num_held_out else None
+    judged = env.task is not None and env.task.judge is not None  # then held-out prompts are answered between updates
+    held_out = source(env.held_out, network) if env.held_out and c.num_held_out and not judged else None
     tx = step_direction(c.optimizer, c.max_grad_norm, c.adam_eps)
 
     def step(key, state, update):
         del update
         k_sample, k_update, k_held_out = jax.random.split(key, 3)
         (train_state, reference, kl_coef), params = state.learner, state.learner.params
-        data = groups.sample(k_sample, params, c.num_prompts, c.group_size)
-        reference_policy, _ = score_all(groups, reference, data)
-        reference_log_prob = jnp.where(data.mask, reference_policy.log_prob(data.action), 0.0)
+        data = update_groups(groups, k_sample, state, c)
+        reference_log_prob, _ = score_all(groups, reference, data)
         reward = data.reward
         if c.kl_in == "reward":
             reward -= kl_coef * kl_penalty(data.log_prob, reference_log_prob, data.mask, c.kl_estimator, c.kl_level)
@@ -99,7 +101,7 @@ def grpo(env: Env, network: Network | LanguageModel, config: GRPOConfig) -> Algo
         batch = (data.obs, data.action, mask, data.log_prob, reference_log_prob, advantage, target)
         epochs = (c.num_epochs, c.num_minibatches, None, None, 0)
         train_state, metrics = minibatch_epochs(k_update, loss, tx, c.learning_rate, train_state, batch, *epochs)
-        metrics |= watch(groups, data, params, train_state.params, reference_policy)
+        metrics |= watch(groups, data, params, train_state.params, reference)
         if c.kl_target is not None:
             factor = 1 + 0.1 * jnp.clip(metrics["kl_reference"] / c.kl_target - 1, -0.2, 0.2)
             kl_coef = (factor * kl_coef).astype(kl_coef.dtype)
@@ -115,7 +117,10 @@ def _loss(groups: Source, c: GRPOConfig, kl_coef: Array, params: Params, batch: 
     """The loss of a minibatch of episodes, whose leaves are `[B, T, ...]`."""
     obs, action, mask, old_log_prob, reference_log_prob, advantage, target = batch
     distribution, value = groups.score(params, obs)
-    log_prob = jnp.where(mask, distribution.log_prob(action), 0.0)
+    log_prob, entropy = jointly(
+        lambda policy, action: (policy.log_prob(action), policy.entropy()), (distribution,), action
+    )
+    log_prob = jnp.where(mask, log_prob, 0.0)
     log_ratio = log_prob - jnp.where(mask, old_log_prob, 0.0)
     approx_kl = aggregate(kl_k3(log_ratio), mask, "token_mean")
     if c.ratio == "sequence":
@@ -127,7 +132,7 @@ def _loss(groups: Source, c: GRPOConfig, kl_coef: Array, params: Params, batch: 
         policy_losses = two_sided_surrogate(log_ratio, advantage, c.clip_eps, clip_high, c.max_ratio)
     policy_loss = aggregate(policy_losses, mask, c.aggregation)
     metrics = {"policy_loss": policy_loss, "approx_kl": approx_kl}
-    total = policy_loss - c.entropy_coef * aggregate(distribution.entropy(), mask, c.aggregation)
+    total = policy_loss - c.entropy_coef * aggregate(entropy, mask, c.aggregation)
     if c.kl_in == "loss":
         penalty = kl_penalty(log_prob, reference_log_prob, mask, c.kl_estimator, c.kl_level)
         total += kl_coef * aggregate(penalty, mask, c.aggregation)

@@ -7,7 +7,7 @@ functions take one prompt; the caller vmaps. `token_env` makes an `Env` with one
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,17 +15,50 @@ import numpy as np
 from purepg.types import Action, Array, Box, Discrete, Env, EnvState, Key, TimeStep, UsageError
 
 
+class Judge(NamedTuple):
+    """Rewards in Python, for responses to a table of prompts. A compiled program never calls them."""
+
+    prompt: np.ndarray  # [n, prompt_length], the table
+    names: tuple[str, ...]  # of the rewards
+    reward: Callable[[np.ndarray, np.ndarray], np.ndarray]  # (prompt's place [B], response [B, R]) -> each one's [K, B]
+    weight: np.ndarray  # [K]; the response earns the weighted sum
+
+
 class Task(NamedTuple):
     """Prompts and a check of their answers. Arrays are int32 tokens."""
 
     name: str
-    vocabulary: tuple[str, ...]  # each token's text, one character; padding (-1) has no entry
+    vocabulary: tuple[str, ...]  # each token's text, one character; padding (-1) has no entry; () with a tokenizer
     eos: int  # EOS, the token that ends a response
     prompt_length: int  # columns of a prompt; shorter prompts are left-padded with -1
     response_length: int  # the largest number of tokens in a response, with EOS
     prompt: Callable[[Key, bool], Array]  # (key, held_out) -> [prompt_length]; `held_out` is static
     demonstration: Callable[[Key, Array], Array]  # (key, prompt) -> [response_length], a right response with EOS
     reward: Callable[[Array, Array], Array]  # (prompt, response, -1 after EOS) -> float32, 1 if right, else 0
+    stop: tuple[int | tuple[int, ...], ...] = ()  # further tokens, or sequences of tokens, that end a response
+    tokenizer: Any = None  # a `language.tokenizer.Tokenizer`
+    judge: Judge | None = None  # gives the rewards in place of `reward`
+
+    @property
+    def num_tokens(self) -> int:
+        """The number of tokens, V."""
+        return self.tokenizer.num_tokens if self.tokenizer else len(self.vocabulary)
+
+
+def stops(task: Task) -> list[tuple[int, ...]]:
+    """Returns the sequences of tokens that end a response; EOS is the first, as a sequence of one."""
+    return [(stop,) if isinstance(stop, int) else stop for stop in (task.eos, *task.stop)]
+
+
+def ends(task: Task, response: Array | np.ndarray) -> Array:
+    """Returns whether a response of `[..., R]` tokens ends with each of its columns, `[..., R]` bool."""
+    found = jnp.zeros(response.shape, bool)
+    for sequence in stops(task):
+        ahead = [(0, 0)] * (response.ndim - 1) + [(len(sequence) - 1, 0)]
+        padded = jnp.pad(jnp.asarray(response), ahead, constant_values=-1)
+        windows = [padded[..., i : i + response.shape[-1]] == token for i, token in enumerate(sequence)]
+        found |= jnp.all(jnp.stack(windows), axis=0)
+    return found
 
 
 def encode(task: Task, text: str) -> list[int]:
@@ -38,16 +71,17 @@ def encode(task: Task, text: str) -> list[int]:
 
 def decode(task: Task, tokens: Sequence[int] | Array | np.ndarray) -> str:
     """Returns the text of `[length]` tokens, skipping padding."""
-    return "".join(task.vocabulary[token] for token in np.asarray(tokens, int).tolist() if token >= 0)
+    present = [token for token in np.asarray(tokens, int).tolist() if token >= 0]
+    return task.tokenizer.decode(present) if task.tokenizer else "".join(task.vocabulary[token] for token in present)
 
 
 def describe(task: Task, obs: np.ndarray) -> dict[str, str]:
-    """The prompt and the response in a final observation `[L + R]`, as text. Tokens after the response's EOS are no
+    """The prompt and the response in a final observation `[L + R]`, as text. Tokens after the response's end are no
     part of it."""
     prompt, response = obs[: task.prompt_length], obs[task.prompt_length :].copy()
-    ends = np.flatnonzero(response == task.eos)
-    if len(ends):
-        response[ends[0] + 1 :] = -1
+    last = np.flatnonzero(ends(task, response))
+    if len(last):
+        response[last[0] + 1 :] = -1
     return {"prompt": decode(task, prompt), "response": decode(task, response)}
 
 
@@ -66,7 +100,7 @@ class TokenStep:
         del key
         P, R = self.task.prompt_length, self.task.response_length
         obs = jnp.where(jnp.arange(P + R) == P + state.t, action, state.obs).astype(jnp.int32)
-        terminated = action == self.task.eos
+        terminated = ends(self.task, obs[P:])[state.t]
         truncated = ~terminated & (state.t + 1 >= R)
         reward = jnp.where(terminated | truncated, self.task.reward(obs[:P], obs[P:]), 0.0).astype(jnp.float32)
         return TokenState(obs, state.t + 1), TimeStep(obs, reward, terminated, truncated)
@@ -75,12 +109,12 @@ class TokenStep:
 def token_env(task: Task, held_out: bool = False, reward: Callable[[Array, Array], Array] | None = None) -> Env:
     """Returns the task as an environment: an action is the response's next token, and the last step earns the reward.
 
-    The observation is the prompt followed by the response so far, padded with -1. EOS terminates the episode; a
-    response that fills its last column without EOS is truncated. `held_out` draws held-out prompts. `reward` replaces
-    the task's reward, also in the environment's `task`.
+    The observation is the prompt followed by the response so far, padded with -1. EOS terminates the episode, and so
+    does any of `task.stop`; a response that fills its last column without them is truncated. `held_out` draws held-out
+    prompts. `reward`, a JAX function, replaces the task's reward, also in the environment's `task`, and its judge.
     """
-    task = task if reward is None else task._replace(reward=reward)
-    P, R, V = task.prompt_length, task.response_length, len(task.vocabulary)
+    task = task if reward is None else task._replace(reward=reward, judge=None)
+    P, R, V = task.prompt_length, task.response_length, task.num_tokens
 
     def reset(key: Key) -> tuple[EnvState, Array]:
         obs = jnp.concatenate([task.prompt(key, held_out), jnp.full(R, -1, jnp.int32)])

@@ -6,7 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from purepg.equations.distributions import Distribution
+from purepg.equations.distributions import Distribution, jointly
 from purepg.equations.ratios import effective_sample_size
 from purepg.types import Action, Array, Metrics, Window
 
@@ -40,13 +40,17 @@ def policy_change(old: Distribution, new: Distribution, action: Action, where: A
         share of ratios new / old that differ from 1 by more than 0.2; `max_ratio`; `effective_sample_size` of the old
         data under the new policy; `entropy` of the new policy.
     """
-    log_ratio = new.log_prob(action) - old.log_prob(action)
+
+    def measured(old, new, action):
+        return new.log_prob(action) - old.log_prob(action), old.kl(new), new.kl(old), new.entropy()
+
+    log_ratio, kl, reverse_kl, entropy = jointly(measured, (old, new), action)
     ratio = jnp.exp(log_ratio)
     return {
-        "kl": jnp.mean(old.kl(new), where=where),
-        "reverse_kl": jnp.mean(new.kl(old), where=where),
+        "kl": jnp.mean(kl, where=where),
+        "reverse_kl": jnp.mean(reverse_kl, where=where),
         "clip_fraction": jnp.mean(jnp.abs(jnp.expm1(log_ratio)) > CLIP_EPS, where=where),
         "max_ratio": jnp.max(ratio, where=where, initial=0.0),
         "effective_sample_size": effective_sample_size(ratio, where),
-        "entropy": jnp.mean(new.entropy(), where=where),
+        "entropy": jnp.mean(entropy, where=where),
     }

@@ -13,6 +13,7 @@ than float32 are converted to float32, so probabilities are at least float32.
 """
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import chex
@@ -129,6 +130,17 @@ def _scaled(bits: Array, n: Array) -> Array:
     middle = upper * n_lower + ((lower * n_lower) >> 16)
     other = lower * n_upper + (middle & 0xFFFF)
     return upper * n_upper + (middle >> 16) + (other >> 16)
+
+
+def jointly(f: Callable[..., Any], policies: Sequence[Distribution], *arrays: Any) -> Any:
+    """f(*policies, *arrays), where a policy over a large vocabulary computes its logits only once for all of `f`.
+
+    Args:
+      f: returns arrays `[...]`, computed for each of the policies' batch elements by itself.
+      arrays: trees of arrays `[..., ...]`.
+    """
+    divided = getattr(policies[0], "jointly", None)
+    return f(*policies, *arrays) if divided is None else divided(f, policies, *arrays)
 
 
 def expectation(log_prob: Array, x: Array) -> Array:

@@ -22,8 +22,8 @@ def actor(
     network: Network | QNetwork, params: Params, moments: Moments | None = None, deterministic: bool = False
 ) -> Actor:
     """The policy's actor: raw observations to sampled actions and their log-probabilities, or to the distributions'
-    modes."""
-    first = first_memory(network)
+    modes. That of a language model also responds as a whole."""
+    first, of_prompts = first_memory(network), getattr(network, "respond", None)
 
     def noise(key, obs):
         num_envs = jax.tree.leaves(obs)[0].shape[0]
@@ -35,7 +35,8 @@ def actor(
             return memory, distribution.mode(), None
         return memory, *distribution.scored(noise)
 
-    return Actor((lambda key, obs: ()) if deterministic else noise, act, first)
+    respond = of_prompts and (lambda key, obs: of_prompts(key, params, obs, deterministic))
+    return Actor((lambda key, obs: ()) if deterministic else noise, act, first, respond)
 
 
 def evaluation_policy(network: Network | QNetwork) -> Callable[[State, bool], Actor]:

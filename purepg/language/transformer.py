@@ -1,4 +1,4 @@
-"""A decoder-only transformer with the Llama and Qwen2 architecture: p(token_{i+1} | token_0, ..., token_i), with a
+"""A decoder-only transformer with the Llama and Qwen architectures: p(token_{i+1} | token_0, ..., token_i), with a
 cache of keys and values for sampling one column at a time.
 
     h = x + attention(norm(x))        grouped queries, rotary positions
@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from purepg.config import Config, Count, Positive, check
+from purepg.language.lora import LoRA
 from purepg.precision import at_least_float32, rounded
 from purepg.types import Array, UsageError
 
@@ -40,9 +41,13 @@ class TransformerConfig:
       head_dim: size of a head, even; None: hidden_size / num_heads.
       mlp_size: hidden width of the gated MLP (SwiGLU, Shazeer 2020).
       rope_theta: base of the rotary wavelengths, which run from 2 pi to nearly 2 pi rope_theta tokens.
+      rope_factor: multiplies the wavelengths, for texts longer than those that a model was first trained on.
+      rope_context: length of those texts, as in Llama 3: wavelengths below a quarter of it stay, those above it are
+        multiplied, with a smooth transition between. None: all are multiplied.
       rms_eps: added to the mean square in every RMSNorm.
       tied_head: use the embedding matrix for the logits.
       qkv_bias: add biases to queries, keys and values, as Qwen2 does.
+      qk_norm: RMSNorm of every head's query and key before the rotation, as in Qwen3.
       value_head: also output a scalar V for every prefix.
     """
 
@@ -53,9 +58,12 @@ class TransformerConfig:
     head_dim: Count | None = None
     mlp_size: Count = 128
     rope_theta: Positive = 10_000.0
+    rope_factor: Positive = 1.0
+    rope_context: Count | None = None
     rms_eps: Positive = 1e-6
     tied_head: bool = True
     qkv_bias: bool = False
+    qk_norm: bool = False
     value_head: bool = False
 
     @property
@@ -111,6 +119,7 @@ class Attention(nn.Module):
 
     config: TransformerConfig
     layer: int  # index of this layer's keys and values in the cache
+    lora: LoRA | None = None
 
     @nn.compact
     def __call__(
@@ -126,9 +135,11 @@ class Attention(nn.Module):
         """
         c, (B, n, _) = self.config, x.shape
         K, G, d = c.num_kv_heads, c.num_heads // c.num_kv_heads, c.head_size
-        query = _dense(x, K * G * d, "query", c.qkv_bias).reshape(B, n, K * G, d)
-        key = _dense(x, K * d, "key", c.qkv_bias).reshape(B, n, K, d)
-        value = _dense(x, K * d, "value", c.qkv_bias).reshape(B, n, K, d)
+        query = _dense(x, K * G * d, "query", self.lora, c.qkv_bias).reshape(B, n, K * G, d)
+        key = _dense(x, K * d, "key", self.lora, c.qkv_bias).reshape(B, n, K, d)
+        value = _dense(x, K * d, "value", self.lora, c.qkv_bias).reshape(B, n, K, d)
+        if c.qk_norm:
+            query, key = RMSNorm(c.rms_eps, name="query_norm")(query), RMSNorm(c.rms_eps, name="key_norm")(key)
         query, key = rotate(query, angle).reshape(B, n, K, G, d), rotate(key, angle)
         if cache is not None:  # one array for all layers, so that a scan over columns updates it in place
             at = (self.layer, 0, column, 0, 0)
@@ -142,20 +153,21 @@ class Attention(nn.Module):
         score = jnp.where(visible[:, None, None], score, jnp.finfo(score.dtype).min)
         weight = rounded(nn.softmax(score), x.dtype)
         read = rounded(jnp.einsum("bkgnl,blkd->bnkgd", weight, value)).reshape(B, n, K * G * d)
-        return _dense(read, c.hidden_size, "output", scale=_residual_scale(c)), cache
+        return _dense(read, c.hidden_size, "output", self.lora, scale=_residual_scale(c)), cache
 
 
 class MLP(nn.Module):
     """down(silu(gate(x)) * up(x))."""
 
     config: TransformerConfig
+    lora: LoRA | None = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         c = self.config
-        gate = rounded(nn.silu(at_least_float32(_dense(x, c.mlp_size, "gate"))), x.dtype)
-        inside = rounded(gate * _dense(x, c.mlp_size, "up"))
-        return _dense(inside, c.hidden_size, "down", scale=_residual_scale(c))
+        gate = rounded(nn.silu(at_least_float32(_dense(x, c.mlp_size, "gate", self.lora))), x.dtype)
+        inside = rounded(gate * _dense(x, c.mlp_size, "up", self.lora))
+        return _dense(inside, c.hidden_size, "down", self.lora, scale=_residual_scale(c))
 
 
 class Transformer(nn.Module):
@@ -164,14 +176,20 @@ class Transformer(nn.Module):
     A row holds tokens and padding (-1), to the left of a prompt and to the right of a response. Nothing attends to
     padding, and a token's position is the number of tokens before it in its row, so padding does not change the result.
     Outputs at padding are finite and meaningless.
+
+    Attributes:
+      lora: adds adapters to the linear layers that it names, as further parameters.
+      remat: keep only the inputs of each block for a gradient, which computes the block again.
     """
 
     config: TransformerConfig
     num_tokens: int
+    lora: LoRA | None = None
+    remat: bool = False
 
     @nn.compact
     def __call__(
-        self, token: Array, cache: Cache | None = None, column: Array | int = 0
+        self, token: Array, cache: Cache | None = None, column: Array | int = 0, with_logits: bool = True
     ) -> tuple[Array, Array | None, Cache | None]:
         """Applies the model to n columns.
 
@@ -180,6 +198,7 @@ class Transformer(nn.Module):
           cache: the previous columns. None: `token` holds complete rows.
           column: int or traced integer, the first of the cache's columns that `token` fills; column + n must not exceed
             the cache's length. Later columns are ignored.
+          with_logits: False: return hidden states `[B, n, hidden_size]`, of which `logits_of` are the logits.
         Returns:
           (logits `[B, n, V]`, V `[B, n]` or None, the updated cache or None).
         Raises:
@@ -207,22 +226,48 @@ class Transformer(nn.Module):
             visible = cache.present[:, None, :] & (jnp.arange(L) <= column + own[:, None])
 
         x = embed(embedding, token)
-        angle = rotary_angle(position, c.head_size, c.rope_theta, at_least_float32(x).dtype)
-        for i in range(c.num_layers):
+        angle = rotary_angle(
+            position, c.head_size, c.rope_theta, at_least_float32(x).dtype, c.rope_factor, c.rope_context
+        )
+
+        def block(self, i, x, cache):
             normed = RMSNorm(c.rms_eps, name=f"attention_norm_{i}")(x)
-            read, cache = Attention(c, i, name=f"attention_{i}")(normed, angle, visible, cache, column)
+            read, cache = Attention(c, i, self.lora, name=f"attention_{i}")(normed, angle, visible, cache, column)
             x = rounded(x + read)
-            x = rounded(x + MLP(c, name=f"mlp_{i}")(RMSNorm(c.rms_eps, name=f"mlp_norm_{i}")(x)))
+            x = rounded(x + MLP(c, self.lora, name=f"mlp_{i}")(RMSNorm(c.rms_eps, name=f"mlp_norm_{i}")(x)))
+            return x, cache
+
+        if self.remat and cache is None:
+            block = nn.remat(block, static_argnums=(1,))
+        for i in range(c.num_layers):
+            x, cache = block(self, i, x, cache)
         x = RMSNorm(c.rms_eps, name="final_norm")(x)
-        if c.tied_head:
-            logits = x @ embedding.T
-        else:
-            logits = nn.Dense(self.num_tokens, use_bias=False, kernel_init=small, name="head")(x)
+        head = embedding if c.tied_head else Head(self.num_tokens, name="head")(c.hidden_size)
         value = None
         if c.value_head:
             value = nn.Dense(1, kernel_init=nn.initializers.zeros, name="value_head")(x).squeeze(-1)
             value = at_least_float32(rounded(value))
-        return at_least_float32(rounded(logits)), value, cache
+        return logits_of(x, head, c.tied_head) if with_logits else x, value, cache
+
+
+class Head(nn.Module):
+    """The matrix of an output layer of its own, `[hidden_size, V]`."""
+
+    num_tokens: int
+
+    @nn.compact
+    def __call__(self, hidden_size: int) -> Array:
+        return self.param("kernel", nn.initializers.normal(0.02), (hidden_size, self.num_tokens))
+
+
+def logits_of(hidden: Array, head: Array, tied: bool) -> Array:
+    """The logits `[..., V]`, at least float32, of hidden states `[..., hidden_size]`.
+
+    Args:
+      head: the embedding `[V, hidden_size]` if it is tied, else `[hidden_size, V]`.
+    """
+    contracted = (((hidden.ndim - 1,), (1 if tied else 0,)), ((), ()))
+    return at_least_float32(_rounded_product(hidden, head, contracted))
 
 
 def embed(embedding: Array, token: Array) -> Array:
@@ -237,10 +282,23 @@ def embed(embedding: Array, token: Array) -> Array:
     return jnp.take(embedding, token, axis=0)
 
 
-def rotary_angle(position: Array, head_dim: int, theta: Array | float, dtype: Any = jnp.float32) -> Array:
-    """position * theta^(-2 i / d) for i = 0, ..., d / 2 - 1 (Su et al. 2021, sec. 3.2.2): `[...]` to `[..., d / 2]`."""
-    exponent = jnp.arange(0, head_dim, 2, dtype=dtype) / head_dim
-    return position[..., None].astype(dtype) / jnp.asarray(theta, dtype) ** exponent
+def rotary_angle(
+    position: Array,
+    head_dim: int,
+    theta: Array | float,
+    dtype: Any = jnp.float32,
+    factor: Array | float = 1.0,
+    context: int | None = None,
+) -> Array:
+    """position * theta^(-2 i / d) for i = 0, ..., d / 2 - 1 (Su et al. 2021, sec. 3.2.2): `[...]` to `[..., d / 2]`.
+
+    Frequencies are divided by `factor`: all of them (Chen et al. 2023, "position interpolation"), or with a `context`
+    those that turn less than once in it, while those that turn four times or more stay (Llama 3).
+    """
+    frequency = 1 / jnp.asarray(theta, dtype) ** (jnp.arange(0, head_dim, 2, dtype=dtype) / head_dim)
+    turns = 0.0 if context is None else context * frequency / (2 * math.pi)
+    kept = jnp.clip((turns - 1) / 3, 0, 1)
+    return position[..., None].astype(dtype) * frequency * (kept + (1 - kept) / factor)
 
 
 def rotate(x: Array, angle: Array) -> Array:
@@ -254,12 +312,38 @@ def rotate(x: Array, angle: Array) -> Array:
     return rounded(jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1), x.dtype)
 
 
-def _dense(x: Array, size: int, name: str, use_bias: bool = False, scale: float = 1.0) -> Array:
+class Linear(nn.Module):
     """A linear layer with kernels of standard deviation scale / sqrt(inputs), which preserves the scale of activations
     at any width. GPT-2's and Llama's 0.02 suits a width of about 2000; at 64 it would make a layer's output nearly 0.
+
+    Attributes:
+      lora: adds an adapter (`purepg.language.lora`).
     """
-    init = nn.initializers.variance_scaling(scale**2, "fan_in", "normal")
-    return rounded(nn.Dense(size, use_bias=use_bias, kernel_init=init, name=name, dot_general=_rounded_product)(x))
+
+    size: int
+    use_bias: bool = False
+    scale: float = 1.0
+    lora: LoRA | None = None
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        init = nn.initializers.variance_scaling(self.scale**2, "fan_in", "normal")
+        y = _product(x, self.param("kernel", init, (x.shape[-1], self.size)))
+        if self.use_bias:
+            y += self.param("bias", nn.initializers.zeros, (self.size,))
+        if self.lora is not None:
+            down = self.param("lora_a", nn.initializers.lecun_normal(), (x.shape[-1], self.lora.rank))
+            up = self.param("lora_b", nn.initializers.zeros, (self.lora.rank, self.size))
+            y += rounded(self.lora.scale * at_least_float32(_product(_product(x, down), up)), y.dtype)
+        return rounded(y)
+
+
+def _dense(x: Array, size: int, name: str, lora: LoRA | None, use_bias: bool = False, scale: float = 1.0) -> Array:
+    return Linear(size, use_bias, scale, lora if lora and name in lora.targets else None, name=name)(x)
+
+
+def _product(x: Array, kernel: Array) -> Array:
+    return _rounded_product(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
 
 
 def _rounded_product(*args: Any, **kwargs: Any) -> Array:

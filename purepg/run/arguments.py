@@ -9,11 +9,11 @@ from typing import Any, NamedTuple, TypeVar, get_args, get_origin
 
 from purepg.config import ANNEAL_UPDATES, alternatives, check, hints
 from purepg.run.code import at_address
+from purepg.run.config import RunConfig
 from purepg.run.console import reason, say
 from purepg.run.description import versions
 from purepg.run.folder.config import PROCESSES, changed_versions
 from purepg.run.folder.files import CONFIG
-from purepg.run.plan import RunConfig
 from purepg.run.sweep import Configs
 from purepg.run.values import parse_sweep, parse_value
 from purepg.types import UsageError
@@ -45,7 +45,8 @@ def arguments(path: Path | str) -> dict[str, Any]:
     if code["env"] == "unknown":
         raise UsageError(f"{path} is of an Env object that cannot be made again: pass the arguments with your env")
     defaults = {code["name"]: at_address(code["config"])(), "network": at_address(code["network_config"])()}
-    configs, run, sweep = _arguments(path, found, defaults, RunConfig())
+    run_config = at_address(code["run"])() if "run" in code else RunConfig()
+    configs, run, sweep = _arguments(path, found, defaults, run_config)
     return {
         "algorithm": at_address(code["algorithm"]),
         "config": configs[code["name"]],

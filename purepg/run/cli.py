@@ -151,7 +151,7 @@ def parse(
     commands = make_dataclass(
         "Commands",
         [
-            ("run", Annotated[RunConfig, tyro.conf.arg(name="")], field(default=run)),
+            ("run", Annotated[type(run), tyro.conf.arg(name="")], field(default=run)),
             ("config_file", Annotated[Path | None, config_flag], field(default=None)),
             ("sweep", Annotated[tuple[str, ...], tyro.conf.UseAppendAction, sweep_flag], field(default=())),
             (name, type(config), field(default=config)),
@@ -161,7 +161,8 @@ def parse(
         frozen=True,
     )
     given = [argument.partition("=")[0].replace("_", "-") for argument in arguments]
-    for flag, entry in ("--env-params", "KEY=VALUE"), ("--schedule", "NAME=STEP:VALUE,..."):
+    several = ("--env-params", "KEY=VALUE"), ("--schedule", "NAME=STEP:VALUE,..."), ("--reward", "FILE.py:FUNCTION")
+    for flag, entry in several:
         if given.count(flag) > 1:  # the last would silently replace the others
             raise UsageError(f"{flag} is given twice: put every {entry} after one")
     chosen = parse_flags(commands, arguments, description)

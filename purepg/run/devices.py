@@ -158,6 +158,10 @@ class Spread:
 
         return sharded
 
+    def everywhere(self, tree: Any) -> Any:
+        """The tree's arrays, whole on each of the devices."""
+        return jax.device_put(tree, None if self._mesh is None else NamedSharding(self._mesh, P()))
+
     def abstract(self, state: State) -> State:
         """A state's shapes and dtypes, annotated with their sharding. XLA keeps arrays of size 0 on every device."""
         if (mesh := self._mesh) is None:

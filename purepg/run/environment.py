@@ -5,7 +5,10 @@ from typing import Any
 
 from purepg import envs
 from purepg.run.code import address_of, address_of_env
+from purepg.run.config import RunConfig
 from purepg.run.console import reason, say
+from purepg.run.text.config import TextRunConfig
+from purepg.run.text.environment import text_env
 from purepg.types import Env, UsageError
 
 EnvSource = str | Env | Callable[[], Env]  # a name, the caller's own environment, or a function that makes it
@@ -59,20 +62,24 @@ def _value(text: str) -> Any:
     return text
 
 
-def find_environment(
-    name: str, env_params: Sequence[str], env: Env | Callable[[], Env] | None, saved: bool
-) -> tuple[Env, str | None]:
-    """The environment of a run, and the address from which it can be made again; None if its name and `env_params` are
-    enough.
+def env_of_run(run: RunConfig, network: Any) -> Env:
+    """The environment that a run's settings describe; `network` is the network's config."""
+    return text_env(run, network) if isinstance(run, TextRunConfig) else named_env(run.env, run.env_params)
+
+
+def find_environment(run: RunConfig, network: Any, env: Env | Callable[[], Env] | None) -> tuple[Env, str | None]:
+    """The environment of a run, and the address from which it can be made again; None if its settings are enough. Warns
+    if a saved run's environment cannot be made again.
 
     Args:
+      network: the network's config.
       env: the caller's own, in place of the named one.
-      saved: whether the run is saved; warns if its environment can then not be made again.
     Raises:
       UsageError: the name or a parameter is wrong, or the caller's own environment is given parameters.
     """
     if env is None:
-        return named_env(name, env_params), None
+        return env_of_run(run, network), None
+    env_params = run.env_params
     if env_params:
         raise UsageError(
             f"env_params ({' '.join(env_params)}) are for an environment that is given by its name; set those of your "
@@ -81,7 +88,7 @@ def find_environment(
     if not isinstance(env, Env):
         return env(), address_of(env)
     address = address_of_env(env)
-    if address is None and saved:
+    if address is None and run.out is not None:
         say(
             f"{env.name}: no variable at the top level of a module holds this Env object, so evaluate.py, render.py "
             "and load cannot make it again; keep it in one, or pass it, as in load(folder, env=env)"

@@ -75,11 +75,11 @@ def report(choice: Choice) -> str:
 
 def _compiled(agent: Agent, choice: Choice, max_steps: int) -> EpisodeStats:
     @jax.jit
-    def run(key, state):
-        actor = agent.algorithm.policy(state, not choice.sampled)
+    def run(frozen, key, state):
+        actor = agent.policy(frozen, state, not choice.sampled)
         return evaluate(key, agent.env.held_out or agent.env, actor, choice.episodes, max_steps)
 
-    return jax.device_get(run(jax.random.key(choice.eval_seed), agent.state))
+    return jax.device_get(run(agent.frozen, jax.random.key(choice.eval_seed), agent.state))
 
 
 def _on_the_host(agent: Agent, choice: Choice, max_steps: int) -> EpisodeStats:

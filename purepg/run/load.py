@@ -15,13 +15,14 @@ import jax
 
 from purepg.pbt import with_hyper
 from purepg.run.code import at_address
-from purepg.run.environment import named_env
+from purepg.run.config import RunConfig
+from purepg.run.environment import env_of_run
 from purepg.run.folder.checkpoint import Checkpoints
 from purepg.run.folder.config import read_config, read_summary
 from purepg.run.sweep import Setting, grid
 from purepg.run.tuning import settled
 from purepg.train import guard
-from purepg.types import Algorithm, Env, State, UsageError
+from purepg.types import Actor, Algorithm, Env, Params, State, UsageError
 
 
 class Agent(NamedTuple):
@@ -34,10 +35,17 @@ class Agent(NamedTuple):
     seed: int
     label: str  # its setting's name; empty where nothing was swept
     update: int  # updates it has had
+    frozen: Params | None = None  # what a language model's adapters adapt
+    with_frozen: Callable[[Params], Algorithm] | None = None  # the algorithm with `frozen` as a program's argument
 
     @property
     def name(self) -> str:
         return f"{self.label}, seed {self.seed}" if self.label else f"seed {self.seed}"
+
+    def policy(self, frozen: Params | None, state: State, deterministic: bool) -> Actor:
+        """The policy within a program that has `frozen` and a state as arguments, not as constants."""
+        algorithm = self.algorithm if frozen is None or self.with_frozen is None else self.with_frozen(frozen)
+        return algorithm.policy(state, deterministic)
 
     def max_steps(self, asked: int | None) -> int:
         """The given limit on an episode's steps, or else the environment's. Raises UsageError if there is neither."""
@@ -67,7 +75,7 @@ def load(
     num_settings, num_seeds = len(config["settings"]), config["run"]["num_seeds"]
     setting, seed = choose(str(out), num_settings, num_seeds, setting, seed, finals)
 
-    env, of_setting = _rebuild(config, env)
+    env, network_of, of_setting = _rebuild(config, env)
     stored, pbt = _setting(config, setting), config["run"].get("pbt")
     layout = list(enumerate(config["layout"]))  # an agent's last chunk is that of its last round
     chunk = next(i for i, part in reversed(layout) if setting in part["settings"] and seed in part["seeds"])
@@ -77,7 +85,7 @@ def load(
         raise UsageError(f"{out} holds no checkpoint of setting {setting}, seed {seed}")
     layout = config["layout"][chunk]
     shape = len(layout["settings"]), len(layout["seeds"])
-    init = of_setting(stored).init
+    init = of_setting(stored, network_of(stored)).init
     member = jax.eval_shape(
         lambda key: with_hyper(init(key), stored.hyperparameters) if pbt else init(key),
         jax.eval_shape(jax.random.key, 0),
@@ -86,7 +94,11 @@ def load(
     place = layout["settings"].index(setting), layout["seeds"].index(seed)
     state = jax.tree.map(lambda x: x[place], checkpoints.restore(update, abstract))
     state, now = settled(state, stored)
-    return Agent(env, of_setting(now), state, setting, seed, now.label, update)
+    network = network_of(now)
+    agent = Agent(env, of_setting(now, network), state, setting, seed, now.label, update)
+    if (frozen := getattr(network, "frozen", None)) is None:
+        return agent
+    return agent._replace(frozen=frozen, with_frozen=lambda x: of_setting(now, network._replace(start=x)))
 
 
 def choose(
@@ -131,21 +143,32 @@ def stored_network(out: Path | str, setting: int = 0) -> Any:
     return _setting(read_config(Path(out)), setting).configs["network"]
 
 
-def _rebuild(config: Mapping[str, Any], env: Env | None) -> tuple[Env, Callable[[Setting], Algorithm]]:
-    """Rebuilds the environment from a run's config.json, and what makes the algorithm of a setting."""
-    code = config["code"]
-    name, params, address = config["run"]["env"], config["run"].get("env_params", ()), code.get("env")
+def _rebuild(
+    config: Mapping[str, Any], env: Env | None
+) -> tuple[Env, Callable[[Setting], Any], Callable[[Setting, Any], Algorithm]]:
+    """Rebuilds the environment from a run's config.json, and what makes the network of a setting and its algorithm."""
+    code, address = config["code"], config["code"].get("env")
     if env is None and address == "unknown":
+        name = config["run"]["env"]
         raise UsageError(f"{name} was an Env object that cannot be made again: pass it, as in load(folder, env=env)")
-    found = env or (at_address(address) if address else named_env(name, params))
-    made: Env = found if isinstance(found, Env) else found()
+    found = env or (at_address(address) if address else None)
+    network = _setting(config, 0).configs["network"]
+    made = found if isinstance(found, Env) else found() if found else env_of_run(_run(config), network)
 
-    def of_setting(setting: Setting) -> Algorithm:
-        network = at_address(code["network"])(made, setting.configs["network"])
+    def network_of(setting: Setting) -> Any:
+        return at_address(code["network"])(made, setting.configs["network"])
+
+    def of_setting(setting: Setting, network: Any) -> Algorithm:
         algorithm = at_address(code["algorithm"])(made, network, setting.configs[code["name"]])
         return guard(algorithm, config["run"]["total_steps"])
 
-    return made, of_setting
+    return made, network_of, of_setting
+
+
+def _run(config: Mapping[str, Any]) -> RunConfig:
+    """The settings of a run."""
+    of_run = at_address(config["code"]["run"]) if "run" in config["code"] else RunConfig
+    return _dataclass(of_run, config["run"])
 
 
 def _setting(config: Mapping[str, Any], setting: int) -> Setting:

@@ -12,7 +12,7 @@ import numpy as np
 from purepg.run.console import say
 from purepg.run.folder.checkpoint import Checkpoints
 from purepg.run.folder.files import RecordError
-from purepg.run.population import Evaluation, Population
+from purepg.run.population import Population
 from purepg.run.processes import gathered, is_first, number
 from purepg.run.sweep import Chunk
 from purepg.train import averaged
@@ -20,6 +20,7 @@ from purepg.types import Env, State, UsageError
 
 HostMetrics = dict[str, np.ndarray]  # each [H, S, U]
 LogBlock = Callable[[Chunk, int, HostMetrics], None]  # (chunk, number of the block's first update, its metrics)
+LogSamples = Callable[[Chunk, np.ndarray, list], None]  # (chunk, updates before it [H, S], what it shows [H][S][SHOWN])
 
 
 FINISHING = "interrupted: finishing the current block, then writing the results so far"
@@ -107,10 +108,17 @@ class Outcome(NamedTuple):
     compile_seconds: float
     run_seconds: float  # training only
     state: State | None = None  # of all agents; None if checkpoints keep it
+    measures: dict[str, np.ndarray] | None = None  # `Evaluation.measures`
 
 
 def run_job(
-    job: Job, env: Env, log_every: int, log: LogBlock, interrupt: Interrupt, saving: Saving | None = None
+    job: Job,
+    env: Env,
+    log_every: int,
+    log: LogBlock,
+    interrupt: Interrupt,
+    saving: Saving | None = None,
+    log_samples: LogSamples = lambda *samples: None,
 ) -> Outcome:
     """Trains and evaluates a chunk.
 
@@ -118,22 +126,26 @@ def run_job(
       log_every: updates in a block; 0 makes the whole run one block.
       log: called with every new block of metrics; blocks in `job.saved` are not logged again.
       saving: how checkpoints are saved. None: no checkpoints; the outcome holds the final state.
+      log_samples: called with what each evaluation has shown, the final one included, where it shows any.
     """
-    return _Training(job, log, interrupt, saving).run(env, log_every)
+    return _Training(job, env, log, interrupt, saving, log_samples).run(log_every)
 
 
 class _Training:
     """A job in progress."""
 
-    def __init__(self, job: Job, log: LogBlock, interrupt: Interrupt, saving: Saving | None):
+    def __init__(
+        self, job: Job, env: Env, log: LogBlock, interrupt: Interrupt, saving: Saving | None, log_samples: LogSamples
+    ):
         self._job, self._log, self._interrupt, self._saving = job, log, interrupt, saving
+        self._env, self._log_samples = env, log_samples
         saved = job.saved
         self._blocks: list[HostMetrics] = [saved.metrics] if saved else []
         self._seconds_before = saved.run_seconds if saved else 0.0
         # Whether any agent took a step in the last logged update; if none did, all have used up their budget.
         self._moved = not (saved and saved.spent and saved.total_steps == job.total_steps)
 
-    def run(self, env: Env, log_every: int) -> Outcome:
+    def run(self, log_every: int) -> Outcome:
         job, population, saving = self._job, self._job.population, self._saving
         members, first = job.chunk.members, job.saved.update if job.saved else 0
         lengths = job.chunk.block_lengths(log_every, first) if self._moved else []
@@ -144,12 +156,17 @@ class _Training:
         seconds = self._run_seconds()
         if saving and lengths:
             self._save(update, state)
-        evaluation = jax.device_get(population.final(members, state))
-        found: dict[str, Any] = {
-            "sampled": evaluation.sampled,
-            "mode": evaluation.mode,
-            "responses": described(env, evaluation),
-        }
+        try:
+            evaluation = jax.device_get(population.final(members, state))
+        except UsageError:  # of Python, such as a reward of the user's own
+            if saving:
+                saving.checkpoints.wait()
+            raise
+        responses = described(self._env, evaluation.last_obs, evaluation.returns)
+        found: dict[str, Any] = {"sampled": evaluation.sampled, "mode": evaluation.mode, "responses": responses}
+        if evaluation.measures is not None:
+            found["measures"] = evaluation.measures
+        self._show()
         if saving:
             try:
                 saving.checkpoints.wait()
@@ -190,6 +207,7 @@ class _Training:
                 running = None
                 if not self._moved:
                     break
+            self._show()
             if device_metrics:
                 running = (update, device_metrics)
                 update += device_metrics["env_steps"].shape[-1]
@@ -228,6 +246,11 @@ class _Training:
         self._blocks.append(metrics)
         self._moved = bool(metrics["env_steps"][..., -1].any())
 
+    def _show(self) -> None:
+        """Logs what evaluations in Python have shown."""
+        for updates, last_obs, returns in self._job.population.new_samples():
+            self._log_samples(self._job.chunk, updates, described(self._env, last_obs, returns) or [])
+
     def _run_seconds(self) -> float:
         compiling = self._job.population.compile_seconds - self._compiled
         return self._seconds_before + time.perf_counter() - self._begun - compiling
@@ -246,15 +269,14 @@ class _Training:
             self._saving.failed(error)
 
 
-def described(env: Env, evaluation: Evaluation) -> list | None:
-    """Describes an evaluation's final observations by `Env.describe`, and adds each episode's reward."""
-    describe, returns = env.describe, evaluation.returns
+def described(env: Env, last_obs: Any, returns: Any) -> list | None:
+    """Describes an evaluation's final observations by the environment's `describe`, and adds each episode's reward."""
+    describe = (env.held_out or env).describe
     if describe is None or returns is None:
         return None
 
     def of_episode(index: tuple[int, ...]) -> dict[str, Any]:
-        last_obs = jax.tree.map(lambda x: x[index], evaluation.last_obs)
-        return {**describe(last_obs), "reward": float(returns[index])}
+        return {**describe(jax.tree.map(lambda x: x[index], last_obs)), "reward": float(returns[index])}
 
     H, S, n = returns.shape
     return [[[of_episode((h, s, i)) for i in range(n)] for s in range(S)] for h in range(H)]

@@ -28,8 +28,17 @@ EVALUATED_AT_ONCE = 16  # episodes of each agent, at least
 Act = Callable[[int, Obs, np.ndarray], tuple[Any, Any, tuple[Memory, Memory], Any]]
 
 
+def not_jax(env: Env) -> str | None:
+    """What is not JAX: the environment, the rewards of its task, or nothing."""
+    if env.outside is not None:
+        return env.name
+    return f"the reward of {env.name}" if env.task is not None and env.task.judge is not None else None
+
+
 def refuse_without_explorer(env: Env, algorithm: Algorithm, name: str) -> None:
-    """Raises UsageError where the algorithm cannot learn from an environment that is not JAX."""
+    """Raises UsageError where the algorithm cannot learn from what is not JAX."""
+    if env.outside is None and not_jax(env) and algorithm.sampler is None:
+        raise UsageError(f"{not_jax(env)} is Python, and {name} reads rewards within its program; one that works: grpo")
     if env.outside is not None and algorithm.explorer is None:
         raise UsageError(
             f"{env.name} is not JAX, and {name} plays whole episodes within its program; those that work: a2c, ddpg, "
@@ -46,15 +55,15 @@ def known_outside(name: str, env: Any) -> bool:
     return isinstance(env, Env) and env.outside is not None
 
 
-def one_device(env: Env, devices: int | None, per_agent: int = 1) -> int:
-    """1, the number of devices that learn from an environment that is not JAX. Says so where more were asked for, and
+def one_device(name: str, devices: int | None, per_agent: int = 1) -> int:
+    """1, the number of devices that learn from what is not JAX, of this name. Says so where more were asked for, and
     raises UsageError where they were for one agent."""
     if per_agent > 1:
-        raise UsageError(f"devices_per_agent ({per_agent}) must be 1: {env.name} is not JAX")
+        raise UsageError(f"devices_per_agent ({per_agent}) must be 1: {name} is not JAX")
     if number() > 1:
-        raise UsageError(f"distributed needs an environment in JAX, which {env.name} is not")
+        raise UsageError(f"distributed needs an environment in JAX, which {name} is not")
     if devices is not None and devices > 1:
-        say(f"devices ({devices}): {env.name} is not JAX, so that one device is used")
+        say(f"devices ({devices}): {name} is not JAX, so that one device is used")
     return 1
 
 

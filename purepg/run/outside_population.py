@@ -1,6 +1,6 @@
 """A population in environments that are not JAX: Python steps them, between compiled acting and compiled learning."""
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,37 +10,28 @@ import numpy as np
 from purepg.envs.contract import in_units
 from purepg.equations.distributions import executed
 from purepg.experience.rollout import Recording
-from purepg.run.memory import Memory
+from purepg.run.host_population import HostMember, HostPopulation
 from purepg.run.outside import EVALUATED_AT_ONCE, Recorder, evaluate_outside, seed_of
 from purepg.run.plan import Plan
-from purepg.run.population import EVALUATION_TAG, Evaluation, Member, Members, Population
+from purepg.run.population import EVALUATION_TAG, Evaluation, Members
 from purepg.run.sweep import Hyper, Program
-from purepg.train import train
-from purepg.types import Actor, Array, Explorer, Metrics, Obs, State, Transition, UsageError, moment, seen
-
-ACTING_TAG = EVALUATION_TAG - 1  # no agent uses it either
+from purepg.types import Actor, Array, Explorer, Metrics, Obs, State, Transition, moment, seen
 
 
-class OutsidePopulation(Population):
+class OutsidePopulation(HostPopulation):
     """H settings x S seeds in one vector of H * S * N environments, on one device.
 
     The environments are not part of a state. They begin anew with `init`, and after a resume.
     """
 
     def __init__(self, plan: Plan, program: Program, shape: tuple[int, int]):
-        super().__init__(plan, program, shape)
-        self._plan, self._shape = plan, shape
-        member, spread = _Member(plan, program), self._spread
+        super().__init__(plan, program, shape, partial(_Member, plan, program))
+        member = _Member(plan, program)
+        spread = self._spread
         self._act = jax.jit(
             lambda hyper, s, learner, carry, obs, starts, update, t: spread(
                 lambda *of_agent: member.act(update, t, *of_agent)
             )(hyper, s, learner, carry, obs, starts)
-        )
-        self._learn = jax.jit(
-            lambda hyper, s, state, recording, update: spread(
-                lambda hyper, s, state, recording: member.learn(hyper, s, state, recording, update)
-            )(hyper, s, state, recording),
-            donate_argnames="state",
         )
         self._choose = jax.jit(
             lambda hyper, s, state, memory, obs, turn, t, deterministic: spread(
@@ -57,20 +48,6 @@ class OutsidePopulation(Population):
         self._explorer = member.explorer
         self._recorder: Recorder | None = None
         self._carry: Any = ()
-        self.failure: UsageError | None = None
-
-    def start_compiling(self, members: Members, *block_lengths: int) -> None:
-        state = self.abstract_state(members)
-        number = jax.eval_shape(lambda: jnp.int32(0))
-        if block_lengths:
-            arguments, recording = self._abstract_steps(members, state)
-            self._compile(self._learn, *members, state, recording, number)
-            self._compile(self._act, *members, *arguments, number, number)
-        self._compile(self._init, *members)
-
-    def memory(self, members: Members, num_updates: int) -> Memory:
-        del num_updates
-        return self._memory_of((self._learn,), members)
 
     def init(self, members: Members) -> State:
         self._close()
@@ -82,33 +59,6 @@ class OutsidePopulation(Population):
         if getattr(world, "running_return", None) is not None:
             state = state._replace(world=world._replace(running_return=jnp.zeros_like(world.running_return)))
         return super().with_more_steps(state, more)
-
-    def advance(
-        self,
-        members: Members,
-        state: State,
-        start: int,
-        num_updates: int,
-        stop: Callable[[], bool] = lambda: False,
-    ) -> tuple[State, Metrics]:
-        """Runs updates until `stop`. Where an environment fails, it returns the updates before that, perhaps none, and
-        sets `failure`."""
-        made: list[Metrics] = []
-        members = jax.device_put(members)
-        for update in range(start, start + num_updates):
-            number = np.int32(update)
-            try:
-                recording = self._record(members, state, number)
-            except UsageError as error:
-                self.failure = error
-                self._close()
-                break
-            learn = self._compile(self._learn, *members, state, recording, number)
-            state, metrics = learn(*members, state, recording, number)
-            made.append(metrics)
-            if stop():
-                break
-        return state, jax.tree.map(lambda *x: np.concatenate(x, axis=-1), *jax.device_get(made)) if made else {}
 
     def final(self, members: Members, state: State) -> Evaluation:
         self._close()
@@ -129,7 +79,7 @@ class OutsidePopulation(Population):
 
         return Evaluation(returns(False), returns(True), None, None)
 
-    def _record(self, members: Members, state: State, update: np.int32) -> Recording:
+    def _record(self, members: Members, state: State, update: np.int32) -> tuple[Recording, Metrics]:
         N, T = self._explorer.num_envs, self._explorer.num_steps
         if self._recorder is None:
             H, seeds = self._shape[0], np.asarray(members[1])
@@ -143,18 +93,17 @@ class OutsidePopulation(Population):
             action, log_prob, memories, self._carry, taken = chosen
             return action, log_prob, memories, taken
 
-        return self._recorder.record(act)
+        return self._recorder.record(act), {}
 
     def _first_carry(self, state: State) -> Any:
         shapes = jax.eval_shape(jax.vmap(jax.vmap(self._explorer.carry)), state.world.envs.obs)
         return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
 
-    def _abstract_steps(self, members: Members, state: State) -> tuple[tuple[Any, ...], Recording]:
-        """The shapes of what `_act` takes, and of a recording."""
+    def _start_recording(self, members: Members, state: State) -> Recording:
         T, obs = self._explorer.num_steps, state.world.envs.obs
         flag: Any = jax.ShapeDtypeStruct(state.world.envs.episode_length.shape, bool)
         carry = jax.eval_shape(lambda: self._first_carry(state))
-        number = jax.ShapeDtypeStruct((), np.int32)
+        number = jax.eval_shape(lambda: jnp.int32(0))
         arguments = state.learner, carry, obs, flag
         action, log_prob, (before, after), _, _ = jax.eval_shape(self._act, *members, *arguments, number, number)
         reward: Any = jax.ShapeDtypeStruct(flag.shape, np.float32)
@@ -164,7 +113,8 @@ class OutsidePopulation(Population):
             return jax.ShapeDtypeStruct((*x.shape[:2], T, *x.shape[2:]), x.dtype)
 
         finished: Any = jax.ShapeDtypeStruct((*self._shape, T, 3), np.float32)
-        return arguments, Recording(jax.tree.map(of_update, step), finished)
+        self._compile(self._act, *members, *arguments, number, number)
+        return Recording(jax.tree.map(of_update, step), finished)
 
     def _close(self) -> None:
         if self._recorder is not None:
@@ -172,7 +122,7 @@ class OutsidePopulation(Population):
             self._recorder = None
 
 
-class _Member(Member):
+class _Member(HostMember):
     """One agent: how it acts, learns from a recording, and acts when it is evaluated."""
 
     @property
@@ -184,21 +134,14 @@ class _Member(Member):
     def act(
         self, update: Array, t: Array, hyper: Hyper, s: Array, learner: Any, carry: Any, obs: Obs, starts: Array
     ) -> tuple[Any, ...]:
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self._plan.run.seed), ACTING_TAG), s)
-        key = jax.random.fold_in(jax.random.fold_in(key, update), t)
+        key = jax.random.fold_in(self.acting_key(s, update), t)
         explorer = self._algorithm(hyper).explorer
         assert explorer is not None
         action, log_prob, memories, carry = explorer.act(key, learner, carry, update, t, obs, starts)
         return action, log_prob, memories, carry, in_units(self._plan.env.action_space, executed(action))
 
-    def learn(self, hyper: Hyper, s: Array, state: State, recording: Recording, update: Array) -> tuple[State, Metrics]:
-        def with_env_state(state, env_state):
-            world = state.world
-            return state._replace(world=world._replace(envs=world.envs._replace(env_state=env_state)))
-
-        state = with_env_state(state, recording)
-        state, metrics = train(self._key(s, training=True), self._algorithm(hyper), state, update, 1)
-        return with_env_state(state, ()), metrics
+    def held(self, world: Any, recording: Any) -> Any:
+        return world._replace(envs=world.envs._replace(env_state=recording))
 
     def policy(self, hyper: Hyper, state: State, deterministic: bool = False) -> Actor:
         return self._algorithm(hyper).policy(state, deterministic)

@@ -1,19 +1,20 @@
-"""`RunConfig`, and the plan of a run: settings, programs and devices, all checked before anything compiles."""
+"""The plan of a run: settings, programs and devices, all checked before anything compiles."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from purepg.config import Count, CountOrZero, NonNegative, Positive, Range, Seed, check
+from purepg.config import check
 from purepg.envs.suites import suite_of
 from purepg.run import processes
 from purepg.run.code import address_of
+from purepg.run.config import RunConfig
 from purepg.run.devices import prepare_devices, shared_devices, use_compile_cache
 from purepg.run.environment import EnvSource, find_environment
 from purepg.run.folder.config import read_config
 from purepg.run.folder.files import plain
-from purepg.run.outside import known_outside, one_device, refuse_without_explorer
+from purepg.run.outside import known_outside, not_jax, one_device, refuse_without_explorer
 from purepg.run.schedule import Change, parse_schedule
 from purepg.run.search import Sweep, rungs, settings_of
 from purepg.run.start import with_absolute_start, with_sizes_of_starts
@@ -27,102 +28,11 @@ from purepg.run.sweep import (
     programs,
     with_schedule,
 )
+from purepg.run.text.config import TextRunConfig
 from purepg.run.tuning import Tuning, tuning_of
 from purepg.run.watch.opening import refuse_several_under_an_agent
 from purepg.spread import check_divided, spread_over
-from purepg.types import Algorithm, Env, UsageError
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """The settings of a run, apart from those of the algorithm and the network.
-
-    Attributes:
-      env: name of the environment, such as CartPole-v1 or craftax/Craftax-Symbolic.
-      total_steps: budget of environment steps for each agent.
-      num_seeds: number of agents trained for each setting.
-      seed: seed of the run. Agent s of every setting derives its key from (seed, s).
-      log_every: updates in a block. After each block the progress bar and log.jsonl advance, and W&B gets one row, the
-        mean over the block. 0: the whole run is one program, and W&B gets a row for every update at the end.
-      eval_episodes: number of episodes in each agent's final evaluation.
-      eval_seed: seed of the final evaluation, the same for every agent.
-      eval_max_steps: truncate evaluation episodes after this many steps. None: at the environment's time limit.
-      search: number of settings drawn from the ranges and lists of the sweep, by Sobol points. None: the grid of lists.
-      halve: after each rung, only the best 1/halve of the settings are trained on (successive halving). The first rung
-        is so short that one setting is left in the last, which ends at total_steps. None: all are trained to the end.
-      first_rung: environment steps of each agent in the first rung; later ones are halve times as long. None: as short
-        as leaves one setting.
-      tpe: number of settings that are trained at once in a search; the first are Sobol points, and those of each later
-        round are proposed by Optuna's TPE, from the returns so far. None: all settings are Sobol points.
-      pbt: population-based training of the search's settings (`purepg.pbt`): the environment steps between two rounds,
-        in which the worst copy the best and change hyperparameters, rounded down to whole updates. None: off.
-      fresh_seeds: number of seeds, unseen in the run, on which the best setting, or with pbt the schedule of the best
-        member, is trained and evaluated again. None: after a search, as many as num_seeds, or the first multiple of it
-        from 10 on; after a grid, none.
-      schedule: float fields that change during the run, each as NAME=STEP:VALUE,STEP:VALUE,... in environment steps,
-        such as learning_rate=0:1e-3,50000:1e-4.
-      max_parallel: number of agents trained at once. None: all of them, or as many as fit into memory.
-      devices: devices for the agents (a CPU is split); must divide the seeds or, without pbt, the settings. None: as
-        many as can, on a CPU at most two for each core.
-      devices_per_agent: devices over which the environments (or prompts, or episodes) of each agent are spread. The
-        result is that of one device, up to rounding and to how minibatches are dealt.
-      compile_cache: keep compiled programs on disk, so that the next run starts faster.
-      checkpoint_every: seconds between checkpoints, which are saved at the ends of blocks, and always after the last.
-      keep: number of checkpoints to keep; older ones are deleted.
-      out: folder for the results. None: the command line makes a new one under runs/; Python writes no files.
-      overwrite: replace the run in the folder.
-      resume: continue the run in the folder, with the same results as if it had never stopped. total_steps may be
-        raised; schedules keep their original length.
-      wandb: online (log in once with `wandb login`), offline (files in the folder), or disabled.
-      wandb_per: log one W&B run for each seed, or one for each setting, with mean and interval.
-      wandb_project: name of the W&B project.
-      wandb_group: name of the W&B group. None: the folder's name.
-      distributed: this is one of several processes, perhaps on several hosts, which share the agents
-        (experiments/clusters.md). All are started with the same arguments. On SLURM, Open MPI and Kubernetes, JAX finds
-        the values of the next three fields.
-      coordinator: HOST:PORT of process 0. None: JAX_COORDINATOR_ADDRESS.
-      num_processes: number of processes. None: JAX_NUM_PROCESSES.
-      process_id: this process's number, from 0. None: JAX_PROCESS_ID.
-      connect_timeout: seconds for which a process waits for the others.
-      env_params: parameters of the environment, each as KEY=VALUE, such as gravity=9.0, or of a wrapper
-        around any: action_repeat, max_episode_steps, observed=0,2 and previous=true (`envs.make`).
-    """
-
-    env: str = "CartPole-v1"
-    total_steps: Count = 100_000
-    num_seeds: Count = 16
-    seed: Seed = 0
-    log_every: CountOrZero = 10
-    eval_episodes: Count = 128
-    eval_seed: Seed = 0
-    eval_max_steps: Count | None = None
-    search: Count | None = None
-    halve: Annotated[int, Range(2)] | None = None
-    first_rung: Count | None = None
-    tpe: Count | None = None
-    pbt: Count | None = None
-    fresh_seeds: CountOrZero | None = None
-    schedule: tuple[str, ...] = ()
-    max_parallel: Count | None = None
-    devices: Count | None = None
-    devices_per_agent: Count = 1
-    compile_cache: bool = True
-    checkpoint_every: NonNegative = 300.0
-    keep: Count = 2
-    out: Path | None = None
-    overwrite: bool = False
-    resume: bool = False
-    wandb: Literal["online", "offline", "disabled"] = "offline"
-    wandb_per: Literal["seed", "setting"] = "seed"
-    wandb_project: str = "purepg"
-    wandb_group: str | None = None
-    distributed: bool = False
-    coordinator: str | None = None
-    num_processes: Count | None = None
-    process_id: CountOrZero | None = None
-    connect_timeout: Positive = 60.0
-    env_params: tuple[str, ...] = ()
-
+from purepg.types import Algorithm, Env, Params, UsageError
 
 MakeAlgorithm = Callable[[Env, Any, Any], Algorithm]
 MakeNetwork = Callable[[Env, Any], Any]  # returns a network of the kind that the algorithm takes
@@ -135,6 +45,7 @@ class Plan:
     run: RunConfig
     env: Env
     make: Make
+    start: Callable[[Configs], Params | None]  # the parameters that a language model starts from
     sweep: Sweep
     settings: list[Setting]
     programs: list[Program]
@@ -212,16 +123,21 @@ def prepare(
     if run.compile_cache:
         use_compile_cache()
     settings = with_sizes_of_starts(settings)
-    world, env_address = find_environment(run.env, run.env_params, env, saved=run.out is not None)
+    world, env_address = find_environment(run, configs["network"], env)
     run = replace(run, env=world.name if env else run.env)
-    if world.outside:
-        num_devices = one_device(world, run.devices, run.devices_per_agent)
+    outside = not_jax(world)
+    if outside:
+        num_devices = one_device(outside, run.devices, run.devices_per_agent)
     eval_max_steps = run.eval_max_steps or world.max_episode_steps
     if eval_max_steps is None:
         raise UsageError(f"{world.name} has no time limit: set --eval-max-steps")
 
-    def make(configs: Configs) -> Algorithm:
-        return algorithm(world, network(world, configs["network"]), configs[name])
+    def make(configs: Configs, start: Params | None = None) -> Algorithm:
+        made = network(world, configs["network"])
+        return algorithm(world, made if start is None else made._replace(start=start), configs[name])
+
+    def start(configs: Configs) -> Params | None:
+        return getattr(network(world, configs["network"]), "start", None)
 
     code = {
         "name": name,
@@ -230,6 +146,7 @@ def prepare(
         "network": address_of(network),
         "network_config": address_of(type(configs["network"])),
         "env": env_address,
+        "run": address_of(type(run)),
     }
     digest = getattr(network(world, configs["network"]), "digest", None)
     planned = _programs(settings, make, run, name)
@@ -238,9 +155,8 @@ def prepare(
     least = max(program.update_steps.most for program in planned)
     steps = rungs(run.total_steps, run.halve, run.first_rung, len(settings), least) if run.halve else []
     tuning = tuning_of(run.pbt, run.search, sweep, planned, first, world) if run.pbt else None
-    update_steps, outside = first.update_steps, world.outside is not None
-    changes = parse_schedule(run.schedule, planned[0].configs, list(sweep), update_steps, outside)
-    checked = run, world, make, sweep, settings, planned, num_devices, eval_max_steps, code, stored, digest
+    changes = parse_schedule(run.schedule, planned[0].configs, list(sweep), first.update_steps, outside is not None)
+    checked = run, world, make, start, sweep, settings, planned, num_devices, eval_max_steps, code, stored, digest
     plan = Plan(*checked, steps, tuning, changes)
     shapes = {chunk.shape for chunk in plan.chunks()}
     if run.halve or run.tpe:  # later rounds may be as small as this
@@ -279,7 +195,7 @@ def _check_rounds(run: RunConfig) -> None:
 def _prepare_devices(run: RunConfig, env: EnvSource | None, num_settings: int) -> int:
     """`prepare_devices`, from what is known of an environment before a function makes it, which may start JAX."""
     devices, per_agent = run.devices, run.devices_per_agent
-    if known_outside(run.env, env) and processes.number() == 1:
+    if (known_outside(run.env, env) or isinstance(run, TextRunConfig)) and processes.number() == 1:
         devices, per_agent = 1, 1
     wide = suite_of(run.env) is not None if env is None else isinstance(env, Env) and env.costly_reset
     return prepare_devices(devices, run.num_seeds, 1 if run.pbt else num_settings, wide, per_agent)

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +18,7 @@ from purepg.run.processes import gathered
 from purepg.run.sweep import Hyper, Program
 from purepg.runtime import compile_options
 from purepg.train import evaluate, guard, scheduled, train
-from purepg.types import Algorithm, Array, Metrics, Obs, State, UsageError
+from purepg.types import Algorithm, Array, Metrics, Obs, Params, State, UsageError
 
 # Agents' keys fold in their seed, counted from 0, so no agent ever uses the evaluation's tag.
 EVALUATION_TAG = 2**31 - 1
@@ -32,6 +33,7 @@ class Evaluation(NamedTuple):
     mode: Array  # with the policy's most probable actions
     last_obs: Obs | None  # [H, S, SHOWN, ...] of sampled episodes; None if the environment has no `describe`
     returns: Array | None  # [H, S, SHOWN] of these episodes
+    measures: dict[str, Any] | None = None  # others, each [H, S]
 
 
 Members = tuple[Hyper, np.ndarray]  # a chunk's float fields, each [H], and seeds [S]
@@ -46,7 +48,7 @@ class Population:
       shape: (H, S).
     """
 
-    failure: UsageError | None = None  # of an environment that is not JAX
+    failure: UsageError | None = None  # of Python between compiled programs
 
     def __init__(self, plan: Plan, program: Program, shape: tuple[int, int]):
         self.compile_seconds = 0.0
@@ -54,17 +56,27 @@ class Population:
         self.total_steps = plan.run.total_steps  # with which `init` begins
         apart = 1 if plan.tuning else shape[0]  # settings that exchange nothing may be on several devices
         self._spread = spread = Spread(apart, shape[1], plan.num_devices, plan.run.devices_per_agent)
-        member = Member(plan, program)
-        self._init = jax.jit(spread(member.init), out_shardings=spread.placed)
+        # What a language model starts from is an argument of the programs, since they would hold copies of a constant.
+        self._warm = plan.start(program.configs)
+        if getattr(program.configs["network"], "lora_rank", None):  # it stays frozen, and is read in every update
+            self._warm = spread.everywhere(self._warm)
+        member = partial(Member, plan, program)
+        self._init = jax.jit(
+            lambda warm, hyper, s: spread(member(warm).init)(hyper, s),
+            out_shardings=spread.placed,
+        )
         self._advance = jax.jit(
-            lambda hyper, s, state, start, num_updates: spread(
-                lambda hyper, s, state: member.advance(hyper, s, state, start, num_updates)
+            lambda warm, hyper, s, state, start, num_updates: spread(
+                lambda hyper, s, state: member(warm).advance(hyper, s, state, start, num_updates)
             )(hyper, s, state),
             static_argnames="num_updates",
             donate_argnames="state",
             out_shardings=(spread.placed, spread.read),
         )
-        self._final = jax.jit(spread(member.final, whole=True), out_shardings=spread.read)
+        self._final = jax.jit(
+            lambda warm, hyper, s, state: spread(member(warm).final, whole=True)(hyper, s, state),
+            out_shardings=spread.read,
+        )
         self._updates_vary = program.update_steps.vary
         self._programs: dict[Any, Future] = {}
         self._ready: set[Any] = set()  # those that all processes of the run have compiled
@@ -76,8 +88,8 @@ class Population:
         state = self.abstract_state(members)
         start = jax.eval_shape(lambda: jnp.int32(0))
         for num_updates in dict.fromkeys(block_lengths):  # the largest program first
-            self._compile(self._advance, *members, state, start, num_updates=num_updates)
-        self._compile(self._init, *members)
+            self._compile(self._advance, self._warm, *members, state, start, num_updates=num_updates)
+        self._compile(self._init, self._warm, *members)
 
     def memory(self, members: Members, num_updates: int) -> Memory:
         """The memory of a block: the arguments, results and temporaries that XLA reports for its compiled program."""
@@ -86,13 +98,13 @@ class Population:
     def _memory_of(self, program: Any, members: Members) -> Memory:
         found = self._compiled(program).memory_analysis()
         whole = found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
-        buffer = getattr(jax.eval_shape(self._init, *members).world, "buffer", ())
+        buffer = getattr(jax.eval_shape(self._init, self._warm, *members).world, "buffer", ())
         replay = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(buffer))
         return Memory(whole - found.alias_size_in_bytes, self._spread.num_devices, replay)
 
     def abstract_state(self, members: Members) -> State:
         """A state's shapes, dtypes and sharding."""
-        return self._spread.abstract(jax.eval_shape(self._init, *members))
+        return self._spread.abstract(jax.eval_shape(self._init, self._warm, *members))
 
     def placed(self, members: Members, state: State) -> State:
         """A state of such agents, moved to the devices of this population."""
@@ -111,13 +123,13 @@ class Population:
         Args:
           place: the sharding of its arguments.
         """
-        arguments = (*members, jax.eval_shape(self._init, *members), jnp.int32(0))
+        arguments = (self._warm, *members, jax.eval_shape(self._init, self._warm, *members), jnp.int32(0))
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), arguments)
         return self._advance.lower(*shapes, num_updates=num_updates)
 
     def init(self, members: Members) -> State:
         """The state before the first update."""
-        return self._compile(self._init, *members)(*members)
+        return self._compile(self._init, self._warm, *members)(self._warm, *members)
 
     def advance(
         self,
@@ -131,18 +143,23 @@ class Population:
         count. Donates `state`. Metrics are `[H, S, num_updates]`. Returns at once, before the device has finished.
 
         Args:
-          stop: asked after every update by a population that can end between them, which `OutsidePopulation` can.
+          stop: asked after every update by a population that can end between them, which a `HostPopulation` can.
         """
         del stop
-        arguments = (*members, state, jnp.int32(start))
+        arguments = (self._warm, *members, state, jnp.int32(start))
         after = self._compile(self._advance, *arguments, num_updates=num_updates)(*arguments)
         if (self._final,) not in self._programs:
-            self._compile(self._final, *members, self.abstract_state(members))
+            self._compile(self._final, self._warm, *members, self.abstract_state(members))
         return after
 
     def final(self, members: Members, state: State) -> Evaluation:
         """Evaluates every agent's policy."""
-        return self._compile(self._final, *members, state)(*members, state)
+        return self._compile(self._final, self._warm, *members, state)(self._warm, *members, state)
+
+    def new_samples(self) -> list[tuple[np.ndarray, Any, Any]]:
+        """What evaluations in Python have shown since the last call: (each agent's updates before it `[H, S]`, final
+        observations `[H, S, SHOWN, ...]`, what they earned `[H, S, SHOWN]`)."""
+        return []
 
     def new_compile_seconds(self) -> float:
         """Seconds spent on compiling since the last call."""
@@ -171,17 +188,21 @@ class Population:
 
 
 class Member:
-    """One agent of a program: init, train and evaluate as pure functions of its hyperparameters and seed."""
+    """One agent of a program: init, train and evaluate as pure functions of its hyperparameters and seed.
 
-    def __init__(self, plan: Plan, program: Program):
-        self._plan, self._program = plan, program
+    Args:
+      warm: what a language model starts from, as an argument of the program that is traced. None: as the plan has it.
+    """
+
+    def __init__(self, plan: Plan, program: Program, warm: Params | None = None):
+        self._plan, self._program, self._warm = plan, program, warm
 
     def _algorithm(self, hyper: Hyper) -> Algorithm:
         def at(update: Array | int) -> Algorithm:
             configs = {name: replace(config, **hyper[name]) for name, config in self._program.configs.items()}
             for change in self._plan.schedule:
                 configs[change.config] = replace(configs[change.config], **{change.field: change.at(update)})
-            return self._plan.make(configs)
+            return self._plan.make(configs, self._warm)
 
         return guard(scheduled(at) if self._plan.schedule else at(0), self._plan.run.total_steps)
 
@@ -200,8 +221,11 @@ class Member:
         return self._tuned(hyper, s).init(self._key(s, training=False))
 
     def advance(self, hyper: Hyper, s: Array, state: State, start: Array, num_updates: int) -> tuple[State, Metrics]:
-        first = state.guard.num_updates if self._program.update_steps.vary else start
-        return train(self._key(s, training=True), self._tuned(hyper, s), state, first, num_updates)
+        return train(self._key(s, training=True), self._tuned(hyper, s), state, self.first(state, start), num_updates)
+
+    def first(self, state: State, start: Array) -> Array:
+        """The number of the agent's next update, which `start` is where updates have one length."""
+        return state.guard.num_updates if self._program.update_steps.vary else start
 
     def final(self, hyper: Hyper, s: Array, state: State) -> Evaluation:
         run, env = self._plan.run, self._plan.env

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from purepg.run import processes
 from purepg.run.console import Progress, say
@@ -16,6 +17,7 @@ from purepg.run.folder.log import Logged
 from purepg.run.folder.record import Record
 from purepg.run.lineage import best_members, of_repetitions
 from purepg.run.loop import HostMetrics, Interrupt, Job, Outcome, Saved, Saving, run_job
+from purepg.run.outside import not_jax
 from purepg.run.outside_population import OutsidePopulation
 from purepg.run.plan import Plan
 from purepg.run.population import Population
@@ -24,9 +26,10 @@ from purepg.run.results import Results
 from purepg.run.rounds import Round, after, all_steps, carried, iqms, rounds
 from purepg.run.summary import Found, Part, collapsed, diverged, joined, summarize
 from purepg.run.sweep import Chunk
+from purepg.run.text.population import TextPopulation
 from purepg.run.watch.heatmap import heatmap_figure
 from purepg.run.watch.sink import WandbSink
-from purepg.types import State
+from purepg.types import Env, State
 
 PICTURES = CURVES, HEATMAP, SEARCH, PARALLEL, LINEAGE
 
@@ -47,8 +50,14 @@ class Jobs:
     def _trains(self, plan: Plan, chunk: Chunk) -> Population:
         key = chunk.program.static, chunk.shape
         if key not in self._made:
-            self._made[key] = (OutsidePopulation if plan.env.outside else Population)(plan, chunk.program, chunk.shape)
+            self._made[key] = _kind(plan.env)(plan, chunk.program, chunk.shape)
         return self._made[key]
+
+
+def _kind(env: Env) -> type[Population]:
+    if not not_jax(env):
+        return Population
+    return OutsidePopulation if env.outside else TextPopulation
 
 
 class Session:
@@ -96,6 +105,15 @@ class Session:
         if self._record:
             self._record.append_block(chunk.settings, start, metrics, chunk.seeds)
         self._show(chunk, start, metrics)
+
+    def _log_samples(self, chunk: Chunk, updates: np.ndarray, samples: list) -> None:
+        try:
+            if self._record:
+                self._record.write_samples(chunk.settings, chunk.seeds, updates, samples)
+        except RecordError as error:
+            self._failed(error)
+        if self._wandb:
+            self._wandb.log_samples(chunk.settings, chunk.seeds, updates, samples)
 
     def _show(self, chunk: Chunk, start: int, metrics: HostMetrics) -> None:
         if self._wandb:
@@ -195,7 +213,7 @@ class Session:
         """Trains a job. If its folder cannot be written, returns None, or raises if the job is the first."""
         env, run = self._plan.env, self._plan.run
         if not run.out:
-            return run_job(job, env, run.log_every, self._log, self._interrupt)
+            return run_job(job, env, run.log_every, self._log, self._interrupt, None, self._log_samples)
         try:
             checkpoints = Checkpoints(run.out, job.number, run.keep)
         except RecordError as error:
@@ -204,7 +222,7 @@ class Session:
             self._failed(error)
             return None
         saving = Saving(checkpoints, run.checkpoint_every, self._failed)
-        outcome = run_job(job, env, run.log_every, self._log, self._interrupt, saving)
+        outcome = run_job(job, env, run.log_every, self._log, self._interrupt, saving, self._log_samples)
         try:
             checkpoints.close()
         except RecordError as error:

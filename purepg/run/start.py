@@ -8,10 +8,12 @@ from typing import Any
 
 import jax
 
+from purepg.language.gguf import is_gguf
 from purepg.language.model import LanguageModel, LanguageModelConfig, with_sizes
 from purepg.language.model import language_model as with_params
 from purepg.language.pretrained import load_pretrained
 from purepg.language.transformer import TransformerConfig, check_transformer
+from purepg.precision import in_bfloat16
 from purepg.run.console import say
 from purepg.run.load import load, stored_network
 from purepg.run.sweep import Setting, find_field
@@ -22,8 +24,9 @@ def language_model(env: Env, config: LanguageModelConfig, params: Params | None 
     """The language model for a token task's environment.
 
     Args:
-      params: initial parameters of a model of these sizes; a missing value head is initialised at random. None: the
-        parameters in `config.start`, whose sizes then replace the config's; without a start, all are random.
+      params: initial parameters of a model of these sizes, or with LoRA those that stay frozen; a missing value head is
+        initialised at random. None: the parameters in `config.start`, whose sizes then replace the config's; without a
+        start, all are random.
     Raises:
       UsageError: the environment is not a token task, sizes do not fit together, the model in `config.start` has
         another vocabulary than the task, or `params` do not fit the model.
@@ -34,10 +37,18 @@ def language_model(env: Env, config: LanguageModelConfig, params: Params | None 
     if params is not None:
         raise UsageError(f"start ({config.start}) and params are two places to start from: give one of them")
     shape, found, params = read_start(Path(config.start).absolute())
-    wanted = len(env.task.vocabulary)
+    wanted = env.task.num_tokens
     if found != wanted:
         raise UsageError(f"start ({config.start}) is a model of {found} tokens; {env.name} needs one of {wanted}")
+    if config.lora_rank and config.bfloat16:
+        params = _narrow_start(Path(config.start).absolute())
     return with_params(env, with_sizes(config, shape), params)
+
+
+@functools.cache
+def _narrow_start(folder: Path) -> Params:
+    """The parameters of `read_start` in bfloat16."""
+    return in_bfloat16(read_start(folder)[2])
 
 
 @functools.cache
@@ -47,10 +58,11 @@ def read_start(folder: Path) -> tuple[TransformerConfig, int, Params]:
     Args:
       folder: an absolute path, because results are cached. They are NumPy arrays, so that traced code can use them too.
     Raises:
-      UsageError: the folder holds neither, or it cannot be read.
+      UsageError: the path holds neither, or it cannot be read.
     """
     with jax.ensure_compile_time_eval():
-        shape, num_tokens, params = load_pretrained(folder) if any(folder.glob("*.safetensors")) else _trained(folder)
+        is_checkpoint = is_gguf(folder) or any(folder.glob("*.safetensors"))
+        shape, num_tokens, params = load_pretrained(folder) if is_checkpoint else _trained(folder)
         return shape, num_tokens, jax.device_get(params)
 
 
@@ -60,10 +72,11 @@ def _trained(folder: Path) -> tuple[TransformerConfig, int, Params]:
         raise UsageError(f"start ({folder}) does not exist: make it with python experiments/clone.py --out {folder}")
     agent = load(folder, best=True)
     shape = stored_network(folder, agent.setting)
-    if not isinstance(shape, TransformerConfig):
+    if not isinstance(shape, LanguageModelConfig):
         raise UsageError(f"start ({folder}) holds a run without a language model")
     learner: Any = agent.state.learner
-    params = {"params": {name: x for name, x in learner.params["params"].items() if name != "value_head"}}
+    params: Any = language_model(agent.env, shape).merged(learner.params) if shape.lora_rank else learner.params
+    params = {"params": {name: x for name, x in params["params"].items() if name != "value_head"}}
     return shape, params["params"]["embedding"].shape[0], params
 
 

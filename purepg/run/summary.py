@@ -1,6 +1,6 @@
 """Summarises a run: joins the metrics of its chunks, computes summary.json, and prints the table of results."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -73,10 +73,13 @@ def summarize(
     num_settings, num_seeds = metrics["env_steps"].shape[:2]
     sampled, mode = np.full((2, num_settings, num_seeds), np.nan)
     responses: dict[tuple[int, int], list] = {}
+    measures: dict[str, np.ndarray] = {}
     seconds = np.zeros((num_settings, 2))
     for chunk, outcome in parts:
         sampled[chunk.place], mode[chunk.place] = outcome.sampled, outcome.mode
         seconds[chunk.settings] += outcome.compile_seconds, outcome.run_seconds
+        for name, value in (outcome.measures or {}).items():
+            measures.setdefault(name, np.full((num_settings, num_seeds), np.nan))[chunk.place] = value
         for h, of_setting in zip(chunk.settings, outcome.responses or [], strict=False):
             for s, of_seed in zip(chunk.seeds, of_setting, strict=True):
                 responses[h, s] = of_seed
@@ -98,6 +101,8 @@ def summarize(
                 "compile_seconds": seconds[h, 0],
                 "run_seconds": seconds[h, 1],
                 **({"stopped_at": stopped[h]} if h in stopped else {}),
+                **({"before": _first(metrics, measures, h)} if measures else {}),
+                **({"measures": {name: seed_statistics(x[h]) for name, x in measures.items()}} if measures else {}),
                 **({"responses": [responses.get((h, s)) for s in range(num_seeds)]} if responses else {}),
             }
             for h, setting in enumerate(settings)
@@ -109,6 +114,11 @@ def summarize(
         "peak_memory_bytes": peak_memory_bytes(),
         "interrupted": interrupted,
     }
+
+
+def _first(metrics: HostMetrics, measures: Iterable[str], h: int) -> dict[str, Any]:
+    """Statistics of what was measured before the first update."""
+    return {name: seed_statistics(metrics[name][h, :, 0]) for name in measures}
 
 
 def seed_statistics(finals: np.ndarray) -> dict[str, Any]:
@@ -190,7 +200,7 @@ def report(summary: dict[str, Any]) -> str:
                 *([f"{setting['stopped_at']:,}" if "stopped_at" in setting else ""] * stopped),
             ]
         )
-    lines = [table(header, rows)]
+    lines = [table(header, rows), *_measured(settings)]
     if many:
         lines.append(f"the best {MAX_ROWS} of {len(summary['settings'])} settings; {SUMMARY} has all")
     if pbt:
@@ -208,6 +218,21 @@ def report(summary: dict[str, Any]) -> str:
         values = with_interval(winner["iqm"], winner["interval"]), short(winner["mode"]["iqm"]), chosen
         lines += ["", table(header, [[label_of(winner["hyperparameters"]) or "the best member's schedule", *values]])]
     return "\n".join([*lines, *_best_responses(summary)])
+
+
+def _measured(settings: Sequence[dict[str, Any]]) -> list[str]:
+    """A table of what evaluations measured beside the return, before the first update and at the end."""
+    rows = [
+        [label_of(setting["hyperparameters"]) or "default", name.removeprefix("eval/"), *map(_of_seeds, values)]
+        for setting in settings
+        for name, now in setting.get("measures", {}).items()
+        for values in [(setting["before"][name], now)]
+    ]
+    return ["", table(["setting", "held-out", "before: IQM [95 %]", "at the end"], rows)] if rows else []
+
+
+def _of_seeds(found: dict[str, Any]) -> str:
+    return with_interval(found["iqm"], found["interval"])
 
 
 def short(x: float) -> str:
@@ -233,7 +258,9 @@ def _best_responses(summary: dict[str, Any]) -> list[str]:
     _, h, seed = max(finals)
     label = label_of(summary["settings"][h]["hyperparameters"])
     lines = [f"final evaluation of {label + ', ' if label else ''}seed {seed}:"]
+    between = " -> " if "measures" in summary["settings"][h] else ""  # a token task's prompt ends with a mark
     for response in summary["settings"][h]["responses"][seed]:
         *texts, reward = response.values()
-        lines.append(f"  {''.join(texts):<20} reward {reward:g}")
+        line = between.join(" ".join(text.split()) if between else text for text in texts)
+        lines.append(f"  {line:<20} reward {reward:g}")
     return lines

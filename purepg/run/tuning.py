@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from purepg.pbt import Interval, Tuned, tuned
+from purepg.run.outside import not_jax
 from purepg.run.search import Sweep, Uniform
 from purepg.run.sweep import Hyper, Program, Setting, find_field, settings_at
 from purepg.types import Algorithm, Env, Key, State, UsageError
@@ -53,8 +54,8 @@ def tuning_of(
         if not isinstance(values, Uniform) or field not in programs[0].hyper[config]:
             raise UsageError(f"pbt ({pbt}) tunes ranges of floats: sweep {name} must be one, or be left out")
         ranges[name] = Interval(values.low, values.high, values.log)
-    if env.outside is not None:
-        raise UsageError(f"pbt ({pbt}) is within the compiled program, but {env.name} is not JAX: leave it out")
+    if name := not_jax(env):
+        raise UsageError(f"pbt ({pbt}) is within the compiled program, but {name} is not JAX: leave it out")
     (program,) = programs  # settings that differ in floats alone share one
     steps = algorithm.update_steps
     if steps.vary:

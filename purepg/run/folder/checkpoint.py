@@ -106,7 +106,7 @@ class Checkpoints:
         Raises:
           RecordError: it cannot be written.
         """
-        text = json.dumps({name: x.tolist() if isinstance(x, np.ndarray) else x for name, x in evaluation.items()})
+        text = json.dumps(evaluation, default=np.ndarray.tolist)
         write_whole(self._evaluation(update), lambda file: file.write(text.encode()))
 
     def evaluation(self, update: int) -> dict[str, Any] | None:
@@ -115,6 +115,8 @@ class Checkpoints:
             found = json.loads(self._evaluation(update).read_text())
         except (OSError, ValueError):
             return None
+        if "measures" in found:
+            found["measures"] = {name: np.array(x) for name, x in found["measures"].items()}
         return found | {name: np.array(found[name]) for name in ("sampled", "mode")}
 
     def close(self) -> None:

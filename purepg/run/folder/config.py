@@ -16,6 +16,9 @@ FREE = (
     *("wandb", "wandb_per", "wandb_project", "wandb_group", *PROCESSES),
 )
 
+# Entries of config.json that must be equal when a run is resumed.
+IDENTITY = ("devices", "xla_flags", "start_digest", "prompts_digest", "eval_prompts_digest", "spaces")
+
 # Entries of config.json that depend on the machine.
 MACHINE = ("devices", "xla_flags")
 
@@ -95,7 +98,7 @@ def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
         if field != ANNEAL_UPDATES
     }
     named |= {name: value for name, value in config["run"].items() if name not in FREE}
-    named |= {name: config.get(name) for name in ("devices", "xla_flags", "start_digest", "spaces")}
+    named |= {name: config.get(name) for name in IDENTITY}
     # Later rounds follow from the returns of the first.
     first = [entry for entry in config["layout"] if entry.get("round", 0) == 0]
     named["layout"] = [(entry["settings"], entry["seeds"]) for entry in first]

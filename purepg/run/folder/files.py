@@ -16,6 +16,7 @@ from purepg.types import UsageError
 
 CONFIG = "config.json"
 LOG = "log.jsonl"
+SAMPLES = "samples.jsonl"
 METRICS = "metrics.npz"
 SUMMARY = "summary.json"
 CURVES = "curves.png"

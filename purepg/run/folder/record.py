@@ -2,6 +2,8 @@
 
 import contextlib
 import errno
+import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -20,10 +22,12 @@ from purepg.run.folder.files import (
     LOG,
     METRICS,
     PARALLEL,
+    SAMPLES,
     SEARCH,
     SUMMARY,
     WANDB,
     WINNER,
+    plain,
     remove_folder,
     write_json,
     write_whole,
@@ -58,7 +62,7 @@ class Record:
         """
         try:
             out.mkdir(parents=True, exist_ok=True)
-            own = CONFIG, LOG, METRICS, SUMMARY, CURVES, HEATMAP, SEARCH, PARALLEL, LINEAGE, BEST
+            own = CONFIG, LOG, SAMPLES, METRICS, SUMMARY, CURVES, HEATMAP, SEARCH, PARALLEL, LINEAGE, BEST
             files = [name for name in own if (out / name).exists()]
             held = files + [CHECKPOINTS] * (out / CHECKPOINTS).exists()
             if held and not overwrite:
@@ -121,6 +125,27 @@ class Record:
             if not self._log_failed:
                 self._log_failed = True
                 say(f"cannot append to {self.folder / LOG}: {reason(error)}; training goes on without it")
+
+    def write_samples(self, settings: Sequence[int], seeds: Sequence[int], updates: np.ndarray, samples: list) -> None:
+        """Adds an evaluation's samples to samples.jsonl, a line each, in place of any from that update on.
+
+        Args:
+          settings, seeds: those of the agents.
+          updates: `[H', S']` the number of each agent's updates before it.
+          samples: `[H'][S'][n]` dicts.
+        """
+        file = self.folder / SAMPLES
+        now = {(h, s): int(updates[i, j]) for i, h in enumerate(settings) for j, s in enumerate(seeds)}
+        rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()] if file.exists() else []
+        kept = [row for row in rows if row["update"] < now.get((row["setting"], row["seed"]), math.inf)]
+        new = [
+            {"update": now[h, s], "setting": h, "seed": s, **sample}
+            for h, of_setting in zip(settings, samples, strict=True)
+            for s, of_seed in zip(seeds, of_setting, strict=True)
+            for sample in of_seed
+        ]
+        text = "".join(json.dumps(plain(row), ensure_ascii=False) + "\n" for row in [*kept, *new])
+        self.write(SAMPLES, lambda opened: opened.write(text.encode()))
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Writes config.json, and keeps it as `config`."""

@@ -75,6 +75,13 @@ class WandbSink:
         if self._thread.is_alive():
             self._blocks.put((settings, range(len(self.seeds)) if seeds is None else seeds, start, metrics))
 
+    def log_samples(
+        self, settings: Sequence[int], seeds: Sequence[int], updates: np.ndarray, samples: Sequence
+    ) -> None:
+        """Queues a table of an evaluation's samples `[H'][S'][n]`, dicts, for runs of one seed, and returns at once."""
+        if self._thread.is_alive() and self.per == "seed":
+            self._blocks.put((settings, seeds, updates, samples))
+
     def finish(self, summary: Mapping[str, Any], pictures: Sequence[Path] = ()) -> None:
         """Gives every run its part of the summary and the pictures, ends it, and waits while there is progress.
 
@@ -100,7 +107,10 @@ class WandbSink:
             num_open = self._open_from(0)
             while block := self._blocks.get():
                 num_open = self._open_from(num_open)
-                self._log(self._rows.of_block(*block))
+                if isinstance(block[-1], Mapping):
+                    self._log(self._rows.of_block(*block))
+                else:
+                    self._log(_tables(*block))
             self._log(self._rows.rest())
             self._end()
 
@@ -166,6 +176,21 @@ class WandbSink:
                 say(f"wandb: {line}")
 
 
+def _tables(
+    settings: Sequence[int], seeds: Sequence[int], updates: np.ndarray, samples: Sequence
+) -> Iterator[tuple[Member, Row]]:
+    """A row for each agent, with a table of what it answered."""
+    for setting, of_setting, row in zip(settings, samples, updates, strict=True):
+        for seed, of_seed, update in zip(seeds, of_setting, row, strict=True):
+            yield Member(setting, seed), {"samples": _table(of_seed), "update": int(update)}
+
+
+def _table(responses: Sequence[Mapping[str, Any]]) -> Any:
+    import wandb
+
+    return wandb.Table(columns=list(responses[0]), data=[list(response.values()) for response in responses])
+
+
 def _show(run: Any, member: Member, summary: Mapping[str, Any], pictures: Sequence[Path]) -> None:
     """Gives a run its summary, its pictures and, for one seed, what it answered to prompts."""
     import wandb
@@ -174,8 +199,7 @@ def _show(run: Any, member: Member, summary: Mapping[str, Any], pictures: Sequen
     responses = own.pop("responses", None)
     run.summary.update(plain(own))
     if responses and member.seed is not None:
-        rows: list[Any] = [list(response.values()) for response in responses]
-        run.log({"responses": wandb.Table(columns=list(responses[0]), data=rows)})
+        run.log({"responses": _table(responses)})
     images = {path.stem: wandb.Image(str(path)) for path in pictures if path.exists()}
     if images:
         run.log(images)

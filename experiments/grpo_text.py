@@ -1,0 +1,12 @@
+"""GRPO on your own prompts, with rewards in Python: experiments/own_rewards.md says how."""
+
+from purepg.algorithms.grpo import GRPOConfig, grpo
+from purepg.language.model import LanguageModelConfig
+from purepg.run.cli import main
+from purepg.run.start import language_model
+from purepg.run.text.config import TextRunConfig
+
+if __name__ == "__main__":
+    config = GRPOConfig(num_prompts=8, learning_rate=1e-5, kl_coef=0.001)
+    run = TextRunConfig(total_steps=500_000, num_seeds=1)
+    main(grpo, config, language_model, LanguageModelConfig(), run, __doc__)

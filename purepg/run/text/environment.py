@@ -1,0 +1,91 @@
+"""The environment of prompts from files: a token task with a tokenizer, whose rewards are Python."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from purepg.envs.tasks import Judge, Task, token_env
+from purepg.language.tokenizer import Tokenizer, load_tokenizer
+from purepg.run.text.config import TextRunConfig
+from purepg.run.text.prompts import Prompts, read_prompts, table
+from purepg.run.text.rewards import Reward, find_rewards
+from purepg.types import Array, Env, UsageError
+
+
+def text_env(run: TextRunConfig, network: Any) -> Env:
+    """The environment of a run on prompts; its `held_out` has the evaluation's.
+
+    Args:
+      network: the config of the language model, whose `start` has the tokenizer.
+    Raises:
+      UsageError: a file, a reward or the tokenizer is missing or does not fit, or a prompt is too long.
+    """
+    if run.env != "text" or run.env_params:
+        raise UsageError(f"env ({run.env}) must be text, without env_params: prompts are those of --prompts")
+    if run.prompts is None:
+        raise UsageError("prompts (None) must be a file with one prompt a line, as in --prompts train.jsonl")
+    train = read_prompts(run.prompts, "prompts")
+    held_out = read_prompts(run.eval_prompts or run.prompts, "eval_prompts").first(run.eval_episodes)
+    rewards = find_rewards(run.reward, (train, held_out))
+    place = run.tokenizer or getattr(network, "start", None)
+    if place is None:
+        raise UsageError("tokenizer (None) must be a Hugging Face folder or a .gguf file, where network.start is None")
+    tokenizer = load_tokenizer(place)
+    if run.chat and tokenizer.template is None:
+        raise UsageError(f"{place} has no chat template: pass --no-chat, and write prompts as the model reads them")
+    tables = [table(prompts, tokenizer, run.chat, run.prompt_length) for prompts in (train, held_out)]
+    env, own = (
+        _env(prompts, token, tokenizer, rewards, run.response_length)
+        for prompts, token in zip((train, held_out), tables, strict=True)
+    )
+    return env._replace(held_out=own)
+
+
+def _env(
+    prompts: Prompts, token: np.ndarray, tokenizer: Tokenizer, rewards: Sequence[Reward], response_length: int
+) -> Env:
+    def prompt(key: Array, held_out: bool) -> Array:
+        del held_out
+        return jnp.asarray(token)[jax.random.randint(key, (), 0, len(token))]
+
+    def reward(prompt: Array, response: Array) -> Array:
+        return jnp.float32(jnp.nan)  # only the judge knows
+
+    def demonstration(key: Array, prompt: Array) -> Array:
+        raise UsageError(f"{prompts.file} has prompts, and no demonstrations")
+
+    sizes = tokenizer.stop[0], token.shape[1], response_length
+    judged = judge(prompts, token, tokenizer, rewards)
+    task = Task(prompts.file.stem, (), *sizes, prompt, demonstration, reward, tokenizer.stop[1:], tokenizer, judged)
+    return token_env(task)._replace(describe=_describe(prompts, token, tokenizer))
+
+
+def judge(prompts: Prompts, token: np.ndarray, tokenizer: Tokenizer, rewards: Sequence[Reward]) -> Judge:
+    """What rewards responses to a table of prompts: each reward's function is called once for all of them."""
+
+    def reward(place: np.ndarray, response: np.ndarray) -> np.ndarray:
+        completions = [completion(tokenizer, row) for row in response]
+        return np.stack([reward(prompts, place.tolist(), completions) for reward in rewards])
+
+    names = tuple(reward.name for reward in rewards)
+    return Judge(token, names, reward, np.array([reward.weight for reward in rewards], np.float32))
+
+
+def completion(tokenizer: Tokenizer, response: np.ndarray) -> str:
+    """The text of a response, without the token that ends it."""
+    return tokenizer.decode([token for token in response.tolist() if token >= 0 and token not in tokenizer.stop])
+
+
+def _describe(prompts: Prompts, token: np.ndarray, tokenizer: Tokenizer) -> Callable[[np.ndarray], dict[str, str]]:
+    """`Env.describe`: a prompt as its file has it, and the response."""
+    length, text = token.shape[1], prompts.text
+    text_of = {row.tobytes(): text[i] for i, row in enumerate(token)}
+
+    def describe(obs: np.ndarray) -> dict[str, str]:
+        obs = np.asarray(obs, np.int32)
+        return {"prompt": text_of[obs[:length].tobytes()], "response": completion(tokenizer, obs[length:])}
+
+    return describe

@@ -1,0 +1,193 @@
+"""A population whose rewards are Python: one compiled program samples responses, another one learns from them."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from purepg.envs.tasks import Judge
+from purepg.run.host_population import HostMember, HostPopulation
+from purepg.run.memory import Memory
+from purepg.run.plan import Plan
+from purepg.run.population import EVALUATION_TAG, SHOWN, Evaluation, Members
+from purepg.run.sweep import Hyper, Program
+from purepg.run.text.config import TextRunConfig
+from purepg.run.text.passes import passed, powers_of_two
+from purepg.run.text.prompts import in_epochs
+from purepg.types import Array, Metrics, Sampler, State
+
+
+class Answered(NamedTuple):
+    """What an evaluation found, of every agent."""
+
+    measures: dict[str, np.ndarray]  # [H, S]
+    sampled: np.ndarray  # [H, S] mean reward of sampled responses
+    greedy: np.ndarray  # [H, S] of the most probable ones
+    shown: np.ndarray  # [H, S, SHOWN, L + R] the first prompts with a sampled response
+    reward: np.ndarray  # [H, S, SHOWN] what these earned
+
+
+class TextPopulation(HostPopulation):
+    """H settings x S seeds on one device. The user's functions are called once for the responses of all agents.
+
+    An agent goes through the prompts in shuffled epochs, which are those of its seed in every setting.
+    """
+
+    def __init__(self, plan: Plan, program: Program, shape: tuple[int, int]):
+        member = partial(_Member, plan, program)
+        super().__init__(plan, program, shape, member)
+        spread = self._spread
+        self._sample = jax.jit(
+            lambda warm, hyper, s, state, prompt, update: spread(
+                lambda hyper, s, state, prompt: member(warm).sample(hyper, s, state, prompt, update)
+            )(hyper, s, state, prompt)
+        )
+        self._answer = jax.jit(
+            lambda warm, hyper, s, state, prompt, turn, num, deterministic: spread(
+                lambda hyper, s, state: member(warm).answer(hyper, state, prompt, turn, num, deterministic)
+            )(hyper, s, state),
+            static_argnames=("num", "deterministic"),
+        )
+        self._sampler, self._most = member(None).sampler, program.update_steps.most
+        self._num_updates = program.num_updates
+        self._shown: list[tuple[np.ndarray, Answered]] = []
+
+    def memory(self, members: Members, num_updates: int) -> Memory:
+        del num_updates
+        programs = (self._learn,), (self._sample,)
+        return max((self._memory_of(program, members) for program in programs), key=lambda found: found.per_device)
+
+    def final(self, members: Members, state: State) -> Evaluation:
+        found = self._answered(jax.device_put(members), state)
+        self._shown.append((self._made(state, np.int32(self._num_updates))[0], found))
+        means: Any = found.sampled, found.greedy
+        shown: Any = found.shown, found.reward
+        return Evaluation(*means, *shown, measures=found.measures)
+
+    def new_samples(self) -> list[tuple[np.ndarray, Any, Any]]:
+        taken, self._shown = self._shown, []
+        return [(made, found.shown, found.reward) for made, found in taken]
+
+    def _start_recording(self, members: Members, state: State) -> Any:
+        number: Any = jax.eval_shape(lambda: jnp.int32(0))
+        length = self._judge.prompt.shape[1]
+        prompt: Any = jax.ShapeDtypeStruct((*self._shape, self._sampler.num_prompts, length), np.int32)
+        arguments = self._warm, *members, state, prompt, number
+        self._compile(self._sample, *arguments)
+        reward: Any = jax.ShapeDtypeStruct((*prompt.shape[:3], self._sampler.group_size), np.float32)
+        return jax.eval_shape(self._sample, *arguments), reward
+
+    def _record(self, members: Members, state: State, update: np.int32) -> tuple[Any, Metrics]:
+        made, going = self._made(state, update)
+        every = self._run.eval_every
+        if going.any() and (update == 0 or (every and update % every == 0)):
+            found = self._answered(members, state)
+            self._shown.append((made, found))
+            measured = found.measures
+        else:
+            measured = {name: np.full(self._shape, np.nan, np.float32) for name in self._measures()}
+        recording, rewards = self._rewarded(members, state, update, made, going)
+        return recording, {name: x[..., None] for name, x in (measured | rewards).items()}
+
+    def _made(self, state: State, update: np.int32) -> tuple[np.ndarray, np.ndarray]:
+        """How many updates each agent has made, and whether its budget of environment steps allows another, `[H, S]`.
+
+        Args:
+          update: the number of the next update, where all have one length.
+        """
+        if not self._updates_vary:
+            return np.full(self._shape, update), np.ones(self._shape, bool)
+        made, left = jax.device_get((state.guard.num_updates, state.guard.env_steps_left))
+        return made, left >= self._most
+
+    def _rewarded(
+        self, members: Members, state: State, update: np.int32, made: np.ndarray, going: np.ndarray
+    ) -> tuple[Any, dict[str, np.ndarray]]:
+        """The responses of an update with their rewards, and each reward's mean `[H, S]`. The functions are not asked
+        about agents that are not going on."""
+        P, G, names = self._sampler.num_prompts, self._sampler.group_size, self._judge.names
+        seeds = np.broadcast_to(members[1], self._shape)
+        place = np.stack(
+            [self._places(s, u) for s, u in zip(seeds.ravel().tolist(), made.ravel().tolist(), strict=True)]
+        )
+        place = place.reshape(*self._shape, P)
+        arguments = self._warm, *members, state, self._judge.prompt[place], update
+        data = self._compile(self._sample, *arguments)(*arguments)
+        reward, means = np.zeros((*place.shape, G), np.float32), np.full((len(names), *self._shape), np.nan, np.float32)
+        if going.any():
+            response = np.asarray(data.action)[going]
+            asked = np.repeat(place[going].reshape(-1), G)
+            rewards = self._judge.reward(asked, response.reshape(len(asked), -1))
+            reward[going] = (self._judge.weight @ rewards).reshape(-1, P, G)
+            means[:, going] = rewards.reshape(len(names), -1, P * G).mean(-1)
+        return (data, reward), {f"reward/{name}": x for name, x in zip(names, means, strict=True)}
+
+    def _places(self, s: int, update: int) -> np.ndarray:
+        P = self._sampler.num_prompts
+        return in_epochs((self._plan.run.seed, s), len(self._judge.prompt), update * P, P)
+
+    def _answered(self, members: Members, state: State) -> Answered:
+        """Answers the held-out prompts: several sampled responses to each, and the most probable one."""
+        env, n = self._plan.env.held_out, self._run.eval_samples
+        assert env is not None
+        judge: Judge = env.task.judge
+        sampled = self._answers(members, state, judge.prompt, n, deterministic=False)
+        greedy = self._answers(members, state, judge.prompt, 1, deterministic=True)
+        token = np.concatenate([sampled, greedy], axis=-2)  # [H, S, prompts, n + 1, L + R]
+        length, num_prompts = judge.prompt.shape[1], len(judge.prompt)
+        place = np.broadcast_to(np.arange(num_prompts)[:, None], token.shape[:-1]).reshape(-1)
+        rewards = judge.reward(place, token[..., length:].reshape(len(place), -1)).reshape(-1, *token.shape[:-1])
+        total = np.tensordot(judge.weight, rewards, axes=1)
+        measures = dict(zip(self._measures(), passed(rewards[0, ..., :n], rewards[0, ..., n]), strict=True))
+        means = total[..., :n].mean((-1, -2)), total[..., n].mean(-1)
+        return Answered(measures, *means, sampled[:, :, :SHOWN, 0], total[:, :, :SHOWN, 0])
+
+    def _measures(self) -> list[str]:
+        """The names of what `passed` computes."""
+        return [*(f"eval/pass@{k}" for k in powers_of_two(self._run.eval_samples)), "eval/greedy_pass"]
+
+    def _answers(self, members: Members, state: State, prompt: np.ndarray, n: int, deterministic: bool) -> np.ndarray:
+        """n responses to each prompt `[prompts, L]`, `[H, S, prompts, n, L + R]`, about as many at once as an update
+        samples."""
+        at_once = min(len(prompt), max(1, self._sampler.num_prompts * self._sampler.group_size // n))
+        found = []
+        for turn, first in enumerate(range(0, len(prompt), at_once)):
+            place = np.minimum(np.arange(first, first + at_once), len(prompt) - 1)
+            arguments = self._warm, *members, state, prompt[place], np.int32(turn)
+            static: Any = {"num": n, "deterministic": deterministic}
+            found.append(np.asarray(self._compile(self._answer, *arguments, **static)(*arguments)))
+        return np.concatenate(found, axis=2)[:, :, : len(prompt)]
+
+    @property
+    def _run(self) -> TextRunConfig:
+        assert isinstance(self._plan.run, TextRunConfig)
+        return self._plan.run
+
+    @property
+    def _judge(self) -> Judge:
+        return self._plan.env.task.judge
+
+
+class _Member(HostMember):
+    """One agent: how it samples, answers held-out prompts, and learns."""
+
+    @property
+    def sampler(self) -> Sampler:
+        found = self._plan.make(self._program.configs).sampler
+        assert found is not None  # `prepare` has checked it
+        return found
+
+    def held(self, world: Any, recording: Any) -> Any:
+        del world
+        return self.sampler.rewarded(*recording) if recording else ()
+
+    def sample(self, hyper: Hyper, s: Array, state: State, prompt: Array, update: Array) -> Any:
+        sampler: Any = self._algorithm(hyper).sampler
+        return sampler.sample(self.acting_key(s, self.first(state, update)), state.learner, prompt)
+
+    def answer(self, hyper: Hyper, state: State, prompt: Array, turn: Array, num: int, deterministic: bool) -> Array:
+        sampler: Any = self._algorithm(hyper).sampler
+        key = jax.random.fold_in(jax.random.key(self._plan.run.eval_seed), EVALUATION_TAG)
+        return sampler.answer(jax.random.fold_in(key, turn), state.learner, prompt, num, deterministic)
