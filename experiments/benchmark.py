@@ -55,6 +55,7 @@ PEERS = {
     "purejaxrl": ("jax==0.10.2", "jaxlib==0.10.2", "flax", "optax", "distrax==0.1.9", "gymnax==0.0.9"),
     "purejaxrl_rnn": ("jax==0.4.13", "jaxlib==0.4.13", "flax==0.6.11", "gymnax==0.0.6", "distrax==0.1.5")
     + ("optax==0.1.7", "numpy<2", "scipy<1.13", "setuptools<70"),
+    "trl": ("trl==1.16.0", "torch==2.13.0", "transformers==5.23.0", "peft==0.21.2"),  # of experiments/compare_trl.py
 }
 JOBS = {"rejax": ("ppo", "sac", "td3"), "purejaxrl": ("ppo",), "purejaxrl_rnn": ("ppo_rnn",)}
 PUREJAXRL = "https://github.com/luchris429/purejaxrl", "31756b197773a52db763fdbe6d635e4b46522a73"
@@ -243,7 +244,7 @@ def overhead_table(results: Sequence[dict], overheads: Sequence[str]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--peer", choices=PEERS, help="also time this package, in turn; installed on first use")
+    parser.add_argument("--peer", choices=JOBS, help="also time this package, in turn; installed on first use")
     parser.add_argument(
         "--sizes", help=f"ALGORITHM:ENVIRONMENTSxSEEDS or grpo:WIDTHxSEEDS, by commas (default: {','.join(SIZES)})"
     )

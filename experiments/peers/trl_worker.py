@@ -1,11 +1,11 @@
 """TRL's side of experiments/compare_trl.py: one update of its GRPOTrainer on given samples, and updates that it times.
 
 `trl_worker.py FOLDER` reads the settings in FOLDER/job.json, the checkpoint in FOLDER/model, the samples in
-FOLDER/samples.npz and the adapters in FOLDER/adapters.npz, and writes FOLDER/trl.npz: the loss of those samples and its
-gradient with respect to each adapter. It prints the seconds of every update that it times, and its peak memory.
+FOLDER/samples.npz and the adapters in FOLDER/adapters.npz. For each of the job's losses, it writes FOLDER/LOSS.npz: the
+loss of those samples and its gradient with respect to each adapter. Then it trains on samples of its own, and prints
+the seconds of every update and its peak memory.
 """
 
-import itertools
 import json
 import resource
 import sys
@@ -30,11 +30,10 @@ NAMES = {"query": "self_attn.q_proj", "key": "self_attn.k_proj", "value": "self_
 
 
 class Watch(TrainerCallback):
-    """Keeps the first update's gradients and loss, and the seconds of every update."""
+    """Keeps the first update's gradients, and the seconds of every update."""
 
     def __init__(self) -> None:
         self.gradients: dict[str, np.ndarray] = {}
-        self.losses: list[float] = []
         self.seconds: list[float] = []
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -47,13 +46,21 @@ class Watch(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.seconds[-1] += time.perf_counter()
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if "loss" in (logs or {}):
-            self.losses.append(logs["loss"])
+
+class Trainer(GRPOTrainer):
+    """Keeps the last loss, which is not rounded as in the log."""
+
+    last_loss = float("nan")
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        loss = super().compute_loss(*args, **kwargs)
+        self.last_loss = loss.item()
+        return loss
 
 
-def trainer(folder: Path, job: dict[str, Any], updates: int, samples: Any) -> tuple[GRPOTrainer, Watch]:
-    """A GRPOTrainer for `updates` updates, whose samples are the given ones, or its own if `samples` is None."""
+def trainer(folder: Path, job: dict[str, Any], loss: str, updates: int, samples: Any) -> tuple[Trainer, Watch]:
+    """A GRPOTrainer for `updates` updates, whose samples are the given ones, or its own if `samples` is None.
+    Gradients of given samples are not clipped."""
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
     batch = job["num_prompts"] * job["group_size"]
@@ -69,12 +76,12 @@ def trainer(folder: Path, job: dict[str, Any], updates: int, samples: Any) -> tu
         lr_scheduler_type="constant",
         beta=0.0,
         epsilon=job["clip_eps"],
-        loss_type="grpo",
+        loss_type=loss,
         scale_rewards="none",
         temperature=1.0,
         top_k=0,
         top_p=1.0,
-        max_grad_norm=1.0,
+        max_grad_norm=1.0 if samples is None else 0.0,
         seed=job["seed"],
         gradient_checkpointing=False,
         bf16=False,
@@ -100,15 +107,15 @@ def trainer(folder: Path, job: dict[str, Any], updates: int, samples: Any) -> tu
         texts = [x[0]["content"] if isinstance(x, list) else x for x in completions]
         return [float(right in text) for text, right in zip(texts, answer, strict=True)]
 
-    found = GRPOTrainer(
+    found = Trainer(
         model=model,
         reward_funcs=rewards,
         args=config,
         train_dataset=Dataset.from_list(job["rows"]),
         processing_class=tokenizer,
         peft_config=LoraConfig(
-            r=job["rank"],
-            lora_alpha=job["alpha"],
+            r=job["lora_rank"],
+            lora_alpha=job["lora_alpha"],
             lora_dropout=0.0,
             target_modules=[NAMES[x].split(".")[1] for x in job["targets"]],
             task_type="CAUSAL_LM",
@@ -131,20 +138,21 @@ def main() -> None:
     job = json.loads((folder / "job.json").read_text())
     torch.set_num_threads(job["threads"])
     samples, adapters = np.load(folder / "samples.npz"), np.load(folder / "adapters.npz")
-    found, watch = trainer(folder, job, 1, samples)
-    own = dict(found.model.named_parameters())
-    with torch.no_grad():
-        for name in adapters.files:
-            own[adapter_name(name)].copy_(torch.from_numpy(adapters[name].T.copy()))
-    found.train()
-    gradients = {name: watch.gradients[adapter_name(name)].T for name in adapters.files}
-    np.savez(folder / "trl.npz", loss=watch.losses[0], **gradients)
+    for loss in job["losses"]:
+        found, watch = trainer(folder, job, loss, 1, samples)
+        own = dict(found.model.named_parameters())
+        with torch.no_grad():
+            for name in adapters.files:
+                own[adapter_name(name)].copy_(torch.from_numpy(adapters[name].T.copy()))
+        found.train()
+        gradients = {name: watch.gradients[adapter_name(name)].T for name in adapters.files}
+        np.savez(folder / f"{loss}.npz", loss=found.last_loss, **gradients)
 
-    found, watch = trainer(folder, job, job["updates"], None)
+    found, watch = trainer(folder, job, job["losses"][0], job["updates"], None)
     found.train()
     packages = {name: version(name) for name in ("trl", "torch", "transformers", "peft")}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"seconds": list(itertools.islice(watch.seconds, 1, None)), "peak": peak, "versions": packages}))
+    print(json.dumps({"seconds": watch.seconds, "peak": peak, "versions": packages}))
 
 
 if __name__ == "__main__":
