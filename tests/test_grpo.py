@@ -167,8 +167,8 @@ def answering(env: Any, index: Any, behind: Any, truncation: Truncation = ALL_TO
     """
 
     class Answering(LanguageModel):
-        def generate(self, key, params, prompt, group_size):
-            del key
+        def generate(self, key, params, prompt, group_size, greedy=False):
+            del key, greedy
             assert index.shape == (len(prompt), group_size)
             response = jnp.asarray(RESPONSES)[index]
             token = jnp.concatenate([jnp.broadcast_to(prompt[:, None], (*index.shape, L)), response], axis=-1)
@@ -715,9 +715,9 @@ def test_pairs_are_ranked_by_what_the_steps_pay():
 class HotSampler(LanguageModel):
     """Samples at a temperature of its own, and says so."""
 
-    def generate(self, key, params, prompt, group_size):
+    def generate(self, key, params, prompt, group_size, greedy=False):
         hot = LanguageModel(*self)._replace(temperature=self.temperature * 30)
-        return hot.generate(key, params, prompt, group_size)
+        return hot.generate(key, params, prompt, group_size, greedy)
 
 
 def test_narrow_log_probs_are_those_that_learn_and_the_samplers_difference_is_weighed_and_reported():

@@ -327,6 +327,7 @@ def test_held_out_prompts_alone_are_shown_with_what_was_answered_and_its_reward(
 
 def test_the_report_lists_what_the_best_agent_answered(cloned):
     lines = cloned.printed.splitlines()
+    assert "tokens/s" in lines[0]
     (setting,) = cloned.summary["settings"]
     best = int(np.argmax(setting["finals"]))
     at = lines.index(f"final evaluation of seed {best}:")

@@ -98,7 +98,11 @@ def train_reward_model(choice: Choice) -> str:
     choice.out.mkdir(parents=True, exist_ok=True)
     leaves = {jax.tree_util.keystr(path): x for path, x in jax.tree_util.tree_leaves_with_path(params)}
     write_whole(choice.out / PARAMETERS, lambda file: file.write(save(leaves)))
-    sizes = {"model": asdict(model.transformer.config), "mean": float(mean), "deviation": float(deviation)}
+    sizes = {
+        "model": asdict(model.transformer.config) | {"start": None},
+        "mean": float(mean),
+        "deviation": float(deviation),
+    }
     write_json(choice.out / SIZES, sizes)
     return f"{num_pairs:.0f} pairs, of which {seen:.1%} are ranked right, and {unseen:.1%} of unseen ones; {choice.out}"
 
