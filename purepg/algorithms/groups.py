@@ -198,9 +198,7 @@ def check_groups(env: Env, network: Network | LanguageModel, c: GroupConfig) -> 
     if c.max_rounds > 1 and not c.skip_groups_without_signal:
         raise UsageError(f"max_rounds ({c.max_rounds}) must be 1 unless skip_groups_without_signal is set")
     if c.max_rounds > 1 and env.task is not None and env.task.judge is not None:
-        raise UsageError(
-            f"max_rounds ({c.max_rounds}) must be 1 with rewards in Python, between which nothing is sampled"
-        )
+        raise UsageError(f"max_rounds ({c.max_rounds}) must be 1 where rewards are Python, which refills no groups")
     if episodes == 1 and c.baseline == "batch_mean":
         raise UsageError("num_prompts * group_size (1) must be at least 2 with baseline batch_mean: it leaves 0 of 1")
     if c.kl_target is not None and is_known(c.kl_coef) and c.kl_coef == 0:

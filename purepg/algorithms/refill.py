@@ -3,7 +3,7 @@
 A group whose returns are all equal has no signal: its advantages are 0. Axes: `P` starts, `G` group, `T` steps.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from purepg.algorithms.configs import GroupConfig
 from purepg.algorithms.groups import GroupedEpisodes, Source
 from purepg.equations.advantages import has_signal
 from purepg.lanes import any_lane
-from purepg.types import Array, EpisodeMetrics, Key, Metrics, State
+from purepg.types import Array, EpisodeMetrics, Key, Metrics, Params
 
 
 class Sampled(NamedTuple):
@@ -36,19 +36,24 @@ def _signal(data: GroupedEpisodes) -> Array:
     return has_signal(jnp.sum(data.reward, axis=-1))[:, 0]
 
 
-def sample_for_update(key: Key, groups: Source, state: State, c: GroupConfig) -> tuple[GroupedEpisodes, Array, Sampled]:
+def sample_for_update(
+    key: Key, groups: Source, params: Params, c: GroupConfig, world: Any = ()
+) -> tuple[GroupedEpisodes, Array, Sampled]:
     """(groups `[P, G, ...]`, whether each has a signal `[P]`, all that was sampled for them).
 
     With `max_rounds` above 1, these are the first `num_prompts` groups with a signal; only after the last round may
-    some have none. Groups that were sampled and rewarded outside of the update stand in place of `state.world`.
+    some have none.
+
+    Args:
+      world: that of the state, in whose place groups may stand that were sampled and rewarded outside of the update.
     """
 
     def draw(key):
-        return groups.sample(key, state.learner.params, c.num_prompts, c.group_size)
+        return groups.sample(key, params, c.num_prompts, c.group_size)
 
-    recorded = isinstance(state.world, GroupedEpisodes)
+    recorded = isinstance(world, GroupedEpisodes)
     if recorded or c.max_rounds == 1:
-        data = state.world if recorded else draw(key)
+        data = world if recorded else draw(key)
         return data, _signal(data), Sampled.of(data)
 
     def one_round(carry):
