@@ -1,6 +1,7 @@
 """The environment of prompts from files: a token task with a tokenizer, whose rewards are Python."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,6 +10,8 @@ import numpy as np
 
 from purepg.envs.tasks import Judge, Task, token_env
 from purepg.language.tokenizer import Tokenizer, load_tokenizer
+from purepg.run.folder.config import read_config
+from purepg.run.folder.files import LOG
 from purepg.run.text.config import TextRunConfig
 from purepg.run.text.prompts import Prompts, read_prompts, table
 from purepg.run.text.rewards import Reward, find_rewards
@@ -30,7 +33,7 @@ def text_env(run: TextRunConfig, network: Any) -> Env:
     train = read_prompts(run.prompts, "prompts")
     held_out = read_prompts(run.eval_prompts or run.prompts, "eval_prompts").first(run.eval_episodes)
     rewards = find_rewards(run.reward, (train, held_out))
-    place = run.tokenizer or getattr(network, "start", None)
+    place = run.tokenizer or _beside(getattr(network, "start", None))
     if place is None:
         raise UsageError("tokenizer (None) must be a Hugging Face folder or a .gguf file, where network.start is None")
     tokenizer = load_tokenizer(place)
@@ -42,6 +45,14 @@ def text_env(run: TextRunConfig, network: Any) -> Env:
         for prompts, token in zip((train, held_out), tables, strict=True)
     )
     return env._replace(held_out=own)
+
+
+def _beside(start: str | None) -> str | None:
+    """Where the tokenizer of a warm start is: there, or where that of a run on text was."""
+    if start is None or not (Path(start) / LOG).exists():
+        return start
+    stored = read_config(Path(start))
+    return stored["run"].get("tokenizer") or _beside(stored.get("network", {}).get("start"))
 
 
 def _env(
