@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from purepg.language.gguf import is_gguf, read_gguf
-from purepg.language.pretrained import read_json
+from purepg.language.pretrained import read_json, write_json
 from purepg.types import UsageError
 
 # Tokens that end a turn or a text in the models read here, whether or not a checkpoint says so.
@@ -69,6 +69,14 @@ class Tokenizer:
             return _compiled(self.template).render(**known | dict(self.special) | variables)
         except (_package("jinja2").TemplateError, TypeError, ValueError) as error:
             raise UsageError(f"the chat template does not accept these messages: {_one_line(error)}") from None
+
+    def save(self, folder: Path, context: int) -> None:
+        """Writes the tokenizer's files in Hugging Face's layout, for texts of up to `context` tokens."""
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": context, **self.special}
+        config |= {"chat_template": self.template, "clean_up_tokenization_spaces": False}
+        write_json(folder / "tokenizer_config.json", {name: x for name, x in config.items() if x is not None})
+        write_json(folder / "generation_config.json", {"eos_token_id": list(self.stop)})
+        self.backend.save(str(folder / "tokenizer.json"))
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
