@@ -37,6 +37,7 @@ from purepg.language.model import LanguageModelConfig, digest
 from purepg.language.pretrained import load_pretrained
 from purepg.optimize import with_params
 from purepg.run import start
+from purepg.run.export import Choice, export
 from purepg.run.load import load
 from purepg.run.loop import described
 from purepg.run.plan import RunConfig
@@ -406,6 +407,13 @@ def test_a_start_is_the_parameters_and_the_sizes_of_the_runs_best_agent(name, re
     assert model.temperature == 0.5 and model.digest == digest(found.params)
     everyone = found.states[0].learner.params
     assert len({digest(jax.tree.map(lambda x, s=s: x[0, s], everyone)) for s in range(2)}) == 2
+
+
+def test_the_best_agent_is_written_for_other_programs(cloned, tmp_path):
+    assert "without a tokenizer" in export(Choice(cloned.out, tmp_path / "model"))
+    config, num_tokens, params = load_pretrained(tmp_path / "model")
+    assert num_tokens == len(ENV.task.vocabulary) and config.num_layers == 1
+    jax.tree.map(np.testing.assert_array_equal, params, cloned.params)
 
 
 def test_the_package_reads_a_start_as_a_run_does_inside_of_a_program_too(cloned):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from gguf_files import write_gguf
 
+from purepg.language.gguf import read_gguf
 from purepg.language.tokenizer import Tokenizer, load_tokenizer
 from purepg.types import UsageError
 
@@ -101,8 +102,6 @@ def test_each_digit_is_a_token_and_a_special_token_in_the_text_is_one_id(folder,
 @pytest.mark.parametrize(("kind", "size"), [("gpt-2", 5), ("smollm", 5), ("llama-bpe", 2), ("qwen2", 5)])
 def test_digits_are_split_as_the_kind_of_tokenizer_says(gguf, kind, size):
     """Of a vocabulary that knows 123, 45 and 12345, only GPT-2's words are long enough for the last."""
-    from purepg.language.gguf import read_gguf
-
     metadata = read_gguf(gguf).metadata
     more = ["12", "123", "45", "12345"]
     metadata["tokenizer.ggml.tokens"] += more
@@ -193,6 +192,23 @@ def test_what_is_missing_or_damaged_is_named(folder, gguf, tmp_path):
     refuses(folder, "tokenizer.json is no tokenizer")
     (folder / "tokenizer.json").unlink()
     refuses(folder, "tokenizer.json is missing")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("ggml.model", "llama", "its tokenizer (llama, smollm) must be gpt2"),  # SentencePiece
+        ("ggml.tokens", 3, "tokenizer.ggml.tokens must be a list of texts"),
+        ("ggml.merges", [1, 2], "tokenizer.ggml.merges must be a list of texts"),
+        ("ggml.merges", ["nothing here"], "its tokenizer is damaged"),
+        ("ggml.token_type", ["x"], "tokenizer.ggml.token_type must be a list of integers"),
+        ("ggml.token_type", [1, 1], "has 401 tokens but 2"),
+        ("chat_template", 7, "its chat template must be text"),
+    ],
+)
+def test_an_entry_of_another_type_is_named(gguf, name, value, says):
+    write_gguf(gguf, read_gguf(gguf).metadata | {f"tokenizer.{name}": value}, {})
+    refuses(gguf, says)
 
 
 @pytest.mark.parametrize("package", ["tokenizers", "jinja2"])

@@ -72,9 +72,7 @@ def load_pretrained(path: str | Path, dtype: Any = jnp.float32) -> tuple[Transfo
         tensors = read_tensors(path)
     else:
         raise UsageError(f"{path} must be a folder that holds config.json and {SINGLE}, but is no folder")
-    network = Transformer(config, num_tokens)
-    expected = jax.eval_shape(network.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 1), jnp.int32))
-    names = jax.tree_util.tree_map_with_path(lambda path, _: _name([key.key for key in path[1:]]), expected)
+    names, expected = stored_parameters(config, num_tokens)
     ignored = {"lm_head.weight"} if config.tied_head else set()
     unknown = [x for x in tensors if x not in {*jax.tree.leaves(names), *ignored} and not x.endswith("inv_freq")]
     if unknown:
@@ -86,6 +84,13 @@ def load_pretrained(path: str | Path, dtype: Any = jnp.float32) -> tuple[Transfo
         return _parameter(name, tensors[name], like.shape, dtype)
 
     return config, num_tokens, jax.tree.map(parameter, names, expected)
+
+
+def stored_parameters(config: TransformerConfig, num_tokens: int) -> tuple[Params, Params]:
+    """Returns the name in a checkpoint, and the shape and dtype, of every parameter of `Transformer`."""
+    network = Transformer(config, num_tokens)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 1), jnp.int32))
+    return jax.tree_util.tree_map_with_path(lambda path, _: _name([key.key for key in path[1:]]), shapes), shapes
 
 
 def read_config(file: Path) -> tuple[TransformerConfig, int]:
@@ -243,3 +248,8 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UsageError(f"{file} must hold a JSON object")
     return found
+
+
+def write_json(file: Path, entries: dict[str, Any]) -> None:
+    """Writes a JSON object."""
+    file.write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", "utf-8")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from purepg.language.gguf import is_gguf, read_gguf
-from purepg.language.pretrained import read_json
+from purepg.language.pretrained import read_json, write_json
 from purepg.types import UsageError
 
 # Tokens that end a turn or a text in the models read here, whether or not a checkpoint says so.
@@ -70,6 +70,14 @@ class Tokenizer:
         except (_package("jinja2").TemplateError, TypeError, ValueError) as error:
             raise UsageError(f"the chat template does not accept these messages: {_one_line(error)}") from None
 
+    def save(self, folder: Path, context: int) -> None:
+        """Writes the tokenizer's files in Hugging Face's layout, for texts of up to `context` tokens."""
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": context, **self.special}
+        config |= {"chat_template": self.template, "clean_up_tokenization_spaces": False}
+        write_json(folder / "tokenizer_config.json", {name: x for name, x in config.items() if x is not None})
+        write_json(folder / "generation_config.json", {"eos_token_id": list(self.stop)})
+        self.backend.save(str(folder / "tokenizer.json"))
+
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """Returns the tokenizer of a checkpoint.
@@ -89,6 +97,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     stop = tuple(dict.fromkeys(x for x in (*first, *ends, *named) if x is not None))
     if not stop:
         raise UsageError(f"{path} names no token that ends a text, such as eos_token in tokenizer_config.json")
+    if not isinstance(template, str | None):
+        raise UsageError(f"{path}: its chat template must be text")
     backend.no_truncation()
     backend.no_padding()
     return Tokenizer(backend, num_tokens or backend.get_vocab_size(), stop, special, template)
@@ -113,29 +123,32 @@ def _of_folder(folder: Path) -> tuple[Any, int | None, list[int], dict[str, str]
         ends += found if isinstance(found, list) else [found]
     template, jinja = own.get("chat_template"), folder / "chat_template.jinja"
     if isinstance(template, list):  # several, by name
-        template = {x["name"]: x["template"] for x in template}.get("default")
+        template = {x.get("name"): x.get("template") for x in template if isinstance(x, dict)}.get("default")
     if jinja.is_file():
         template = jinja.read_text("utf-8")
-    return backend, model.get("vocab_size"), ends, {name: x for name, x in texts.items() if x}, template
+    special = {name: x for name, x in texts.items() if isinstance(x, str)}
+    size = model.get("vocab_size")
+    ends = [x for x in ends if isinstance(x, int)]
+    return backend, size if isinstance(size, int) else None, ends, special, template
 
 
 def _of_gguf(path: Path) -> tuple[Any, int | None, list[int], dict[str, str], str | None]:
     """Returns the same of a GGUF file, whose tokenizer is built anew."""
     found = {name.removeprefix("tokenizer."): x for name, x in read_gguf(path).metadata.items()}
     kind, split = found.get("ggml.model"), found.get("ggml.pre")
-    if kind != "gpt2" or split not in SPLITS:
+    if kind != "gpt2" or not isinstance(split, str) or split not in SPLITS:
         known = ", ".join(SPLITS)
         raise UsageError(f"{path}: its tokenizer ({kind}, {split}) must be gpt2 with one of {known}")
-    missing = [name for name in ("ggml.tokens", "ggml.merges", "ggml.token_type") if name not in found]
-    if missing:
-        raise UsageError(f"{path} has no tokenizer.{missing[0]}")
-    tokens, kinds = found["ggml.tokens"], found["ggml.token_type"]
+    tokens, merges = (_entries(path, found, name, str) for name in ("ggml.tokens", "ggml.merges"))
+    kinds = _entries(path, found, "ggml.token_type", int)
+    if len(kinds) != len(tokens):
+        raise UsageError(f"{path} has {len(tokens)} tokens but {len(kinds)} in tokenizer.ggml.token_type")
     ids = {token: i for i, token in enumerate(tokens) if kinds[i] != UNUSED}
-    merges = [tuple(merge.split(" ", 1)) for merge in found["ggml.merges"]]
+    pairs = [tuple(merge.split(" ", 1)) for merge in merges]
     package = _package("tokenizers")
     pre = package.pre_tokenizers
     try:
-        backend = package.Tokenizer(package.models.BPE(ids, merges, ignore_merges=split == "llama-bpe"))
+        backend = package.Tokenizer(package.models.BPE(ids, pairs, ignore_merges=split == "llama-bpe"))
     except Exception as error:  # as above
         raise UsageError(f"{path}: its tokenizer is damaged: {_one_line(error)}") from None
     bytes_of = pre.ByteLevel(add_prefix_space=False, use_regex=SPLITS[split] is None)
@@ -148,9 +161,17 @@ def _of_gguf(path: Path) -> tuple[Any, int | None, list[int], dict[str, str], st
     for add, type_ in ((backend.add_special_tokens, CONTROL), (backend.add_tokens, USER_DEFINED)):
         chosen = [token for token, i in ids.items() if kinds[i] == type_]
         add([package.AddedToken(token, normalized=False, special=type_ == CONTROL) for token in chosen])
-    at = {name: found.get(f"ggml.{theirs}_token_id", len(tokens)) for name, theirs in SPECIAL.items()}
-    special = {name: tokens[i] for name, i in at.items() if i < len(tokens)}
+    at = {name: found.get(f"ggml.{theirs}_token_id") for name, theirs in SPECIAL.items()}
+    special = {name: tokens[i] for name, i in at.items() if isinstance(i, int) and 0 <= i < len(tokens)}
     return backend, len(tokens), [], special, found.get("chat_template")
+
+
+def _entries(path: Path, found: Mapping[str, Any], name: str, kind: type) -> list[Any]:
+    """Returns a list of a GGUF file. Raises UsageError if it is missing or holds anything else."""
+    entries = found.get(name)
+    if not isinstance(entries, list) or not all(isinstance(x, kind) for x in entries):
+        raise UsageError(f"{path}: tokenizer.{name} must be a list of {'texts' if kind is str else 'integers'}")
+    return entries
 
 
 @functools.lru_cache(maxsize=8)
