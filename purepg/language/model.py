@@ -23,7 +23,15 @@ from purepg.envs.contract import first_difference
 from purepg.envs.tasks import Task
 from purepg.equations.distributions import Categorical
 from purepg.language.lora import TARGETS, LoRA, Target, adapters, joined, merge
-from purepg.language.transformer import Cache, Transformer, TransformerConfig, check_transformer, init_cache
+from purepg.language.transformer import (
+    Cache,
+    Transformer,
+    TransformerConfig,
+    check_transformer,
+    init_cache,
+    stacked,
+    unstacked,
+)
 from purepg.language.vocabulary import HiddenCategorical
 from purepg.loops import in_chunks
 from purepg.precision import has_narrow, in_bfloat16
@@ -43,6 +51,7 @@ class LanguageModelConfig(TransformerConfig):
       lora_targets: the linear layers of every block that have an adapter.
       bfloat16: compute in bfloat16. What learns, and its optimiser, stay float32; what is frozen is kept in bfloat16.
       remat: in a gradient, keep only the inputs of each block, and compute the rest again.
+      scan_layers: compile one block for all layers. Deep models compile faster.
       rows_at_once: score so many rows at a time; gradients are those of all rows, and memory that of these. None: all.
       tokens_at_once: compute the logits of so many tokens at a time, and again in a gradient, so that those of a whole
         batch never exist. None: all.
@@ -55,6 +64,7 @@ class LanguageModelConfig(TransformerConfig):
     lora_targets: tuple[Target, ...] = TARGETS
     bfloat16: bool = False
     remat: bool = False
+    scan_layers: bool = False
     rows_at_once: Count | None = None
     tokens_at_once: Count | None = None
 
@@ -112,10 +122,10 @@ class LanguageModel(NamedTuple):
         params = joined(self.frozen or {}, params)
         return in_bfloat16(params) if self.config.bfloat16 else params
 
-    def merged(self, params: Params) -> Params:
-        """The parameters of the same model without adapters."""
+    def plain(self, params: Params) -> Params:
+        """The parameters of the same model without adapters and with its layers apart, from those that learn."""
         lora = self.transformer.lora
-        return params if lora is None else merge(joined(self.frozen or {}, params), lora.scale)
+        return unstacked(params if lora is None else merge(joined(self.frozen or {}, params), lora.scale))
 
     def is_narrow(self, params: Params) -> bool:
         """Whether it computes in less than float32."""
@@ -179,9 +189,12 @@ def language_model(env: Env, config: LanguageModelConfig, params: Params | None 
         raise UsageError(f"lora_rank ({config.lora_rank}) needs a model to adapt: set start")
     if config.lora_rank and not config.lora_targets:
         raise UsageError(f"lora_targets (()) must name at least one of {', '.join(TARGETS)}")
+    num_tokens, scan = len(env.task.vocabulary), config.scan_layers
     if params is not None:
-        _check_params(Transformer(config, len(env.task.vocabulary)), params)
-    transformer = Transformer(config, len(env.task.vocabulary), config.lora, config.remat)
+        is_stacked = "blocks" in params.get("params", {})
+        _check_params(Transformer(config, num_tokens, scan_layers=scan and is_stacked), params)
+        params = stacked(params, config.num_layers) if scan and not is_stacked else params
+    transformer = Transformer(config, num_tokens, config.lora, config.remat, scan)
     return LanguageModel(transformer, env.task, config.temperature, params)
 
 
