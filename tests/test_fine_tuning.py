@@ -16,6 +16,7 @@ from purepg.envs.tasks import token_env
 from purepg.lab.exact import in_float64
 from purepg.language.lora import TARGETS, joined
 from purepg.language.model import LanguageModel, LanguageModelConfig, language_model
+from purepg.language.transformer import stacked, unstacked
 from purepg.types import UsageError
 
 R, V, B, K = 6, 8, 7, 3
@@ -155,6 +156,31 @@ def test_what_cannot_be_adapted_is_refused_in_one_line(changes, message):
 
 
 # --- chunks ---
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_one_block_that_is_compiled_for_all_layers_is_as_good_as_several(remat):
+    """Their gradients, their samples, and their adapters merged, layer by layer again."""
+    several, one = adapted(), adapted(scan_layers=True, remat=remat)
+    own = both(several)
+    (value, slope), (again, slope_again) = (
+        gradient(model, *x) for model, x in ((several, own), (one, [stacked(x, PLAIN.num_layers) for x in own]))
+    )
+    np.testing.assert_allclose(again, value, rtol=1e-13)
+    same(unstacked(slope_again), slope)
+    if remat:  # a cache is never part of a gradient
+        return
+    start, params = jax.tree.map(np.float32, (BASE, own[0]))
+    drawn, drawn_again = (
+        quick_jit(lambda x, model=model: model.generate(jax.random.key(0), x, jnp.asarray(ROWS[:, :L]), 2))(x)
+        for model, x in (
+            (several._replace(start=start), params),
+            (one._replace(start=stacked(start, PLAIN.num_layers)), stacked(params, PLAIN.num_layers)),
+        )
+    )
+    np.testing.assert_array_equal(drawn_again[0], drawn[0])
+    np.testing.assert_allclose(drawn_again[1], drawn[1], rtol=0, atol=1e-5)
+    same(in_float64(one.plain, stacked(own[0], PLAIN.num_layers)), in_float64(several.plain, own[0]))
 
 
 @pytest.mark.parametrize("make", [full, adapted])
