@@ -542,12 +542,13 @@ def test_what_is_frozen_is_an_argument_of_a_runs_programs_and_no_constant(adapte
 def test_adapters_loaded_answer_as_their_run_said_and_merged_are_a_start(adapted, capsys):
     experiment, found, _ = adapted
     agent = load(found.out, setting=1, seed=0)
-    key = jax.random.fold_in(jax.random.key(0), 2**31 - 1)  # the run's evaluation
+    key, env = jax.random.fold_in(jax.random.key(0), 2**31 - 1), agent.env.held_out  # of the run's evaluation
+    assert env
 
     @quick_jit
     def mean(frozen, state):
         act = agent.policy(frozen, state, True)
-        return evaluate(key, agent.env.held_out, act, EVAL_EPISODES, R).episode_return.mean()
+        return evaluate(key, env, act, EVAL_EPISODES, R).episode_return.mean()
 
     assert float(mean(agent.frozen, agent.state)) == found.summary["settings"][1]["mode"]["finals"][0]
     assert "held" not in evaluated(capsys, str(found.out), "--best", "--episodes", "20")

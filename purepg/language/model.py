@@ -21,7 +21,7 @@ import numpy as np
 from purepg.config import Count, Positive
 from purepg.envs.contract import first_difference
 from purepg.envs.tasks import Task
-from purepg.equations.distributions import Categorical
+from purepg.equations.distributions import Categorical, Distribution
 from purepg.language.lora import TARGETS, LoRA, Target, adapters, joined, merge
 from purepg.language.transformer import (
     Cache,
@@ -139,7 +139,7 @@ class LanguageModel(NamedTuple):
         value = jnp.take_along_axis(value, last, axis=1)
         return self._policy(params, hidden).whole(), value.reshape(obs.shape[:-1])
 
-    def score(self, params: Params, token: Array) -> tuple[Categorical | HiddenCategorical, Array]:
+    def score(self, params: Params, token: Array) -> tuple[Distribution, Array]:
         """Returns (distributions `[..., R, V]`, V `[..., R]`) before each column of the response, for rows
         `[..., L + R]`. Where the config says `tokens_at_once`, the logits are not computed yet."""
         before = slice(self.task.prompt_length - 1, -1)

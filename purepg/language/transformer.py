@@ -254,9 +254,9 @@ class Transformer(nn.Module):
         angle = rotary_angle(position, c.head_size, c.rope_theta, at_least_float32(x).dtype)
         remat = self.remat and cache is None
         if self.scan_layers:
-            block = nn.remat(Block, prevent_cse=False) if remat else Block
+            kind: Any = nn.remat(Block, prevent_cse=False) if remat else Block
             axes: Any = {"variable_axes": {"params": 0}, "in_axes": (0, *[nn.broadcast] * 3)}
-            blocks = nn.scan(block, split_rngs={"params": True}, length=c.num_layers, **axes)(
+            blocks = nn.scan(kind, split_rngs={"params": True}, length=c.num_layers, **axes)(
                 c, self.lora, name="blocks"
             )
             (x, cache), _ = blocks((x, cache), jnp.arange(c.num_layers), angle, visible, column)
