@@ -45,7 +45,7 @@ RESPONSES = np.array([[2, -1], [0, 2], [0, 0], [0, 1], [1, 2], [1, 0], [1, 1]], 
 MASK = RESPONSES >= 0
 N = len(RESPONSES)
 REWARD = np.array([0.3, -1.0, 2.0, 0.5, 1.2, -0.7, 0.1])
-POLICY, OTHER, REFERENCE = 2, 10, 19  # seeds of parameters
+POLICY, OTHER, REFERENCE, FROZEN = 2, 10, 19, 2  # seeds of parameters
 ALIKE = np.zeros((N, R))  # log-ratios where the policy is the one that acted
 MODEL = LanguageModelConfig(
     hidden_size=4, num_layers=1, num_heads=2, num_kv_heads=1, mlp_size=3, tied_head=False, value_head=True,
@@ -72,11 +72,20 @@ def task(reward: Any) -> Task:
 
 
 ENV = token_env(task(np.float32(REWARD)))
+CHUNKS: Any = {"rows_at_once": 3, "tokens_at_once": 5, "remat": True}
+
+
+def model_of(env: Any, how: str = "") -> LanguageModel:
+    """A model all of whose parameters learn, or adapters of a frozen one; scored at once or in chunks."""
+    config = dataclasses.replace(MODEL, **CHUNKS if "chunks" in how else {})
+    if "lora" not in how:
+        return language_model(env, config)
+    return language_model(env, dataclasses.replace(config, lora_rank=2, lora_alpha=3.0), parameters(FROZEN))
 
 
 @functools.cache
-def parameters(seed: int, scale: float = 0.55) -> Any:
-    model, rng = language_model(ENV, MODEL), np.random.default_rng(seed)
+def parameters(seed: int, scale: float = 0.55, how: str = "") -> Any:
+    model, rng = model_of(ENV, how), np.random.default_rng(seed)
     shapes = jax.eval_shape(lambda key: model.init(key, ENV.reset(key)[1]), jax.random.key(0))
     return jax.tree.map(lambda x: scale * rng.normal(size=x.shape), shapes)
 
@@ -118,9 +127,9 @@ class Exact(NamedTuple):
         return -np.exp(self.reference.sum(1)) @ self.score.sum(1)
 
 
-@quick_jit
-def _exactly(params, reference):
-    model = language_model(ENV, MODEL)
+@partial(quick_jit, static_argnames="how")
+def _exactly(params, reference, how):
+    model = model_of(ENV, how)
     rows = jnp.concatenate([jnp.broadcast_to(jnp.asarray(PROMPT), (N, L)), jnp.asarray(RESPONSES)], axis=1)
 
     def read(params):
@@ -141,10 +150,9 @@ def _exactly(params, reference):
 
 
 @functools.cache
-def exactly(seed: int = POLICY) -> Exact:
-    (log_prob, reference, value, kl), ((score, value_score), kls) = in_float64(
-        _exactly, parameters(seed), parameters(REFERENCE)
-    )
+def exactly(seed: int = POLICY, how: str = "") -> Exact:
+    own = parameters(seed, how=how), parameters(REFERENCE, how=how)
+    (log_prob, reference, value, kl), ((score, value_score), kls) = in_float64(partial(_exactly, how=how), *own)
     forward, reverse = map(flat, kls)
     return Exact(log_prob, reference, value, kl, flat(score, 2), flat(value_score, 2), forward, reverse)
 
@@ -152,13 +160,13 @@ def exactly(seed: int = POLICY) -> Exact:
 # --- what the algorithm does ---
 
 
-@jax.jit
-def _score(params, token):
+@partial(jax.jit, static_argnames="how")
+def _score(params, token, how):
     """`LanguageModel.score`, traced once for all the programs below."""
-    return language_model(ENV, MODEL).score(params, token)
+    return model_of(ENV, how).score(params, token)
 
 
-def answering(env: Any, index: Any, behind: Any, truncation: Truncation = ALL_TOKENS) -> LanguageModel:
+def answering(env: Any, index: Any, behind: Any, truncation: Truncation = ALL_TOKENS, how: str = "") -> LanguageModel:
     """A model that answers with the responses of these numbers, `[P, G]`.
 
     Args:
@@ -177,19 +185,19 @@ def answering(env: Any, index: Any, behind: Any, truncation: Truncation = ALL_TO
             return token, jnp.where(response >= 0, log_prob - behind[index], 0.0)
 
         def score(self, params, token):
-            return _score(params, token)
+            return _score(params, token, how)
 
-    return Answering(*language_model(env, MODEL)._replace(truncation=truncation))
+    return Answering(*model_of(env, how)._replace(truncation=truncation))
 
 
 @functools.cache
-def _steps(config: GRPOConfig, watched: bool, truncation: Truncation):
+def _steps(config: GRPOConfig, watched: bool, truncation: Truncation, how: str):
     def one(hyper, params, reference, reward, behind, index):
         c = dataclasses.replace(config, **hyper)
         env = token_env(task(reward))
         train_state = init_train_state(step_direction("sgd", None), params)
         learner = GroupLearner(train_state, reference, jnp.asarray(c.kl_coef, float))
-        state, metrics = grpo(env, answering(env, index, behind, truncation), c).step(
+        state, metrics = grpo(env, answering(env, index, behind, truncation, how), c).step(
             jax.random.key(0), State(learner, ()), jnp.int32(0)
         )
         moved = jax.tree.map(jnp.subtract, state.learner.params, params)
@@ -205,12 +213,13 @@ def every_group(config: GRPOConfig) -> np.ndarray:
 
 
 def updates(
-    config, seed=POLICY, reward=REWARD, behind=ALIKE, watched=False, truncation=ALL_TOKENS, **hyper: float
+    config, seed=POLICY, reward=REWARD, behind=ALIKE, watched=False, truncation=ALL_TOKENS, how="", **hyper: float
 ) -> Any:
     """What the step adds to the parameters for every group, `[groups, D]`; `hyper` is of the config, and traced."""
     usual = {name: getattr(config, name) for name in ("kl_coef", "clip_eps", "gae_lambda", "value_coef")}
-    arguments = usual | {"clip_eps_high": config.clip_eps} | hyper, parameters(seed), parameters(REFERENCE)
-    found = in_float64(_steps(config, watched, truncation), *arguments, reward, behind, every_group(config))
+    own = parameters(seed, how=how), parameters(REFERENCE, how=how)
+    arguments = usual | {"clip_eps_high": config.clip_eps} | hyper, *own
+    found = in_float64(_steps(config, watched, truncation, how), *arguments, reward, behind, every_group(config))
     return (flat(found[0], 1), *found[1:]) if watched else flat(found[0], 1)
 
 
@@ -399,6 +408,17 @@ def test_rewards_that_are_equal_but_for_rounding_are_no_signal():
 
 
 # --- the KL ---
+
+
+@pytest.mark.parametrize("how", ["chunks", "lora in chunks"])
+def test_what_makes_a_model_fit_leaves_the_expected_update_exact_and_the_watched_kl(how):
+    """Through the reference's score, the loss and what is watched; the gradient is that of the adapters."""
+    exact = exactly(how="lora" if "lora" in how else "")
+    config = but(group_size=2, baseline="leave_one_out", kl_in="reward", kl_estimator="k1")
+    found, metrics, _ = updates(config, how=how, watched=True, kl_coef=0.25)
+    same(mean(config, found, exact), exact.gradient(REWARD) - 0.25 * exact.kl_gradient)
+    first = every_group(config)[:, 0, 0]  # of every group, each fourth episode is watched
+    np.testing.assert_allclose(metrics["kl_reference"], exact.kl.sum(1)[first], rtol=1e-12)
 
 
 @pytest.mark.parametrize("G", [2, 3])

@@ -534,6 +534,75 @@ def test_a_reward_model_ranks_unseen_answers_and_pays_the_same_when_it_is_read_a
         with_learned_reward(ENV, tmp_path / "none")
 
 
+# --- adapters ---
+
+
+@pytest.fixture(scope="module")
+def adapted(cloned, tmp_path_factory):
+    network = LanguageModelConfig(
+        start=str(cloned.out), lora_rank=2, scan_layers=True, rows_at_once=3, tokens_at_once=7, bfloat16=True
+    )
+    experiment = tuning(cloned.out)
+    experiment = experiment._replace(network_config=network, run=replace(experiment.run, num_seeds=2))
+    numbers, compile_ = [], Population._compile
+
+    def note(self, function, *arguments, **static):
+        traced = function.trace(*arguments, **static).jaxpr
+        numbers.append((sum(x.size for x in traced.consts), sum(x.size for x in traced.in_avals)))
+        return compile_(self, function, *arguments, **static)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Population, "_compile", note)
+        made = run(experiment, tmp_path_factory.mktemp("adapted") / "out", "--sweep", "lora_alpha=4.0,16.0")
+    return experiment, made, numbers
+
+
+def test_a_run_of_adapters_keeps_them_alone_and_their_frozen_model_is_the_start(cloned, adapted):
+    (state,) = adapted[1].states
+    sizes = [sum(x.size for x in jax.tree.leaves(x)) for x in (state.learner.train_state.params, cloned.params)]
+    assert sizes[0] < 4 * 0.6 * sizes[1] and state.learner.params["params"].keys() == {"blocks"}
+    ups = state.learner.params["params"]["blocks"]["mlp"]["up"]["lora_b"]
+    assert ups.shape[:2] == (2, 2) and len(np.unique(ups.reshape(4, -1), axis=0)) == 4 and ups.all()
+    assert not state.learner.reference["params"]["blocks"]["mlp"]["up"]["lora_b"].any()
+    kernel = adapted[0].network(ENV, adapted[0].network_config).frozen["params"]["blocks"]["mlp"]["up"]["kernel"]
+    np.testing.assert_array_equal(kernel[0], cloned.params["params"]["mlp_0"]["up"]["kernel"].astype(kernel.dtype))
+
+
+def test_what_is_frozen_is_an_argument_of_a_runs_programs_and_no_constant(adapted):
+    experiment, _, numbers = adapted
+    size = sum(x.size for x in jax.tree.leaves(experiment.network(ENV, experiment.network_config).frozen))
+    assert len(numbers) >= 3
+    for constant, argument in numbers:
+        assert constant < size / 4 and argument > size
+
+
+def test_adapters_loaded_answer_as_their_run_said_and_merged_are_a_start(adapted, capsys):
+    experiment, found, _ = adapted
+    agent = load(found.out, setting=1, seed=0)
+    key, env = jax.random.fold_in(jax.random.key(0), 2**31 - 1), agent.env.held_out  # of the run's evaluation
+    assert env
+
+    @quick_jit
+    def mean(frozen, state):
+        act = agent.policy(frozen, state, True)
+        return evaluate(key, env, act, EVAL_EPISODES, R).episode_return.mean()
+
+    assert float(mean(agent.frozen, agent.state)) == found.summary["settings"][1]["mode"]["finals"][0]
+    assert "held" not in evaluated(capsys, str(found.out), "--best", "--episodes", "20")
+    model = language_model(ENV, LanguageModelConfig(start=str(found.out)))
+    finals = [setting["finals"] for setting in found.summary["settings"]]
+    best = np.unravel_index(np.argmax(finals), np.shape(finals))
+    agent = load(found.out, best=True)
+    assert (agent.setting, agent.seed) == best and model.transformer.lora is None and model.start
+    whole = experiment.network(ENV, replace(experiment.network_config, lora_alpha=(4.0, 16.0)[agent.setting]))
+    row = jnp.asarray(np.tile(np.array([[3, 7, 10, 7, 3, EOS]]), (2, 1)))
+    one, other = (
+        quick_jit(lambda row, model=model, params=params: model.score(params, row)[0].log_prob(row[:, L:]))(row)
+        for model, params in ((whole, agent.state.learner.params), (model, model.start))
+    )
+    np.testing.assert_allclose(one, other, atol=0.1)  # of bfloat16
+
+
 # --- to go on ---
 
 

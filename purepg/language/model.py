@@ -21,10 +21,10 @@ import numpy as np
 from purepg.config import Count, Positive, Share
 from purepg.envs.contract import first_difference
 from purepg.envs.tasks import Task
-from purepg.equations.distributions import Categorical
+from purepg.equations.distributions import Categorical, Distribution
 from purepg.language.lora import TARGETS, LoRA, Target, adapters, joined, merge
 from purepg.language.sampling import Truncation, generate
-from purepg.language.transformer import Transformer, TransformerConfig, check_transformer
+from purepg.language.transformer import Transformer, TransformerConfig, check_transformer, stacked, unstacked
 from purepg.language.vocabulary import HiddenCategorical
 from purepg.loops import in_chunks
 from purepg.precision import has_narrow, in_bfloat16
@@ -50,6 +50,7 @@ class LanguageModelConfig(TransformerConfig):
       lora_targets: the linear layers of every block that have an adapter.
       bfloat16: compute in bfloat16. What learns, and its optimiser, stay float32; what is frozen is kept in bfloat16.
       remat: in a gradient, keep only the inputs of each block, and compute the rest again.
+      scan_layers: compile one block for all layers. Deep models compile faster.
       rows_at_once: score so many rows at a time; gradients are those of all rows, and memory that of these. None: all.
       tokens_at_once: compute the logits of so many tokens at a time, and again in a gradient, so that those of a whole
         batch never exist. None: all.
@@ -65,6 +66,7 @@ class LanguageModelConfig(TransformerConfig):
     lora_targets: tuple[Target, ...] = TARGETS
     bfloat16: bool = False
     remat: bool = False
+    scan_layers: bool = False
     rows_at_once: Count | None = None
     tokens_at_once: Count | None = None
 
@@ -124,10 +126,10 @@ class LanguageModel(NamedTuple):
         params = joined(self.frozen or {}, params)
         return in_bfloat16(params) if self.config.bfloat16 else params
 
-    def merged(self, params: Params) -> Params:
-        """The parameters of the same model without adapters."""
+    def plain(self, params: Params) -> Params:
+        """The parameters of the same model without adapters and with its layers apart, from those that learn."""
         lora = self.transformer.lora
-        return params if lora is None else merge(joined(self.frozen or {}, params), lora.scale)
+        return unstacked(params if lora is None else merge(joined(self.frozen or {}, params), lora.scale))
 
     def is_narrow(self, params: Params) -> bool:
         """Whether it computes in less than float32."""
@@ -141,7 +143,7 @@ class LanguageModel(NamedTuple):
         value = jnp.take_along_axis(value, last, axis=1)
         return self._policy(params, hidden).whole(), value.reshape(obs.shape[:-1])
 
-    def score(self, params: Params, token: Array) -> tuple[Categorical | HiddenCategorical, Array]:
+    def score(self, params: Params, token: Array) -> tuple[Distribution, Array]:
         """Returns (distributions `[..., R, V]`, V `[..., R]`) before each column of the response, for rows
         `[..., L + R]`. Where the config says `tokens_at_once`, the logits are not computed yet."""
         before = slice(self.task.prompt_length - 1, -1)
@@ -197,9 +199,12 @@ def language_model(env: Env, config: LanguageModelConfig, params: Params | None 
         raise UsageError(f"lora_rank ({config.lora_rank}) needs a model to adapt: set start")
     if config.lora_rank and not config.lora_targets:
         raise UsageError(f"lora_targets (()) must name at least one of {', '.join(TARGETS)}")
+    num_tokens, scan = env.task.num_tokens, config.scan_layers
     if params is not None:
-        _check_params(Transformer(config, env.task.num_tokens), params)
-    transformer = Transformer(config, env.task.num_tokens, config.lora, config.remat)
+        is_stacked = "blocks" in params.get("params", {})
+        _check_params(Transformer(config, num_tokens, scan_layers=scan and is_stacked), params)
+        params = stacked(params, config.num_layers) if scan and not is_stacked else params
+    transformer = Transformer(config, num_tokens, config.lora, config.remat, scan)
     truncation = Truncation(config.top_k, config.top_p, config.min_p)
     return LanguageModel(transformer, env.task, config.temperature, params, truncation)
 

@@ -12,18 +12,20 @@ agree whatever program they are compiled in.
 
 import math
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from purepg.config import Config, Count, Positive, check
 from purepg.language.lora import LoRA
 from purepg.precision import at_least_float32, rounded
-from purepg.types import Array, UsageError
+from purepg.types import Array, Params, UsageError
 
 ONE_HOT_TOKENS = 64  # largest vocabulary for which `embed` multiplies one-hot rows
 
@@ -118,7 +120,7 @@ class Attention(nn.Module):
     """Causal attention with grouped queries: query head h uses the keys and values of head h // (H / K)."""
 
     config: TransformerConfig
-    layer: int  # index of this layer's keys and values in the cache
+    layer: Any  # index of this layer's keys and values in the cache
     lora: LoRA | None = None
 
     @nn.compact
@@ -170,6 +172,36 @@ class MLP(nn.Module):
         return _dense(inside, c.hidden_size, "down", self.lora, scale=_residual_scale(c))
 
 
+def _block(
+    c: TransformerConfig,
+    lora: LoRA | None,
+    layer: Any,
+    suffix: str,
+    x: Array,
+    angle: Array,
+    visible: Array,
+    cache: Cache | None,
+    column: Array | int,
+) -> tuple[Array, Cache | None]:
+    normed = RMSNorm(c.rms_eps, name=f"attention_norm{suffix}")(x)
+    read, cache = Attention(c, layer, lora, name=f"attention{suffix}")(normed, angle, visible, cache, column)
+    x = rounded(x + read)
+    normed = RMSNorm(c.rms_eps, name=f"mlp_norm{suffix}")(x)
+    return rounded(x + MLP(c, lora, name=f"mlp{suffix}")(normed)), cache
+
+
+class Block(nn.Module):
+    """A layer of a scan over them."""
+
+    config: TransformerConfig
+    lora: LoRA | None = None
+
+    @nn.compact
+    def __call__(self, carry: Any, layer: Array, angle: Array, visible: Array, column: Array | int) -> tuple[Any, None]:
+        x, cache = carry
+        return _block(self.config, self.lora, layer, "", x, angle, visible, cache, column), None
+
+
 class Transformer(nn.Module):
     """Logits of the next token, and V, after every prefix of every row.
 
@@ -180,12 +212,14 @@ class Transformer(nn.Module):
     Attributes:
       lora: adds adapters to the linear layers that it names, as further parameters.
       remat: keep only the inputs of each block for a gradient, which computes the block again.
+      scan_layers: compile one block for all layers. Its parameters are those of `stacked`.
     """
 
     config: TransformerConfig
     num_tokens: int
     lora: LoRA | None = None
     remat: bool = False
+    scan_layers: bool = False
 
     @nn.compact
     def __call__(
@@ -229,18 +263,22 @@ class Transformer(nn.Module):
         angle = rotary_angle(
             position, c.head_size, c.rope_theta, at_least_float32(x).dtype, c.rope_factor, c.rope_context
         )
+        remat = self.remat and cache is None
+        if self.scan_layers:
+            kind: Any = nn.remat(Block, prevent_cse=False) if remat else Block
+            axes: Any = {"variable_axes": {"params": 0}, "in_axes": (0, *[nn.broadcast] * 3)}
+            blocks = nn.scan(kind, split_rngs={"params": True}, length=c.num_layers, **axes)(
+                c, self.lora, name="blocks"
+            )
+            (x, cache), _ = blocks((x, cache), jnp.arange(c.num_layers), angle, visible, column)
+        else:
 
-        def block(self, i, x, cache):
-            normed = RMSNorm(c.rms_eps, name=f"attention_norm_{i}")(x)
-            read, cache = Attention(c, i, self.lora, name=f"attention_{i}")(normed, angle, visible, cache, column)
-            x = rounded(x + read)
-            x = rounded(x + MLP(c, self.lora, name=f"mlp_{i}")(RMSNorm(c.rms_eps, name=f"mlp_norm_{i}")(x)))
-            return x, cache
+            def block(self, i, x, cache):
+                return _block(c, self.lora, i, f"_{i}", x, angle, visible, cache, column)
 
-        if self.remat and cache is None:
-            block = nn.remat(block, static_argnums=(1,))
-        for i in range(c.num_layers):
-            x, cache = block(self, i, x, cache)
+            block = nn.remat(block, static_argnums=(1,)) if remat else block
+            for i in range(c.num_layers):
+                x, cache = block(self, i, x, cache)
         x = RMSNorm(c.rms_eps, name="final_norm")(x)
         head = embedding if c.tied_head else Head(self.num_tokens, name="head")(c.hidden_size)
         value = None
@@ -248,6 +286,31 @@ class Transformer(nn.Module):
             value = nn.Dense(1, kernel_init=nn.initializers.zeros, name="value_head")(x).squeeze(-1)
             value = at_least_float32(rounded(value))
         return logits_of(x, head, c.tied_head) if with_logits else x, value, cache
+
+
+BLOCK = ("attention_norm", "attention", "mlp_norm", "mlp")  # the modules of a layer
+
+
+def stacked(params: Params, num_layers: int) -> Params:
+    """Parameters of layer after layer, such as `attention_0`, as those of `blocks`, whose first axis is the layer's."""
+    own = dict(params["params"])
+    held = [name for name in BLOCK if f"{name}_0" in own]
+    layers = [{name: own.pop(f"{name}_{i}") for name in held} for i in range(num_layers)]
+    return {"params": own | {"blocks": jax.tree.map(_stack, *layers)}}
+
+
+def _stack(*x: Any) -> Any:
+    return (np if isinstance(x[0], np.ndarray) else jnp).stack(x)
+
+
+def unstacked(params: Params) -> Params:
+    """What `stacked` was made of; other parameters stay unchanged."""
+    own = dict(params["params"])
+    blocks = own.pop("blocks", {})
+    layers = range(len(jax.tree.leaves(blocks)[0]) if blocks else 0)
+    return {
+        "params": own | {f"{name}_{i}": jax.tree.map(itemgetter(i), blocks[name]) for name in blocks for i in layers}
+    }
 
 
 class Head(nn.Module):

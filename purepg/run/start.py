@@ -12,7 +12,7 @@ from purepg.language.gguf import is_gguf
 from purepg.language.model import LanguageModel, LanguageModelConfig, with_sizes
 from purepg.language.model import language_model as with_params
 from purepg.language.pretrained import load_pretrained
-from purepg.language.transformer import TransformerConfig, check_transformer
+from purepg.language.transformer import TransformerConfig, check_transformer, stacked
 from purepg.precision import in_bfloat16
 from purepg.run.console import say
 from purepg.run.load import load, stored_network
@@ -36,19 +36,20 @@ def language_model(env: Env, config: LanguageModelConfig, params: Params | None 
         return with_params(env, config, params)
     if params is not None:
         raise UsageError(f"start ({config.start}) and params are two places to start from: give one of them")
-    shape, found, params = read_start(Path(config.start).absolute())
+    shape, found, _ = read_start(Path(config.start).absolute())
     wanted = env.task.num_tokens
     if found != wanted:
         raise UsageError(f"start ({config.start}) is a model of {found} tokens; {env.name} needs one of {wanted}")
-    if config.lora_rank and config.bfloat16:
-        params = _narrow_start(Path(config.start).absolute())
-    return with_params(env, with_sizes(config, shape), params)
+    folder, narrow = Path(config.start).absolute(), config.bfloat16 and config.lora_rank is not None
+    return with_params(env, with_sizes(config, shape), _stored(folder, narrow, config.scan_layers))
 
 
 @functools.cache
-def _narrow_start(folder: Path) -> Params:
-    """The parameters of `read_start` in bfloat16."""
-    return in_bfloat16(read_start(folder)[2])
+def _stored(folder: Path, narrow: bool, scan: bool) -> Params:
+    """The parameters of `read_start` as a model holds them: in bfloat16, layers in one array."""
+    shape, _, params = read_start(folder)
+    params = in_bfloat16(params) if narrow else params
+    return stacked(params, shape.num_layers) if scan else params
 
 
 @functools.cache
@@ -75,7 +76,8 @@ def _trained(folder: Path) -> tuple[TransformerConfig, int, Params]:
     if not isinstance(shape, LanguageModelConfig):
         raise UsageError(f"start ({folder}) holds a run without a language model")
     learner: Any = agent.state.learner
-    params: Any = language_model(agent.env, shape).merged(learner.params) if shape.lora_rank else learner.params
+    given = replace(shape, start=shape.start if shape.lora_rank else None)
+    params: Any = language_model(agent.env, given).plain(learner.params)
     params = {"params": {name: x for name, x in params["params"].items() if name != "value_head"}}
     return shape, params["params"]["embedding"].shape[0], params
 
