@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import exit_code, quick_jit, read_log
+from test_resume import assert_same_metrics, finals
 
 from purepg.algorithms.grpo import GRPOConfig, grpo
 from purepg.algorithms.ppo import PPOConfig, ppo
@@ -267,8 +268,8 @@ def test_an_update_from_python_rewards_is_the_update_of_one_program(folder):
     reward = (np.asarray(data.action) == 6).sum(-1).astype(np.float32)
     found, own = quick_jit(two.step)(key, state._replace(world=two.sampler.rewarded(data, reward)), 0)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), found.learner, expected.learner)
-    assert reward.std() > 0 and own["policy_loss"] == pytest.approx(metrics["policy_loss"], abs=1e-6)
-    assert own["episode_return"] == pytest.approx(float(reward.mean()))
+    assert reward.std() > 0 and float(own["policy_loss"]) == pytest.approx(float(metrics["policy_loss"]), abs=1e-6)
+    assert float(own["episode_return"]) == pytest.approx(float(reward.mean()), rel=1e-5)
 
 
 # --- runs ---
@@ -305,22 +306,24 @@ def whole(folder, tmp_path_factory):
 
 
 def test_a_run_learns_what_the_reward_counts_and_says_so_on_held_out_prompts(whole):
-    metrics = read_log(whole / "log.jsonl")
-    assert metrics["reward/count"].shape == (1, 2, UPDATES)
-    total = metrics["reward/count"] + 0.001 * metrics["reward/short"]
-    np.testing.assert_allclose(metrics["episode_return"], total, atol=1e-5)
-    early, late = metrics["reward/count"][..., :10].mean(), metrics["reward/count"][..., -10:].mean()
-    assert early < 0.2 and late > early + 0.3
+    with np.load(whole / "metrics.npz") as found:
+        metrics = dict(found)
+    count, short = metrics["reward/count"], metrics["reward/short"]
+    np.testing.assert_allclose(metrics["episode_return"], count + 0.001 * short, atol=1e-5)
+    assert np.nanmean(count[..., :10]) < 0.2 and np.nanmean(count[..., -10:]) > np.nanmean(count[..., :10]) + 0.3
     assert np.isfinite(metrics["eval/pass@1"][0, 0]).nonzero()[0].tolist() == [0, 25, 50]
     (setting,) = json.loads((whole / "summary.json").read_text())["settings"]
-    assert list(setting["measures"]) == ["eval/pass@1", "eval/pass@2", "eval/pass@4", "eval/greedy_pass"]
+    assert list(setting["measures"]) == ["eval/greedy_pass", "eval/pass@1", "eval/pass@2", "eval/pass@4"]
     assert setting["before"]["eval/pass@1"]["iqm"] < 0.2 < 0.5 < setting["measures"]["eval/pass@1"]["iqm"]
     assert setting["mode"]["iqm"] > setting["iqm"] - 0.1 > 0.4
 
 
 def test_samples_are_a_line_each_for_every_evaluation(whole):
     rows = [json.loads(line) for line in (whole / "samples.jsonl").read_text().splitlines()]
-    assert [row["update"] for row in rows] == np.repeat([0, 25, 50, UPDATES], 2 * 6).tolist()
+    with np.load(whole / "metrics.npz") as metrics:
+        made = np.isfinite(metrics["env_steps"][0]).sum(-1).tolist()
+    at = [*np.repeat([0, 0, 25, 25, 50, 50], 6).tolist(), *[made[0]] * 6, *[made[1]] * 6]
+    assert [row["update"] for row in rows] == at
     assert [row["prompt"] for row in rows[:6]] == [row["prompt"] for row in ROWS[::2]]
     for row in rows:
         reward = row["response"].count(row["prompt"][1]) / 5 - 0.001 * len(row["response"])
@@ -331,26 +334,20 @@ def test_a_run_whose_reward_failed_goes_on_after_it_is_mended_to_the_same_bits(w
     shutil.copytree(folder, tmp_path / "text")
     rewards = tmp_path / "text" / "rewards.py"
     calls = "import itertools\ncalls = itertools.count()\n"
-    failing = "def short(completions):\n    assert next(calls) < 40, 'no ink'\n    return [-len(text) for text in completions]\n"
+    failing = SHORT.replace("    return", "    assert next(calls) < 40, 'no ink'\n    return")
     rewards.write_text(calls + COUNT + failing)
     run = settings(tmp_path / "text")
     assert ran(run, tmp_path / "out") == 2
     said = capsys.readouterr().err
-    assert "reward short failed: AssertionError: no ink; test.jsonl, row" in said or "; train.jsonl, row" in said
+    assert "reward short failed: AssertionError: no ink; train.jsonl, row " in said
     assert "Traceback" not in said
     stopped_at = read_log(tmp_path / "out" / "log.jsonl")["env_steps"].shape[-1]
-    assert 30 < stopped_at < 40
+    assert stopped_at == 38  # and two evaluations asked too
     rewards.write_text(COUNT + SHORT)
     assert ran(run, tmp_path / "out", "--resume") == 0
-    assert_same_metrics_and_samples(tmp_path / "out", whole)
-
-
-def assert_same_metrics_and_samples(out: Path, whole: Path) -> None:
-    a, b = (read_log(x / "log.jsonl") for x in (out, whole))
-    assert a.keys() == b.keys()
-    for name in a:
-        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
-    assert (out / "samples.jsonl").read_text() == (whole / "samples.jsonl").read_text()
+    assert_same_metrics(tmp_path / "out", whole)
+    assert finals(tmp_path / "out") == finals(whole)
+    assert (tmp_path / "out" / "samples.jsonl").read_text() == (whole / "samples.jsonl").read_text()
 
 
 def test_a_resume_with_other_prompts_is_refused_and_an_agent_is_loaded_from_its_folder(whole, folder, tmp_path, capsys):
@@ -375,5 +372,5 @@ def test_what_reads_rewards_within_its_program_is_refused(folder):
         text_env(settings(folder, env="addition"), TINY)
     with pytest.raises(UsageError, match=r"prompts \(None\) must be a file"):
         text_env(TextRunConfig(), TINY)
-    with pytest.raises(UsageError, match="tokenizer .None. must be a Hugging Face folder"):
+    with pytest.raises(UsageError, match=r"tokenizer \(None\) must be a Hugging Face folder"):
         text_env(settings(folder, tokenizer=None), TINY)

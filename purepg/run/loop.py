@@ -20,7 +20,7 @@ from purepg.types import Env, State, UsageError
 
 HostMetrics = dict[str, np.ndarray]  # each [H, S, U]
 LogBlock = Callable[[Chunk, int, HostMetrics], None]  # (chunk, number of the block's first update, its metrics)
-LogSamples = Callable[[Chunk, int, list], None]  # (chunk, number of updates before it, an evaluation's [H][S][SHOWN])
+LogSamples = Callable[[Chunk, np.ndarray, list], None]  # (chunk, updates before it [H, S], what it shows [H][S][SHOWN])
 
 
 FINISHING = "interrupted: finishing the current block, then writing the results so far"
@@ -166,7 +166,7 @@ class _Training:
         found: dict[str, Any] = {"sampled": evaluation.sampled, "mode": evaluation.mode, "responses": responses}
         if evaluation.measures is not None:
             found["measures"] = evaluation.measures
-            self._log_samples(job.chunk, update, responses or [])
+        self._show()
         if saving:
             try:
                 saving.checkpoints.wait()
@@ -207,8 +207,7 @@ class _Training:
                 running = None
                 if not self._moved:
                     break
-            for before, last_obs, returns in job.population.new_samples():
-                self._log_samples(job.chunk, before, described(self._env, last_obs, returns) or [])
+            self._show()
             if device_metrics:
                 running = (update, device_metrics)
                 update += device_metrics["env_steps"].shape[-1]
@@ -246,6 +245,11 @@ class _Training:
         self._log(self._job.chunk, start, metrics)
         self._blocks.append(metrics)
         self._moved = bool(metrics["env_steps"][..., -1].any())
+
+    def _show(self) -> None:
+        """Logs what evaluations in Python have shown."""
+        for updates, last_obs, returns in self._job.population.new_samples():
+            self._log_samples(self._job.chunk, updates, described(self._env, last_obs, returns) or [])
 
     def _run_seconds(self) -> float:
         compiling = self._job.population.compile_seconds - self._compiled

@@ -156,8 +156,8 @@ class Population:
         """Evaluates every agent's policy."""
         return self._compile(self._final, self._warm, *members, state)(self._warm, *members, state)
 
-    def new_samples(self) -> list[tuple[int, Any, Any]]:
-        """What evaluations between updates have shown since the last call: (the number of updates before it, final
+    def new_samples(self) -> list[tuple[np.ndarray, Any, Any]]:
+        """What evaluations in Python have shown since the last call: (each agent's updates before it `[H, S]`, final
         observations `[H, S, SHOWN, ...]`, what they earned `[H, S, SHOWN]`)."""
         return []
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from purepg.run import processes
 from purepg.run.console import Progress, say
@@ -105,14 +106,14 @@ class Session:
             self._record.append_block(chunk.settings, start, metrics, chunk.seeds)
         self._show(chunk, start, metrics)
 
-    def _log_samples(self, chunk: Chunk, update: int, samples: list) -> None:
+    def _log_samples(self, chunk: Chunk, updates: np.ndarray, samples: list) -> None:
         try:
             if self._record:
-                self._record.write_samples(chunk.settings, chunk.seeds, update, samples)
+                self._record.write_samples(chunk.settings, chunk.seeds, updates, samples)
         except RecordError as error:
             self._failed(error)
         if self._wandb:
-            self._wandb.log_samples(chunk.settings, chunk.seeds, update, samples)
+            self._wandb.log_samples(chunk.settings, chunk.seeds, updates, samples)
 
     def _show(self, chunk: Chunk, start: int, metrics: HostMetrics) -> None:
         if self._wandb:

@@ -3,7 +3,8 @@
 import contextlib
 import errno
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -125,24 +126,25 @@ class Record:
                 self._log_failed = True
                 say(f"cannot append to {self.folder / LOG}: {reason(error)}; training goes on without it")
 
-    def write_samples(self, settings: Sequence[int], seeds: Sequence[int], update: int, samples: list) -> None:
+    def write_samples(self, settings: Sequence[int], seeds: Sequence[int], updates: np.ndarray, samples: list) -> None:
         """Adds an evaluation's samples to samples.jsonl, a line each, in place of any from that update on.
 
         Args:
           settings, seeds: those of the agents.
-          update: the number of updates before it.
-          samples: `[H][S][n]` dicts.
+          updates: `[H', S']` the number of each agent's updates before it.
+          samples: `[H'][S'][n]` dicts.
         """
-        file, members = self.folder / SAMPLES, {(h, s) for h in settings for s in seeds}
-        lines = file.read_text("utf-8").splitlines() if file.exists() else []
-        before = [row for line in lines if not _follows(row := json.loads(line), members, update)]
+        file = self.folder / SAMPLES
+        now = {(h, s): int(updates[i, j]) for i, h in enumerate(settings) for j, s in enumerate(seeds)}
+        rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()] if file.exists() else []
+        kept = [row for row in rows if row["update"] < now.get((row["setting"], row["seed"]), math.inf)]
         new = [
-            {"update": update, "setting": h, "seed": s, **sample}
+            {"update": now[h, s], "setting": h, "seed": s, **sample}
             for h, of_setting in zip(settings, samples, strict=True)
             for s, of_seed in zip(seeds, of_setting, strict=True)
             for sample in of_seed
         ]
-        text = "".join(json.dumps(plain(row), ensure_ascii=False) + "\n" for row in [*before, *new])
+        text = "".join(json.dumps(plain(row), ensure_ascii=False) + "\n" for row in [*kept, *new])
         self.write(SAMPLES, lambda opened: opened.write(text.encode()))
 
     def write_config(self, config: Mapping[str, Any]) -> None:
@@ -171,11 +173,6 @@ class Record:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-def _follows(row: Mapping[str, Any], members: Collection[tuple[int, int]], update: int) -> bool:
-    """Whether a line of samples.jsonl is of one of these agents, and of this update or a later one."""
-    return (row["setting"], row["seed"]) in members and row["update"] >= update
 
 
 def _lock(log: IO[bytes], out: Path) -> None:

@@ -52,8 +52,9 @@ class TextPopulation(HostPopulation):
             static_argnames=("num", "deterministic"),
         )
         self._learned = [LearnedReward(folder, plan.env.task) for folder in self._judge.learned]
-        self._sampler, self._update_steps = member(None).sampler, program.update_steps
-        self._shown: list[tuple[int, Answered]] = []
+        self._sampler, self._most = member(None).sampler, program.update_steps.most
+        self._num_updates = program.num_updates
+        self._shown: list[tuple[np.ndarray, Answered]] = []
 
     def memory(self, members: Members, num_updates: int) -> Memory:
         del num_updates
@@ -62,13 +63,14 @@ class TextPopulation(HostPopulation):
 
     def final(self, members: Members, state: State) -> Evaluation:
         found = self._answered(jax.device_put(members), state)
+        self._shown.append((self._made(state, np.int32(self._num_updates))[0], found))
         means: Any = found.sampled, found.greedy
         shown: Any = found.shown, found.reward
         return Evaluation(*means, *shown, measures=found.measures)
 
-    def new_samples(self) -> list[tuple[int, Any, Any]]:
+    def new_samples(self) -> list[tuple[np.ndarray, Any, Any]]:
         taken, self._shown = self._shown, []
-        return [(update, found.shown, found.reward) for update, found in taken]
+        return [(made, found.shown, found.reward) for made, found in taken]
 
     def _start_recording(self, members: Members, state: State) -> Any:
         number: Any = jax.eval_shape(lambda: jnp.int32(0))
@@ -80,24 +82,34 @@ class TextPopulation(HostPopulation):
         return jax.eval_shape(self._sample, *arguments), reward
 
     def _record(self, members: Members, state: State, update: np.int32) -> tuple[Any, Metrics]:
+        made, going = self._made(state, update)
         every = self._run.eval_every
-        if update == 0 or (every and update % every == 0):
+        if going.any() and (update == 0 or (every and update % every == 0)):
             found = self._answered(members, state)
-            self._shown.append((int(update), found))
+            self._shown.append((made, found))
             measured = found.measures
         else:
             measured = {name: np.full(self._shape, np.nan, np.float32) for name in self._measures()}
-        recording, rewards = self._rewarded(members, state, update)
+        recording, rewards = self._rewarded(members, state, update, made, going)
         return recording, {name: x[..., None] for name, x in (measured | rewards).items()}
 
-    def _rewarded(self, members: Members, state: State, update: np.int32) -> tuple[Any, dict[str, np.ndarray]]:
-        """The responses of an update with their rewards, and each reward's mean `[H, S]`. Agents that have used up
-        their budget of environment steps earn nothing."""
+    def _made(self, state: State, update: np.int32) -> tuple[np.ndarray, np.ndarray]:
+        """How many updates each agent has made, and whether its budget of environment steps allows another, `[H, S]`.
+
+        Args:
+          update: the number of the next update, where all have one length.
+        """
+        if not self._updates_vary:
+            return np.full(self._shape, update), np.ones(self._shape, bool)
+        made, left = jax.device_get((state.guard.num_updates, state.guard.env_steps_left))
+        return made, left >= self._most
+
+    def _rewarded(
+        self, members: Members, state: State, update: np.int32, made: np.ndarray, going: np.ndarray
+    ) -> tuple[Any, dict[str, np.ndarray]]:
+        """The responses of an update with their rewards, and each reward's mean `[H, S]`. The functions are not asked
+        about agents that are not going on."""
         P, G, names = self._sampler.num_prompts, self._sampler.group_size, self._judge.names
-        made, going = np.full(self._shape, update), np.ones(self._shape, bool)
-        if self._update_steps.vary:
-            made, left = jax.device_get((state.guard.num_updates, state.guard.env_steps_left))
-            going = left >= self._update_steps.most
         seeds = np.broadcast_to(members[1], self._shape)
         place = np.stack(
             [self._places(s, u) for s, u in zip(seeds.ravel().tolist(), made.ravel().tolist(), strict=True)]

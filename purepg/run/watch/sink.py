@@ -75,10 +75,12 @@ class WandbSink:
         if self._thread.is_alive():
             self._blocks.put((settings, range(len(self.seeds)) if seeds is None else seeds, start, metrics))
 
-    def log_samples(self, settings: Sequence[int], seeds: Sequence[int], update: int, samples: Sequence) -> None:
+    def log_samples(
+        self, settings: Sequence[int], seeds: Sequence[int], updates: np.ndarray, samples: Sequence
+    ) -> None:
         """Queues a table of an evaluation's samples `[H'][S'][n]`, dicts, for runs of one seed, and returns at once."""
         if self._thread.is_alive() and self.per == "seed":
-            self._blocks.put((settings, seeds, update, samples))
+            self._blocks.put((settings, seeds, updates, samples))
 
     def finish(self, summary: Mapping[str, Any], pictures: Sequence[Path] = ()) -> None:
         """Gives every run its part of the summary and the pictures, ends it, and waits while there is progress.
@@ -175,12 +177,12 @@ class WandbSink:
 
 
 def _tables(
-    settings: Sequence[int], seeds: Sequence[int], update: int, samples: Sequence
+    settings: Sequence[int], seeds: Sequence[int], updates: np.ndarray, samples: Sequence
 ) -> Iterator[tuple[Member, Row]]:
     """A row for each agent, with a table of what it answered."""
-    for setting, of_setting in zip(settings, samples, strict=True):
-        for seed, of_seed in zip(seeds, of_setting, strict=True):
-            yield Member(setting, seed), {"samples": _table(of_seed), "update": update}
+    for setting, of_setting, row in zip(settings, samples, updates, strict=True):
+        for seed, of_seed, update in zip(seeds, of_setting, row, strict=True):
+            yield Member(setting, seed), {"samples": _table(of_seed), "update": int(update)}
 
 
 def _table(responses: Sequence[Mapping[str, Any]]) -> Any:
