@@ -13,7 +13,7 @@ from purepg.envs.contract import in_units
 from purepg.equations.distributions import executed
 from purepg.run.cli import leave, parse_flags
 from purepg.run.load import Agent, load
-from purepg.run.outside import evaluate_outside
+from purepg.run.outside import evaluate_outside, not_jax
 from purepg.train import EpisodeStats, evaluate
 from purepg.types import UsageError
 
@@ -59,6 +59,8 @@ def run_first(arguments: list[str]) -> list[str]:
 def report(choice: Choice) -> str:
     """Evaluates an agent and describes its returns in three lines."""
     agent = load(choice.run, choice.setting, choice.seed, choice.best)
+    if (name := not_jax(agent.env)) and not agent.env.outside:
+        raise UsageError(f"{name} is Python: summary.json and samples.jsonl in {choice.run} have its evaluations")
     max_steps = agent.max_steps(choice.max_steps)
 
     stats = (_on_the_host if agent.env.outside else _compiled)(agent, choice, max_steps)

@@ -1,6 +1,5 @@
 """The environment of prompts from files: a token task with a tokenizer, whose rewards are Python."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ import numpy as np
 
 from purepg.envs.tasks import Judge, Task, token_env
 from purepg.language.tokenizer import Tokenizer, load_tokenizer
-from purepg.run.folder.files import CONFIG
+from purepg.run.folder.config import read_config
+from purepg.run.folder.files import LOG
 from purepg.run.text.config import FileRunConfig, TextRunConfig
 from purepg.run.text.prompts import Prompts, read_prompts, table
 from purepg.run.text.rewards import Learned, Reward, find_rewards
@@ -50,7 +50,7 @@ def tokenizer_of(run: FileRunConfig, network: Any) -> Tokenizer:
     Raises:
       UsageError: there is none, or it has no chat template where the run needs one.
     """
-    place = run.tokenizer or _checkpoint(getattr(network, "start", None))
+    place = run.tokenizer or _beside(getattr(network, "start", None))
     if place is None:
         raise UsageError("tokenizer (None) must be a Hugging Face folder or a .gguf file, where network.start is None")
     tokenizer = load_tokenizer(place)
@@ -59,13 +59,12 @@ def tokenizer_of(run: FileRunConfig, network: Any) -> Tokenizer:
     return tokenizer
 
 
-def _checkpoint(start: str | None) -> str | None:
-    """The checkpoint, or its tokenizer, from which a model was trained whose start may be a run's folder."""
-    file = Path(start or "", CONFIG)
-    found = json.loads(file.read_text("utf-8")) if start and file.is_file() else {}
-    if not {"run", "network"} <= found.keys():
+def _beside(start: str | None) -> str | None:
+    """Where the tokenizer of a warm start is: there, or where that of a run on text was."""
+    if start is None or not (Path(start) / LOG).exists():
         return start
-    return found["run"].get("tokenizer") or _checkpoint(found["network"].get("start"))
+    stored = read_config(Path(start))
+    return stored["run"].get("tokenizer") or _beside(stored.get("network", {}).get("start"))
 
 
 def _env(
