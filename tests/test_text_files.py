@@ -18,10 +18,9 @@ from purepg.algorithms.dpo import DPOConfig, dpo
 from purepg.algorithms.grpo import GRPOConfig, grpo
 from purepg.algorithms.reward_model import RewardConfig, reward_model
 from purepg.optimize import epoch_batch, key_of_epochs
-from purepg.run.load import load
+from purepg.run.load import load, stored_network
 from purepg.run.start import language_model
 from purepg.run.text.config import DemonstrationsRunConfig, PairsRunConfig, TextRunConfig
-from purepg.run.text.environment import completion
 from purepg.run.text.learned import LearnedReward
 from purepg.run.text.rows import rows_env
 from purepg.types import UsageError
@@ -104,13 +103,13 @@ def test_what_is_wrong_in_a_demonstration_is_one_line_with_its_row(folder, tmp_p
 
 def test_what_is_wrong_in_pairs_and_their_settings_is_one_line(folder, tmp_path):
     same = write(tmp_path / "same.jsonl", [PAIRS[0], {"prompt": "a", "chosen": "b", "rejected": "b"}])
-    with pytest.raises(UsageError, match="row 2: chosen and rejected must differ$"):
+    with pytest.raises(UsageError, match=r"row 2: chosen and rejected must differ$"):
         rows_env(pairs(folder, str(same)), TINY)
-    with pytest.raises(UsageError, match="row 1 lacks chosen: a row must have chosen and rejected$"):
+    with pytest.raises(UsageError, match=r"row 1 lacks chosen: a row must have chosen and rejected$"):
         rows_env(pairs(folder, "demos.jsonl"), TINY)
-    with pytest.raises(UsageError, match="is given without data, the rows to learn from$"):
+    with pytest.raises(UsageError, match=r"is given without data, the rows to learn from$"):
         rows_env(DemonstrationsRunConfig(eval_data=str(folder / "demos.jsonl")), TINY)
-    with pytest.raises(UsageError, match="needs a language model with a value head"):
+    with pytest.raises(UsageError, match=r"needs a language model with a value head"):
         reward_model(env := rows_env(pairs(folder), TINY), language_model(env, TINY), REWARD)
 
 
@@ -129,13 +128,12 @@ def test_an_epoch_has_every_row_once_in_an_order_of_its_own():
 # --- one step by hand ---
 
 
-def log_prob(model: Any, params: Any, row: np.ndarray) -> Any:
-    """log pi(y | x) of a row, token by token, each from a prefix without padding."""
-    length, total = model.task.prompt_length, 0.0
-    tokens, start = row[row >= 0], int((row[:length] >= 0).sum())
-    for i in range(start, len(tokens)):
-        total += model.apply(params, jnp.array(tokens[:i]))[0].log_prob(jnp.array(tokens[i]))
-    return total
+def log_prob(model: Any, params: Any, row: Any) -> Any:
+    """log pi(y | x) of rows `[..., L + R]`: of every token, from a prefix of its own."""
+    column = jnp.arange(model.task.prompt_length, row.shape[-1])
+    prefix = jnp.where(jnp.arange(row.shape[-1]) < column[:, None], row[..., None, :], -1)
+    token = row[..., model.task.prompt_length :]
+    return jnp.sum(model.apply(params, prefix)[0].log_prob(token), axis=-1, where=token >= 0)
 
 
 def random_params(model: Any, seed: int) -> Any:
@@ -153,7 +151,7 @@ def test_a_step_of_fine_tuning_is_the_gradient_of_the_mean_log_likelihood_of_com
     after, metrics = quick_jit(algorithm.step)(jax.random.key(1), state, 0)
 
     def mean(params):  # of 2 + 4 + 1 tokens, stop tokens among them
-        return sum(log_prob(model, params, row) for row in env.task.rows[:, 0]) / 7
+        return jnp.sum(log_prob(model, params, env.task.rows[:, 0])) / 7
 
     value, gradient = quick_jit(jax.value_and_grad(mean))(state.learner.params)
     step = jax.tree.map(lambda new, old: (new - old) / 0.1, after.learner.params, state.learner.params)
@@ -174,9 +172,8 @@ def test_dpos_loss_on_two_pairs_is_its_formula(folder):
     train_state = state.learner.train_state._replace(params=own)
     state = state._replace(learner=state.learner._replace(train_state=train_state, reference=reference))
     _, metrics = quick_jit(algorithm.step)(jax.random.key(1), state, 0)
-    chosen, rejected = np.array(
-        [[float(log_prob(model, own, y) - log_prob(model, reference, y)) for y in pair] for pair in env.task.rows]
-    ).T
+    of_pairs = quick_jit(lambda params: log_prob(model, params, env.task.rows))
+    chosen, rejected = np.asarray(of_pairs(own) - of_pairs(reference)).T
     margin = 0.3 * (chosen - rejected)
     loss = np.mean(-np.log(1 / (1 + np.exp(-margin))))
     assert metrics["policy_loss"] == pytest.approx(loss, rel=1e-4) and abs(loss - math.log(2)) > 0.01
@@ -243,26 +240,15 @@ def test_a_reward_model_ranks_held_out_pairs(judge):
 
 def test_a_saved_reward_models_reward_is_its_value_after_the_last_token(judge):
     agent = load(judge, best=True)
-    env = agent.env
-    reward = LearnedReward(judge, env.task)
-    length, row = env.task.prompt_length, env.task.rows[:, 0]
-    found = reward(row[:, :length], row[:, length:])
-    model = language_model(
-        env,
-        replace(
-            TINY,
-            start=json.loads((judge / "config.json").read_text())["network"]["start"],
-            value_head=True,
-            lora_rank=2,
-        ),
-    )
-    for i in (0, 7, 20):
-        tokens = row[i][row[i] >= 0]
-        _, value, _ = model.transformer.apply(model.whole(agent.state.learner.params), jnp.array(tokens)[None])
-        assert found[i] == pytest.approx(float(value[0, -1]), abs=1e-5)
-    assert found.std() > 0.1
-    wider = np.pad(row[:, length:], ((0, 0), (0, 3)), constant_values=-1)
-    np.testing.assert_allclose(reward(row[:, :length], wider), found, atol=1e-5)
+    length, rows = agent.env.task.prompt_length, agent.env.task.rows[:, 0]
+    reward = LearnedReward(judge, agent.env.task)
+    found = reward(rows[:, :length], rows[:, length:])
+    model = language_model(agent.env, stored_network(judge))
+    row = min(rows, key=lambda row: (row >= 0).sum())
+    tokens = jnp.array(row[row >= 0])[None]
+    _, value, _ = quick_jit(model.transformer.apply)(model.whole(agent.state.learner.params), tokens)
+    assert found[rows.tolist().index(row.tolist())] == pytest.approx(float(value[0, -1]), abs=1e-5)
+    assert tokens.shape[1] < rows.shape[1] and found.std() > 0.1
 
 
 def test_text_runs_are_rewarded_by_a_saved_reward_model(judge, tuned, folder, tmp_path):
@@ -276,12 +262,10 @@ def test_text_runs_are_rewarded_by_a_saved_reward_model(judge, tuned, folder, tm
     metrics = read_log(tmp_path / "out" / "log.jsonl")
     total = metrics["reward/length"] + 0.5 * metrics["reward/judge"]
     np.testing.assert_allclose(metrics["episode_return"], total, atol=1e-5)
-    env = load(judge, best=True).env
-    tokenizer = env.task.tokenizer
+    task = load(judge, best=True).env.task
+    learned, tokenizer = LearnedReward(judge, task), task.tokenizer
     for row in map(json.loads, (tmp_path / "out" / "samples.jsonl").read_text().splitlines()):
         prompt = np.array([tokenizer.encode(row["prompt"] + "!")])
-        response = np.array([[*tokenizer.encode(row["response"]), 0][:4]])
-        assert completion(tokenizer, response[0]) == row["response"]
-        own = LearnedReward(judge, env.task)(prompt, response)[0]
+        response = np.array([[*tokenizer.encode(row["response"]), 0]])
         if len(row["response"]) < 4:  # a full one may or may not have ended
-            assert row["reward"] == pytest.approx(1 + 0.5 * own, abs=1e-4)
+            assert row["reward"] == pytest.approx(1 + 0.5 * learned(prompt, response)[0], abs=1e-4)
