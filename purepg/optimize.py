@@ -16,6 +16,8 @@ from purepg.precision import at_least_float32, has_narrow, rounded
 from purepg.spread import num_devices, own_key, within_device
 from purepg.types import Array, Key, Metrics, Params, Window
 
+EPOCHS_TAG = 2**31 - 1  # no split or fold of the same key is this one
+
 Optimizer = Literal["adam", "sgd"]
 Loss = Callable[[Params, Any], tuple[Array, Metrics]]  # (params, batch) -> (scalar, metrics)
 
@@ -168,6 +170,26 @@ def by_half(**metrics: Metrics) -> Metrics:
         for half, values in metrics.items()
         for name, x in values.items()
     }
+
+
+def key_of_epochs(key: Key) -> Array:
+    """A key for `epoch_batch`, as plain numbers, which a state may hold."""
+    return jax.random.key_data(jax.random.fold_in(key, EPOCHS_TAG))
+
+
+def epoch_batch(key: Array, num_rows: int, update: Array | int, batch_size: int) -> Array:
+    """The rows of an update, `[batch_size]`, where successive updates go through shuffled epochs of all rows.
+
+    Args:
+      key: names the sequence of epochs; `key_of_epochs`.
+    """
+    key = jax.random.wrap_key_data(key)
+    place = update * batch_size + jnp.arange(batch_size)
+    first = place[0] // num_rows
+    num_epochs = 1 + -(-(batch_size - 1) // num_rows)  # that a batch can touch
+    keys = jax.vmap(lambda epoch: jax.random.fold_in(key, epoch))(first + jnp.arange(num_epochs))
+    order = jax.vmap(lambda key: shuffle(key, num_rows))(keys)
+    return order[place // num_rows - first, place % num_rows]
 
 
 def shuffle(key: Key, n: int) -> Array:

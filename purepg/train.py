@@ -107,6 +107,21 @@ def scheduled(make: Callable[[Array | int], Algorithm]) -> Algorithm:
     return make(np.iinfo(np.int32).max)._replace(init=make(0).init, step=step, explorer=None)
 
 
+def measured(algorithm: Algorithm, every: int) -> Algorithm:
+    """The same algorithm, whose metrics have what it measures before the first update and before every `every`-th one,
+    and no value elsewhere. 0: only before the first."""
+    measure = algorithm.measure
+    assert measure is not None
+
+    def step(key, state, update):
+        now = (update % every if every else update) == 0
+        _, found = step_if(now, lambda carry: (carry, measure(state)), ())
+        state, metrics = algorithm.step(key, state, update)
+        return state, metrics | {name: Mean(x, now.astype(x.dtype)) for name, x in found.items()}
+
+    return algorithm._replace(step=step)
+
+
 class EpisodeStats(NamedTuple):
     """Evaluation episodes; leaves are `[num_episodes]`."""
 

@@ -360,6 +360,8 @@ class Algorithm(NamedTuple):
     update_steps: how many environment steps one update takes.
     explorer: how it acts in environments that are not JAX; None if it cannot learn from them.
     sampler: how it samples responses for rewards in Python; None if it cannot learn from them.
+    measure: `measure(state)`, what held-out rows of data say of it, by name. The first is a loss, by whose negative
+      agents are compared in place of an evaluation's returns; None where they are compared by those.
     """
 
     init: Callable[[Key], State]
@@ -368,3 +370,4 @@ class Algorithm(NamedTuple):
     update_steps: UpdateSteps
     explorer: Explorer | None = None
     sampler: Sampler | None = None
+    measure: Callable[[State], dict[str, Array]] | None = None

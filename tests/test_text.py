@@ -41,10 +41,18 @@ SHORT = "def short(completions):\n    return [-len(text) for text in completions
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A tokenizer of single letters with a chat template, prompts, and two rewards."""
+    """A tokenizer, prompts, and two rewards."""
+    out = letters(tmp_path_factory.mktemp("text"))
+    write(out / "train.jsonl", ROWS)
+    write(out / "test.jsonl", ROWS[::2])
+    (out / "rewards.py").write_text(COUNT + SHORT)
+    return out
+
+
+def letters(out: Path) -> Path:
+    """Writes a tokenizer of single letters with a chat template into a folder."""
     import tokenizers
 
-    out = tmp_path_factory.mktemp("text")
     ids = {token: i for i, token in enumerate(["<end>", "<stop>", *"abcdefg", "!"])}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(ids, []))
     tokenizer.decoder = tokenizers.decoders.Fuse()
@@ -53,9 +61,6 @@ def folder(tmp_path_factory):
     template = "{% for message in messages %}{{ message['content'] }}{% endfor %}!"
     (out / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<end>", "chat_template": template}))
     (out / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, 1]}))
-    write(out / "train.jsonl", ROWS)
-    write(out / "test.jsonl", ROWS[::2])
-    (out / "rewards.py").write_text(COUNT + SHORT)
     return out
 
 

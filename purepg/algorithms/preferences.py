@@ -7,17 +7,19 @@ A row is `[L + R]` tokens: the columns of a prompt, then those of a response.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from purepg.algorithms.configs import LearningRateConfig
 from purepg.algorithms.groups import source
 from purepg.config import Count, Positive, check
 from purepg.equations.losses import preference
 from purepg.language.model import LanguageModel
-from purepg.optimize import TrainState, gradient_step, init_train_state, step_direction
-from purepg.types import Array, Env, Key, Metrics, Params
+from purepg.loops import in_chunks
+from purepg.optimize import TrainState, epoch_batch, gradient_step, init_train_state, key_of_epochs, step_direction
+from purepg.types import Array, Env, Key, Metrics, Params, UsageError
 
 
 class Preferences(NamedTuple):
@@ -27,6 +29,24 @@ class Preferences(NamedTuple):
     rejected: Array  # [N, L + R]
     weight: Array  # [N] 1 where the chosen response earned more, 0 where both earned the same
     num_tokens: Array  # generated for all candidates, also for those in no pair
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairsConfig(LearningRateConfig):
+    """Learning from pairs.
+
+    Attributes:
+      num_pairs: prompts in the data set, which is sampled once; one whose responses all earned the same gives no pair.
+        Pairs from a file are all its rows, drawn without replacement within an epoch.
+      num_candidates: responses to each prompt, of which the best and the worst make the pair.
+      batch_size: pairs in the minibatch of a gradient step.
+    """
+
+    adam_eps: Positive = 1e-8
+    max_grad_norm: Positive | None = 1.0
+    num_pairs: Count = 2048
+    num_candidates: Count = 4
+    batch_size: Count = 128
 
 
 def sample_preferences(
@@ -48,6 +68,40 @@ def draw_pairs(key: Key, pairs: Preferences, batch_size: int) -> tuple[Array, Ar
     return pairs.chosen[index], pairs.rejected[index], pairs.weight[index]
 
 
+class Draws(NamedTuple):
+    """Where the pairs of gradient steps come from: a file, or responses of the initial policy.
+
+    init: `init(key, params)`, the algorithm's world, which stays as it is.
+    batch: `batch(key, world, update) -> (chosen, rejected, weight)`, as from `draw_pairs`.
+    """
+
+    init: Callable[[Key, Params], Any]
+    batch: Callable[[Key, Any, Array], tuple[Array, Array, Array]]
+
+
+def draws(env: Env, model: LanguageModel, c: PairsConfig) -> Draws:
+    """The pairs that a config asks for.
+
+    Raises:
+      UsageError: a single candidate, which cannot make a pair.
+    """
+    rows = model.task.rows
+    if rows is not None:
+
+        def of_rows(key, world, update):
+            del key
+            index = epoch_batch(world, len(rows), update, c.batch_size)
+            return jnp.asarray(rows[:, 0])[index], jnp.asarray(rows[:, 1])[index], jnp.ones(c.batch_size)
+
+        return Draws(lambda key, params: key_of_epochs(key), of_rows)
+    if c.num_candidates < 2:
+        raise UsageError(f"num_candidates ({c.num_candidates}) must be at least 2, to make a pair")
+    return Draws(
+        lambda key, params: sample_preferences(key, env, model, params, c.num_pairs, c.num_candidates),
+        lambda key, world, update: draw_pairs(key, world, c.batch_size),
+    )
+
+
 def ranking(margin: Array, weight: Array) -> tuple[Array, Array]:
     """(loss, share ranked correctly) over the pairs of weight 1; 0 where there is none.
 
@@ -56,6 +110,20 @@ def ranking(margin: Array, weight: Array) -> tuple[Array, Array]:
     """
     num_pairs = jnp.maximum(jnp.sum(weight), 1.0)
     return jnp.sum(weight * preference(margin)) / num_pairs, jnp.sum(weight * (margin > 0)) / num_pairs
+
+
+def measured_pairs(
+    margin: Callable[[Array, Array], Array], rows: Any, weight: Array | None, at_once: int
+) -> dict[str, Array]:
+    """`Algorithm.measure` of held-out pairs `[N, 2, L + R]`: their loss, and the share ranked correctly.
+
+    Args:
+      margin: `margin(chosen, rejected)` of some of them.
+      weight: `[N]`, as in `Preferences`. None: 1.
+    """
+    found = in_chunks(margin, at_once, *jnp.asarray(rows).swapaxes(0, 1))
+    total, ranked_right = ranking(found, jnp.ones_like(found) if weight is None else weight)
+    return {"eval/loss": total, "eval/ranked_right": ranked_right}
 
 
 @dataclass(frozen=True)
@@ -83,8 +151,7 @@ def fit_reward_model(
 
     def loss(params, batch):
         chosen, rejected, weight = batch
-        margin = model.apply(params, chosen)[1] - model.apply(params, rejected)[1]
-        total, accuracy = ranking(margin, weight)
+        total, accuracy = ranking(reward_margin(model, params, chosen, rejected), weight)
         return total, {"loss": total, "accuracy": accuracy}
 
     def step(train_state: TrainState, key: Key):
@@ -94,6 +161,12 @@ def fit_reward_model(
     keys = jax.random.split(key, config.num_steps)
     train_state, metrics = jax.lax.scan(step, init_train_state(tx, params), keys)
     return train_state.params, metrics
+
+
+def reward_margin(model: LanguageModel, params: Params, chosen: Array, rejected: Array) -> Array:
+    """r(x, y_w) - r(x, y_l) of pairs of rows, `[B]`."""
+    reward = model.apply(params, jnp.concatenate([chosen, rejected]))[1]
+    return reward[: len(chosen)] - reward[len(chosen) :]
 
 
 def learned_reward(model: LanguageModel, params: Params) -> Callable[[Array, Array], Array]:

@@ -7,6 +7,7 @@ functions take one prompt; the caller vmaps. `token_env` makes an `Env` with one
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -16,12 +17,13 @@ from purepg.types import Action, Array, Box, Discrete, Env, EnvState, Key, TimeS
 
 
 class Judge(NamedTuple):
-    """Rewards in Python, for responses to a table of prompts. A compiled program never calls them."""
+    """Rewards for responses to a table of prompts, which no compiled program of learning computes."""
 
     prompt: np.ndarray  # [n, prompt_length], the table
     names: tuple[str, ...]  # of the rewards
     reward: Callable[[np.ndarray, np.ndarray], np.ndarray]  # (prompt's place [B], response [B, R]) -> each one's [K, B]
     weight: np.ndarray  # [K]; the response earns the weighted sum
+    learned: tuple[Path, ...] = ()  # runs of reward models, whose rewards come after those of `reward`, among K
 
 
 class Task(NamedTuple):
@@ -38,6 +40,8 @@ class Task(NamedTuple):
     stop: tuple[int | tuple[int, ...], ...] = ()  # further tokens, or sequences of tokens, that end a response
     tokenizer: Any = None  # a `language.tokenizer.Tokenizer`
     judge: Judge | None = None  # gives the rewards in place of `reward`
+    rows: np.ndarray | None = None  # [N, K, L + R] data from a file: a demonstration (K = 1), or a pair of responses
+    # to one prompt (K = 2), of which the first is preferred
 
     @property
     def num_tokens(self) -> int:

@@ -14,7 +14,6 @@ from purepg.envs.contract import space_name
 from purepg.run.config import RunConfig
 from purepg.run.plan import Plan
 from purepg.run.sweep import Chunk, schedule_of
-from purepg.run.text.config import TextRunConfig
 from purepg.run.text.prompts import digest
 from purepg.run.values import sweep_texts
 from purepg.types import Env, space_leaves
@@ -34,7 +33,7 @@ def describe(plan: Plan, script: str, layout: Sequence[Sequence[Chunk]] = ()) ->
         "code": plan.code,
         "spaces": _spaces(plan.env),
         "start_digest": plan.start_digest,
-        **prompts_digests(plan.run),
+        **digests_of_files(plan.run),
         "sweep": sweep_texts(plan.sweep),
         "settings": [setting.hyperparameters for setting in plan.settings],
         "schedules": [schedule_of(program.configs) for program in served],
@@ -52,12 +51,9 @@ def describe(plan: Plan, script: str, layout: Sequence[Sequence[Chunk]] = ()) ->
     }
 
 
-def prompts_digests(run: RunConfig) -> dict[str, str]:
-    """The digests of the files of prompts, if a run reads any."""
-    if not isinstance(run, TextRunConfig):
-        return {}
-    files = {"prompts_digest": run.prompts, "eval_prompts_digest": run.eval_prompts}
-    return {name: digest(file) for name, file in files.items() if file}
+def digests_of_files(run: RunConfig) -> dict[str, str]:
+    """The digests of the files of rows, if a run reads any."""
+    return {f"{name}_digest": digest(file) for name, file in getattr(run, "files", {}).items()}
 
 
 def versions() -> dict[str, str]:

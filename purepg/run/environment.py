@@ -7,8 +7,9 @@ from purepg import envs
 from purepg.run.code import address_of, address_of_env
 from purepg.run.config import RunConfig
 from purepg.run.console import reason, say
-from purepg.run.text.config import TextRunConfig
+from purepg.run.text.config import RowsRunConfig, TextRunConfig
 from purepg.run.text.environment import text_env
+from purepg.run.text.rows import rows_env
 from purepg.types import Env, UsageError
 
 EnvSource = str | Env | Callable[[], Env]  # a name, the caller's own environment, or a function that makes it
@@ -64,7 +65,11 @@ def _value(text: str) -> Any:
 
 def env_of_run(run: RunConfig, network: Any) -> Env:
     """The environment that a run's settings describe; `network` is the network's config."""
-    return text_env(run, network) if isinstance(run, TextRunConfig) else named_env(run.env, run.env_params)
+    if isinstance(run, TextRunConfig):
+        return text_env(run, network)
+    if isinstance(run, RowsRunConfig) and run.files:
+        return rows_env(run, network)
+    return named_env(run.env, run.env_params)
 
 
 def find_environment(run: RunConfig, network: Any, env: Env | Callable[[], Env] | None) -> tuple[Env, str | None]:

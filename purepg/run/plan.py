@@ -28,7 +28,7 @@ from purepg.run.sweep import (
     programs,
     with_schedule,
 )
-from purepg.run.text.config import TextRunConfig
+from purepg.run.text.config import FileRunConfig, RowsRunConfig, TextRunConfig
 from purepg.run.tuning import Tuning, tuning_of
 from purepg.run.watch.opening import refuse_several_under_an_agent
 from purepg.spread import check_divided, spread_over
@@ -57,6 +57,11 @@ class Plan:
     rungs: list[int]  # environment steps at the end of each, where settings are halved
     tuning: Tuning | None = None  # of population-based training
     schedule: tuple[Change, ...] = ()
+
+    @property
+    def eval_every(self) -> int:
+        """Updates between evaluations within training; 0 where there are none but the first."""
+        return self.run.eval_every if isinstance(self.run, FileRunConfig) else 0
 
     def chunks(self, settings: Collection[int] | None = None, total_steps: int | None = None) -> list[Chunk]:
         """The agents of these settings, divided into what is trained at once, in the order in which it is trained.
@@ -124,7 +129,7 @@ def prepare(
         use_compile_cache()
     settings = with_sizes_of_starts(settings)
     world, env_address = find_environment(run, configs["network"], env)
-    run = replace(run, env=world.name if env else run.env)
+    run = _within_epochs(replace(run, env=world.name if env else run.env), world)
     outside = not_jax(world)
     if outside:
         num_devices = one_device(outside, run.devices, run.devices_per_agent)
@@ -190,6 +195,16 @@ def _check_rounds(run: RunConfig) -> None:
         raise UsageError(f"{' and '.join(given)} are different ways to search: give one of them")
     if run.first_rung and not run.halve:
         raise UsageError(f"first_rung ({run.first_rung}) needs halve, such as --halve 3")
+
+
+def _within_epochs(run: RunConfig, env: Env) -> RunConfig:
+    """The run with the environment steps of its epochs, where those are fewer than its own."""
+    if not isinstance(run, RowsRunConfig) or run.epochs is None:
+        return run
+    if env.task is None or env.task.rows is None:
+        raise UsageError(f"epochs ({run.epochs}) needs rows from a file: give --total-steps for {env.name}")
+    one = env.task.rows[..., env.task.prompt_length :].size
+    return replace(run, total_steps=min(run.total_steps, run.epochs * one))
 
 
 def _prepare_devices(run: RunConfig, env: EnvSource | None, num_settings: int) -> int:

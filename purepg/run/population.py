@@ -17,7 +17,7 @@ from purepg.run.plan import Plan
 from purepg.run.processes import gathered
 from purepg.run.sweep import Hyper, Program
 from purepg.runtime import compile_options
-from purepg.train import evaluate, guard, scheduled, train
+from purepg.train import evaluate, guard, measured, scheduled, train
 from purepg.types import Algorithm, Array, Metrics, Obs, Params, State, UsageError
 
 # Agents' keys fold in their seed, counted from 0, so no agent ever uses the evaluation's tag.
@@ -204,7 +204,9 @@ class Member:
                 configs[change.config] = replace(configs[change.config], **{change.field: change.at(update)})
             return self._plan.make(configs, self._warm)
 
-        return guard(scheduled(at) if self._plan.schedule else at(0), self._plan.run.total_steps)
+        algorithm = scheduled(at) if self._plan.schedule else at(0)
+        algorithm = measured(algorithm, self._plan.eval_every) if algorithm.measure else algorithm
+        return guard(algorithm, self._plan.run.total_steps)
 
     def _tuned(self, hyper: Hyper, s: Array) -> Algorithm:
         """The algorithm; with population-based training, as a member of that."""
@@ -231,6 +233,8 @@ class Member:
         run, env = self._plan.run, self._plan.env
         key = jax.random.fold_in(jax.random.key(run.eval_seed), EVALUATION_TAG)
         algorithm = self._tuned(hyper, s)
+        if algorithm.measure:
+            return self._measured(key, algorithm, state)
         sampled, mode = (
             evaluate(
                 key,
@@ -243,3 +247,17 @@ class Member:
         )
         shown = jax.tree.map(lambda x: x[:SHOWN], (sampled.last_obs, sampled.episode_return)) if env.describe else None
         return Evaluation(sampled.episode_return.mean(), mode.episode_return.mean(), *(shown or (None, None)))
+
+    def _measured(self, key: Array, algorithm: Algorithm, state: State) -> Evaluation:
+        """What held-out rows say of an agent, with its most probable responses to the first of them."""
+        assert algorithm.measure
+        measures = algorithm.measure(state)
+        score = -next(iter(measures.values()))
+        env, respond = self._plan.env.held_out, algorithm.policy(state, True).respond
+        assert env is not None
+        if respond is None:
+            return Evaluation(score, score, None, None, measures)
+        token = respond(key, jnp.asarray(env.task.rows[:SHOWN, 0]))
+        length = env.task.prompt_length
+        reward = jax.vmap(lambda row: env.task.reward(row[:length], row[length:]))(token)
+        return Evaluation(score, score, token, reward, measures)

@@ -10,14 +10,16 @@ from purepg.types import UsageError
 
 # Fields of the processes of a run.
 PROCESSES = ("distributed", "coordinator", "num_processes", "process_id", "connect_timeout")
-# Fields that may differ when a run is resumed. None of them changes the results, except that total_steps extends them.
+# Fields that may differ when a run is resumed. None of them changes the results, except that total_steps
+# and epochs extend them.
 FREE = (
-    *("total_steps", "log_every", "checkpoint_every", "keep", "compile_cache", "out", "overwrite", "resume"),
+    *("total_steps", "epochs", "log_every", "checkpoint_every", "keep", "compile_cache", "out", "overwrite", "resume"),
     *("wandb", "wandb_per", "wandb_project", "wandb_group", *PROCESSES),
 )
 
 # Entries of config.json that must be equal when a run is resumed.
-IDENTITY = ("devices", "xla_flags", "start_digest", "prompts_digest", "eval_prompts_digest", "spaces")
+FILES = tuple(f"{held_out}{rows}_digest" for rows in ("prompts", "data", "pairs") for held_out in ("", "eval_"))
+IDENTITY = ("devices", "xla_flags", "start_digest", *FILES, "spaces")
 
 # Entries of config.json that depend on the machine.
 MACHINE = ("devices", "xla_flags")

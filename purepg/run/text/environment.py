@@ -12,9 +12,9 @@ from purepg.envs.tasks import Judge, Task, token_env
 from purepg.language.tokenizer import Tokenizer, load_tokenizer
 from purepg.run.folder.config import read_config
 from purepg.run.folder.files import LOG
-from purepg.run.text.config import TextRunConfig
+from purepg.run.text.config import FileRunConfig, TextRunConfig
 from purepg.run.text.prompts import Prompts, read_prompts, table
-from purepg.run.text.rewards import Reward, find_rewards
+from purepg.run.text.rewards import Learned, Reward, find_rewards
 from purepg.types import Array, Env, UsageError
 
 
@@ -33,18 +33,30 @@ def text_env(run: TextRunConfig, network: Any) -> Env:
     train = read_prompts(run.prompts, "prompts")
     held_out = read_prompts(run.eval_prompts or run.prompts, "eval_prompts").first(run.eval_episodes)
     rewards = find_rewards(run.reward, (train, held_out))
-    place = run.tokenizer or _beside(getattr(network, "start", None))
-    if place is None:
-        raise UsageError("tokenizer (None) must be a Hugging Face folder or a .gguf file, where network.start is None")
-    tokenizer = load_tokenizer(place)
-    if run.chat and tokenizer.template is None:
-        raise UsageError(f"{place} has no chat template: pass --no-chat, and write prompts as the model reads them")
+    tokenizer = tokenizer_of(run, network)
     tables = [table(prompts, tokenizer, run.chat, run.prompt_length) for prompts in (train, held_out)]
     env, own = (
         _env(prompts, token, tokenizer, rewards, run.response_length)
         for prompts, token in zip((train, held_out), tables, strict=True)
     )
     return env._replace(held_out=own)
+
+
+def tokenizer_of(run: FileRunConfig, network: Any) -> Tokenizer:
+    """The tokenizer of a run on text from files.
+
+    Args:
+      network: the config of the language model.
+    Raises:
+      UsageError: there is none, or it has no chat template where the run needs one.
+    """
+    place = run.tokenizer or _beside(getattr(network, "start", None))
+    if place is None:
+        raise UsageError("tokenizer (None) must be a Hugging Face folder or a .gguf file, where network.start is None")
+    tokenizer = load_tokenizer(place)
+    if run.chat and tokenizer.template is None:
+        raise UsageError(f"{place} has no chat template: pass --no-chat, and write prompts as the model reads them")
+    return tokenizer
 
 
 def _beside(start: str | None) -> str | None:
@@ -56,7 +68,7 @@ def _beside(start: str | None) -> str | None:
 
 
 def _env(
-    prompts: Prompts, token: np.ndarray, tokenizer: Tokenizer, rewards: Sequence[Reward], response_length: int
+    prompts: Prompts, token: np.ndarray, tokenizer: Tokenizer, rewards: Sequence[Reward | Learned], response_length: int
 ) -> Env:
     def prompt(key: Array, held_out: bool) -> Array:
         del held_out
@@ -71,18 +83,23 @@ def _env(
     sizes = tokenizer.stop[0], token.shape[1], response_length
     judged = judge(prompts, token, tokenizer, rewards)
     task = Task(prompts.file.stem, (), *sizes, prompt, demonstration, reward, tokenizer.stop[1:], tokenizer, judged)
-    return token_env(task)._replace(describe=_describe(prompts, token, tokenizer))
+    return token_env(task)._replace(describe=describing(prompts, token, tokenizer))
 
 
-def judge(prompts: Prompts, token: np.ndarray, tokenizer: Tokenizer, rewards: Sequence[Reward]) -> Judge:
+def judge(prompts: Prompts, token: np.ndarray, tokenizer: Tokenizer, rewards: Sequence[Reward | Learned]) -> Judge:
     """What rewards responses to a table of prompts: each reward's function is called once for all of them."""
 
     def reward(place: np.ndarray, response: np.ndarray) -> np.ndarray:
         completions = [completion(tokenizer, row) for row in response]
-        return np.stack([reward(prompts, place.tolist(), completions) for reward in rewards])
+        found = [reward(prompts, place.tolist(), completions) for reward in written]
+        return np.array(found, np.float32).reshape(-1, len(response))
 
-    names = tuple(reward.name for reward in rewards)
-    return Judge(token, names, reward, np.array([reward.weight for reward in rewards], np.float32))
+    written = [reward for reward in rewards if isinstance(reward, Reward)]
+    learned = [reward for reward in rewards if not isinstance(reward, Reward)]
+    ordered = [*written, *learned]
+    weights = np.array([reward.weight for reward in ordered], np.float32)
+    folders = tuple(reward.folder for reward in learned)
+    return Judge(token, tuple(reward.name for reward in ordered), reward, weights, folders)
 
 
 def completion(tokenizer: Tokenizer, response: np.ndarray) -> str:
@@ -90,7 +107,7 @@ def completion(tokenizer: Tokenizer, response: np.ndarray) -> str:
     return tokenizer.decode([token for token in response.tolist() if token >= 0 and token not in tokenizer.stop])
 
 
-def _describe(prompts: Prompts, token: np.ndarray, tokenizer: Tokenizer) -> Callable[[np.ndarray], dict[str, str]]:
+def describing(prompts: Prompts, token: np.ndarray, tokenizer: Tokenizer) -> Callable[[np.ndarray], dict[str, str]]:
     """`Env.describe`: a prompt as its file has it, and the response."""
     length, text = token.shape[1], prompts.text
     text_of = {row.tobytes(): text[i] for i, row in enumerate(token)}

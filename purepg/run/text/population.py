@@ -14,6 +14,7 @@ from purepg.run.plan import Plan
 from purepg.run.population import EVALUATION_TAG, SHOWN, Evaluation, Members
 from purepg.run.sweep import Hyper, Program
 from purepg.run.text.config import TextRunConfig
+from purepg.run.text.learned import LearnedReward
 from purepg.run.text.passes import passed, powers_of_two
 from purepg.run.text.prompts import in_epochs
 from purepg.types import Array, Metrics, Sampler, State
@@ -50,6 +51,7 @@ class TextPopulation(HostPopulation):
             )(hyper, s, state),
             static_argnames=("num", "deterministic"),
         )
+        self._learned = [LearnedReward(folder, plan.env.task) for folder in self._judge.learned]
         self._sampler, self._most = member(None).sampler, program.update_steps.most
         self._num_updates = program.num_updates
         self._shown: list[tuple[np.ndarray, Answered]] = []
@@ -119,7 +121,7 @@ class TextPopulation(HostPopulation):
         if going.any():
             response = np.asarray(data.action)[going]
             asked = np.repeat(place[going].reshape(-1), G)
-            rewards = self._judge.reward(asked, response.reshape(len(asked), -1))
+            rewards = self._rewards(self._judge, asked, response.reshape(len(asked), -1))
             reward[going] = (self._judge.weight @ rewards).reshape(-1, P, G)
             means[:, going] = rewards.reshape(len(names), -1, P * G).mean(-1)
         return (data, reward), {f"reward/{name}": x for name, x in zip(names, means, strict=True)}
@@ -138,11 +140,17 @@ class TextPopulation(HostPopulation):
         token = np.concatenate([sampled, greedy], axis=-2)  # [H, S, prompts, n + 1, L + R]
         length, num_prompts = judge.prompt.shape[1], len(judge.prompt)
         place = np.broadcast_to(np.arange(num_prompts)[:, None], token.shape[:-1]).reshape(-1)
-        rewards = judge.reward(place, token[..., length:].reshape(len(place), -1)).reshape(-1, *token.shape[:-1])
+        rewards = self._rewards(judge, place, token[..., length:].reshape(len(place), -1))
+        rewards = rewards.reshape(-1, *token.shape[:-1])
         total = np.tensordot(judge.weight, rewards, axes=1)
         measures = dict(zip(self._measures(), passed(rewards[0, ..., :n], rewards[0, ..., n]), strict=True))
         means = total[..., :n].mean((-1, -2)), total[..., n].mean(-1)
         return Answered(measures, *means, sampled[:, :, :SHOWN, 0], total[:, :, :SHOWN, 0])
+
+    def _rewards(self, judge: Judge, place: np.ndarray, response: np.ndarray) -> np.ndarray:
+        """Each reward `[K, B]` of responses `[B, R]` to the prompts at these places."""
+        learned = [reward(judge.prompt[place], response)[None] for reward in self._learned]
+        return np.concatenate([judge.reward(place, response), *learned])
 
     def _measures(self) -> list[str]:
         """The names of what `passed` computes."""

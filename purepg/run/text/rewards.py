@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from purepg.run.console import reason
+from purepg.run.folder.files import CONFIG
 from purepg.run.text.prompts import Prompts
 from purepg.run.text.ready import OF_ARGUMENT, READY
 from purepg.types import UsageError
@@ -66,6 +67,17 @@ class Reward(NamedTuple):
         return f"; no row of {prompts.file.name} makes it fail by itself"
 
 
+class Learned(NamedTuple):
+    """A reward model in a run's folder (`learned.LearnedReward`)."""
+
+    folder: Path
+    weight: float
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+
 def _is_number(value: Any) -> bool:
     try:
         return not isinstance(value, str | None) and math.isfinite(float(value))
@@ -84,8 +96,9 @@ def _short(text: str) -> str:
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 
-def find_rewards(specs: Sequence[str], prompts: Sequence[Prompts]) -> list[Reward]:
-    """The rewards that texts name: FILE.py:FUNCTION or a ready one, each perhaps with =WEIGHT.
+def find_rewards(specs: Sequence[str], prompts: Sequence[Prompts]) -> list[Reward | Learned]:
+    """The rewards that texts name: FILE.py:FUNCTION, the folder of a reward model's run, or a ready one, each perhaps
+    with =WEIGHT.
 
     Args:
       prompts: the files whose columns each of them may take.
@@ -100,7 +113,7 @@ def find_rewards(specs: Sequence[str], prompts: Sequence[Prompts]) -> list[Rewar
     for reward in found:
         if names.count(reward.name) > 1:
             raise UsageError(f"reward names {reward.name} twice: each is logged under its name")
-        for file in prompts:
+        for file in prompts if isinstance(reward, Reward) else ():
             for name in reward.needs:
                 if name not in ("prompts", "completions", *file.columns):
                     columns = ", ".join(file.columns) or "none"
@@ -108,8 +121,10 @@ def find_rewards(specs: Sequence[str], prompts: Sequence[Prompts]) -> list[Rewar
     return found
 
 
-def _find(spec: str) -> Reward:
+def _find(spec: str) -> Reward | Learned:
     named, weight = _weighted(spec)
+    if (Path(named) / CONFIG).is_file():
+        return Learned(Path(named), weight)
     name, _, argument = named.partition(":")
     if named in READY:
         name, function = named, READY[named]
