@@ -42,7 +42,8 @@ from purepg.run.load import load
 from purepg.run.loop import described
 from purepg.run.plan import RunConfig
 from purepg.run.population import Population
-from purepg.run.reward_model import Choice, train_reward_model, with_learned_reward
+from purepg.run.reward_model import Choice as RewardModelChoice
+from purepg.run.reward_model import train_reward_model, with_learned_reward
 from purepg.run.start import language_model
 from purepg.run.summary import collapsed, last_episodes_return
 from purepg.train import evaluate, train
@@ -514,7 +515,7 @@ def test_a_folder_of_safetensors_is_a_start_of_a_task_of_as_many_tokens():
 
 
 def test_a_reward_model_ranks_unseen_answers_and_pays_the_same_when_it_is_read_again(cloned, tmp_path):
-    choice = Choice(
+    choice = RewardModelChoice(
         start=cloned.out, out=tmp_path / "model", env="pairs", num_pairs=512, num_steps=150, learning_rate=1e-2
     )
     line = train_reward_model(choice)
