@@ -1,7 +1,9 @@
 """Fine-tunes a cloned language model with every method of the family, at an equal number of generated tokens.
 
 For each task, it clones demonstrations with several seeds, stopped early. From the median seed's clone it then trains
-each method of `purepg.algorithms.family`, and DPO on pairs of the clone's responses. Accuracy is on held-out prompts.
+each method of `purepg.algorithms.family`, and DPO on pairs of the clone's responses. All methods of the family take
+equally many gradient steps per update. Each method's learning rate, and DPO's beta, is the one with the highest
+accuracy on a few seeds, which have no part in the results. Accuracy is on held-out prompts.
 """
 
 import time
@@ -26,6 +28,7 @@ from purepg.run.plan import RunConfig
 from purepg.run.reliability import bootstrap_interval, iqm, iqm_and_quartiles
 from purepg.run.results import Results
 from purepg.run.study import Study, main
+from purepg.run.sweep import label_of
 from purepg.run.watch.curves import on_common_grid
 from purepg.run.watch.style import COLOURS, dress
 from purepg.types import Params, UsageError
@@ -37,18 +40,21 @@ NUM_CANDIDATES = 4  # responses to a prompt from which DPO takes a pair
 
 
 class Task(NamedTuple):
-    """A task's defaults, tuned with GRPO from other clones."""
+    """A task's defaults."""
 
     clone_steps: int  # tokens of demonstrations (padding included) after which the clone's accuracy is 20 to 50 %
     num_tokens: int
-    learning_rate: float
+    columns: float  # about how many tokens a response has
+    env: str
+    env_params: tuple[str, ...] = ()
 
 
 TASKS = {
-    "addition": Task(240_000, 500_000, 1e-3),
-    "countdown": Task(1_000_000, 300_000, 5e-4),
-    "sorting": Task(200_000, 300_000, 5e-4),
-    "reversing": Task(200_000, 300_000, 5e-4),
+    "addition": Task(240_000, 500_000, 3.6, "addition"),
+    "countdown": Task(1_000_000, 300_000, 6.0, "countdown"),
+    "countdown4": Task(2_000_000, 500_000, 8.0, "countdown", ("num_numbers=4",)),
+    "sorting": Task(200_000, 300_000, 5.0, "sorting"),
+    "reversing": Task(200_000, 300_000, 5.0, "reversing"),
 }
 WINDOWS = 40  # points of a curve
 
@@ -58,14 +64,16 @@ class Config:
     """Settings of the experiment.
 
     Attributes:
-      tasks: names of the token tasks.
+      tasks: addition, countdown (of three numbers), countdown4 (of four), sorting or reversing.
       methods: methods of `purepg.algorithms.family`, and dpo.
       seed: seed of the experiment.
       num_seeds: number of agents for each method, and number of clones.
       num_tokens: number of tokens that each agent generates. None: the task's default.
       num_prompts, group_size: prompts per update and responses per prompt, the same for all methods.
-      learning_rate: Adam's learning rate for all methods but DPO. None: the task's default.
-      dpo_learning_rate: Adam's learning rate for DPO.
+      num_minibatches: gradient steps per update, the same for all methods but DPO, whose updates are single ones.
+      learning_rates: Adam's, of which each method but DPO takes the best.
+      dpo_learning_rates, dpo_betas: of which DPO takes the best pair.
+      tuning_seeds: number of agents with which they are chosen, other than those of the results.
       eval_prompts: number of held-out prompts in the final evaluation.
       clone_steps: number of demonstrations' tokens, padding included, for cloning. None: the task's default.
     """
@@ -77,8 +85,11 @@ class Config:
     num_tokens: Count | None = None
     num_prompts: Count = 64
     group_size: Count = 8
-    learning_rate: Positive | None = None
-    dpo_learning_rate: Positive = 1e-4
+    num_minibatches: Count = 2
+    learning_rates: tuple[Positive, ...] = (3e-4, 1e-3, 3e-3)
+    dpo_learning_rates: tuple[Positive, ...] = (1e-5, 3e-5, 1e-4)
+    dpo_betas: tuple[Positive, ...] = (0.1, 0.5)
+    tuning_seeds: Count = 2
     eval_prompts: Count = 512
     clone_steps: Count | None = None
 
@@ -93,16 +104,33 @@ class Result(NamedTuple):
     tokens: float  # number of tokens that an agent generates
     responses: float  # number of responses of an agent; the verifier and the reference process each once
     seconds: float
+    chosen: str = ""  # hyperparameters
 
 
 def trained(
-    config: Config, task: str, algorithm: Callable, own: Any, params: Params | None, total_steps: int
+    config: Config, task: str, algorithm: Callable, own: Any, params: Params | None, total_steps: int, **tuned: Any
 ) -> tuple[Results, Result]:
-    """Trains all seeds of a method as one program, from the parameters of a clone if given."""
+    """Trains all seeds of a method as one program, from the parameters of a clone if given.
+
+    Args:
+      tuned: values of some hyperparameters, of which the best are found first on seeds of their own.
+    """
     begun = time.perf_counter()
-    run = RunConfig(task, total_steps, config.num_seeds, config.seed, log_every=0, eval_episodes=config.eval_prompts)
+    several = any(len(values) > 1 for values in tuned.values())
+    run = RunConfig(
+        TASKS[task].env,
+        total_steps,
+        config.tuning_seeds if several else config.num_seeds,
+        config.seed,
+        env_params=TASKS[task].env_params,
+        fresh_seeds=config.num_seeds if several else None,
+        log_every=0,
+        eval_episodes=config.eval_prompts,
+    )
     sizes = LanguageModelConfig(value_head=getattr(own, "baseline", None) == "value")
-    found = train_population(algorithm, own, partial(tokens.language_model, params=params), sizes, run)
+    network = partial(tokens.language_model, params=params)
+    found = train_population(algorithm, own, network, sizes, run, sweep={k: list(x) for k, x in tuned.items()})
+    found = found.winner or found
     metrics = {name: x[0] for name, x in found.metrics.items()}
     generated = float(np.nansum(metrics["env_steps"], axis=-1).mean())
     responses, training = 0.0, np.nan
@@ -111,7 +139,8 @@ def trained(
         made = int((metrics["env_steps"] > 0).all(0).sum())
         training = float(metrics["episode_return"][:, -(-made * 9 // 10) : made].mean())
     sampled, mode = found.final_return[0], found.final_return_of_mode[0]
-    return found, Result(sampled, mode, metrics, training, generated, responses, time.perf_counter() - begun)
+    chosen = label_of(found.plan.settings[0].hyperparameters)
+    return found, Result(sampled, mode, metrics, training, generated, responses, time.perf_counter() - begun, chosen)
 
 
 def cloned(config: Config, task: str) -> tuple[Params, int, Result]:
@@ -123,20 +152,16 @@ def cloned(config: Config, task: str) -> tuple[Params, int, Result]:
 
 
 def fine_tuned(config: Config, task: str, method: str, params: Params) -> Result:
-    sizes: dict[str, Any] = {"num_prompts": config.num_prompts, "group_size": config.group_size}
+    names = "num_prompts", "group_size", "num_minibatches"
     num_tokens = config.num_tokens or TASKS[task].num_tokens
     if method != "dpo":
-        own = replace(FAMILY[method], **sizes, learning_rate=config.learning_rate or TASKS[task].learning_rate)
-        return trained(config, task, grpo, own, params, num_tokens)[1]
-    # DPO's tokens are those of the candidates that it samples before the first step. `columns` estimates their mean
-    # length.
-    columns = {"addition": 3.6, "countdown": 6.0}.get(task, 5.0)
-    own = DPOConfig(
-        num_pairs=int(num_tokens / (NUM_CANDIDATES * columns)),
-        num_candidates=NUM_CANDIDATES,
-        learning_rate=config.dpo_learning_rate,
-    )
-    found, result = trained(config, task, dpo, own, params, 2 * num_tokens)
+        own = replace(FAMILY[method], **{name: getattr(config, name) for name in names})
+        return trained(config, task, grpo, own, params, num_tokens, learning_rate=config.learning_rates)[1]
+    # DPO's tokens are those of the candidates that it samples before the first step.
+    num_pairs = int(num_tokens / (NUM_CANDIDATES * TASKS[task].columns))
+    own = DPOConfig(num_pairs=num_pairs, num_candidates=NUM_CANDIDATES)
+    tuned = {"learning_rate": config.dpo_learning_rates, "beta": config.dpo_betas}
+    found, result = trained(config, task, dpo, own, params, 2 * num_tokens, **tuned)
     agents = [found.agent(seed=s) for s in range(config.num_seeds)]
     generated = float(np.mean([agent.state.world.num_tokens for agent in agents]))
     return result._replace(tokens=generated, responses=float(own.num_pairs * NUM_CANDIDATES))
@@ -169,6 +194,7 @@ def report(results: dict[str, dict[str, Result]]) -> str:
         "tokens",
         "responses",
         "seconds",
+        "chosen",
     )
     rows = []
     for task, of_task in results.items():
@@ -179,11 +205,11 @@ def report(results: dict[str, dict[str, Result]]) -> str:
                 accuracy.append(f"{iqm(x):.3f} [{lo:.3f}, {hi:.3f}]" if len(x) > 1 else f"{x[0]:.3f}")
             counts = (f"{found.tokens:,.0f}", f"{found.responses:,.0f}", f"{found.seconds:.0f}")
             training = f"{found.training:.3f}" if np.isfinite(found.training) else ""
-            rows.append((task, method, *accuracy, training, *counts))
+            rows.append((task, method, *accuracy, training, *counts, found.chosen))
     legend = (
         "training: accuracy on training prompts over the last tenth of the updates. tokens: generated by each agent,\n"
         "without prompts and padding. responses: of each agent; the verifier and the reference process each once.\n"
-        "seconds: all seeds together, including compilation."
+        "seconds: all seeds together, including compilation and the choice of hyperparameters, on seeds of its own."
     )
     return f"{table(heading, rows)}\n{legend}"
 

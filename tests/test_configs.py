@@ -259,6 +259,12 @@ def groups_of(**changes: Any) -> GRPOConfig:
         ),
         (
             grpo,
+            groups_of(group_size=2, max_rounds=2),
+            groups_of(group_size=2, max_rounds=2, skip_groups_without_signal=True),
+            "max_rounds (2) must be 1 unless skip_groups_without_signal is set",
+        ),
+        (
+            grpo,
             GRPOConfig(kl_coef=0.0, kl_target=0.1),
             GRPOConfig(kl_coef=1e-3, kl_target=0.1),
             "kl_coef (0) must be above 0 with a kl_target, which multiplies it: 0 would stay 0",
@@ -422,7 +428,8 @@ def draw(rng: np.random.Generator, hint: Any) -> Any:
         return value if rng.random() < 0.7 else np.int64(value)
     if kind is float:
         if np.isfinite(allowed.high):
-            value = rng.choice([allowed.low, allowed.high, rng.uniform(allowed.low, allowed.high)])
+            inside = rng.uniform(allowed.low, allowed.high)
+            value = rng.choice([inside if allowed.above else allowed.low, allowed.high, inside])
         else:
             value = allowed.low + (0.0 if rng.random() < 0.2 and not allowed.above else 10 ** rng.uniform(-3, 0))
         value = float(value) or allowed.low

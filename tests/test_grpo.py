@@ -19,9 +19,10 @@ from helpers import quick_jit
 from scipy.stats import binom
 
 from purepg.algorithms.family import FAMILY
-from purepg.algorithms.groups import GroupedEpisodes, GroupLearner, advantages, info, source
+from purepg.algorithms.groups import GroupedEpisodes, GroupLearner, advantages, source
 from purepg.algorithms.grpo import GRPOConfig, grpo
 from purepg.algorithms.preferences import sample_preferences
+from purepg.algorithms.refill import Sampled, info, sample_for_update
 from purepg.envs.finite_mdp import mdp_env
 from purepg.envs.named_mdps import bandit, garnet
 from purepg.envs.tasks import Task, token_env
@@ -166,8 +167,8 @@ def answering(env: Any, index: Any, behind: Any, truncation: Truncation = ALL_TO
     """
 
     class Answering(LanguageModel):
-        def generate(self, key, params, prompt, group_size):
-            del key
+        def generate(self, key, params, prompt, group_size, greedy=False):
+            del key, greedy
             assert index.shape == (len(prompt), group_size)
             response = jnp.asarray(RESPONSES)[index]
             token = jnp.concatenate([jnp.broadcast_to(prompt[:, None], (*index.shape, L)), response], axis=-1)
@@ -334,6 +335,58 @@ def test_groups_without_signal_that_are_left_out_leave_the_mean_over_the_others(
     assert not updates(skipping, reward=reward)[correct != 1].any()
     same(mean(two, updates(two, reward=reward), exact), given_signal * (1 - (1 - s) ** 2))
     assert 0.1 < s < 0.9
+
+
+REFILL = but(
+    num_prompts=2,
+    group_size=2,
+    baseline="group_mean",
+    divide_by_std=True,
+    skip_groups_without_signal=True,
+    max_rounds=5,
+)
+
+
+def test_an_update_learns_from_the_first_groups_with_a_signal_of_as_many_rounds_as_it_takes():
+    """And counts all tokens of these rounds, and no others, in each lane of a population."""
+    env = token_env(task(np.float32(BINARY[0])))
+    groups = source(env, language_model(env, MODEL))
+    params = jax.tree.map(np.float32, parameters(OTHER))
+    keys = jax.random.split(jax.random.key(0), 12)
+    draw = quick_jit(jax.vmap(lambda key: sample_for_update(key, groups, params, REFILL)))
+    data, signal, sampled = jax.tree.map(np.asarray, draw(keys))
+    every = quick_jit(jax.vmap(lambda key: groups.sample(key, params, 2, 2)))
+    num_rounds = []
+    for lane, key in enumerate(keys):
+        rounds = jax.tree.map(np.asarray, every(jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(5))))
+        obs, reward = rounds.obs.reshape(10, 2, L + R), rounds.reward.sum(-1).reshape(10, 2)
+        loud = np.flatnonzero(reward[:, 0] != reward[:, 1])
+        used = next((n for n in range(1, 6) if (loud < 2 * n).sum() >= 2), 5)
+        full = min((loud < 2 * used).sum(), 2)
+        np.testing.assert_array_equal(data.obs[lane, :full], obs[loud[:full]])
+        np.testing.assert_array_equal(signal[lane], np.arange(2) < full)
+        assert sampled.env_steps[lane] == rounds.mask[:used].sum() and sampled.num_episodes[lane] == 4 * used
+        assert sampled.num_silent[lane] == 2 * used - (loud < 2 * used).sum()
+        np.testing.assert_allclose(sampled.total_return[lane], rounds.reward[:used].sum())
+        num_rounds.append(used)
+    assert len(set(num_rounds)) > 2 and max(num_rounds) == 5 and signal.all(1).any() and not signal.all()
+
+
+def test_dynamic_sampling_gives_the_mean_over_groups_with_a_signal_and_a_budget_for_all_its_rounds():
+    """c_G(p) grad p / s times the probability that a round has any, with s that of a group's signal."""
+    env, exact, reward = token_env(task(np.float32(BINARY[1]))), exactly(), BINARY[1]
+    config = dataclasses.replace(REFILL, num_prompts=1, max_rounds=3)
+    algorithm = grpo(env, language_model(env, MODEL), config)
+    assert algorithm.update_steps == (2, 3 * 2 * R)
+    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), parameters(POLICY))
+    samples = flat(sample(update_of(algorithm, params, 1.0), jax.random.key(5), 8192, jit=quick_jit), 1)
+    p = exact.pi @ reward
+    s = 1 - silent(p, 2)
+    target = standardised_factor(p, 2) * exact.gradient(reward) / s * (1 - (1 - s) ** 3)
+    error = samples.std(0) / math.sqrt(len(samples))
+    assert np.abs((samples.mean(0) - target)[error > 1e-6] / error[error > 1e-6]).max() < 4.5
+    once = standardised_factor(p, 2) * exact.gradient(reward)
+    assert apart(target, once) > 0.2 and np.linalg.norm(error) < 0.1 * np.linalg.norm(target)
 
 
 def test_rewards_that_are_equal_but_for_rounding_are_no_signal():
@@ -662,9 +715,9 @@ def test_pairs_are_ranked_by_what_the_steps_pay():
 class HotSampler(LanguageModel):
     """Samples at a temperature of its own, and says so."""
 
-    def generate(self, key, params, prompt, group_size):
+    def generate(self, key, params, prompt, group_size, greedy=False):
         hot = LanguageModel(*self)._replace(temperature=self.temperature * 30)
-        return hot.generate(key, params, prompt, group_size)
+        return hot.generate(key, params, prompt, group_size, greedy)
 
 
 def test_narrow_log_probs_are_those_that_learn_and_the_samplers_difference_is_weighed_and_reported():
@@ -678,7 +731,12 @@ def test_narrow_log_probs_are_those_that_learn_and_the_samplers_difference_is_we
         token = data.obs.reshape(-1, L + R)
         cool, hot = (model._replace(temperature=x).score(params, token)[0] for x in (0.8, 24.0))
         weight = advantages(data, data.reward, jnp.zeros_like(data.reward), plain)[0]
-        return data, weight, *(x.log_prob(token[:, L:]).reshape(data.mask.shape) for x in (cool, hot)), info(data)
+        return (
+            data,
+            weight,
+            *(x.log_prob(token[:, L:]).reshape(data.mask.shape) for x in (cool, hot)),
+            info(data, Sampled.of(data)),
+        )
 
     data, weight, learner, sampler, metrics = jax.tree.map(np.asarray, draw(jax.random.key(0), params))
     mask = data.mask

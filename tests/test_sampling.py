@@ -63,8 +63,9 @@ def test_equally_probable_tokens_are_kept_together():
 
 
 def test_shares_are_numbers_above_0_and_at_most_1():
-    for changes in ({"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.1}, {"min_p": 0.0}, {"min_p": -0.5}):
-        with pytest.raises(UsageError, match=next(iter(changes))):
+    for name, value in (("top_k", 0), ("top_p", 0.0), ("top_p", 1.1), ("min_p", 0.0), ("min_p", -0.5)):
+        changes: Any = {name: value}
+        with pytest.raises(UsageError, match=rf"{name} \({value}\) must be"):
             check(LanguageModelConfig(**changes))
 
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fake_wandb import FakeWandb
 from helpers import exit_code, quick_jit, read_log
 from test_resume import assert_same_metrics, finals
 
@@ -259,6 +260,7 @@ def test_an_update_from_python_rewards_is_the_update_of_one_program(folder):
     model = language_model(inside, TINY)
     config = replace(CONFIG, num_held_out=0)
     one, two = grpo(inside, model, config), grpo(env, language_model(env, TINY), config)
+    sampler: Any = two.sampler
     state, key = quick_jit(one.init)(jax.random.key(0)), jax.random.key(1)
     expected, metrics = quick_jit(one.step)(key, state, 0)
 
@@ -266,12 +268,12 @@ def test_an_update_from_python_rewards_is_the_update_of_one_program(folder):
     def sample(state):
         k_prompt, k_response, _ = jax.random.split(jax.random.split(key, 3)[0], 3)  # as one program splits it
         prompt = jax.vmap(lambda key: inside.reset(key)[1][:length])(jax.random.split(k_prompt, config.num_prompts))
-        return two.sampler.sample(k_response, state.learner, prompt)
+        return sampler.sample(k_response, state.learner, prompt)
 
     data = sample(state)
     assert not data.reward.any()
     reward = (np.asarray(data.action) == 6).sum(-1).astype(np.float32)
-    found, own = quick_jit(two.step)(key, state._replace(world=two.sampler.rewarded(data, reward)), 0)
+    found, own = quick_jit(two.step)(key, state._replace(world=sampler.rewarded(data, reward)), 0)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), found.learner, expected.learner)
     assert reward.std() > 0 and float(own["policy_loss"]) == pytest.approx(float(metrics["policy_loss"]), abs=1e-6)
     assert float(own["episode_return"]) == pytest.approx(float(reward.mean()), rel=1e-5)
@@ -304,9 +306,15 @@ def ran(run: TextRunConfig, out: Path, *flags: str) -> int:
 
 
 @pytest.fixture(scope="module")
-def whole(folder, tmp_path_factory):
+def fake_wandb():
+    with pytest.MonkeyPatch.context() as patch:
+        yield FakeWandb(patch)
+
+
+@pytest.fixture(scope="module")
+def whole(folder, fake_wandb, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole") / "out"
-    assert ran(settings(folder), out) == 0
+    assert ran(settings(folder, wandb="offline"), out) == 0
     return out
 
 
@@ -323,7 +331,7 @@ def test_a_run_learns_what_the_reward_counts_and_says_so_on_held_out_prompts(who
     assert setting["mode"]["iqm"] > setting["iqm"] - 0.1 > 0.4
 
 
-def test_samples_are_a_line_each_for_every_evaluation(whole):
+def test_samples_are_a_line_each_for_every_evaluation_and_a_table_in_wandb(whole, fake_wandb):
     rows = [json.loads(line) for line in (whole / "samples.jsonl").read_text().splitlines()]
     with np.load(whole / "metrics.npz") as metrics:
         made = np.isfinite(metrics["env_steps"][0]).sum(-1).tolist()
@@ -333,6 +341,10 @@ def test_samples_are_a_line_each_for_every_evaluation(whole):
     for row in rows:
         reward = row["response"].count(row["prompt"][1]) / 5 - 0.001 * len(row["response"])
         assert row["reward"] == pytest.approx(reward, abs=1e-6)
+    own = [row for row in rows if row["seed"] == 1]
+    tables = [row["samples"] for row in fake_wandb.runs["seed=1"].rows if "samples" in row]
+    assert [table.columns for table in tables] == [["prompt", "response", "reward"]] * 4
+    assert [row for table in tables for row in table.data] == [list(row.values())[3:] for row in own]
 
 
 def test_a_run_whose_reward_failed_goes_on_after_it_is_mended_to_the_same_bits(whole, folder, tmp_path, capsys):

@@ -19,9 +19,9 @@ from purepg.algorithms.grpo import GRPOConfig, grpo
 from purepg.algorithms.reward_model import RewardConfig, reward_model
 from purepg.optimize import epoch_batch, key_of_epochs
 from purepg.run.load import load, stored_network
+from purepg.run.reward_model import LearnedReward
 from purepg.run.start import language_model
 from purepg.run.text.config import DemonstrationsRunConfig, PairsRunConfig, TextRunConfig
-from purepg.run.text.learned import LearnedReward
 from purepg.run.text.rows import rows_env
 from purepg.types import UsageError
 

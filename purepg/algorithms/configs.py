@@ -248,8 +248,9 @@ class GroupConfig:
         (language models only).
       divide_by_std: divide the advantage by the standard deviation of the group's returns.
       gae_lambda: lambda of GAE, for the learned value; there is no discount.
-      skip_groups_without_signal: leave out groups whose returns are all equal. DAPO samples others in their place; here
-        the size of an update is fixed, and means are over the remaining groups.
+      skip_groups_without_signal: leave out groups whose returns are all equal; means are over the remaining ones.
+      max_rounds: with `skip_groups_without_signal`, sample others in their place, `num_prompts` groups a round, until
+        `num_prompts` groups have a signal, or for at most so many rounds (DAPO's dynamic sampling, Yu et al. 2025).
       kl_coef: weight of the KL divergence from the reference policy, which is the initial policy; 0 still measures it.
       kl_target: adapt `kl_coef`, by at most 2 % an update, so that the KL divergence of a whole response approaches
         this (Ziegler et al. 2019, sec. 2.2); None keeps it fixed.
@@ -262,6 +263,7 @@ class GroupConfig:
     divide_by_std: bool = True
     gae_lambda: UnitInterval = 1.0
     skip_groups_without_signal: bool = False
+    max_rounds: Count = 1
     kl_coef: NonNegative = 0.04
     kl_target: Positive | None = None
 

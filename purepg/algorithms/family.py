@@ -22,9 +22,14 @@ FAMILY: dict[str, GRPOConfig] = {
     "grpo": GRPOConfig(),
     # Liu et al. 2025: no division by the standard deviation, losses divided by a constant length, no KL
     "dr_grpo": GRPOConfig(divide_by_std=False, aggregation="constant_length", kl_coef=0.0),
-    # Yu et al. 2025: clip-higher .28, mean over tokens, no KL, groups without signal skipped
+    # Yu et al. 2025: clip-higher .28, mean over tokens, no KL, other groups in place of those without signal
     "dapo": GRPOConfig(
-        num_minibatches=2, clip_eps_high=0.28, aggregation="token_mean", skip_groups_without_signal=True, kl_coef=0.0
+        num_minibatches=2,
+        clip_eps_high=0.28,
+        aggregation="token_mean",
+        skip_groups_without_signal=True,
+        max_rounds=10,
+        kl_coef=0.0,
     ),
     # Zheng et al. 2025: one ratio for a whole response, clipped at 3e-4 and 4e-4, no KL
     "gspo": GRPOConfig(num_minibatches=2, ratio="sequence", clip_eps=3e-4, clip_eps_high=4e-4, kl_coef=0.0),

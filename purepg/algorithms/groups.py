@@ -29,7 +29,6 @@ from purepg.types import (
     Algorithm,
     Array,
     Env,
-    EpisodeMetrics,
     Key,
     Metrics,
     Network,
@@ -168,22 +167,6 @@ def _episodes(
     return GroupedEpisodes(obs, action, log_prob, reward, terminated, truncated, grouped(mask))
 
 
-def info(data: GroupedEpisodes) -> Metrics:
-    """The `EpisodeMetrics` of groups: `env_steps` are the steps in the mask, which for responses are the generated
-    tokens. For parameters narrower than float32 also `sampler_log_ratio`, the largest difference between a token's
-    log-probability as it was scored and as it was sampled; for a truncated sampler, a whole response's."""
-    env_steps = jnp.sum(data.mask, dtype=jnp.int32)
-    num_episodes = data.mask.shape[0] * data.mask.shape[1]
-    metrics = EpisodeMetrics(
-        episode_return=jnp.sum(data.reward) / num_episodes,
-        episode_length=env_steps / num_episodes,
-        num_episodes=jnp.int32(num_episodes),
-        env_steps=env_steps,
-    )
-    gap = data.log_correction
-    return dict(metrics) if gap is None else dict(metrics) | {"sampler_log_ratio": jnp.max(jnp.abs(gap))}
-
-
 def mean_return(key: Key, groups: Source, params: Params, num_episodes: int) -> Array:
     """The mean return of `num_episodes` episodes, each from a start of its own. On held-out prompts with a reward of 0
     or 1, this is the share of correct responses."""
@@ -212,6 +195,10 @@ def check_groups(env: Env, network: Network | LanguageModel, c: GroupConfig) -> 
         raise UsageError("group_size (1) must be at least 2 for a baseline, or a standard deviation, of the group")
     if c.group_size == 1 and c.skip_groups_without_signal:
         raise UsageError("group_size (1) must be at least 2 to skip groups without signal: a group of one has none")
+    if c.max_rounds > 1 and not c.skip_groups_without_signal:
+        raise UsageError(f"max_rounds ({c.max_rounds}) must be 1 unless skip_groups_without_signal is set")
+    if c.max_rounds > 1 and env.task is not None and env.task.judge is not None:
+        raise UsageError(f"max_rounds ({c.max_rounds}) must be 1 where rewards are Python, which refills no groups")
     if episodes == 1 and c.baseline == "batch_mean":
         raise UsageError("num_prompts * group_size (1) must be at least 2 with baseline batch_mean: it leaves 0 of 1")
     if c.kl_target is not None and is_known(c.kl_coef) and c.kl_coef == 0:
@@ -233,7 +220,7 @@ def group_algorithm(
         return State(GroupLearner(init_train_state(tx, params), reference, jnp.asarray(c.kl_coef, jnp.float32)), ())
 
     episodes = c.num_prompts * c.group_size
-    update_steps = UpdateSteps(episodes, episodes * groups.max_steps)
+    update_steps = UpdateSteps(episodes, c.max_rounds * episodes * groups.max_steps)
     return Algorithm(init, step, evaluation_policy(network), update_steps, sampler=_sampler(groups, network, c))
 
 
@@ -252,14 +239,6 @@ def _sampler(groups: Source, network: Network | LanguageModel, c: GroupConfig) -
         return data._replace(reward=paid(reward, data.terminated, data.truncated, data.mask)[0])
 
     return Sampler(c.num_prompts, c.group_size, sample, answer, rewarded)
-
-
-def update_groups(groups: Source, key: Key, state: State, c: GroupConfig) -> GroupedEpisodes:
-    """An update's groups: those that were sampled and rewarded outside of it, if they stand in place of `state.world`,
-    and otherwise new ones."""
-    if isinstance(state.world, GroupedEpisodes):
-        return state.world
-    return groups.sample(key, state.learner.params, c.num_prompts, c.group_size)
 
 
 def score_all(groups: Source, params: Params, data: GroupedEpisodes) -> tuple[Array, Array]:

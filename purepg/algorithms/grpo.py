@@ -23,15 +23,13 @@ from purepg.algorithms.groups import (
     advantages,
     check_groups,
     group_algorithm,
-    info,
     mean_return,
     score_all,
     source,
-    update_groups,
     watch,
 )
+from purepg.algorithms.refill import info, sample_for_update
 from purepg.config import Count, CountOrZero, Positive, check
-from purepg.equations.advantages import has_signal
 from purepg.equations.distributions import jointly
 from purepg.equations.losses import aggregate, importance_weighted, squared_error, two_sided_surrogate
 from purepg.equations.ratios import kl_k3, kl_penalty, sequence_log_ratio
@@ -87,15 +85,14 @@ def grpo(env: Env, network: Network | LanguageModel, config: GRPOConfig) -> Algo
         del update
         k_sample, k_update, k_held_out = jax.random.split(key, 3)
         (train_state, reference, kl_coef), params = state.learner, state.learner.params
-        data = update_groups(groups, k_sample, state, c)
+        data, signal, sampled = sample_for_update(k_sample, groups, params, c, state.world)
         reference_log_prob, _ = score_all(groups, reference, data)
         reward = data.reward
         if c.kl_in == "reward":
             reward -= kl_coef * kl_penalty(data.log_prob, reference_log_prob, data.mask, c.kl_estimator, c.kl_level)
         value = score_all(groups, params, data)[1] if c.baseline == "value" else jnp.zeros_like(reward)
         advantage, target = advantages(data, reward, value, c)
-        signal = has_signal(jnp.sum(data.reward, axis=-1))
-        mask = data.mask & signal[..., None] if c.skip_groups_without_signal else data.mask
+        mask = data.mask & signal[:, None, None] if c.skip_groups_without_signal else data.mask
 
         loss = partial(_loss, groups, c, kl_coef)
         batch = (data.obs, data.action, mask, data.log_prob, reference_log_prob, advantage, target)
@@ -105,10 +102,10 @@ def grpo(env: Env, network: Network | LanguageModel, config: GRPOConfig) -> Algo
         if c.kl_target is not None:
             factor = 1 + 0.1 * jnp.clip(metrics["kl_reference"] / c.kl_target - 1, -0.2, 0.2)
             kl_coef = (factor * kl_coef).astype(kl_coef.dtype)
-        metrics |= {"groups_without_signal": 1 - jnp.mean(signal), "kl_coef": kl_coef}
+        metrics |= {"kl_coef": kl_coef}
         if held_out:
             metrics["held_out_return"] = mean_return(k_held_out, held_out, train_state.params, c.num_held_out)
-        return State(GroupLearner(train_state, reference, kl_coef), state.world), info(data) | metrics
+        return State(GroupLearner(train_state, reference, kl_coef), state.world), info(data, sampled) | metrics
 
     return group_algorithm(groups, network, c, tx, step)
 

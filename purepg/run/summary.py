@@ -183,7 +183,8 @@ def report(summary: dict[str, Any]) -> str:
     if many or stopped:
         settings = sorted(settings, key=rank, reverse=True)[:MAX_ROWS]
     first = "member, by its first values" if pbt else "setting"
-    header = [first, "return: IQM [95 %]", "with mode", "training", "steps/s", "compile s", "run s"]
+    rate = "tokens/s" if any("responses" in entry for entry in settings) else "steps/s"
+    header = [first, "return: IQM [95 %]", "with mode", "training", rate, "compile s", "run s"]
     header += ["stopped at step"] * stopped
     rows = []
     for setting in settings:

@@ -68,7 +68,7 @@ class Reward(NamedTuple):
 
 
 class Learned(NamedTuple):
-    """A reward model in a run's folder (`learned.LearnedReward`)."""
+    """A reward model in a run's folder (`reward_model.LearnedReward`)."""
 
     folder: Path
     weight: float
