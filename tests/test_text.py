@@ -28,7 +28,7 @@ from purepg.run.text.passes import pass_at, passed
 from purepg.run.text.population import TextPopulation
 from purepg.run.text.prompts import in_epochs, read_prompts
 from purepg.run.text.ready import exact, format_of, last_number, length_of, number
-from purepg.run.text.rewards import find_rewards
+from purepg.run.text.rewards import Reward, find_rewards
 from purepg.types import UsageError
 
 TINY = LanguageModelConfig(hidden_size=16, mlp_size=16, num_layers=1, num_heads=2, num_kv_heads=1)
@@ -180,6 +180,7 @@ def ask(tmp_path):
     def asked(code: str, spec: str = "f") -> list[float]:
         (tmp_path / "own.py").write_text(code)
         (reward,) = find_rewards([f"{tmp_path / 'own.py'}:{spec}"], [prompts])
+        assert isinstance(reward, Reward)
         return reward(prompts, [1, 1, 0], ["a", "bb" * 50, "ccc"]).tolist()
 
     return asked

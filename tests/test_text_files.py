@@ -19,11 +19,11 @@ from purepg.algorithms.grpo import GRPOConfig, grpo
 from purepg.algorithms.reward_model import RewardConfig, reward_model
 from purepg.optimize import epoch_batch, key_of_epochs
 from purepg.run.load import load, stored_network
+from purepg.run.reward_model import LearnedReward
 from purepg.run.start import language_model
 from purepg.run.text.config import DemonstrationsRunConfig, PairsRunConfig, TextRunConfig
-from purepg.run.text.learned import LearnedReward
 from purepg.run.text.rows import rows_env
-from purepg.types import UsageError
+from purepg.types import Algorithm, State, UsageError
 
 # Letters are answered by themselves in reverse; of a pair, the response with more letters e is preferred.
 ROWS = [{"prompt": a + b, "completion": b + a} for a in "abcdefg" for b in "abcdefg" if a != b]
@@ -142,6 +142,11 @@ def random_params(model: Any, seed: int) -> Any:
     return jax.tree.map(lambda x: rng.normal(size=x.shape, scale=0.3).astype(np.float32), shapes)
 
 
+def measured(algorithm: Algorithm, state: State) -> Any:
+    assert algorithm.measure
+    return quick_jit(algorithm.measure)(state)
+
+
 def test_a_step_of_fine_tuning_is_the_gradient_of_the_mean_log_likelihood_of_completions(folder):
     env = rows_env(demos(folder, "uneven.jsonl"), TINY)
     model = language_model(env, TINY, random_params(language_model(env, TINY), 0))
@@ -158,7 +163,7 @@ def test_a_step_of_fine_tuning_is_the_gradient_of_the_mean_log_likelihood_of_com
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), step, gradient)
     assert metrics["policy_loss"] == pytest.approx(-float(value), rel=1e-5)
     assert max(np.abs(x).max() for x in jax.tree.leaves(gradient)) > 0.05
-    found = quick_jit(algorithm.measure)(state)
+    found = measured(algorithm, state)
     assert found["eval/loss"] == pytest.approx(-float(value), rel=1e-5)
     assert found["eval/perplexity"] == pytest.approx(math.exp(-value), rel=1e-5)
 
@@ -177,7 +182,7 @@ def test_dpos_loss_on_two_pairs_is_its_formula(folder):
     margin = 0.3 * (chosen - rejected)
     loss = np.mean(-np.log(1 / (1 + np.exp(-margin))))
     assert metrics["policy_loss"] == pytest.approx(loss, rel=1e-4) and abs(loss - math.log(2)) > 0.01
-    found = quick_jit(algorithm.measure)(state)
+    found = measured(algorithm, state)
     assert found["eval/loss"] == pytest.approx(loss, rel=1e-4)
     assert found["eval/ranked_right"] == np.mean(margin > 0)
 
@@ -252,11 +257,9 @@ def test_a_saved_reward_models_reward_is_its_value_after_the_last_token(judge):
 
 
 def test_text_runs_are_rewarded_by_a_saved_reward_model(judge, tuned, folder, tmp_path):
-    run = TextRunConfig(
-        prompts=str(write(tmp_path / "prompts.jsonl", [{"prompt": "ab"}, {"prompt": "cd"}])),
-        reward=(f"{judge}=0.5", "length:9"),
-        **QUICK | {"response_length": 4, "total_steps": 32, "num_seeds": 1, "eval_samples": 1},
-    )
+    prompts = str(write(tmp_path / "prompts.jsonl", [{"prompt": "ab"}, {"prompt": "cd"}]))
+    sizes: dict[str, Any] = {"response_length": 4, "total_steps": 32, "num_seeds": 1, "eval_samples": 1}
+    run = TextRunConfig(prompts=prompts, reward=(f"{judge}=0.5", "length:9"), **QUICK | sizes)
     config = GRPOConfig(num_prompts=2, group_size=2, kl_coef=0.0)
     assert ran(grpo, config, replace(TINY, start=str(tuned)), run, tmp_path / "out") == 0
     metrics = read_log(tmp_path / "out" / "log.jsonl")

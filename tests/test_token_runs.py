@@ -7,7 +7,6 @@ import contextlib
 import io
 import json
 import math
-import re
 import runpy
 import shutil
 import sys
@@ -30,6 +29,7 @@ from purepg.algorithms.dpo import DPOConfig, dpo
 from purepg.algorithms.groups import source
 from purepg.algorithms.grpo import GRPOConfig, grpo
 from purepg.algorithms.refill import Sampled, info
+from purepg.algorithms.reward_model import RewardConfig, reward_model
 from purepg.envs.named_tasks import TASKS, reversing
 from purepg.envs.registry import make
 from purepg.envs.tasks import Task, decode, token_env
@@ -42,8 +42,7 @@ from purepg.run.load import load
 from purepg.run.loop import described
 from purepg.run.plan import RunConfig
 from purepg.run.population import Population
-from purepg.run.reward_model import Choice as RewardModelChoice
-from purepg.run.reward_model import train_reward_model, with_learned_reward
+from purepg.run.reward_model import with_learned_reward
 from purepg.run.start import language_model
 from purepg.run.summary import collapsed, last_episodes_return
 from purepg.train import evaluate, train
@@ -515,13 +514,15 @@ def test_a_folder_of_safetensors_is_a_start_of_a_task_of_as_many_tokens():
 
 
 def test_a_reward_model_ranks_unseen_answers_and_pays_the_same_when_it_is_read_again(cloned, tmp_path):
-    choice = RewardModelChoice(
-        start=cloned.out, out=tmp_path / "model", env="pairs", num_pairs=512, num_steps=150, learning_rate=1e-2
+    config = RewardConfig(num_pairs=512, batch_size=64, learning_rate=1e-2)
+    network = replace(TINY, start=str(cloned.out), value_head=True)
+    budget = replace(CLONE.run, total_steps=150 * 2 * 64 * R, num_seeds=1)
+    judge = run(
+        Experiment(reward_model, config, budget, network=language_model, network_config=network), tmp_path / "x"
     )
-    line = train_reward_model(choice)
-    seen, unseen = (float(x) for x in re.findall(r"([0-9.]+)%", line))
-    assert seen > 70 and unseen > 55 and "pairs" in line
-    env = with_learned_reward(ENV, tmp_path / "model")
+    (unseen,) = judge.summary["settings"][0]["measures"]["eval/ranked_right"]["finals"]
+    assert unseen > 0.55 and judge.metrics("ranked_right")[0, -20:].mean() > 0.7
+    env = with_learned_reward(ENV, judge.out)
     groups = source(env, language_model(ENV, LanguageModelConfig(start=str(cloned.out))))
     found = quick_jit(lambda key: groups.sample(key, groups.init(key), 256, 4))(jax.random.key(0))
     learned = np.asarray(found.reward.sum(-1))
@@ -529,10 +530,10 @@ def test_a_reward_model_ranks_unseen_answers_and_pays_the_same_when_it_is_read_a
     true = np.asarray(jax.vmap(jax.vmap(lambda row: TASK.reward(row[:L], row[L:])))(found.obs))
     assert learned[true > 0].mean() > learned[true == 0].mean() + 0.5
     assert env.held_out == ENV.held_out  # which is for the true reward
-    with pytest.raises(UsageError, match="for other tokens than those of addition"):
-        with_learned_reward(make("addition"), tmp_path / "model")
-    with pytest.raises(UsageError, match=r"has no reward_model.json: make it with python experiments/reward_model.py"):
-        with_learned_reward(ENV, tmp_path / "none")
+    with pytest.raises(UsageError, match="a reward model for 12 tokens; addition has 13"):
+        with_learned_reward(make("addition"), judge.out)
+    with pytest.raises(UsageError, match=r"must hold a run of experiments/reward_model.py"):
+        with_learned_reward(ENV, cloned.out)
 
 
 # --- adapters ---

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from purepg.run.memory import Memory
-from purepg.run.plan import Plan
+from purepg.run.plan import Plan, Warm
 from purepg.run.population import EVALUATION_TAG, Member, Members, Population
 from purepg.run.sweep import Hyper, Program
 from purepg.train import train
-from purepg.types import Array, Metrics, Params, State, UsageError
+from purepg.types import Array, Metrics, State, UsageError
 
 ACTING_TAG = EVALUATION_TAG - 1  # no agent uses it either
 
@@ -40,7 +40,7 @@ class HostPopulation(Population):
     """H settings x S seeds on one device. `_record` makes an update's experience, from which `_learn` learns."""
 
     def __init__(
-        self, plan: Plan, program: Program, shape: tuple[int, int], member: Callable[[Params | None], HostMember]
+        self, plan: Plan, program: Program, shape: tuple[int, int], member: Callable[[Warm | None], HostMember]
     ):
         super().__init__(plan, program, shape)
         self._plan, self._shape = plan, shape

@@ -3,10 +3,11 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from purepg.config import check
 from purepg.envs.suites import suite_of
+from purepg.envs.tasks import TokenStep
 from purepg.run import processes
 from purepg.run.code import address_of
 from purepg.run.config import RunConfig
@@ -32,10 +33,19 @@ from purepg.run.text.config import FileRunConfig, RowsRunConfig, TextRunConfig
 from purepg.run.tuning import Tuning, tuning_of
 from purepg.run.watch.opening import refuse_several_under_an_agent
 from purepg.spread import check_divided, spread_over
-from purepg.types import Algorithm, Env, Params, UsageError
+from purepg.types import Algorithm, Array, Env, Params, UsageError
 
 MakeAlgorithm = Callable[[Env, Any, Any], Algorithm]
 MakeNetwork = Callable[[Env, Any], Any]  # returns a network of the kind that the algorithm takes
+
+
+class Warm(NamedTuple):
+    """Arrays that are arguments of a run's programs, since a program would hold copies of its constants, and compute
+    with them while it compiles. Each is None where there is none."""
+
+    start: Params | None  # what a language model starts from
+    rows: Array | None  # `Task.rows`
+    held_out: Array | None  # those of the held-out environment
 
 
 @dataclass(frozen=True)
@@ -45,7 +55,7 @@ class Plan:
     run: RunConfig
     env: Env
     make: Make
-    start: Callable[[Configs], Params | None]  # the parameters that a language model starts from
+    warm: Callable[[Configs], Warm]
     sweep: Sweep
     settings: list[Setting]
     programs: list[Program]
@@ -137,12 +147,15 @@ def prepare(
     if eval_max_steps is None:
         raise UsageError(f"{world.name} has no time limit: set --eval-max-steps")
 
-    def make(configs: Configs, start: Params | None = None) -> Algorithm:
-        made = network(world, configs["network"])
-        return algorithm(world, made if start is None else made._replace(start=start), configs[name])
+    def make(configs: Configs, warm: Warm | None = None) -> Algorithm:
+        own = world if warm is None else _with_rows(world, warm)
+        made = network(own, configs["network"])
+        start = warm and warm.start
+        return algorithm(own, made if start is None else made._replace(start=start), configs[name])
 
-    def start(configs: Configs) -> Params | None:
-        return getattr(network(world, configs["network"]), "start", None)
+    def warm(configs: Configs) -> Warm:
+        tables = (env and env.task and env.task.rows for env in (world, world.held_out))
+        return Warm(getattr(network(world, configs["network"]), "start", None), *tables)
 
     code = {
         "name": name,
@@ -161,7 +174,7 @@ def prepare(
     steps = rungs(run.total_steps, run.halve, run.first_rung, len(settings), least) if run.halve else []
     tuning = tuning_of(run.pbt, run.search, sweep, planned, first, world) if run.pbt else None
     changes = parse_schedule(run.schedule, planned[0].configs, list(sweep), first.update_steps, outside is not None)
-    checked = run, world, make, start, sweep, settings, planned, num_devices, eval_max_steps, code, stored, digest
+    checked = run, world, make, warm, sweep, settings, planned, num_devices, eval_max_steps, code, stored, digest
     plan = Plan(*checked, steps, tuning, changes)
     shapes = {chunk.shape for chunk in plan.chunks()}
     if run.halve or run.tpe:  # later rounds may be as small as this
@@ -195,6 +208,18 @@ def _check_rounds(run: RunConfig) -> None:
         raise UsageError(f"{' and '.join(given)} are different ways to search: give one of them")
     if run.first_rung and not run.halve:
         raise UsageError(f"first_rung ({run.first_rung}) needs halve, such as --halve 3")
+
+
+def _with_rows(env: Env, warm: Warm) -> Env:
+    """The environment with rows that are arguments of a program, where it has any."""
+
+    def changed(env, rows):
+        task = env.task._replace(rows=rows)
+        return env._replace(task=task, step=TokenStep(task))
+
+    if warm.rows is None:
+        return env
+    return changed(env, warm.rows)._replace(held_out=changed(env.held_out, warm.held_out))
 
 
 def _within_epochs(run: RunConfig, env: Env) -> RunConfig:

@@ -13,12 +13,12 @@ import numpy as np
 
 from purepg.run.devices import Spread
 from purepg.run.memory import Memory
-from purepg.run.plan import Plan
+from purepg.run.plan import Plan, Warm
 from purepg.run.processes import gathered
 from purepg.run.sweep import Hyper, Program
 from purepg.runtime import compile_options
 from purepg.train import evaluate, guard, measured, scheduled, train
-from purepg.types import Algorithm, Array, Metrics, Obs, Params, State, UsageError
+from purepg.types import Algorithm, Array, Metrics, Obs, State, UsageError
 
 # Agents' keys fold in their seed, counted from 0, so no agent ever uses the evaluation's tag.
 EVALUATION_TAG = 2**31 - 1
@@ -56,10 +56,11 @@ class Population:
         self.total_steps = plan.run.total_steps  # with which `init` begins
         apart = 1 if plan.tuning else shape[0]  # settings that exchange nothing may be on several devices
         self._spread = spread = Spread(apart, shape[1], plan.num_devices, plan.run.devices_per_agent)
-        # What a language model starts from is an argument of the programs, since they would hold copies of a constant.
-        self._warm = plan.start(program.configs)
-        if getattr(program.configs["network"], "lora_rank", None):  # it stays frozen, and is read in every update
+        self._warm = plan.warm(program.configs)
+        if getattr(program.configs["network"], "lora_rank", None):  # the start stays frozen, and is always read
             self._warm = spread.everywhere(self._warm)
+        elif self._warm.rows is not None:
+            self._warm = spread.everywhere(self._warm._replace(start=None))._replace(start=self._warm.start)
         member = partial(Member, plan, program)
         self._init = jax.jit(
             lambda warm, hyper, s: spread(member(warm).init)(hyper, s),
@@ -191,10 +192,10 @@ class Member:
     """One agent of a program: init, train and evaluate as pure functions of its hyperparameters and seed.
 
     Args:
-      warm: what a language model starts from, as an argument of the program that is traced. None: as the plan has it.
+      warm: arguments of the program that is traced. None: constants, as the plan has them.
     """
 
-    def __init__(self, plan: Plan, program: Program, warm: Params | None = None):
+    def __init__(self, plan: Plan, program: Program, warm: Warm | None = None):
         self._plan, self._program, self._warm = plan, program, warm
 
     def _algorithm(self, hyper: Hyper) -> Algorithm:

@@ -18,7 +18,7 @@ from purepg.types import Algorithm, UpdateSteps, UsageError
 INT32_MAX = 2**31 - 1
 
 Configs = dict[str, Any]  # maps a config's name, such as "ppo" or "network", to the dataclass
-Make = Callable[..., Algorithm]  # of configs and, if a program has it as an argument, a language model's start
+Make = Callable[..., Algorithm]  # of configs and, if a program has them, `plan.Warm` arguments
 Hyper = Mapping[str, Mapping[str, Any]]  # maps a config's name to the values of its float fields
 
 

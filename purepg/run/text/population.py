@@ -12,9 +12,9 @@ from purepg.run.host_population import HostMember, HostPopulation
 from purepg.run.memory import Memory
 from purepg.run.plan import Plan
 from purepg.run.population import EVALUATION_TAG, SHOWN, Evaluation, Members
+from purepg.run.reward_model import LearnedReward
 from purepg.run.sweep import Hyper, Program
 from purepg.run.text.config import TextRunConfig
-from purepg.run.text.learned import LearnedReward
 from purepg.run.text.passes import passed, powers_of_two
 from purepg.run.text.prompts import in_epochs
 from purepg.types import Array, Metrics, Sampler, State

@@ -68,10 +68,11 @@ class Reward(NamedTuple):
 
 
 class Learned(NamedTuple):
-    """A reward model in a run's folder (`learned.LearnedReward`)."""
+    """A reward model in a run's folder (`reward_model.LearnedReward`)."""
 
     folder: Path
     weight: float
+    needs: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -113,7 +114,7 @@ def find_rewards(specs: Sequence[str], prompts: Sequence[Prompts]) -> list[Rewar
     for reward in found:
         if names.count(reward.name) > 1:
             raise UsageError(f"reward names {reward.name} twice: each is logged under its name")
-        for file in prompts if isinstance(reward, Reward) else ():
+        for file in prompts:
             for name in reward.needs:
                 if name not in ("prompts", "completions", *file.columns):
                     columns = ", ".join(file.columns) or "none"
