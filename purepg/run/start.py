@@ -36,17 +36,19 @@ def language_model(env: Env, config: LanguageModelConfig, params: Params | None 
         return with_params(env, config, params)
     if params is not None:
         raise UsageError(f"start ({config.start}) and params are two places to start from: give one of them")
-    shape, found, _ = read_start(Path(config.start).absolute())
+    shape, found, params = read_start(Path(config.start).absolute())
     wanted = env.task.num_tokens
     if found != wanted:
         raise UsageError(f"start ({config.start}) is a model of {found} tokens; {env.name} needs one of {wanted}")
     folder, narrow = Path(config.start).absolute(), config.bfloat16 and config.lora_rank is not None
-    return with_params(env, with_sizes(config, shape), _stored(folder, narrow, config.scan_layers))
+    if narrow or config.scan_layers:
+        params = _converted(folder, narrow, config.scan_layers)
+    return with_params(env, with_sizes(config, shape), params)
 
 
 @functools.cache
-def _stored(folder: Path, narrow: bool, scan: bool) -> Params:
-    """The parameters of `read_start` as a model holds them: in bfloat16, layers in one array."""
+def _converted(folder: Path, narrow: bool, scan: bool) -> Params:
+    """The parameters of `read_start` in bfloat16, or with all layers in one array."""
     shape, _, params = read_start(folder)
     params = in_bfloat16(params) if narrow else params
     return stacked(params, shape.num_layers) if scan else params
