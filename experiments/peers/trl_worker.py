@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from datasets import Dataset
-from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-from trl import GRPOConfig, GRPOTrainer
+import torch  # pyright: ignore[reportMissingImports]
+from datasets import Dataset  # pyright: ignore[reportMissingImports]
+from peft import LoraConfig  # pyright: ignore[reportMissingImports]
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback  # pyright: ignore[reportMissingImports]
+from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportMissingImports]
 
 NAMES = {"query": "self_attn.q_proj", "key": "self_attn.k_proj", "value": "self_attn.v_proj"} | {
     "output": "self_attn.o_proj",
@@ -58,7 +58,7 @@ class Trainer(GRPOTrainer):
         return loss
 
 
-def trainer(folder: Path, job: dict[str, Any], loss: str, updates: int, samples: Any) -> tuple[Trainer, Watch]:
+def trainer(folder: Path, job: dict[str, Any], loss: str, updates: int, samples: Any = None) -> tuple[Trainer, Watch]:
     """A GRPOTrainer for `updates` updates, whose samples are the given ones, or its own if `samples` is None.
     Gradients of given samples are not clipped."""
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
@@ -95,8 +95,7 @@ def trainer(folder: Path, job: dict[str, Any], loss: str, updates: int, samples:
 
     def given(prompts: list[Any], trainer: Any) -> dict[str, Any]:
         del prompts, trainer
-        L = job["prompt_length"]
-        rows = samples["token"].tolist()
+        L, rows = job["prompt_length"], samples["token"].tolist()
         prompt_ids = [[t for t in row[:L] if t >= 0] for row in rows]
         completion_ids = [[t for t in row[L:] if t >= 0] for row in rows]
         return {"prompt_ids": prompt_ids, "completion_ids": completion_ids, "logprobs": None}
@@ -146,7 +145,8 @@ def main() -> None:
                 own[adapter_name(name)].copy_(torch.from_numpy(adapters[name].T.copy()))
         found.train()
         gradients = {name: watch.gradients[adapter_name(name)].T for name in adapters.files}
-        np.savez(folder / f"{loss}.npz", loss=found.last_loss, **gradients)
+        found_here: Any = {"loss": found.last_loss, **gradients}
+        np.savez(folder / f"{loss}.npz", **found_here)
 
     found, watch = trainer(folder, job, job["losses"][0], job["updates"], None)
     found.train()
