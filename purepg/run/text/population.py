@@ -78,6 +78,11 @@ class TextPopulation(HostPopulation):
         prompt: Any = jax.ShapeDtypeStruct((*self._shape, self._sampler.num_prompts, length), np.int32)
         arguments = self._warm, *members, state, prompt, number
         self._compile(self._sample, *arguments)
+        table = self._held_out.prompt
+        for n, deterministic in ((self._run.eval_samples, False), (1, True)):
+            some: Any = jax.ShapeDtypeStruct((self._at_once(n), table.shape[1]), table.dtype)
+            asked = self._warm, *members, state, some, number
+            self._compile(self._answer, *asked, num=n, deterministic=deterministic)
         reward: Any = jax.ShapeDtypeStruct((*prompt.shape[:3], self._sampler.group_size), np.float32)
         return jax.eval_shape(self._sample, *arguments), reward
 
@@ -132,9 +137,7 @@ class TextPopulation(HostPopulation):
 
     def _answered(self, members: Members, state: State) -> Answered:
         """Answers the held-out prompts: several sampled responses to each, and the most probable one."""
-        env, n = self._plan.env.held_out, self._run.eval_samples
-        assert env is not None
-        judge: Judge = env.task.judge
+        judge, n = self._held_out, self._run.eval_samples
         sampled = self._answers(members, state, judge.prompt, n, deterministic=False)
         greedy = self._answers(members, state, judge.prompt, 1, deterministic=True)
         token = np.concatenate([sampled, greedy], axis=-2)  # [H, S, prompts, n + 1, L + R]
@@ -159,14 +162,22 @@ class TextPopulation(HostPopulation):
     def _answers(self, members: Members, state: State, prompt: np.ndarray, n: int, deterministic: bool) -> np.ndarray:
         """n responses to each prompt `[prompts, L]`, `[H, S, prompts, n, L + R]`, about as many at once as an update
         samples."""
-        at_once = min(len(prompt), max(1, self._sampler.num_prompts * self._sampler.group_size // n))
-        found = []
+        at_once, found = self._at_once(n), []
         for turn, first in enumerate(range(0, len(prompt), at_once)):
             place = np.minimum(np.arange(first, first + at_once), len(prompt) - 1)
             arguments = self._warm, *members, state, prompt[place], np.int32(turn)
             static: Any = {"num": n, "deterministic": deterministic}
             found.append(np.asarray(self._compile(self._answer, *arguments, **static)(*arguments)))
         return np.concatenate(found, axis=2)[:, :, : len(prompt)]
+
+    def _at_once(self, n: int) -> int:
+        """How many held-out prompts are answered at once, with n responses to each."""
+        return min(len(self._held_out.prompt), max(1, self._sampler.num_prompts * self._sampler.group_size // n))
+
+    @property
+    def _held_out(self) -> Judge:
+        assert self._plan.env.held_out is not None
+        return self._plan.env.held_out.task.judge
 
     @property
     def _run(self) -> TextRunConfig:
