@@ -25,7 +25,7 @@ from purepg.runtime import users_environment
 
 HERE = Path(__file__).parent
 ALGORITHMS = purepg.algorithms.names()
-LANGUAGE = ("clone", "dpo")
+LANGUAGE = ("clone", "dpo", "reward_model")
 REPLAY = ("ddpg", "td3", "sac", "sac_discrete")
 TITLES = {
     "reinforce": "REINFORCE",

@@ -248,7 +248,7 @@ def policy_parameters(state):
 
 def test_every_algorithm_is_among_the_cases():
     found = set(purepg.algorithms.names())
-    of_tokens = {"clone", "dpo"}  # which have no actions of their own: tests/test_token_runs.py
+    of_tokens = {"clone", "dpo", "reward_model"}  # which have no actions of their own: tests/test_token_runs.py
     assert found == {case.algorithm.__name__ for case in CASES.values()} | of_tokens
 
 

@@ -28,6 +28,7 @@ from purepg.algorithms.ppo_penalty import PPOPenaltyConfig, ppo_penalty
 from purepg.algorithms.preferences import RewardModelConfig
 from purepg.algorithms.q_actor_critic import QActorCriticConfig, q_actor_critic
 from purepg.algorithms.reinforce import REINFORCEConfig, reinforce
+from purepg.algorithms.reward_model import RewardConfig, reward_model
 from purepg.algorithms.sac import SACConfig, sac
 from purepg.algorithms.sac_discrete import DiscreteSACConfig, sac_discrete
 from purepg.algorithms.td3 import TD3Config, td3
@@ -407,6 +408,7 @@ CASES = {
     "sac_discrete": Case(sac_discrete, DiscreteSACConfig, varied(ARMS), TinyQNetwork("categorical")),
     "clone": Case(clone, CloneConfig, TOKENS, language_model(TOKENS, MODEL)),
     "dpo": Case(dpo, DPOConfig, TOKENS, language_model(TOKENS, MODEL)),
+    "reward_model": Case(reward_model, RewardConfig, TOKENS, language_model(TOKENS, MODEL)),
 }
 
 

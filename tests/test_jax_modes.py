@@ -17,6 +17,7 @@ from purepg.algorithms.ddpg import ddpg
 from purepg.algorithms.dpo import DPOConfig, dpo
 from purepg.algorithms.npg import npg
 from purepg.algorithms.ppo import ppo
+from purepg.algorithms.reward_model import RewardConfig, reward_model
 from purepg.algorithms.sac import sac
 from purepg.algorithms.td3 import td3
 from purepg.algorithms.trpo import trpo
@@ -42,6 +43,7 @@ EACH = {  # of each algorithm the case with the most options
 TOKENS: dict[str, tuple[Any, Any]] = {
     "clone": (clone, CloneConfig(batch_size=4, num_held_out=0)),
     "dpo": (dpo, DPOConfig(batch_size=4, num_pairs=4, num_held_out=0)),
+    "reward_model": (reward_model, RewardConfig(batch_size=4, num_pairs=4, num_held_out=4)),
 }
 
 
@@ -84,7 +86,9 @@ def test_a_healthy_program_makes_no_nan_and_uses_no_key_twice(name):
     if name in TOKENS:
         make, config = TOKENS[name]
         env = token_env(addition(1))
-        size = LanguageModelConfig(hidden_size=4, num_layers=1, num_heads=1, num_kv_heads=1, mlp_size=4)
+        size = LanguageModelConfig(
+            hidden_size=4, num_layers=1, num_heads=1, num_kv_heads=1, mlp_size=4, value_head=True
+        )
         algorithm = make(env, language_model(env, size), config)
     else:
         case = CASES[EACH[name]]
@@ -93,7 +97,7 @@ def test_a_healthy_program_makes_no_nan_and_uses_no_key_twice(name):
         _, state, metrics = quick_jit(lambda key: two_updates(algorithm, key))(jax.random.key(0))
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((state.learner, metrics)))
     found = averaged(metrics)
-    if name in ("clone", "dpo"):
+    if name in TOKENS:
         assert "episode_return" not in found
     else:
         assert np.isnan(found["episode_return"][1])  # as the host says of an update in which no episode ended
