@@ -14,7 +14,7 @@ from purepg.lanes import any_lane, step_if
 from purepg.loops import alone, scan, sum_of_squares
 from purepg.precision import at_least_float32, has_narrow, rounded
 from purepg.spread import num_devices, own_key, within_device
-from purepg.types import Array, Key, Metrics, Params, Window
+from purepg.types import Array, Key, Metrics, Params, UsageError, Window
 
 EPOCHS_TAG = 2**31 - 1  # no split or fold of the same key is this one
 
@@ -182,14 +182,19 @@ def epoch_batch(key: Array, num_rows: int, update: Array | int, batch_size: int)
 
     Args:
       key: names the sequence of epochs; `key_of_epochs`.
+      batch_size: at most `num_rows`, so that a batch touches two epochs at most.
     """
     key = jax.random.wrap_key_data(key)
     place = update * batch_size + jnp.arange(batch_size)
-    first = place[0] // num_rows
-    num_epochs = 1 + -(-(batch_size - 1) // num_rows)  # that a batch can touch
-    keys = jax.vmap(lambda epoch: jax.random.fold_in(key, epoch))(first + jnp.arange(num_epochs))
-    order = jax.vmap(lambda key: shuffle(key, num_rows))(keys)
-    return order[place // num_rows - first, place % num_rows]
+    epoch = place // num_rows
+    order = jax.vmap(lambda i: shuffle(jax.random.fold_in(key, epoch[0] + i), num_rows))(jnp.arange(2))
+    return order[epoch - epoch[0], place % num_rows]
+
+
+def check_batch(batch_size: int, num_rows: int) -> None:
+    """Raises UsageError if a batch of `epoch_batch` would be larger than an epoch."""
+    if batch_size > num_rows:
+        raise UsageError(f"batch_size ({batch_size}) must be at most {num_rows}, the number of rows to learn from")
 
 
 def shuffle(key: Key, n: int) -> Array:

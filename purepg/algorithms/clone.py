@@ -20,7 +20,7 @@ from purepg.equations.losses import aggregate, policy_gradient
 from purepg.experience.acting import evaluation_policy
 from purepg.language.model import LanguageModel
 from purepg.loops import in_chunks
-from purepg.optimize import epoch_batch, gradient_step, init_train_state, key_of_epochs, step_direction
+from purepg.optimize import check_batch, epoch_batch, gradient_step, init_train_state, key_of_epochs, step_direction
 from purepg.types import Algorithm, Env, State, UpdateSteps, UsageError
 
 
@@ -53,6 +53,8 @@ def clone(env: Env, network: LanguageModel, config: CloneConfig) -> Algorithm:
     if not isinstance(network, LanguageModel):
         raise UsageError(f"{env.name} has no demonstrations: cloning needs a token task, such as --env addition")
     task, apart = network.task, env.held_out or env
+    if task.rows is not None:
+        check_batch(c.batch_size, len(task.rows))
     held_out = source(apart, network)
     tx = step_direction(c.optimizer, c.max_grad_norm, c.adam_eps)
 

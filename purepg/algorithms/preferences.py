@@ -18,7 +18,15 @@ from purepg.config import Count, Positive, check
 from purepg.equations.losses import preference
 from purepg.language.model import LanguageModel
 from purepg.loops import in_chunks
-from purepg.optimize import TrainState, epoch_batch, gradient_step, init_train_state, key_of_epochs, step_direction
+from purepg.optimize import (
+    TrainState,
+    check_batch,
+    epoch_batch,
+    gradient_step,
+    init_train_state,
+    key_of_epochs,
+    step_direction,
+)
 from purepg.types import Array, Env, Key, Metrics, Params, UsageError
 
 
@@ -83,10 +91,11 @@ def draws(env: Env, model: LanguageModel, c: PairsConfig) -> Draws:
     """The pairs that a config asks for.
 
     Raises:
-      UsageError: a single candidate, which cannot make a pair.
+      UsageError: a single candidate, which cannot make a pair, or a file with fewer pairs than a batch.
     """
     rows = model.task.rows
     if rows is not None:
+        check_batch(c.batch_size, len(rows))
 
         def of_rows(key, world, update):
             del key

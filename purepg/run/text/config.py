@@ -85,9 +85,11 @@ class RowsRunConfig(FileRunConfig):
     """The settings of a run that learns from rows of files, whose environment is text, or of a task that has its own.
 
     Attributes:
+      env: text, if there are rows from files; otherwise the name of a token task, such as addition.
       epochs: passes over the rows, unless total_steps ends the run before. None: total_steps alone ends it.
     """
 
+    env: str = "text"
     epochs: Count | None = None
 
     def __post_init__(self):

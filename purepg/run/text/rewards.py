@@ -136,7 +136,8 @@ def _find(spec: str) -> Reward | Learned:
         function = _loaded(Path(file), name, spec)
     else:
         ready = ", ".join([*READY, *(f"{name}:..." for name in OF_ARGUMENT)])
-        raise UsageError(f"reward ({spec}) must be FILE.py:FUNCTION or a ready one ({ready}), perhaps with =WEIGHT")
+        kinds = f"FILE.py:FUNCTION or a ready one ({ready}), or the folder of a reward model"
+        raise UsageError(f"reward ({spec}) must be {kinds}, perhaps with =WEIGHT")
     return Reward(name, function, weight, *_parameters(name, function))
 
 
