@@ -133,7 +133,8 @@ def one_update(config: Config, folder: Path) -> dict[str, dict[str, Any]]:
         loss, gradient = updated(start, params, data, reward.reshape(-1, G), aggregation)
         found[name] = {"loss": float(loss), **by_name(gradient)}
     np.savez(folder / "samples.npz", token=np.asarray(data.obs).reshape(len(asked), -1), reward=reward)
-    np.savez(folder / "adapters.npz", **by_name(params))
+    own: Any = by_name(params)
+    np.savez(folder / "adapters.npz", **own)
     shape, _, base = read_start(Path(config.start).absolute())
     save_pretrained(folder / "model", shape, base, load_tokenizer(config.start))
     job = dataclasses.asdict(config) | {

@@ -94,6 +94,7 @@ def trainer(folder: Path, job: dict[str, Any], loss: str, updates: int, samples:
     )
 
     def given(prompts: list[Any], trainer: Any) -> dict[str, Any]:
+        assert samples is not None
         del prompts, trainer
         L, rows = job["prompt_length"], samples["token"].tolist()
         prompt_ids = [[t for t in row[:L] if t >= 0] for row in rows]
