@@ -16,7 +16,7 @@ PROMPTS = Path(__file__).parent / "arithmetic"
 
 if __name__ == "__main__":
     config = GRPOConfig(num_prompts=4, group_size=8, learning_rate=5e-4, kl_coef=0.0)
-    network = LanguageModelConfig(lora_rank=8, scan_layers=True, rows_at_once=8, tokens_at_once=256)
+    network = LanguageModelConfig(lora_rank=8, rows_at_once=8, tokens_at_once=256)
     run = TextRunConfig(
         prompts=str(PROMPTS / "train.jsonl"),
         eval_prompts=str(PROMPTS / "test.jsonl"),

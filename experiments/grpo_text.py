@@ -9,4 +9,4 @@ from purepg.run.text.config import TextRunConfig
 if __name__ == "__main__":
     config = GRPOConfig(num_prompts=8, learning_rate=1e-5, kl_coef=0.001)
     run = TextRunConfig(total_steps=500_000, num_seeds=1)
-    main(grpo, config, language_model, LanguageModelConfig(), run, __doc__)
+    main(grpo, config, language_model, LanguageModelConfig(rows_at_once=8, tokens_at_once=256), run, __doc__)

@@ -30,6 +30,8 @@ from purepg.loops import in_chunks
 from purepg.precision import has_narrow, in_bfloat16
 from purepg.types import Array, Env, Key, Obs, Params, UsageError
 
+UNROLLED = 8  # layers that are compiled one by one, unless the config says otherwise
+
 
 @dataclass(frozen=True)
 class LanguageModelConfig(TransformerConfig):
@@ -50,7 +52,7 @@ class LanguageModelConfig(TransformerConfig):
       lora_targets: the linear layers of every block that have an adapter.
       bfloat16: compute in bfloat16. What learns, and its optimiser, stay float32; what is frozen is kept in bfloat16.
       remat: in a gradient, keep only the inputs of each block, and compute the rest again.
-      scan_layers: compile one block for all layers. Deep models compile faster.
+      scan_layers: compile one block for all layers, as deep models compile much faster so. None: if there are over 8.
       rows_at_once: score so many rows at a time; gradients are those of all rows, and memory that of these. None: all.
       tokens_at_once: compute the logits of so many tokens at a time, and again in a gradient, so that those of a whole
         batch never exist. None: all.
@@ -66,9 +68,14 @@ class LanguageModelConfig(TransformerConfig):
     lora_targets: tuple[Target, ...] = TARGETS
     bfloat16: bool = False
     remat: bool = False
-    scan_layers: bool = False
+    scan_layers: bool | None = None
     rows_at_once: Count | None = None
     tokens_at_once: Count | None = None
+
+    @property
+    def scans(self) -> bool:
+        """Whether one block is compiled for all layers."""
+        return self.num_layers > UNROLLED if self.scan_layers is None else self.scan_layers
 
     @property
     def lora(self) -> LoRA | None:
@@ -199,7 +206,7 @@ def language_model(env: Env, config: LanguageModelConfig, params: Params | None 
         raise UsageError(f"lora_rank ({config.lora_rank}) needs a model to adapt: set start")
     if config.lora_rank and not config.lora_targets:
         raise UsageError(f"lora_targets (()) must name at least one of {', '.join(TARGETS)}")
-    num_tokens, scan = env.task.num_tokens, config.scan_layers
+    num_tokens, scan = env.task.num_tokens, config.scans
     if params is not None:
         is_stacked = "blocks" in params.get("params", {})
         _check_params(Transformer(config, num_tokens, scan_layers=scan and is_stacked), params)

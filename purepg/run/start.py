@@ -41,9 +41,10 @@ def language_model(env: Env, config: LanguageModelConfig, params: Params | None 
     if found != wanted:
         raise UsageError(f"start ({config.start}) is a model of {found} tokens; {env.name} needs one of {wanted}")
     folder, narrow = Path(config.start).absolute(), config.bfloat16 and config.lora_rank is not None
-    if narrow or config.scan_layers:
-        params = _converted(folder, narrow, config.scan_layers)
-    return with_params(env, with_sizes(config, shape), params)
+    config = with_sizes(config, shape)
+    if narrow or config.scans:
+        params = _converted(folder, narrow, config.scans)
+    return with_params(env, config, params)
 
 
 @functools.cache
