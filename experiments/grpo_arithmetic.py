@@ -22,9 +22,9 @@ if __name__ == "__main__":
         eval_prompts=str(PROMPTS / "test.jsonl"),
         reward=("last_number",),
         response_length=10,
-        total_steps=6_400,
+        total_steps=4_800,
         num_seeds=3,
         log_every=1,
-        eval_samples=4,
+        eval_samples=2,
     )
     main(grpo, config, language_model, network, run, __doc__)
