@@ -44,6 +44,14 @@ def within_device(f: Callable, in_axes: Any, out_axes: Any) -> Callable:
     return jax.shard_map(f, in_specs=specs(in_axes), out_specs=specs(out_axes), axis_names={AXIS}, check_vma=False)
 
 
+def divided(x: Any, axis: int | None) -> Any:
+    """The array, divided over the agent's devices along an axis; None: whole on each of them."""
+    if num_devices() == 1:
+        return x
+    spec = P() if axis is None else P(*[None] * (axis % x.ndim), AXIS)
+    return jax.lax.with_sharding_constraint(x, spec)
+
+
 def own_key(key: Key) -> Key:
     """Within a device, a key that no other device has."""
     return jax.random.fold_in(key, jax.lax.axis_index(AXIS)) if AXIS in get_abstract_mesh().manual_axes else key
