@@ -168,7 +168,8 @@ class LanguageModel(NamedTuple):
         """Returns (token `[P, G, L + R]`, log_prob `[P, G, R]`) for prompts `[P, L]`; see `sampling.generate`."""
         how = self.task, self.temperature, self.truncation, greedy
         prompt = divided_rows(self.config, prompt)
-        return generate(key, self.transformer, self.whole(params), prompt, group_size, *how)
+        found = generate(key, self.transformer, self.whole(params), prompt, group_size, *how)
+        return divided_rows(self.config, found[0]), divided_rows(self.config, found[1])
 
     def respond(self, key: Key, params: Params, obs: Obs, greedy: bool) -> Array:
         """Returns rows `[N, L + R]`: the prompts that `obs` `[N, L + R]` begins with, each with a whole response."""
