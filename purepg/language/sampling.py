@@ -115,7 +115,9 @@ def generate(
     sampled = draw(jnp.asarray(0, int), logits, (jnp.ones(batch, bool), recent, *nothing))
     # A predicate of this lane alone would copy the whole cache through a select at every column.
     carry = jax.lax.while_loop(
-        lambda carry: (carry[0] < num_columns) & any_lane(carry[2][0]), read_and_draw, (jnp.asarray(1, int), cache, sampled)
+        lambda carry: (carry[0] < num_columns) & any_lane(carry[2][0]),
+        read_and_draw,
+        (jnp.asarray(1, int), cache, sampled),
     )
     *_, token, log_prob = carry[2]
     token = jnp.concatenate([jnp.repeat(prompt, group_size, axis=0), token.T], axis=1)

@@ -176,7 +176,11 @@ class Spread:
 
     def everywhere(self, tree: Any) -> Any:
         """The tree's arrays, on all of the devices: whole on each but for those that `axis_of` divides."""
-        return jax.device_put(tree, None if self._mesh is None else self._shardings(P(), tree, True))
+        return jax.device_put(tree, None if self._mesh is None else self.shared(tree))
+
+    def shared(self, tree: Any) -> Any:
+        """How `everywhere` places the tree's arrays on several devices."""
+        return self._shardings(P(), tree, True)
 
     def divided(self, state: State) -> State:
         """A traced state, whose learner is divided as `axis_of` says."""
