@@ -46,7 +46,8 @@ class Config:
 
     Attributes:
       models: sizes of Qwen2.5.
-      gpus: of the divided model.
+      gpus: of a divided model.
+      shards: how it is divided.
       lora_rank: rank of the adapters, besides which all parameters learn.
       num_prompts: of an update.
       group_size: responses to each.
@@ -58,6 +59,7 @@ class Config:
 
     models: tuple[str, ...] = tuple(MODELS)
     gpus: Count = 8
+    shards: tuple[Shard, ...] = ("parameters",)
     lora_rank: Count = 16
     num_prompts: Count = 8
     group_size: Count = 8
@@ -171,7 +173,7 @@ def study(config: Config) -> Study:
     rows, numbers = [], {}
     for name in config.models:
         for rank in (None, config.lora_rank):
-            for num, shard in ((1, "none"), (config.gpus, "parameters"), (config.gpus, "tensor")):
+            for num, shard in ((1, "none"), *((config.gpus, shard) for shard in config.shards)):
                 with compiling_for("gpu"):
                     found = forecast(name, rank, shard, devices_of(num), config)
                 learns = "all" if rank is None else f"LoRA, rank {rank}"
