@@ -144,7 +144,7 @@ def forecast(name: str, lora_rank: int | None, shard: Shard, devices: list[Any],
     begun = time.time()
     lowered = jax.jit(update, donate_argnums=3, out_shardings=(over.placed, None)).lower(*arguments)
     done = lowered.compile(compiler_options={"xla_gpu_autotune_level": "0"})  # to autotune needs the device
-    found = done.memory_analysis()
+    found: Any = done.memory_analysis()
     grown = found.output_size_in_bytes - found.alias_size_in_bytes
     return Found(found.argument_size_in_bytes, found.temp_size_in_bytes + grown, time.time() - begun)
 
@@ -173,7 +173,8 @@ def study(config: Config) -> Study:
     rows, numbers = [], {}
     for name in config.models:
         for rank in (None, config.lora_rank):
-            for num, shard in ((1, "none"), *((config.gpus, shard) for shard in config.shards)):
+            divided: list[tuple[int, Shard]] = [(config.gpus, shard) for shard in config.shards]
+            for num, shard in ((1, "none"), *divided):
                 with compiling_for("gpu"):
                     found = forecast(name, rank, shard, devices_of(num), config)
                 learns = "all" if rank is None else f"LoRA, rank {rank}"

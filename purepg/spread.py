@@ -1,10 +1,11 @@
 """The environments of one agent, spread over several devices.
 
 `run.devices.Spread` traces an agent within a mesh whose axis `env` is left to XLA's partitioner. Arrays of environments
-are divided over it, parameters are whole on every device, and each reduction over environments, such as a loss's mean,
-is one over all devices: XLA adds the exchange. So the equations and the algorithms do not mention devices. What each
-device does with its own environments, and XLA could do only by moving them, says so by `within_device`: stepping and
-resetting them, dealing minibatches, and replay. On one device, these functions change nothing.
+are divided over it, parameters are whole on every device (but for those of language models that say otherwise,
+`language.sharding`), and each reduction over environments, such as a loss's mean, is one over all devices: XLA adds the
+exchange. So the equations and the algorithms do not mention devices. What each device does with its own environments,
+and XLA could do only by moving them, says so by `within_device`: stepping and resetting them, dealing minibatches, and
+replay. On one device, these functions change nothing.
 """
 
 import contextlib

@@ -101,13 +101,13 @@ def updated(name: str, shard: Any, devices: int) -> Any:
         if hasattr(x, "sharding")
     ]
     compiled = population._advance.lower(*arguments, num_updates=UPDATES).compile(quick_options())
-    num_bytes = compiled.memory_analysis().argument_size_in_bytes
+    memory: Any = compiled.memory_analysis()
     state, metrics = compiled(*arguments)
     kept = [x.sharding.shard_shape(x.shape) for x in jax.tree.leaves(state.learner)]
     before = [shape for name, _, shape, _ in held if ".learner" in name]
     assert kept == before, "a state is not divided after an update as it was before"
     metrics = averaged(jax.tree.map(lambda x: x[0, 0], metrics))
-    return jax.tree.map(np.asarray, (state.learner, metrics)), num_bytes, held
+    return jax.tree.map(np.asarray, (state.learner, metrics)), memory.argument_size_in_bytes, held
 
 
 def find(folder: Path) -> None:
