@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import quick_jit, quick_options
+from memory_forecast import MODELS, Config, abstract_start
+from memory_forecast import task as forecast_task
 
 from purepg.algorithms.grpo import GRPOConfig, grpo
 from purepg.envs.tasks import Task, token_env
@@ -206,3 +208,11 @@ def test_what_devices_cannot_divide_is_refused_in_one_line(monkeypatch, shard, d
     with pytest.raises(UsageError, match=expected) as error:
         population_of(replace(ALL, shard=shard, **model), devices, **run)
     assert "\n" not in str(error.value)
+
+
+def test_the_models_of_the_forecast_have_as_many_parameters_as_those_published():
+    """Billions, of arXiv:2412.15115 and the models' cards."""
+    published = {"0.5B": 0.49, "1.5B": 1.54, "7B": 7.61}
+    for name, (config, num_tokens) in MODELS.items():
+        start = abstract_start(forecast_task(num_tokens, Config()), config)
+        assert math.floor(sum(x.size for x in jax.tree.leaves(start)) / 1e7) / 100 == published[name]
