@@ -37,7 +37,7 @@ ALL = LanguageModelConfig(
     hidden_size=8, num_layers=1, num_heads=4, num_kv_heads=2, mlp_size=20, qkv_bias=True
 )  # fmt: skip
 FITTING: Any = {"rows_at_once": 4, "tokens_at_once": 8, "remat": True, "scan_layers": True}
-ADAPTERS = replace(ALL, num_layers=2, lora_rank=2, tied_head=False, **FITTING)
+ADAPTERS = replace(ALL, num_layers=2, lora_rank=2, lora_targets=("query", "down"), tied_head=False, **FITTING)
 CASES = {"all": ALL, "adapters": ADAPTERS}
 PLACES = [("all", "tensor", 2), ("adapters", "parameters", 4)]
 GRPO = GRPOConfig(num_prompts=4, group_size=4, kl_coef=0.1, num_held_out=0, learning_rate=0.01)
