@@ -173,8 +173,8 @@ def study(config: Config) -> Study:
     rows, numbers = [], {}
     for name in config.models:
         for rank in (None, config.lora_rank):
-            divided: list[tuple[int, Shard]] = [(config.gpus, shard) for shard in config.shards]
-            for num, shard in ((1, "none"), *divided):
+            places: list[tuple[int, Shard]] = [(1, "none"), *((config.gpus, shard) for shard in config.shards)]
+            for num, shard in places:
                 with compiling_for("gpu"):
                     found = forecast(name, rank, shard, devices_of(num), config)
                 learns = "all" if rank is None else f"LoRA, rank {rank}"
