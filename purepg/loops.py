@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from purepg.runtime import compiles_for_gpu
-from purepg.spread import num_devices
+from purepg.spread import num_devices, within_device
 from purepg.types import Array
 
 JOINED_BYTES = 2**20  # of an array in all lanes; to join larger ones takes longer than to launch a kernel for each
@@ -127,21 +127,28 @@ def _few(tree: Tree) -> list[Array]:
     return Joined(tree).join(tree) if compiles_for_gpu() else jax.tree.leaves(tree)
 
 
-def in_chunks(f: Callable, at_once: int | None, *trees: Tree) -> Tree:
+def in_chunks(f: Callable, at_once: int | None, *trees: Tree, spread: bool = True) -> Tree:
     """f(*trees) of arrays `[B, ...]`, for `at_once` rows of them at a time. A gradient keeps only the arguments, and
     computes each chunk again. The last chunk is filled up with copies of the last row. None: all rows at once.
 
     Args:
       f: computes each row of its results `[B, ...]` from the same row of its arguments.
+      spread: if the agent has several devices, rows are divided over them, and every chunk has as many of each.
     """
     num_rows = jax.tree.leaves(trees)[0].shape[0]
     if at_once is None or at_once >= num_rows:
         return f(*trees) if at_once is None else jax.checkpoint(f)(*trees)
-    missing = -num_rows % at_once
+    devices = num_devices() if spread and num_rows % num_devices() == at_once % num_devices() == 0 else 1
+    own_rows, own = num_rows // devices, at_once // devices
 
-    def divided(x):
-        full = jnp.concatenate([x, jnp.repeat(x[-1:], missing, axis=0)]) if missing else x
-        return full.reshape(-1, at_once, *x.shape[1:])
+    def cut(x):
+        full = jnp.concatenate([x, jnp.repeat(x[-1:], -own_rows % own, axis=0)]) if own_rows % own else x
+        return full.reshape(-1, own, *x.shape[1:])
 
-    found = jax.lax.map(lambda chunk: jax.checkpoint(f)(*chunk), jax.tree.map(divided, trees))
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:num_rows], found)
+    def joined(x):
+        return x.reshape(-1, *x.shape[2:])[:own_rows]
+
+    if devices > 1:
+        cut, joined = within_device(cut, (0,), 1), within_device(joined, (1,), 0)
+    found = jax.lax.map(lambda chunk: jax.checkpoint(f)(*chunk), jax.tree.map(cut, trees))
+    return jax.tree.map(joined, found)

@@ -1,10 +1,11 @@
 """The environments of one agent, spread over several devices.
 
 `run.devices.Spread` traces an agent within a mesh whose axis `env` is left to XLA's partitioner. Arrays of environments
-are divided over it, parameters are whole on every device, and each reduction over environments, such as a loss's mean,
-is one over all devices: XLA adds the exchange. So the equations and the algorithms do not mention devices. What each
-device does with its own environments, and XLA could do only by moving them, says so by `within_device`: stepping and
-resetting them, dealing minibatches, and replay. On one device, these functions change nothing.
+are divided over it, parameters are whole on every device (but for those of language models that say otherwise,
+`language.sharding`), and each reduction over environments, such as a loss's mean, is one over all devices: XLA adds the
+exchange. So the equations and the algorithms do not mention devices. What each device does with its own environments,
+and XLA could do only by moving them, says so by `within_device`: stepping and resetting them, dealing minibatches, and
+replay. On one device, these functions change nothing.
 """
 
 import contextlib
@@ -42,6 +43,14 @@ def within_device(f: Callable, in_axes: Any, out_axes: Any) -> Callable:
         return jax.tree.map(lambda i: P() if i is None else P(*[None] * i, AXIS), axes, is_leaf=lambda i: i is None)
 
     return jax.shard_map(f, in_specs=specs(in_axes), out_specs=specs(out_axes), axis_names={AXIS}, check_vma=False)
+
+
+def divided(x: Any, axis: int | None) -> Any:
+    """The array, divided over the agent's devices along an axis; None: whole on each of them."""
+    if num_devices() == 1:
+        return x
+    spec = P() if axis is None else P(*[None] * (axis % x.ndim), AXIS)
+    return jax.lax.with_sharding_constraint(x, spec)
 
 
 def own_key(key: Key) -> Key:

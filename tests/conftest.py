@@ -31,7 +31,7 @@ gc.set_threshold(200_000, 20, 100)  # tracing makes many objects and little garb
 
 # The files that train whole runs, start processes or compile whole algorithms, the slowest first.
 SLOW = """
-    distributed
+    distributed sharded_models
     resume algorithms suites devices_per_agent recurrent_replay token_runs text recurrence jax_modes grpo cli envs
     quickstart updates torsos configs outside masks ladder histories experiment q_gradients env_params networks load
     population memory runtime off_policy_updates suite_table multi_discrete pages films train off_policy tokens

@@ -24,6 +24,7 @@ from purepg.envs.tasks import Task
 from purepg.equations.distributions import Categorical, Distribution
 from purepg.language.lora import TARGETS, LoRA, Target, adapters, joined, merge
 from purepg.language.sampling import Truncation, generate
+from purepg.language.sharding import Shard, divided_parameters, divided_rows, whole
 from purepg.language.transformer import Transformer, TransformerConfig, check_transformer, stacked, unstacked
 from purepg.language.vocabulary import HiddenCategorical
 from purepg.loops import in_chunks
@@ -56,6 +57,8 @@ class LanguageModelConfig(TransformerConfig):
       rows_at_once: score so many rows at a time; gradients are those of all rows, and memory that of these. None: all.
       tokens_at_once: compute the logits of so many tokens at a time, and again in a gradient, so that those of a whole
         batch never exist. None: all.
+      shard: divide the parameters over the devices of an agent (`purepg.language.sharding`): each matrix, gathered
+        where it is used, or the computation of MLPs, heads and words. The optimiser's state is divided alike.
     """
 
     temperature: Positive = 1.0
@@ -71,6 +74,7 @@ class LanguageModelConfig(TransformerConfig):
     scan_layers: bool | None = None
     rows_at_once: Count | None = None
     tokens_at_once: Count | None = None
+    shard: Shard = "none"
 
     @property
     def scans(self) -> bool:
@@ -131,7 +135,7 @@ class LanguageModel(NamedTuple):
     def whole(self, params: Params) -> Params:
         """All parameters of `transformer`, from those that learn, in the dtype in which it computes."""
         params = joined(self.frozen or {}, params)
-        return in_bfloat16(params) if self.config.bfloat16 else params
+        return divided_parameters(self.config, in_bfloat16(params) if self.config.bfloat16 else params)
 
     def plain(self, params: Params) -> Params:
         """The parameters of the same model without adapters and with its layers apart, from those that learn."""
@@ -159,7 +163,8 @@ class LanguageModel(NamedTuple):
             hidden, value = self._hidden(params, token)
             return hidden[:, before], value[:, before]
 
-        found = in_chunks(of_rows, self.config.rows_at_once, token.reshape(-1, token.shape[-1]))
+        spread = self.config.shard != "tensor"
+        found = in_chunks(of_rows, self.config.rows_at_once, token.reshape(-1, token.shape[-1]), spread=spread)
         hidden, value = jax.tree.map(lambda x: x.reshape(*token.shape[:-1], *x.shape[1:]), found)
         policy = self._policy(params, hidden)
         return policy if self.config.tokens_at_once else policy.whole(), value
@@ -169,7 +174,9 @@ class LanguageModel(NamedTuple):
     ) -> tuple[Array, Array]:
         """Returns (token `[P, G, L + R]`, log_prob `[P, G, R]`) for prompts `[P, L]`; see `sampling.generate`."""
         how = self.task, self.temperature, self.truncation, greedy
-        return generate(key, self.transformer, self.whole(params), prompt, group_size, *how)
+        prompt = divided_rows(self.config, prompt)
+        found = generate(key, self.transformer, self.whole(params), prompt, group_size, *how)
+        return divided_rows(self.config, found[0]), divided_rows(self.config, found[1])
 
     def respond(self, key: Key, params: Params, obs: Obs, greedy: bool) -> Array:
         """Returns rows `[N, L + R]`: the prompts that `obs` `[N, L + R]` begins with, each with a whole response."""
@@ -177,13 +184,16 @@ class LanguageModel(NamedTuple):
 
     def _hidden(self, params: Params, token: Array) -> tuple[Array, Array]:
         """(hidden states `[B, n, hidden_size]`, V `[B, n]`) of rows `[B, n]`."""
+        token = divided_rows(self.config, token)
         hidden, value, _ = _apply(self.transformer, self.whole(params), token, None, 0, False)
-        return hidden, jnp.zeros(token.shape) if value is None else value
+        return divided_rows(self.config, hidden), jnp.zeros(token.shape) if value is None else value
 
     def _policy(self, params: Params, hidden: Array) -> HiddenCategorical:
-        config, found = self.config, self.frozen or params
+        config, found = self.config, divided_parameters(self.config, self.frozen or params)
         head = found["params"]["embedding"] if config.tied_head else found["params"]["head"]["kernel"]
-        return HiddenCategorical(hidden, head, self.temperature, config.tied_head, config.tokens_at_once)
+        head = whole(head) if config.shard == "parameters" else head
+        how = config.tied_head, config.tokens_at_once, config.shard != "tensor"
+        return HiddenCategorical(hidden, head, self.temperature, *how)
 
 
 def language_model(env: Env, config: LanguageModelConfig, params: Params | None = None) -> LanguageModel:
@@ -211,7 +221,7 @@ def language_model(env: Env, config: LanguageModelConfig, params: Params | None 
         is_stacked = "blocks" in params.get("params", {})
         _check_params(Transformer(config, num_tokens, scan_layers=scan and is_stacked), params)
         params = stacked(params, config.num_layers) if scan and not is_stacked else params
-    transformer = Transformer(config, num_tokens, config.lora, config.remat, scan)
+    transformer = Transformer(config, num_tokens, config.lora, config.remat, scan, config.shard == "parameters")
     truncation = Truncation(config.top_k, config.top_p, config.min_p)
     return LanguageModel(transformer, env.task, config.temperature, params, truncation)
 

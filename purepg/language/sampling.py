@@ -112,10 +112,12 @@ def generate(
 
     recent = jnp.full((batch, max(map(len, stops(task)))), -1)  # the last tokens, which may be a stop sequence
     nothing = jnp.full((num_columns, batch), -1), jnp.zeros((num_columns, batch), logits.dtype)
-    sampled = draw(jnp.int32(0), logits, (jnp.ones(batch, bool), recent, *nothing))
+    sampled = draw(jnp.asarray(0, int), logits, (jnp.ones(batch, bool), recent, *nothing))
     # A predicate of this lane alone would copy the whole cache through a select at every column.
     carry = jax.lax.while_loop(
-        lambda carry: (carry[0] < num_columns) & any_lane(carry[2][0]), read_and_draw, (jnp.int32(1), cache, sampled)
+        lambda carry: (carry[0] < num_columns) & any_lane(carry[2][0]),
+        read_and_draw,
+        (jnp.asarray(1, int), cache, sampled),
     )
     *_, token, log_prob = carry[2]
     token = jnp.concatenate([jnp.repeat(prompt, group_size, axis=0), token.T], axis=1)

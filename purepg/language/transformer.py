@@ -24,6 +24,7 @@ from jax import lax
 
 from purepg.config import Config, Count, Positive, check
 from purepg.language.lora import LoRA
+from purepg.language.sharding import whole
 from purepg.precision import at_least_float32, rounded
 from purepg.types import Array, Params, UsageError
 
@@ -213,6 +214,7 @@ class Transformer(nn.Module):
       lora: adds adapters to the linear layers that it names, as further parameters.
       remat: keep only the inputs of each block for a gradient, which computes the block again.
       scan_layers: compile one block for all layers. Its parameters are those of `stacked`.
+      gather: parameters are divided over the agent's devices, and are gathered where they are used.
     """
 
     config: TransformerConfig
@@ -220,6 +222,7 @@ class Transformer(nn.Module):
     lora: LoRA | None = None
     remat: bool = False
     scan_layers: bool = False
+    gather: bool = False
 
     @nn.compact
     def __call__(
@@ -259,13 +262,16 @@ class Transformer(nn.Module):
             cache = cache._replace(present=lax.dynamic_update_slice(cache.present, present, (0, column)))
             visible = cache.present[:, None, :] & (jnp.arange(L) <= column + own[:, None])
 
+        gather = self.gather and not self.is_initializing()
+        embedding = whole(embedding) if gather else embedding
         x = embed(embedding, token)
         angle = rotary_angle(
             position, c.head_size, c.rope_theta, at_least_float32(x).dtype, c.rope_factor, c.rope_context
         )
         remat = self.remat and cache is None
         if self.scan_layers:
-            kind: Any = nn.remat(Block, prevent_cse=False) if remat else Block
+            kind: Any = nn.map_variables(Block, "params", whole) if gather else Block
+            kind = nn.remat(kind, prevent_cse=False) if remat else kind
             axes: Any = {"variable_axes": {"params": 0}, "in_axes": (0, *[nn.broadcast] * 3)}
             blocks = nn.scan(kind, split_rngs={"params": True}, length=c.num_layers, **axes)(
                 c, self.lora, name="blocks"
@@ -276,11 +282,13 @@ class Transformer(nn.Module):
             def block(self, i, x, cache):
                 return _block(c, self.lora, i, f"_{i}", x, angle, visible, cache, column)
 
+            block = nn.map_variables(block, "params", whole) if gather else block
             block = nn.remat(block, static_argnums=(1,)) if remat else block
             for i in range(c.num_layers):
                 x, cache = block(self, i, x, cache)
         x = RMSNorm(c.rms_eps, name="final_norm")(x)
         head = embedding if c.tied_head else Head(self.num_tokens, name="head")(c.hidden_size)
+        head = whole(head) if gather else head
         value = None
         if c.value_head:
             value = nn.Dense(1, kernel_init=nn.initializers.zeros, name="value_head")(x).squeeze(-1)

@@ -28,6 +28,7 @@ class HiddenCategorical:
       head: as in `logits_of`; converted to the dtype of `hidden` in every chunk, so that its gradient is summed over
         chunks in its own.
       temperature: divides the logits.
+      spread: as of `loops.in_chunks`.
     """
 
     hidden: Array
@@ -35,6 +36,7 @@ class HiddenCategorical:
     temperature: Array | float
     tied: bool = field(metadata={"static": True})
     at_once: int | None = field(metadata={"static": True})
+    spread: bool = field(default=True, metadata={"static": True})
 
     def whole(self) -> Categorical:
         """The same policy with all of its logits."""
@@ -67,5 +69,5 @@ class HiddenCategorical:
             )
             return f(*categorical, *arrays)
 
-        found = in_chunks(of_chunk, self.at_once, hidden, flat)
+        found = in_chunks(of_chunk, self.at_once, hidden, flat, spread=self.spread)
         return jax.tree.map(lambda x: jnp.reshape(x, (*axes, *x.shape[1:])), found)

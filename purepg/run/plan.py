@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from purepg.config import check
 from purepg.envs.suites import suite_of
 from purepg.envs.tasks import TokenStep
+from purepg.language.sharding import check_shard
 from purepg.run import processes
 from purepg.run.code import address_of
 from purepg.run.config import RunConfig
@@ -195,6 +196,7 @@ def with_settings(plan: Plan, settings: Sequence[Setting]) -> Plan:
 def _programs(settings: list[Setting], make: Make, run: RunConfig, name: str) -> list[Program]:
     with spread_over(run.devices_per_agent):
         for setting in settings:
+            check_shard(setting.configs["network"], run.devices_per_agent, run.eval_episodes)
             check_divided(setting.configs[name], name)
         return programs(settings, make, run.total_steps)
 

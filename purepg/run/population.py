@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from purepg.language import sharding
 from purepg.run.devices import Spread
 from purepg.run.memory import Memory
 from purepg.run.plan import Plan, Warm
@@ -55,27 +56,34 @@ class Population:
         self.num_members = shape[0] * shape[1]
         self.total_steps = plan.run.total_steps  # with which `init` begins
         apart = 1 if plan.tuning else shape[0]  # settings that exchange nothing may be on several devices
-        self._spread = spread = Spread(apart, shape[1], plan.num_devices, plan.run.devices_per_agent)
+        network = program.configs["network"]
+        axis_of = partial(sharding.axis_of, network) if getattr(network, "shard", "none") != "none" else None
+        self._spread = spread = Spread(apart, shape[1], plan.num_devices, plan.run.devices_per_agent, axis_of)
         self._warm = plan.warm(program.configs)
-        if getattr(program.configs["network"], "lora_rank", None):  # the start stays frozen, and is always read
+        if getattr(network, "lora_rank", None):  # the start stays frozen, and is always read
             self._warm = spread.everywhere(self._warm)
         elif self._warm.rows is not None:
             self._warm = spread.everywhere(self._warm._replace(start=None))._replace(start=self._warm.start)
         member = partial(Member, plan, program)
         self._init = jax.jit(
-            lambda warm, hyper, s: spread(member(warm).init)(hyper, s),
+            lambda warm, hyper, s: spread.divided(spread(member(warm).init)(hyper, s)),
             out_shardings=spread.placed,
         )
+
+        def advance(warm, hyper, s, state, start, num_updates):
+            state, metrics = spread(lambda hyper, s, state: member(warm).advance(hyper, s, state, start, num_updates))(
+                hyper, s, state
+            )
+            return spread.divided(state), metrics
+
         self._advance = jax.jit(
-            lambda warm, hyper, s, state, start, num_updates: spread(
-                lambda hyper, s, state: member(warm).advance(hyper, s, state, start, num_updates)
-            )(hyper, s, state),
+            advance,
             static_argnames="num_updates",
             donate_argnames="state",
             out_shardings=(spread.placed, spread.read),
         )
         self._final = jax.jit(
-            lambda warm, hyper, s, state: spread(member(warm).final, whole=True)(hyper, s, state),
+            lambda warm, hyper, s, state: spread(member(warm).final, whole=axis_of is None)(hyper, s, state),
             out_shardings=spread.read,
         )
         self._updates_vary = program.update_steps.vary
