@@ -70,7 +70,7 @@ class Config:
 def run_config(config: Config) -> TextRunConfig:
     """The run on these prompts."""
     sizes: dict[str, Any] = {"prompts": config.prompts, "response_length": config.response_length}
-    return TextRunConfig(reward=("last_number",), num_seeds=1, seed=config.seed, **sizes)
+    return TextRunConfig(reward=("last_number", "length:10=0.5"), num_seeds=1, seed=config.seed, **sizes)
 
 
 def adapters(model: LanguageModel, env: Env, seed: int) -> Any:
@@ -80,7 +80,7 @@ def adapters(model: LanguageModel, env: Env, seed: int) -> Any:
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(k_b, len(leaves))
     return jax.tree.unflatten(
-        tree, [x + 0.01 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
+        tree, [x + 0.003 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
     )
 
 
@@ -125,7 +125,8 @@ def one_update(config: Config, folder: Path) -> dict[str, dict[str, Any]]:
 
     data = sampled(start, params)
     asked = np.repeat(place, G)
-    reward = judge.reward(asked, np.asarray(data.action).reshape(len(asked), -1))[0]
+    reward = judge.reward(asked, np.asarray(data.action).reshape(len(asked), -1))
+    reward = judge.weight @ reward
     if np.ptp(reward.reshape(-1, G), axis=1).max() == 0:
         raise UsageError(f"seed ({config.seed}) gives no group with a signal: take another")
     found = {}
