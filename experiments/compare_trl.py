@@ -29,6 +29,7 @@ from purepg.config import Count, Seed
 from purepg.language.export import save_pretrained
 from purepg.language.model import LanguageModel, LanguageModelConfig
 from purepg.language.tokenizer import load_tokenizer
+from purepg.language.transformer import unstacked
 from purepg.run.pages import table
 from purepg.run.start import language_model, read_start
 from purepg.run.study import Study, main
@@ -87,7 +88,7 @@ def adapters(model: LanguageModel, env: Env, seed: int) -> Any:
 def by_name(params: Any) -> dict[str, np.ndarray]:
     """Adapters by the names of peers/trl_worker.py: attention_3, query, lora_a is 3/query/a."""
     found = {}
-    for path, x in jax.tree_util.tree_leaves_with_path(params):
+    for path, x in jax.tree_util.tree_leaves_with_path(unstacked(params)):
         block, projection, matrix = (part.key for part in path[-3:])
         found["/".join([block.rpartition("_")[2], projection, matrix.removeprefix("lora_")])] = np.asarray(x)
     return found
