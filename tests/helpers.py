@@ -4,6 +4,10 @@ import contextlib
 import functools
 import itertools
 import json
+import os
+import pickle
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -21,6 +25,7 @@ from purepg.experience.normalize import Moments
 from purepg.run.cli import main
 from purepg.run.population import Population
 from purepg.run.sweep import Program
+from purepg.runtime import users_environment
 from purepg.types import Array, Box, Discrete, Env, LegalActions, MultiDiscrete, Space, TimeStep
 
 NUM_IDS = 900
@@ -350,3 +355,10 @@ def exit_code(*experiment: Any, arguments: Sequence[str]) -> int:
         main(*experiment, arguments=arguments)
     assert isinstance(exit_.value.code, int)
     return exit_.value.code
+
+
+def found_by(file: str, folder: Path) -> Any:
+    """What a test file finds that runs as a script, with devices of its own, and pickles into the folder's `found`."""
+    own = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "NPROC": "8"}
+    subprocess.run([sys.executable, file, folder], env=users_environment() | own, check=True, timeout=300)
+    return pickle.loads((folder / "found").read_bytes())

@@ -4,9 +4,7 @@ The facts are found by this file as a script, in a process with four CPU devices
 """
 
 import json
-import os
 import pickle
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import SeparateNetwork, TinyNetwork, TinyQNetwork, arms_env
+from helpers import SeparateNetwork, TinyNetwork, TinyQNetwork, arms_env, found_by
 from parts.compiled_cost import exchanges_of
 
 from purepg.algorithms.clone import CloneConfig, clone
@@ -34,7 +32,6 @@ from purepg.run.devices import Spread, prepare_devices
 from purepg.run.experiment import train_population
 from purepg.run.folder.config import read_summary
 from purepg.run.plan import RunConfig, prepare
-from purepg.runtime import users_environment
 from purepg.train import averaged, train
 from purepg.types import Box, Env, UsageError
 
@@ -168,9 +165,7 @@ if __name__ == "__main__":
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("devices")
-    own = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "NPROC": "8"}
-    subprocess.run([sys.executable, __file__, folder], env=users_environment() | own, check=True, timeout=300)
-    return pickle.loads((folder / "found").read_bytes()) | {"folder": folder}
+    return found_by(__file__, folder) | {"folder": folder}
 
 
 @pytest.mark.parametrize("name, devices", [place for place in PLACES if place[1] > 1])

@@ -4,9 +4,7 @@ The facts are found by this file as a script, in a process with four CPU devices
 """
 
 import math
-import os
 import pickle
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import quick_jit, quick_options
+from helpers import found_by, quick_jit, quick_options
 from memory_forecast import MODELS, Config, abstract_start
 from memory_forecast import task as forecast_task
 
@@ -26,7 +24,6 @@ from purepg.language.model import LanguageModelConfig, language_model
 from purepg.language.sharding import axis_of
 from purepg.run.plan import RunConfig, prepare
 from purepg.run.population import Population
-from purepg.runtime import users_environment
 from purepg.train import averaged
 from purepg.types import UsageError
 
@@ -129,9 +126,7 @@ if __name__ == "__main__":
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
-    own = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "NPROC": "8"}
-    subprocess.run([sys.executable, __file__, folder], env=users_environment() | own, check=True, timeout=300)
-    return pickle.loads((folder / "found").read_bytes())
+    return found_by(__file__, folder)
 
 
 @pytest.mark.parametrize("place", PLACES, ids=str)
