@@ -162,10 +162,10 @@ def grpo_config(config: Config) -> GRPOConfig:
     return GRPOConfig(**sizes, learning_rate=1e-4, divide_by_std=False, kl_coef=0.0)
 
 
-def timed(config: Config, folder: Path) -> dict[str, Any]:
-    """The seconds of our updates, and peak memory, of a run in a process of its own."""
+def timed(config: Config, folder: Path, updates: int) -> dict[str, Any]:
+    """The seconds of a run of so many updates and one evaluation, and its peak memory, in a process of its own."""
     command = [sys.executable, str(HERE / "grpo_text.py"), "--network.start", config.start]
-    tokens = config.num_prompts * config.group_size * config.response_length * (WARMUP + config.updates)
+    tokens = config.num_prompts * config.group_size * config.response_length * updates
     flags = {
         "prompts": config.prompts,
         "reward": "last_number",
@@ -181,15 +181,14 @@ def timed(config: Config, folder: Path) -> dict[str, Any]:
         "grpo.group-size": config.group_size,
         "grpo.learning-rate": grpo_config(config).learning_rate,
         "grpo.kl-coef": 0.0,
-        "out": folder / "purepg",
+        "out": folder / f"purepg_{updates}",
     }
     command += [str(part) for name, value in flags.items() for part in (f"--{name}", value)] + [
         "--grpo.no-divide-by-std"
     ]
     subprocess.run(command, check=True, env=users_environment(), stdout=subprocess.DEVNULL)
-    summary = json.loads((folder / "purepg" / "summary.json").read_text())
-    only = summary["settings"][0]
-    return {"seconds": only["run_seconds"] / only["num_updates"], "peak": summary["peak_memory_bytes"]}
+    summary = json.loads((folder / f"purepg_{updates}" / "summary.json").read_text())
+    return {"seconds": summary["settings"][0]["run_seconds"], "peak": summary["peak_memory_bytes"]}
 
 
 def difference(ours: dict[str, Any], theirs: Any) -> tuple[float, float]:
@@ -218,8 +217,9 @@ def study(config: Config) -> Study:
         found = {loss: (ours[loss], np.load(folder / f"{loss}.npz")) for loss in LOSSES}
         differences = {loss: difference(*both) for loss, both in found.items()}
         losses = {loss: (mine["loss"], float(other["loss"])) for loss, (mine, other) in found.items()}
-        own = timed(config, folder)
-    seconds = {"purepg": own["seconds"], "TRL": statistics.median(theirs["seconds"][WARMUP:])}
+        begun, own = (timed(config, folder, updates) for updates in (WARMUP, WARMUP + config.updates))
+    each = (own["seconds"] - begun["seconds"]) / config.updates
+    seconds = {"purepg": each, "TRL": statistics.median(theirs["seconds"][WARMUP:])}
     peak = {"purepg": own["peak"], "TRL": theirs["peak"]}
     exact = table(
         ["loss", "purepg", "TRL", "difference", "gradients' difference, relative"],
