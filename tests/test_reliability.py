@@ -14,6 +14,7 @@ from purepg.run.reliability import (
     pooled,
     probability_of_improvement,
 )
+from purepg.run.summary import with_interval
 
 
 def test_iqm_of_eight_values_is_the_mean_of_the_middle_four():
@@ -34,6 +35,12 @@ def test_iqm_is_scipys_trimmed_mean_along_any_axis():
 def test_iqm_does_not_trim_a_nan_away():
     x = np.array([[1.0, 2.0, 3.0, np.nan], [1.0, 2.0, 3.0, 4.0]])
     np.testing.assert_array_equal(iqm(x), [np.nan, 2.5])
+
+
+def test_one_seed_is_printed_without_an_interval_and_a_diverged_one_as_nothing():
+    printed = [with_interval(float(iqm(x)), bootstrap_interval(x)) for x in np.array([[0.61], [np.nan]])]
+    assert printed == ["0.610", ""]
+    assert with_interval(3.11, (2.8, 3.44)) == "3.1 [2.8, 3.4]"
 
 
 def test_bootstrap_interval_of_the_mean_is_near_the_normal_one():

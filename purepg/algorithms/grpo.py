@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from purepg.algorithms.configs import GroupConfig, HeldOutConfig, LearningRateConfig, LossConfig
 from purepg.algorithms.groups import (
+    GroupedEpisodes,
     GroupLearner,
     Source,
     advantages,
@@ -33,6 +34,7 @@ from purepg.config import Count, CountOrZero, Positive, check
 from purepg.equations.distributions import jointly
 from purepg.equations.losses import aggregate, importance_weighted, squared_error, two_sided_surrogate
 from purepg.equations.ratios import kl_k3, kl_penalty, sequence_log_ratio
+from purepg.lanes import any_lane
 from purepg.language.model import LanguageModel
 from purepg.optimize import minibatch_epochs, step_direction
 from purepg.types import Algorithm, Array, Env, Metrics, Network, Params, State
@@ -86,7 +88,7 @@ def grpo(env: Env, network: Network | LanguageModel, config: GRPOConfig) -> Algo
         k_sample, k_update, k_held_out = jax.random.split(key, 3)
         (train_state, reference, kl_coef), params = state.learner, state.learner.params
         data, signal, sampled = sample_for_update(k_sample, groups, params, c, state.world)
-        reference_log_prob, _ = score_all(groups, reference, data)
+        reference_log_prob = _reference_log_prob(groups, reference, data, kl_coef)
         reward = data.reward
         if c.kl_in == "reward":
             reward -= kl_coef * kl_penalty(data.log_prob, reference_log_prob, data.mask, c.kl_estimator, c.kl_level)
@@ -108,6 +110,11 @@ def grpo(env: Env, network: Network | LanguageModel, config: GRPOConfig) -> Algo
         return State(GroupLearner(train_state, reference, kl_coef), state.world), info(data, sampled) | metrics
 
     return group_algorithm(groups, network, c, tx, step)
+
+
+def _reference_log_prob(groups: Source, reference: Params, data: GroupedEpisodes, kl_coef: Array) -> Array:
+    """log pi_ref of all episodes, `[P, G, T]`; where no agent's penalty weighs anything, anything will do."""
+    return jax.lax.cond(any_lane(kl_coef != 0), lambda: score_all(groups, reference, data)[0], lambda: data.log_prob)
 
 
 def _loss(groups: Source, c: GRPOConfig, kl_coef: Array, params: Params, batch: Any) -> tuple[Array, Metrics]:

@@ -26,7 +26,9 @@ from purepg.run.results import Results
 from purepg.run.rounds import Round, after, all_steps, carried, iqms, rounds
 from purepg.run.summary import Found, Part, collapsed, diverged, joined, summarize
 from purepg.run.sweep import Chunk
+from purepg.run.text.config import TextRunConfig
 from purepg.run.text.population import TextPopulation
+from purepg.run.text.utilisation import utilisation
 from purepg.run.watch.heatmap import heatmap_figure
 from purepg.run.watch.sink import WandbSink
 from purepg.types import Env, State
@@ -89,6 +91,8 @@ class Session:
             plan = self._plan
             metrics, num_updates = joined(parts, len(plan.settings), plan.run.num_seeds)
             summary = summarize(plan.settings, parts, metrics, num_updates, self._interrupt.requested, found)
+            if isinstance(plan.run, TextRunConfig):
+                summary |= utilisation(plan, metrics, summary["run_seconds"])
             if plan.tuning:
                 best = best_members(metrics, plan.tuning.every)
                 summary["pbt"] = of_repetitions(summary["settings"], best, metrics)

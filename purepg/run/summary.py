@@ -201,7 +201,7 @@ def report(summary: dict[str, Any]) -> str:
                 *([f"{setting['stopped_at']:,}" if "stopped_at" in setting else ""] * stopped),
             ]
         )
-    lines = [table(header, rows), *_measured(settings)]
+    lines = [table(header, rows), *_measured(settings), *_flops(summary)]
     if many:
         lines.append(f"the best {MAX_ROWS} of {len(summary['settings'])} settings; {SUMMARY} has all")
     if pbt:
@@ -232,6 +232,15 @@ def _measured(settings: Sequence[dict[str, Any]]) -> list[str]:
     return ["", table(["setting", "held-out", "before: IQM [95 %]", "at the end"], rows)] if rows else []
 
 
+def _flops(summary: dict[str, Any]) -> list[str]:
+    """The line on model FLOPs, of a run that has measured them."""
+    if "flops_per_second" not in summary:
+        return []
+    line = f"model FLOPs: {summary['flops_per_second'] / 1e9:,.1f} GFLOP/s"
+    share = summary.get("flops_utilisation")
+    return [line if share is None else f"{line}, {share:.1%} of the devices' peak in bfloat16"]
+
+
 def _of_seeds(found: dict[str, Any]) -> str:
     return with_interval(found["iqm"], found["interval"])
 
@@ -242,8 +251,8 @@ def short(x: float) -> str:
 
 
 def with_interval(x: float, interval: Sequence[float]) -> str:
-    """Formats a return and its interval, as in "3.1 [2.8, 3.4]"."""
-    return f"{short(x)} [{', '.join(map(short, interval))}]"
+    """Formats a return and its interval, as in "3.1 [2.8, 3.4]"; without an interval, which one seed has not, "3.1"."""
+    return short(x) if np.isnan(interval).all() else f"{short(x)} [{', '.join(map(short, interval))}]"
 
 
 def _best_responses(summary: dict[str, Any]) -> list[str]:
