@@ -99,7 +99,8 @@ def test_prompts_are_templated_tokens_padded_on_the_left_with_their_columns(fold
     letter = {x: i for i, x in enumerate("abcdefg!", 2)}
     expected = [[-1, *(letter[x] for x in "ab!")], [letter[x] for x in "cdd!"]]
     np.testing.assert_array_equal(env.task.judge.prompt, expected)
-    assert (env.task.eos, env.task.stop, env.task.num_tokens) == (0, (1,), 10)
+    assert (env.task.eos, env.task.num_tokens) == (0, 10)
+    assert env.task.stop.tolist() == [[1, 1] + [0] * 8]
     prompts = read_prompts(str(file), "prompts")
     assert prompts.text == ["ab", "dd"] and prompts.columns == {"x": [1, 2]}
     plain = text_env(settings(folder, prompts=str(file), reward=("length:9",), chat=False), TINY)

@@ -47,6 +47,7 @@ class Warm(NamedTuple):
     start: Params | None  # what a language model starts from
     rows: Array | None  # `Task.rows`
     held_out: Array | None  # those of the held-out environment
+    stop: Array | None  # `Task.stop`
 
 
 @dataclass(frozen=True)
@@ -149,14 +150,15 @@ def prepare(
         raise UsageError(f"{world.name} has no time limit: set --eval-max-steps")
 
     def make(configs: Configs, warm: Warm | None = None) -> Algorithm:
-        own = world if warm is None else _with_rows(world, warm)
+        own = world if warm is None else _with_tables(world, warm)
         made = network(own, configs["network"])
         start = warm and warm.start
         return algorithm(own, made if start is None else made._replace(start=start), configs[name])
 
     def warm(configs: Configs) -> Warm:
-        tables = (env and env.task and env.task.rows for env in (world, world.held_out))
-        return Warm(getattr(network(world, configs["network"]), "start", None), *tables)
+        rows = (env and env.task and env.task.rows for env in (world, world.held_out))
+        start = getattr(network(world, configs["network"]), "start", None)
+        return Warm(start, *rows, world.task and world.task.stop)
 
     code = {
         "name": name,
@@ -212,16 +214,16 @@ def _check_rounds(run: RunConfig) -> None:
         raise UsageError(f"first_rung ({run.first_rung}) needs halve, such as --halve 3")
 
 
-def _with_rows(env: Env, warm: Warm) -> Env:
-    """The environment with rows that are arguments of a program, where it has any."""
+def _with_tables(env: Env, warm: Warm) -> Env:
+    """The environment with the tables of its task, where it has any, as arguments of a program."""
 
     def changed(env, rows):
-        task = env.task._replace(rows=rows)
-        return env._replace(task=task, step=TokenStep(task))
+        task = env.task._replace(rows=rows, stop=warm.stop)
+        return env._replace(task=task, step=TokenStep(task) if env.step == TokenStep(env.task) else env.step)
 
-    if warm.rows is None:
+    if warm.rows is None and warm.stop is None:
         return env
-    return changed(env, warm.rows)._replace(held_out=changed(env.held_out, warm.held_out))
+    return changed(env, warm.rows)._replace(held_out=env.held_out and changed(env.held_out, warm.held_out))
 
 
 def _within_epochs(run: RunConfig, env: Env) -> RunConfig:
