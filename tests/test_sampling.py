@@ -125,26 +125,27 @@ def cut(row: np.ndarray) -> tuple[np.ndarray, bool]:
 
 @pytest.fixture(scope="module")
 def stopped():
-    """Many responses without stops, and the same random numbers with them: `[3, 400, L + R]`."""
+    """Many responses without stops, and the same random numbers with them: (token `[3, 400, L + R]`, log_prob) each."""
     task = MODEL.task._replace(stop=automaton(STOP, 5))
 
     def rows(model):
         hot = model._replace(temperature=2.0)
-        return np.asarray(quick_jit(lambda: hot.generate(jax.random.key(0), PARAMS, PROMPTS, 400)[0])())
+        return jax.device_get(quick_jit(lambda: hot.generate(jax.random.key(0), PARAMS, PROMPTS, 400))())
 
     return rows(MODEL), rows(MODEL._replace(task=task)), task
 
 
 def test_a_response_ends_with_any_stop_token_and_with_the_last_token_of_a_stop_sequence(stopped):
-    plain, rows, _ = stopped
+    (plain, plain_log_prob), (rows, log_prob), _ = stopped
     expected = np.stack([cut(row)[0] for row in plain.reshape(-1, L + R)])
     np.testing.assert_array_equal(rows.reshape(-1, L + R), expected)
+    np.testing.assert_array_equal(log_prob, np.where(rows[..., L:] >= 0, plain_log_prob, 0))  # of the last token too
     for ending in ([3], [0, 0], [1, 4, 1]):
         assert any(list(row[row >= 0][-len(ending) :]) == ending for row in expected)
 
 
 def test_a_stop_terminates_an_episode_as_eos_does_and_ends_what_is_shown(stopped):
-    plain, rows, task = stopped
+    (plain, _), (rows, _), task = stopped
     env = token_env(task)
     around = env._replace(step=lambda key, state, action: env.step(key, state, action))
     state = jax.vmap(lambda prompt: env.reset(jax.random.key(0))[0]._replace(obs=prompt))(

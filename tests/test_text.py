@@ -369,6 +369,24 @@ def test_a_run_whose_reward_failed_goes_on_after_it_is_mended_to_the_same_bits(w
     assert (tmp_path / "out" / "samples.jsonl").read_text() == (whole / "samples.jsonl").read_text()
 
 
+def test_with_stop_texts_rewards_and_samples_have_responses_without_them(folder, tmp_path):
+    """Responses of 5 letters, which e after f, g and special tokens end."""
+    check = "def check(completions):\n    assert not any('fe' in x or 'g' in x for x in completions)\n"
+    (tmp_path / "own.py").write_text(check + "    return [float(len(x) == 5) for x in completions]\n")
+    more: dict[str, Any] = {"reward": (f"{tmp_path / 'own.py'}:check",), "num_seeds": 1, "total_steps": 3 * 16 * R}
+    assert ran(settings(folder, stop=("fe", "g"), **more), tmp_path / "out") == 0
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["run"]["stop"] == ["fe", "g"]
+    shown = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
+    assert len({len(row["response"]) for row in shown}) > 2
+    agent = load(tmp_path / "out")
+    stop = agent.env.task.stop
+    assert agent.env.held_out and agent.env.held_out.task.stop is stop
+    plan = prepare(
+        grpo, language_model, {"grpo": CONFIG, "network": TINY}, settings(folder, stop=("fe", "g"), **more), {}
+    )
+    np.testing.assert_array_equal(plan.warm(plan.programs[0].configs).tables["stop"], stop)
+
+
 def test_a_resume_with_other_prompts_is_refused_and_an_agent_is_loaded_from_its_folder(whole, folder, tmp_path, capsys):
     shutil.copytree(folder, tmp_path / "text")
     shutil.copytree(whole, tmp_path / "out")
@@ -389,6 +407,8 @@ def test_what_reads_rewards_within_its_program_is_refused(folder):
         prepare(ppo, language_model, configs, settings(folder), {})
     with pytest.raises(UsageError, match=r"env \(addition\) must be text"):
         text_env(settings(folder, env="addition"), TINY)
+    with pytest.raises(UsageError, match=r"stop \(''\) must be texts that are not empty"):
+        text_env(settings(folder, stop=("",)), TINY)
     with pytest.raises(UsageError, match=r"prompts \(None\) must be a file"):
         text_env(TextRunConfig(), TINY)
     with pytest.raises(UsageError, match=r"tokenizer \(None\) must be a Hugging Face folder"):

@@ -94,8 +94,9 @@ class TokenStep:
         del key
         P, R = self.task.prompt_length, self.task.response_length
         obs = jnp.where(jnp.arange(P + R) == P + state.t, action, state.obs).astype(jnp.int32)
-        stop = after(self.task.stops, state.stop, action)
-        terminated = stop == len(self.task.stops)
+        stops = self.task.stops
+        stop = after(stops, state.stop, action)
+        terminated = stop == len(stops)
         truncated = ~terminated & (state.t + 1 >= R)
         reward = jnp.where(terminated | truncated, self.task.reward(obs[:P], obs[P:]), 0.0).astype(jnp.float32)
         return TokenState(obs, state.t + 1, stop), TimeStep(obs, reward, terminated, truncated)

@@ -65,8 +65,9 @@ class Tokenizer:
         """
         found, of_token = [b""] * self.num_tokens, _bytes_of_token(json.loads(self.backend.to_str())["decoder"])
         special = {i for i, token in self.backend.get_added_tokens_decoder().items() if token.special}
+        silent = special.union(self.stop)
         for token, i in self.backend.get_vocab().items():
-            if i < self.num_tokens and i not in special.union(self.stop):
+            if i < self.num_tokens and i not in silent:
                 found[i] = of_token(token)
         return found
 

@@ -42,12 +42,11 @@ MakeNetwork = Callable[[Env, Any], Any]  # returns a network of the kind that th
 
 class Warm(NamedTuple):
     """Arrays that are arguments of a run's programs, since a program would hold copies of its constants, and compute
-    with them while it compiles. Each is None where there is none."""
+    with them while it compiles."""
 
     start: Params | None  # what a language model starts from
-    rows: Array | None  # `Task.rows`
-    held_out: Array | None  # those of the held-out environment
-    stop: Array | None  # `Task.stop`
+    tables: dict[str, Array]  # by the field of `Task` that has them, where one does
+    held_out: dict[str, Array]  # those of the held-out environment's
 
 
 @dataclass(frozen=True)
@@ -156,9 +155,8 @@ def prepare(
         return algorithm(own, made if start is None else made._replace(start=start), configs[name])
 
     def warm(configs: Configs) -> Warm:
-        rows = (env and env.task and env.task.rows for env in (world, world.held_out))
         start = getattr(network(world, configs["network"]), "start", None)
-        return Warm(start, *rows, world.task and world.task.stop)
+        return Warm(start, *(_tables(env and env.task) for env in (world, world.held_out)))
 
     code = {
         "name": name,
@@ -214,16 +212,21 @@ def _check_rounds(run: RunConfig) -> None:
         raise UsageError(f"first_rung ({run.first_rung}) needs halve, such as --halve 3")
 
 
-def _with_tables(env: Env, warm: Warm) -> Env:
-    """The environment with the tables of its task, where it has any, as arguments of a program."""
+def _tables(task: Any) -> dict[str, Array]:
+    found = {name: getattr(task, name, None) for name in ("rows", "stop")}
+    return {name: table for name, table in found.items() if table is not None}
 
-    def changed(env, rows):
-        task = env.task._replace(rows=rows, stop=warm.stop)
+
+def _with_tables(env: Env, warm: Warm) -> Env:
+    """The environment with tables that are arguments of a program."""
+
+    def changed(env, tables):
+        if not tables:
+            return env
+        task = env.task._replace(**tables)
         return env._replace(task=task, step=TokenStep(task) if env.step == TokenStep(env.task) else env.step)
 
-    if warm.rows is None and warm.stop is None:
-        return env
-    return changed(env, warm.rows)._replace(held_out=env.held_out and changed(env.held_out, warm.held_out))
+    return changed(env, warm.tables)._replace(held_out=env.held_out and changed(env.held_out, warm.held_out))
 
 
 def _within_epochs(run: RunConfig, env: Env) -> RunConfig:

@@ -142,10 +142,10 @@ def completion(tokenizer: Tokenizer, stop: Sequence[str], response: np.ndarray) 
 def describing(prompts: Prompts, token: np.ndarray, text_of: TextOf) -> Callable[[np.ndarray], dict[str, str]]:
     """`Env.describe`: a prompt as its file has it, and the response."""
     length, text = token.shape[1], prompts.text
-    text_of = {row.tobytes(): text[i] for i, row in enumerate(token)}
+    prompt_of = {row.tobytes(): text[i] for i, row in enumerate(token)}
 
     def describe(obs: np.ndarray) -> dict[str, str]:
         obs = np.asarray(obs, np.int32)
-        return {"prompt": text_of[obs[:length].tobytes()], "response": text_of(obs[length:])}
+        return {"prompt": prompt_of[obs[:length].tobytes()], "response": text_of(obs[length:])}
 
     return describe
