@@ -387,6 +387,32 @@ def test_with_stop_texts_rewards_and_samples_have_responses_without_them(folder,
     np.testing.assert_array_equal(plan.warm(plan.programs[0].configs).tables["stop"], stop)
 
 
+def test_groups_are_sampled_in_place_of_those_to_which_python_gives_equal_rewards(folder, tmp_path):
+    """A response earns 1 if it has no letters, which makes the rewards of about half of the groups equal."""
+    say = f"    with open({str(tmp_path / 'calls')!r}, 'a') as file:\n        print(found, file=file)\n"
+    code = f"def none(completions):\n    found = [float(not x) for x in completions]\n{say}    return found\n"
+    (tmp_path / "own.py").write_text(code)
+    more: dict[str, Any] = {"reward": (f"{tmp_path / 'own.py'}:none",), "num_seeds": 1, "total_steps": 5 * 3 * 16 * R}
+    config = replace(CONFIG, skip_groups_without_signal=True, max_rounds=3, learning_rate=1e-3)
+    run = settings(folder, **more)
+    assert exit_code(grpo, config, language_model, TINY, run, arguments=["--out", str(tmp_path / "out")]) == 0
+    calls = [np.array(json.loads(line)) for line in (tmp_path / "calls").read_text().splitlines()]
+    calls = [call.reshape(4, 4) for call in calls if len(call) == 16]  # the others are evaluations
+    with np.load(tmp_path / "out" / "metrics.npz") as found:
+        own = "num_episodes", "episode_return", "reward/none", "groups_without_signal"
+        made = np.stack([found[name][0, 0] for name in own], axis=-1)[np.isfinite(found["env_steps"][0, 0])]
+    num_rounds = []
+    for num_episodes, episode_return, mean, silent in made:
+        rounds, calls = calls[: round(num_episodes / 16)], calls[round(num_episodes / 16) :]
+        loud = np.cumsum([(x.min(1) < x.max(1)).sum() for x in rounds])
+        assert (loud[:-1] < 4).all() and (loud[-1] >= 4 or len(rounds) == 3)
+        assert episode_return == pytest.approx(np.mean(rounds))
+        assert mean == pytest.approx(np.mean(rounds))
+        assert silent == pytest.approx(1 - loud[-1] / 4 / len(rounds))
+        num_rounds.append(len(rounds))
+    assert not calls and len(num_rounds) >= 5 and len(set(num_rounds)) > 1
+
+
 def test_a_resume_with_other_prompts_is_refused_and_an_agent_is_loaded_from_its_folder(whole, folder, tmp_path, capsys):
     shutil.copytree(folder, tmp_path / "text")
     shutil.copytree(whole, tmp_path / "out")
