@@ -36,7 +36,7 @@ def of_words(table: np.ndarray, words: Sequence[Sequence[int]]) -> np.ndarray:
     after = np.tile(np.arange(ended, dtype=np.int32)[:, None], len(words))
     length = np.array([len(word) for word in words])
     for i in range(length.max()):
-        longer = np.flatnonzero(length > i)
+        longer = np.flatnonzero(length > i).tolist()
         after[:, longer] = table[after[:, longer], [words[word][i] for word in longer]]
     return after
 

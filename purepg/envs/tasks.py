@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from purepg.envs.stops import after, automaton, ended
+from purepg.envs.stops import after, automaton
 from purepg.types import Action, Array, Box, Discrete, Env, EnvState, Key, TimeStep, UsageError
 
 
@@ -72,10 +72,12 @@ def decode(task: Task, tokens: Sequence[int] | Array | np.ndarray) -> str:
 def describe(task: Task, obs: np.ndarray) -> dict[str, str]:
     """The prompt and the response in a final observation `[L + R]`, as text. Tokens after the response's end are no
     part of it."""
-    prompt, response = obs[: task.prompt_length], obs[task.prompt_length :].copy()
-    over = np.flatnonzero(ended(task.stops, response))
-    response[over[1:]] = -1
-    return {"prompt": decode(task, prompt), "response": decode(task, response)}
+    state, stops, response = 0, task.stops, []
+    for token in obs[task.prompt_length :]:
+        if token >= 0 and state < len(stops):
+            response.append(token)
+            state = stops[state, token]
+    return {"prompt": decode(task, obs[: task.prompt_length]), "response": decode(task, response)}
 
 
 class TokenState(NamedTuple):
