@@ -213,6 +213,7 @@ def _check_rounds(run: RunConfig) -> None:
 
 
 def _tables(task: Any) -> dict[str, Array]:
+    """The fields of a task that are large arrays, where it has them."""
     found = {name: getattr(task, name, None) for name in ("rows", "stop")}
     return {name: table for name, table in found.items() if table is not None}
 

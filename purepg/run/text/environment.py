@@ -39,9 +39,9 @@ def text_env(run: TextRunConfig, network: Any) -> Env:
     rewards = find_rewards(run.reward, (train, held_out))
     tokenizer = tokenizer_of(run, network)
     tables = [table(prompts, tokenizer, run.chat, run.prompt_length) for prompts in (train, held_out)]
-    stop, texts = stop_table(tokenizer, run.stop), partial(completion, tokenizer, run.stop)
+    stop, text_of = stop_table(tokenizer, run.stop), partial(completion, tokenizer, run.stop)
     env, own = (
-        _env(prompts, token, tokenizer, rewards, run.response_length, stop, texts)
+        _env(prompts, token, tokenizer, rewards, run.response_length, stop, text_of)
         for prompts, token in zip((train, held_out), tables, strict=True)
     )
     return env._replace(held_out=own)

@@ -143,10 +143,8 @@ class TextPopulation(HostPopulation):
         place = np.stack([self._places(s, u, int(turn)) for s, u in agents]).reshape(*self._shape, P)
         arguments = self._warm, *members, state, self._judge.prompt[place], update, turn
         data = self._compile(self._sample, *arguments)(*arguments)
-        reward, means = (
-            np.zeros((*place.shape, G), np.float32),
-            np.full((num_rewards, *self._shape), np.nan, np.float32),
-        )
+        reward = np.zeros((*place.shape, G), np.float32)
+        means = np.full((num_rewards, *self._shape), np.nan, np.float32)
         if going.any():
             response = np.asarray(data.action)[going]
             asked = np.repeat(place[going].reshape(-1), G)
