@@ -323,8 +323,10 @@ class Sampler(NamedTuple):
     """How an algorithm samples responses, for rewards that are given outside of its compiled update. A step learns from
     such responses where they stand in place of `State.world`.
 
-    num_prompts, group_size: an update takes G responses to each of P prompts.
-    sample: `sample(key, learner, prompt [P, L])`, the update's responses (`algorithms.groups.GroupedEpisodes`), which
+    num_prompts, group_size: an update takes G responses to each of P prompts, in each round.
+    max_rounds: rounds in which an update samples at most. The step takes what was sampled in one round, or with several
+      the responses of all of them, `[max_rounds, P, G, ...]`.
+    sample: `sample(key, learner, prompt [P, L])`, a round's responses (`algorithms.groups.GroupedEpisodes`), which
       have earned nothing yet.
     answer: `answer(key, learner, prompt [P, L], n, deterministic) -> token [P, n, L + R]`, n responses to each prompt.
     rewarded: `rewarded(responses, reward [P, G])`, the responses with what they have earned.
@@ -332,6 +334,7 @@ class Sampler(NamedTuple):
 
     num_prompts: int
     group_size: int
+    max_rounds: int
     sample: Callable[[Key, Any, Array], Any]
     answer: Callable[[Key, Any, Array, int, bool], Array]
     rewarded: Callable[[Any, Array], Any]

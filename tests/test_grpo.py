@@ -357,7 +357,8 @@ REFILL = but(
 
 
 def test_an_update_learns_from_the_first_groups_with_a_signal_of_as_many_rounds_as_it_takes():
-    """And counts all tokens of these rounds, and no others, in each lane of a population."""
+    """And counts all tokens of these rounds, and no others, in each lane of a population. So it does with rounds that
+    were sampled and rewarded outside of the update."""
     env = token_env(task(np.float32(BINARY[0])))
     groups = source(env, language_model(env, MODEL))
     params = jax.tree.map(np.float32, parameters(OTHER))
@@ -365,9 +366,10 @@ def test_an_update_learns_from_the_first_groups_with_a_signal_of_as_many_rounds_
     draw = quick_jit(jax.vmap(lambda key: sample_for_update(key, groups, params, REFILL)))
     data, signal, sampled = jax.tree.map(np.asarray, draw(keys))
     every = quick_jit(jax.vmap(lambda key: groups.sample(key, params, 2, 2)))
-    num_rounds = []
+    num_rounds, worlds = [], []
     for lane, key in enumerate(keys):
         rounds = jax.tree.map(np.asarray, every(jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(5))))
+        worlds.append(rounds)
         obs, reward = rounds.obs.reshape(10, 2, L + R), rounds.reward.sum(-1).reshape(10, 2)
         loud = np.flatnonzero(reward[:, 0] != reward[:, 1])
         used = next((n for n in range(1, 6) if (loud < 2 * n).sum() >= 2), 5)
@@ -379,6 +381,9 @@ def test_an_update_learns_from_the_first_groups_with_a_signal_of_as_many_rounds_
         np.testing.assert_allclose(sampled.total_return[lane], rounds.reward[:used].sum())
         num_rounds.append(used)
     assert len(set(num_rounds)) > 2 and max(num_rounds) == 5 and signal.all(1).any() and not signal.all()
+    worlds = jax.tree.map(lambda *x: np.stack(x), *worlds)
+    given = quick_jit(jax.vmap(lambda world: sample_for_update(keys[0], groups, params, REFILL, world)))(worlds)
+    jax.tree.map(np.testing.assert_array_equal, given, (data, signal, sampled))
 
 
 def test_dynamic_sampling_gives_the_mean_over_groups_with_a_signal_and_a_budget_for_all_its_rounds():

@@ -11,6 +11,7 @@ from helpers import loops_are_unbatched, quick_jit
 from test_tokens import PROMPTS, SMALL, L, model_of, parameters
 
 from purepg.config import check
+from purepg.envs.stops import automaton
 from purepg.envs.tasks import decode, describe, token_env
 from purepg.equations.distributions import Categorical
 from purepg.experience.acting import actor
@@ -112,11 +113,11 @@ def test_sampling_ends_with_the_last_response():
     assert [L] + [1] * (longest - 1) == PASSES  # a last token is not read
 
 
-STOP = (3, (0, 0), (1, 4, 1))
+STOP = ((2,), (3,), (0, 0), (1, 4, 1))
 
 
 def cut(row: np.ndarray) -> tuple[np.ndarray, bool]:
-    """The row up to the first of EOS (2) and STOP, and whether there is one, by looking at it as text."""
+    """The row up to the first of STOP, and whether there is one, by looking at it as text."""
     text = "".join(map(str, row[L:][row[L:] >= 0]))
     found = [text.index(x) + len(x) for x in ("2", "3", "00", "141") if x in text]
     return np.where(np.arange(L + R) < L + min(found, default=R), row, -1), bool(found)
@@ -124,26 +125,27 @@ def cut(row: np.ndarray) -> tuple[np.ndarray, bool]:
 
 @pytest.fixture(scope="module")
 def stopped():
-    """Many responses without stops, and the same random numbers with them: `[3, 400, L + R]`."""
-    task = MODEL.task._replace(stop=STOP)
+    """Many responses without stops, and the same random numbers with them: (token `[3, 400, L + R]`, log_prob) each."""
+    task = MODEL.task._replace(stop=automaton(STOP, 5))
 
     def rows(model):
         hot = model._replace(temperature=2.0)
-        return np.asarray(quick_jit(lambda: hot.generate(jax.random.key(0), PARAMS, PROMPTS, 400)[0])())
+        return jax.device_get(quick_jit(lambda: hot.generate(jax.random.key(0), PARAMS, PROMPTS, 400))())
 
     return rows(MODEL), rows(MODEL._replace(task=task)), task
 
 
 def test_a_response_ends_with_any_stop_token_and_with_the_last_token_of_a_stop_sequence(stopped):
-    plain, rows, _ = stopped
+    (plain, plain_log_prob), (rows, log_prob), _ = stopped
     expected = np.stack([cut(row)[0] for row in plain.reshape(-1, L + R)])
     np.testing.assert_array_equal(rows.reshape(-1, L + R), expected)
+    np.testing.assert_array_equal(log_prob, np.where(rows[..., L:] >= 0, plain_log_prob, 0))  # of the last token too
     for ending in ([3], [0, 0], [1, 4, 1]):
         assert any(list(row[row >= 0][-len(ending) :]) == ending for row in expected)
 
 
 def test_a_stop_terminates_an_episode_as_eos_does_and_ends_what_is_shown(stopped):
-    plain, rows, task = stopped
+    (plain, _), (rows, _), task = stopped
     env = token_env(task)
     around = env._replace(step=lambda key, state, action: env.step(key, state, action))
     state = jax.vmap(lambda prompt: env.reset(jax.random.key(0))[0]._replace(obs=prompt))(
@@ -169,7 +171,7 @@ def test_evaluation_by_whole_responses_is_that_of_single_steps_also_where_the_st
     task = MODEL.task._replace(
         prompt=lambda key, held_out: jax.random.randint(key, (L,), 0, 5),
         reward=lambda prompt, response: jnp.sum(jnp.where(response >= 0, response + 0.5, 0.0)),
-        stop=(3,),
+        stop=automaton([(2,), (3,)], 5),
     )
     env = token_env(task)
 

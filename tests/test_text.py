@@ -100,7 +100,8 @@ def test_prompts_are_templated_tokens_padded_on_the_left_with_their_columns(fold
     letter = {x: i for i, x in enumerate("abcdefg!", 2)}
     expected = [[-1, *(letter[x] for x in "ab!")], [letter[x] for x in "cdd!"]]
     np.testing.assert_array_equal(env.task.judge.prompt, expected)
-    assert (env.task.eos, env.task.stop, env.task.num_tokens) == (0, (1,), 10)
+    assert (env.task.eos, env.task.num_tokens) == (0, 10)
+    assert env.task.stop.tolist() == [[1, 1] + [0] * 8]
     prompts = read_prompts(str(file), "prompts")
     assert prompts.text == ["ab", "dd"] and prompts.columns == {"x": [1, 2]}
     plain = text_env(settings(folder, prompts=str(file), reward=("length:9",), chat=False), TINY)
@@ -378,6 +379,50 @@ def test_a_run_whose_reward_failed_goes_on_after_it_is_mended_to_the_same_bits(w
     assert (tmp_path / "out" / "samples.jsonl").read_text() == (whole / "samples.jsonl").read_text()
 
 
+def test_with_stop_texts_rewards_and_samples_have_responses_without_them(folder, tmp_path):
+    """Responses of 5 letters, which e after f, g and special tokens end."""
+    check = "def check(completions):\n    assert not any('fe' in x or 'g' in x for x in completions)\n"
+    (tmp_path / "own.py").write_text(check + "    return [float(len(x) == 5) for x in completions]\n")
+    more: dict[str, Any] = {"reward": (f"{tmp_path / 'own.py'}:check",), "num_seeds": 1, "total_steps": 3 * 16 * R}
+    assert ran(settings(folder, stop=("fe", "g"), **more), tmp_path / "out") == 0
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["run"]["stop"] == ["fe", "g"]
+    shown = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
+    assert len({len(row["response"]) for row in shown}) > 2
+    agent = load(tmp_path / "out")
+    stop = agent.env.task.stop
+    assert agent.env.held_out and agent.env.held_out.task.stop is stop
+    plan = prepare(
+        grpo, language_model, {"grpo": CONFIG, "network": TINY}, settings(folder, stop=("fe", "g"), **more), {}
+    )
+    np.testing.assert_array_equal(plan.warm(plan.programs[0].configs).tables["stop"], stop)
+
+
+def test_groups_are_sampled_in_place_of_those_to_which_python_gives_equal_rewards(folder, tmp_path):
+    """A response earns 1 if it has no letters, which makes the rewards of about half of the groups equal."""
+    say = f"    with open({str(tmp_path / 'calls')!r}, 'a') as file:\n        print(found, file=file)\n"
+    code = f"def none(completions):\n    found = [float(not x) for x in completions]\n{say}    return found\n"
+    (tmp_path / "own.py").write_text(code)
+    more: dict[str, Any] = {"reward": (f"{tmp_path / 'own.py'}:none",), "num_seeds": 1, "total_steps": 5 * 3 * 16 * R}
+    config = replace(CONFIG, skip_groups_without_signal=True, max_rounds=3, learning_rate=1e-3)
+    run = settings(folder, **more)
+    assert exit_code(grpo, config, language_model, TINY, run, arguments=["--out", str(tmp_path / "out")]) == 0
+    calls = [np.array(json.loads(line)) for line in (tmp_path / "calls").read_text().splitlines()]
+    calls = [call.reshape(4, 4) for call in calls if len(call) == 16]  # the others are evaluations
+    with np.load(tmp_path / "out" / "metrics.npz") as found:
+        own = "num_episodes", "episode_return", "reward/none", "groups_without_signal"
+        made = np.stack([found[name][0, 0] for name in own], axis=-1)[np.isfinite(found["env_steps"][0, 0])]
+    num_rounds = []
+    for num_episodes, episode_return, mean, silent in made:
+        rounds, calls = calls[: round(num_episodes / 16)], calls[round(num_episodes / 16) :]
+        loud = np.cumsum([(x.min(1) < x.max(1)).sum() for x in rounds])
+        assert (loud[:-1] < 4).all() and (loud[-1] >= 4 or len(rounds) == 3)
+        assert episode_return == pytest.approx(np.mean(rounds))
+        assert mean == pytest.approx(np.mean(rounds))
+        assert silent == pytest.approx(1 - loud[-1] / 4 / len(rounds))
+        num_rounds.append(len(rounds))
+    assert not calls and len(num_rounds) >= 5 and len(set(num_rounds)) > 1
+
+
 def test_a_resume_with_other_prompts_is_refused_and_an_agent_is_loaded_from_its_folder(whole, folder, tmp_path, capsys):
     shutil.copytree(folder, tmp_path / "text")
     shutil.copytree(whole, tmp_path / "out")
@@ -398,6 +443,8 @@ def test_what_reads_rewards_within_its_program_is_refused(folder):
         prepare(ppo, language_model, configs, settings(folder), {})
     with pytest.raises(UsageError, match=r"env \(addition\) must be text"):
         text_env(settings(folder, env="addition"), TINY)
+    with pytest.raises(UsageError, match=r"stop \(''\) must be texts that are not empty"):
+        text_env(settings(folder, stop=("",)), TINY)
     with pytest.raises(UsageError, match=r"prompts \(None\) must be a file"):
         text_env(TextRunConfig(), TINY)
     with pytest.raises(UsageError, match=r"tokenizer \(None\) must be a Hugging Face folder"):

@@ -197,8 +197,6 @@ def check_groups(env: Env, network: Network | LanguageModel, c: GroupConfig) -> 
         raise UsageError("group_size (1) must be at least 2 to skip groups without signal: a group of one has none")
     if c.max_rounds > 1 and not c.skip_groups_without_signal:
         raise UsageError(f"max_rounds ({c.max_rounds}) must be 1 unless skip_groups_without_signal is set")
-    if c.max_rounds > 1 and env.task is not None and env.task.judge is not None:
-        raise UsageError(f"max_rounds ({c.max_rounds}) must be 1 where rewards are Python, which refills no groups")
     if episodes == 1 and c.baseline == "batch_mean":
         raise UsageError("num_prompts * group_size (1) must be at least 2 with baseline batch_mean: it leaves 0 of 1")
     if c.kl_target is not None and is_known(c.kl_coef) and c.kl_coef == 0:
@@ -238,7 +236,7 @@ def _sampler(groups: Source, network: Network | LanguageModel, c: GroupConfig) -
     def rewarded(data, reward):
         return data._replace(reward=paid(reward, data.terminated, data.truncated, data.mask)[0])
 
-    return Sampler(c.num_prompts, c.group_size, sample, answer, rewarded)
+    return Sampler(c.num_prompts, c.group_size, c.max_rounds, sample, answer, rewarded)
 
 
 def score_all(groups: Source, params: Params, data: GroupedEpisodes) -> tuple[Array, Array]:

@@ -45,21 +45,23 @@ def sample_for_update(
     some have none.
 
     Args:
-      world: that of the state, in whose place groups may stand that were sampled and rewarded outside of the update.
+      world: that of the state, in whose place groups may stand that were sampled and rewarded outside of the update:
+        `[P, G, ...]`, or with `max_rounds` above 1 those of all rounds, `[max_rounds, P, G, ...]`.
     """
-
-    def draw(key):
-        return groups.sample(key, params, c.num_prompts, c.group_size)
-
     recorded = isinstance(world, GroupedEpisodes)
-    if recorded or c.max_rounds == 1:
-        data = world if recorded else draw(key)
+    if c.max_rounds == 1:
+        data = world if recorded else groups.sample(key, params, c.num_prompts, c.group_size)
         return data, _signal(data), Sampled.of(data)
+
+    def draw(i):
+        if recorded:
+            return jax.tree.map(lambda x: x[i], world)
+        return groups.sample(jax.random.fold_in(key, i), params, c.num_prompts, c.group_size)
 
     def one_round(carry):
         i, data, signal, sampled = carry
         needed = ~jnp.all(signal)
-        new = draw(jax.random.fold_in(key, i))
+        new = draw(i)
         new_signal = _signal(new)
         # Those that were there keep their places; with a signal in all of them, nothing changes.
         first = jnp.argsort(jnp.concatenate([jnp.where(signal, 0, 3), jnp.where(new_signal, 1, 2)]), stable=True)
@@ -72,7 +74,7 @@ def sample_for_update(
     def unfinished(carry):
         return (carry[0] < c.max_rounds) & any_lane(~carry[2])
 
-    shapes = jax.eval_shape(draw, key)
+    shapes = jax.eval_shape(draw, jnp.int32(0))
     shapes = shapes, jax.eval_shape(_signal, shapes), jax.eval_shape(Sampled.of, shapes)
     nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     return jax.lax.while_loop(unfinished, one_round, (jnp.int32(0), *nothing))[1:]

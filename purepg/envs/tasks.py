@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from purepg.envs.stops import after, automaton
 from purepg.types import Action, Array, Box, Discrete, Env, EnvState, Key, TimeStep, UsageError
 
 
@@ -37,7 +38,7 @@ class Task(NamedTuple):
     prompt: Callable[[Key, bool], Array]  # (key, held_out) -> [prompt_length]; `held_out` is static
     demonstration: Callable[[Key, Array], Array]  # (key, prompt) -> [response_length], a right response with EOS
     reward: Callable[[Array, Array], Array]  # (prompt, response, -1 after EOS) -> float32, 1 if right, else 0
-    stop: tuple[int | tuple[int, ...], ...] = ()  # further tokens, or sequences of tokens, that end a response
+    stop: Any = None  # [S, V], the table of `envs.stops` that says what ends a response; None: EOS alone
     tokenizer: Any = None  # a `language.tokenizer.Tokenizer`
     judge: Judge | None = None  # gives the rewards in place of `reward`
     rows: np.ndarray | None = None  # [N, K, L + R] data from a file: a demonstration (K = 1), or a pair of responses
@@ -48,21 +49,10 @@ class Task(NamedTuple):
         """The number of tokens, V."""
         return self.tokenizer.num_tokens if self.tokenizer else len(self.vocabulary)
 
-
-def stops(task: Task) -> list[tuple[int, ...]]:
-    """Returns the sequences of tokens that end a response; EOS is the first, as a sequence of one."""
-    return [(stop,) if isinstance(stop, int) else stop for stop in (task.eos, *task.stop)]
-
-
-def ends(task: Task, response: Array | np.ndarray) -> Array:
-    """Returns whether a response of `[..., R]` tokens ends with each of its columns, `[..., R]` bool."""
-    found = jnp.zeros(response.shape, bool)
-    for sequence in stops(task):
-        ahead = [(0, 0)] * (response.ndim - 1) + [(len(sequence) - 1, 0)]
-        padded = jnp.pad(jnp.asarray(response), ahead, constant_values=-1)
-        windows = [padded[..., i : i + response.shape[-1]] == token for i, token in enumerate(sequence)]
-        found |= jnp.all(jnp.stack(windows), axis=0)
-    return found
+    @property
+    def stops(self) -> Any:
+        """`stop`, also where EOS alone ends a response."""
+        return automaton([(self.eos,)], self.num_tokens) if self.stop is None else self.stop
 
 
 def encode(task: Task, text: str) -> list[int]:
@@ -82,16 +72,18 @@ def decode(task: Task, tokens: Sequence[int] | Array | np.ndarray) -> str:
 def describe(task: Task, obs: np.ndarray) -> dict[str, str]:
     """The prompt and the response in a final observation `[L + R]`, as text. Tokens after the response's end are no
     part of it."""
-    prompt, response = obs[: task.prompt_length], obs[task.prompt_length :].copy()
-    last = np.flatnonzero(ends(task, response))
-    if len(last):
-        response[last[0] + 1 :] = -1
-    return {"prompt": decode(task, prompt), "response": decode(task, response)}
+    state, stops, response = 0, task.stops, []
+    for token in obs[task.prompt_length :]:
+        if token >= 0 and state < len(stops):
+            response.append(token)
+            state = stops[state, token]
+    return {"prompt": decode(task, obs[: task.prompt_length]), "response": decode(task, response)}
 
 
 class TokenState(NamedTuple):
     obs: Array  # int32 [prompt_length + response_length]
     t: Array  # int32, number of tokens in the response so far
+    stop: Array  # int32, state of `Task.stops` after them
 
 
 @dataclass(frozen=True)
@@ -104,25 +96,28 @@ class TokenStep:
         del key
         P, R = self.task.prompt_length, self.task.response_length
         obs = jnp.where(jnp.arange(P + R) == P + state.t, action, state.obs).astype(jnp.int32)
-        terminated = ends(self.task, obs[P:])[state.t]
+        stops = self.task.stops
+        stop = after(stops, state.stop, action)
+        terminated = stop == len(stops)
         truncated = ~terminated & (state.t + 1 >= R)
         reward = jnp.where(terminated | truncated, self.task.reward(obs[:P], obs[P:]), 0.0).astype(jnp.float32)
-        return TokenState(obs, state.t + 1), TimeStep(obs, reward, terminated, truncated)
+        return TokenState(obs, state.t + 1, stop), TimeStep(obs, reward, terminated, truncated)
 
 
 def token_env(task: Task, held_out: bool = False, reward: Callable[[Array, Array], Array] | None = None) -> Env:
     """Returns the task as an environment: an action is the response's next token, and the last step earns the reward.
 
-    The observation is the prompt followed by the response so far, padded with -1. EOS terminates the episode, and so
-    does any of `task.stop`; a response that fills its last column without them is truncated. `held_out` draws held-out
-    prompts. `reward`, a JAX function, replaces the task's reward, also in the environment's `task`, and its judge.
+    The observation is the prompt followed by the response so far, padded with -1. What ends a response (EOS, or what
+    `task.stop` says) terminates the episode; one that fills its last column without it is truncated. `held_out` draws
+    held-out prompts. `reward`, a JAX function, replaces the task's reward, also in the environment's `task`, and its
+    judge.
     """
     task = task if reward is None else task._replace(reward=reward, judge=None)
     P, R, V = task.prompt_length, task.response_length, task.num_tokens
 
     def reset(key: Key) -> tuple[EnvState, Array]:
         obs = jnp.concatenate([task.prompt(key, held_out), jnp.full(R, -1, jnp.int32)])
-        return TokenState(obs, jnp.int32(0)), obs
+        return TokenState(obs, jnp.int32(0), jnp.int32(0)), obs
 
     space = Box(np.full(P + R, -1, np.int32), np.full(P + R, V - 1, np.int32), np.int32)
     return Env(reset, TokenStep(task), space, Discrete(V), R, task.name, task=task, describe=partial(describe, task))

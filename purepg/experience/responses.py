@@ -6,7 +6,8 @@ Axes: `P` prompts, `G` group, `L` columns of a prompt, `R` of a response.
 import jax
 import jax.numpy as jnp
 
-from purepg.envs.tasks import Task, TokenStep, ends
+from purepg.envs.stops import ended
+from purepg.envs.tasks import Task, TokenStep
 from purepg.types import Array, Env, EnvState, Key
 
 Payment = tuple[Array, Array, Array, Array]  # reward, terminated, truncated, mask, each [P, G, R]
@@ -37,7 +38,7 @@ def flags(task: Task, token: Array) -> tuple[Array, Array, Array]:
     action = token[..., task.prompt_length :]
     mask = action >= 0
     last = mask & ~jnp.roll(mask, -1, axis=-1).at[..., -1].set(False)
-    terminated = last & ends(task, action)
+    terminated = last & ended(task.stops, action)
     return terminated, last & ~terminated, mask
 
 

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from purepg.envs.tasks import Task, ends, stops
+from purepg.envs.stops import after
+from purepg.envs.tasks import Task
 from purepg.equations.distributions import Categorical
 from purepg.lanes import any_lane
 from purepg.language.transformer import Cache, Transformer, init_cache
@@ -87,7 +88,7 @@ def generate(
       truncated distribution, and 0 after the end.
     """
     num_prompts, length = prompt.shape
-    num_columns, batch = task.response_length, num_prompts * group_size
+    num_columns, batch, stops = task.response_length, num_prompts * group_size, jnp.asarray(task.stops)
     dtype = params["params"]["embedding"].dtype
     cache = init_cache(model.config, num_prompts, length + num_columns - 1, dtype)
     logits, _, cache = _apply(model, params, prompt, cache)
@@ -96,30 +97,29 @@ def generate(
     noise = Categorical(jnp.zeros((num_columns, batch, 1))).noise(key)
 
     def draw(column, logits, sampled):
-        alive, recent, token, log_prob = sampled
+        state, token, log_prob = sampled
+        alive = state < len(stops)
         policy = truncation.of(Categorical(logits / temperature))
         action = policy.mode() if greedy else policy.transform(noise[column])
         now = jnp.where(alive, action, -1)
         token = token.at[column].set(now)
         log_prob = log_prob.at[column].set(jnp.where(alive, policy.log_prob(action), 0.0))
-        recent = jnp.concatenate([recent[:, 1:], now[:, None]], axis=1)
-        return alive & ~ends(task, recent)[:, -1], recent, token, log_prob
+        return after(stops, state, now), token, log_prob
 
     def read_and_draw(carry):
         column, cache, sampled = carry
-        logits, _, cache = _apply(model, params, sampled[1][:, -1:], cache, length + column - 1)
+        logits, _, cache = _apply(model, params, sampled[1][column - 1][:, None], cache, length + column - 1)
         return column + 1, cache, draw(column, logits[:, 0], sampled)
 
-    recent = jnp.full((batch, max(map(len, stops(task)))), -1)  # the last tokens, which may be a stop sequence
     nothing = jnp.full((num_columns, batch), -1), jnp.zeros((num_columns, batch), logits.dtype)
-    sampled = draw(jnp.asarray(0, int), logits, (jnp.ones(batch, bool), recent, *nothing))
+    sampled = draw(jnp.asarray(0, int), logits, (jnp.zeros(batch, jnp.int32), *nothing))
     # A predicate of this lane alone would copy the whole cache through a select at every column.
     carry = jax.lax.while_loop(
-        lambda carry: (carry[0] < num_columns) & any_lane(carry[2][0]),
+        lambda carry: (carry[0] < num_columns) & any_lane(carry[2][0] < len(stops)),
         read_and_draw,
         (jnp.asarray(1, int), cache, sampled),
     )
-    *_, token, log_prob = carry[2]
+    _, token, log_prob = carry[2]
     token = jnp.concatenate([jnp.repeat(prompt, group_size, axis=0), token.T], axis=1)
     return token.reshape(num_prompts, group_size, -1), log_prob.T.reshape(num_prompts, group_size, -1)
 

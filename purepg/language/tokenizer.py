@@ -7,7 +7,8 @@ import datetime
 import functools
 import importlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,6 +25,9 @@ WORDS = (  # how Llama 3 and Qwen2 split text, but for the number of digits
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 SPLITS = {"gpt-2": None, "smollm": None, "llama-bpe": WORDS % r"\p{N}{1,3}", "qwen2": WORDS % r"\p{N}"}
+PRINTED = [*range(33, 127), *range(161, 173), *range(174, 256)]
+BYTES = {chr(x): x for x in PRINTED}  # GPT-2's alphabet: bytes that are no printed character of Latin-1 follow from 256
+BYTES |= {chr(256 + i): x for i, x in enumerate(x for x in range(256) if x not in PRINTED)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +55,21 @@ class Tokenizer:
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """Returns the text of ids. Padding (-1) and ids beyond the tokenizer's vocabulary have none."""
         return self.backend.decode([int(x) for x in ids if x >= 0], skip_special_tokens=skip_special)
+
+    @functools.cached_property
+    def pieces(self) -> list[bytes]:
+        """The bytes that each id adds to a text `[num_tokens]`: none, for a special token or an id that has no token.
+
+        Raises:
+          UsageError: what a token adds is not known of this kind of tokenizer.
+        """
+        found, of_token = [b""] * self.num_tokens, _bytes_of_token(json.loads(self.backend.to_str())["decoder"])
+        special = {i for i, token in self.backend.get_added_tokens_decoder().items() if token.special}
+        silent = special.union(self.stop)
+        for token, i in self.backend.get_vocab().items():
+            if i < self.num_tokens and i not in silent:
+                found[i] = of_token(token)
+        return found
 
     def chat(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
         """Returns a conversation as the text that the model was trained on, up to where its answer begins.
@@ -164,6 +183,29 @@ def _of_gguf(path: Path) -> tuple[Any, int | None, list[int], dict[str, str], st
     at = {name: found.get(f"ggml.{theirs}_token_id") for name, theirs in SPECIAL.items()}
     special = {name: tokens[i] for name, i in at.items() if isinstance(i, int) and 0 <= i < len(tokens)}
     return backend, len(tokens), [], special, found.get("chat_template")
+
+
+def _bytes_of_token(decoder: Mapping[str, Any] | None) -> Callable[[str], bytes]:
+    """The bytes that stand for a token, by the decoder of the package `tokenizers`: those that it spells in GPT-2's
+    alphabet of bytes, or its text, perhaps with tokens such as <0x0A> for single bytes."""
+    steps = decoder["decoders"] if decoder and decoder["type"] == "Sequence" else [decoder or {"type": None}]
+    kinds = [step["type"] for step in steps]
+    replaced = [(step["pattern"].get("String"), step["content"]) for step in steps if step["type"] == "Replace"]
+
+    def of_alphabet(token: str) -> bytes:
+        return bytes(BYTES[x] for x in token) if BYTES.keys() >= {*token} else token.encode()
+
+    def of_text(token: str) -> bytes:
+        for old, new in replaced:
+            token = token.replace(old, new)
+        is_byte = "ByteFallback" in kinds and re.fullmatch("<0x[0-9A-Fa-f]{2}>", token)
+        return bytes([int(token[3:5], 16)]) if is_byte else token.encode()
+
+    if kinds == ["ByteLevel"]:
+        return of_alphabet
+    if {"Replace", "ByteFallback", "Fuse", "Strip"} >= {*kinds} and all(old is not None for old, _ in replaced):
+        return of_text  # Strip changes only the beginning of a text
+    raise UsageError(f"the bytes of tokens are not known for a decoder of {', '.join(map(str, kinds))}: set no stop")
 
 
 def _entries(path: Path, found: Mapping[str, Any], name: str, kind: type) -> list[Any]:

@@ -42,11 +42,11 @@ MakeNetwork = Callable[[Env, Any], Any]  # returns a network of the kind that th
 
 class Warm(NamedTuple):
     """Arrays that are arguments of a run's programs, since a program would hold copies of its constants, and compute
-    with them while it compiles. Each is None where there is none."""
+    with them while it compiles."""
 
     start: Params | None  # what a language model starts from
-    rows: Array | None  # `Task.rows`
-    held_out: Array | None  # those of the held-out environment
+    tables: dict[str, Array]  # by the field of `Task` that has them, where one does
+    held_out: dict[str, Array]  # those of the held-out environment's
 
 
 @dataclass(frozen=True)
@@ -149,14 +149,14 @@ def prepare(
         raise UsageError(f"{world.name} has no time limit: set --eval-max-steps")
 
     def make(configs: Configs, warm: Warm | None = None) -> Algorithm:
-        own = world if warm is None else _with_rows(world, warm)
+        own = world if warm is None else _with_tables(world, warm)
         made = network(own, configs["network"])
         start = warm and warm.start
         return algorithm(own, made if start is None else made._replace(start=start), configs[name])
 
     def warm(configs: Configs) -> Warm:
-        tables = (env and env.task and env.task.rows for env in (world, world.held_out))
-        return Warm(getattr(network(world, configs["network"]), "start", None), *tables)
+        start = getattr(network(world, configs["network"]), "start", None)
+        return Warm(start, *(_tables(env and env.task) for env in (world, world.held_out)))
 
     code = {
         "name": name,
@@ -212,16 +212,22 @@ def _check_rounds(run: RunConfig) -> None:
         raise UsageError(f"first_rung ({run.first_rung}) needs halve, such as --halve 3")
 
 
-def _with_rows(env: Env, warm: Warm) -> Env:
-    """The environment with rows that are arguments of a program, where it has any."""
+def _tables(task: Any) -> dict[str, Array]:
+    """The fields of a task that are large arrays, where it has them."""
+    found = {name: getattr(task, name, None) for name in ("rows", "stop")}
+    return {name: table for name, table in found.items() if table is not None}
 
-    def changed(env, rows):
-        task = env.task._replace(rows=rows)
-        return env._replace(task=task, step=TokenStep(task))
 
-    if warm.rows is None:
-        return env
-    return changed(env, warm.rows)._replace(held_out=changed(env.held_out, warm.held_out))
+def _with_tables(env: Env, warm: Warm) -> Env:
+    """The environment with tables that are arguments of a program."""
+
+    def changed(env, tables):
+        if not tables:
+            return env
+        task = env.task._replace(**tables)
+        return env._replace(task=task, step=TokenStep(task) if env.step == TokenStep(env.task) else env.step)
+
+    return changed(env, warm.tables)._replace(held_out=env.held_out and changed(env.held_out, warm.held_out))
 
 
 def _within_epochs(run: RunConfig, env: Env) -> RunConfig:

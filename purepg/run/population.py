@@ -62,7 +62,7 @@ class Population:
         self._warm = plan.warm(program.configs)
         if getattr(network, "lora_rank", None):  # the start stays frozen, and is always read
             self._warm = spread.everywhere(self._warm)
-        elif self._warm.rows is not None:
+        else:
             self._warm = spread.everywhere(self._warm._replace(start=None))._replace(start=self._warm.start)
         member = partial(Member, plan, program)
         self._init = jax.jit(

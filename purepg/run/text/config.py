@@ -54,6 +54,8 @@ class TextRunConfig(FileRunConfig):
       reward: rewards, whose weighted sum a response earns, each as FILE.py:FUNCTION, or a ready one: exact, number,
         last_number, format:PATTERN or length:CHARACTERS, or the folder of a run of experiments/reward_model.py; each
         may end with =WEIGHT. A response passes if the first one, or where all are learned their first, is above 0.5.
+      stop: texts, such as "User:", that end a response with the token that completes one of them. A text may begin
+        within a token. Rewards and samples have the response without it.
       eval_samples: sampled responses to each held-out prompt, n. pass@k is estimated for each power of two up to n.
       eval_episodes: number of held-out prompts, the first of their file. 0: all.
     """
@@ -65,6 +67,7 @@ class TextRunConfig(FileRunConfig):
     prompts: str | None = None
     eval_prompts: str | None = None
     reward: tuple[str, ...] = ()
+    stop: tuple[str, ...] = ()
     eval_samples: Count = 4
 
     def __post_init__(self):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from purepg.envs.tasks import Judge
+from purepg.equations.advantages import has_signal
 from purepg.run.host_population import HostMember, HostPopulation
 from purepg.run.memory import Memory
 from purepg.run.plan import Plan
@@ -18,6 +19,8 @@ from purepg.run.text.config import TextRunConfig
 from purepg.run.text.passes import passed, powers_of_two
 from purepg.run.text.prompts import in_epochs
 from purepg.types import Array, Metrics, Sampler, State
+
+REFILLS = 2**32 - 1  # tells the epochs of groups that are sampled in place of others from an agent's own
 
 
 class Answered(NamedTuple):
@@ -33,7 +36,8 @@ class Answered(NamedTuple):
 class TextPopulation(HostPopulation):
     """H settings x S seeds on one device. The user's functions are called once for the responses of all agents.
 
-    An agent goes through the prompts in shuffled epochs, which are those of its seed in every setting.
+    An agent goes through the prompts in shuffled epochs, which are those of its seed in every setting. Groups that are
+    sampled in place of others have epochs of their own.
     """
 
     def __init__(self, plan: Plan, program: Program, shape: tuple[int, int]):
@@ -41,8 +45,8 @@ class TextPopulation(HostPopulation):
         super().__init__(plan, program, shape, member)
         spread = self._spread
         self._sample = jax.jit(
-            lambda warm, hyper, s, state, prompt, update: spread(
-                lambda hyper, s, state, prompt: member(warm).sample(hyper, s, state, prompt, update)
+            lambda warm, hyper, s, state, prompt, update, turn: spread(
+                lambda hyper, s, state, prompt: member(warm).sample(hyper, s, state, prompt, update, turn)
             )(hyper, s, state, prompt)
         )
         self._answer = jax.jit(
@@ -76,7 +80,7 @@ class TextPopulation(HostPopulation):
         number: Any = jax.eval_shape(lambda: jnp.int32(0))
         length = self._judge.prompt.shape[1]
         prompt: Any = jax.ShapeDtypeStruct((*self._shape, self._sampler.num_prompts, length), np.int32)
-        arguments = self._warm, *members, state, prompt, number
+        arguments = self._warm, *members, state, prompt, number, number
         self._compile(self._sample, *arguments)
         table = self._held_out.prompt
         for n, deterministic in ((self._run.eval_samples, False), (1, True)):
@@ -84,7 +88,8 @@ class TextPopulation(HostPopulation):
             asked = self._warm, *members, state, some, number
             self._compile(self._answer, *asked, num=n, deterministic=deterministic)
         reward: Any = jax.ShapeDtypeStruct((*prompt.shape[:3], self._sampler.group_size), np.float32)
-        return jax.eval_shape(self._sample, *arguments), reward
+        recording = jax.eval_shape(self._sample, *arguments), reward
+        return jax.eval_shape(lambda x: _of_rounds([x], self._sampler.max_rounds), recording)
 
     def _record(self, members: Members, state: State, update: np.int32) -> tuple[Any, Metrics]:
         made, going = self._made(state, update)
@@ -113,27 +118,47 @@ class TextPopulation(HostPopulation):
         self, members: Members, state: State, update: np.int32, made: np.ndarray, going: np.ndarray
     ) -> tuple[Any, dict[str, np.ndarray]]:
         """The responses of an update with their rewards, and each reward's mean `[H, S]`. The functions are not asked
-        about agents that are not going on."""
-        P, G, names = self._sampler.num_prompts, self._sampler.group_size, self._judge.names
+        about agents that are not going on, and not in later rounds about those whose groups all have a signal."""
+        most, num_signals, rounds, means = self._sampler.max_rounds, np.zeros(self._shape, int), [], []
+        for turn in range(most):
+            asked = going & (num_signals < self._sampler.num_prompts)
+            if turn and not asked.any():
+                break
+            recording, mean = self._round(members, state, update, np.int32(turn), made, asked)
+            rounds.append(recording)
+            means.append(mean)
+            signal = has_signal(recording[1].reshape(-1, self._sampler.group_size))
+            num_signals += np.asarray(signal).reshape(*self._shape, -1).sum(-1)
+        means, num_asked = np.array(means), np.maximum(1, np.isfinite(means).sum(0))
+        means = np.where(going, np.where(np.isfinite(means), means, 0).sum(0) / num_asked, np.nan).astype(np.float32)
+        return _of_rounds(rounds, most), {f"reward/{x}": mean for x, mean in zip(self._judge.names, means, strict=True)}
+
+    def _round(
+        self, members: Members, state: State, update: np.int32, turn: np.int32, made: np.ndarray, going: np.ndarray
+    ) -> tuple[Any, np.ndarray]:
+        """P groups with their rewards, and each reward's mean `[K, H, S]`; NaN of agents that are not going on."""
+        P, G, num_rewards = self._sampler.num_prompts, self._sampler.group_size, len(self._judge.names)
         seeds = np.broadcast_to(members[1], self._shape)
-        place = np.stack(
-            [self._places(s, u) for s, u in zip(seeds.ravel().tolist(), made.ravel().tolist(), strict=True)]
-        )
-        place = place.reshape(*self._shape, P)
-        arguments = self._warm, *members, state, self._judge.prompt[place], update
+        agents = zip(seeds.ravel().tolist(), made.ravel().tolist(), strict=True)
+        place = np.stack([self._places(s, u, int(turn)) for s, u in agents]).reshape(*self._shape, P)
+        arguments = self._warm, *members, state, self._judge.prompt[place], update, turn
         data = self._compile(self._sample, *arguments)(*arguments)
-        reward, means = np.zeros((*place.shape, G), np.float32), np.full((len(names), *self._shape), np.nan, np.float32)
+        reward = np.zeros((*place.shape, G), np.float32)
+        means = np.full((num_rewards, *self._shape), np.nan, np.float32)
         if going.any():
             response = np.asarray(data.action)[going]
             asked = np.repeat(place[going].reshape(-1), G)
             rewards = self._rewards(self._judge, asked, response.reshape(len(asked), -1))
             reward[going] = (self._judge.weight @ rewards).reshape(-1, P, G)
-            means[:, going] = rewards.reshape(len(names), -1, P * G).mean(-1)
-        return (data, reward), {f"reward/{name}": x for name, x in zip(names, means, strict=True)}
+            means[:, going] = rewards.reshape(num_rewards, -1, P * G).mean(-1)
+        return (data, reward), means
 
-    def _places(self, s: int, update: int) -> np.ndarray:
-        P = self._sampler.num_prompts
-        return in_epochs((self._plan.run.seed, s), len(self._judge.prompt), update * P, P)
+    def _places(self, s: int, update: int, turn: int) -> np.ndarray:
+        """The prompts of a round: those of the first are an epoch's next ones, and those of later ones another's."""
+        P, seeds = self._sampler.num_prompts, (self._plan.run.seed, s)
+        if turn:
+            seeds, update = (*seeds, REFILLS), update * (self._sampler.max_rounds - 1) + turn - 1
+        return in_epochs(seeds, len(self._judge.prompt), update * P, P)
 
     def _answered(self, members: Members, state: State) -> Answered:
         """Answers the held-out prompts: several sampled responses to each, and the most probable one."""
@@ -189,6 +214,14 @@ class TextPopulation(HostPopulation):
         return self._plan.env.task.judge
 
 
+def _of_rounds(rounds: list[Any], most: int) -> Any:
+    """What was recorded in an update: that of its one round, or with up to `most` of all, `[H, S, most, P, G, ...]`."""
+    if most == 1:
+        return rounds[0]
+    rounds = rounds + rounds[-1:] * (most - len(rounds))  # the last ones stand for rounds that nobody needs
+    return jax.tree.map(lambda *x: jnp.stack(x, axis=2), *rounds)
+
+
 class _Member(HostMember):
     """One agent: how it samples, answers held-out prompts, and learns."""
 
@@ -202,9 +235,11 @@ class _Member(HostMember):
         del world
         return self.sampler.rewarded(*recording) if recording else ()
 
-    def sample(self, hyper: Hyper, s: Array, state: State, prompt: Array, update: Array) -> Any:
+    def sample(self, hyper: Hyper, s: Array, state: State, prompt: Array, update: Array, turn: Array) -> Any:
         sampler: Any = self._algorithm(hyper).sampler
-        return sampler.sample(self.acting_key(s, self.first(state, update)), state.learner, prompt)
+        key = self.acting_key(s, self.first(state, update))
+        key = key if sampler.max_rounds == 1 else jax.random.fold_in(key, turn)
+        return sampler.sample(key, state.learner, prompt)
 
     def answer(self, hyper: Hyper, state: State, prompt: Array, turn: Array, num: int, deterministic: bool) -> Array:
         sampler: Any = self._algorithm(hyper).sampler

@@ -1,5 +1,7 @@
 """The environment of rows from files: demonstrations, or pairs of responses, as tables of tokens."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import numpy as np
 from purepg.envs.tasks import Task, token_env
 from purepg.language.tokenizer import Tokenizer
 from purepg.run.text.config import DemonstrationsRunConfig, RowsRunConfig
-from purepg.run.text.environment import describing, tokenizer_of
+from purepg.run.text.environment import completion, describing, stop_table, tokenizer_of
 from purepg.run.text.prompts import Prompts, padded, read_prompts, table
 from purepg.types import Array, Env, Key, UsageError
 
@@ -89,6 +91,5 @@ def _env(found: Prompts, tokenizer: Tokenizer, prompts: np.ndarray, responses: n
         return jnp.any(same).astype(jnp.float32)
 
     sizes = tokenizer.stop[0], L, R
-    stop = tokenizer.stop[1:]
-    task = Task(found.file.stem, (), *sizes, prompt, demonstration, reward, stop, tokenizer, rows=rows)
-    return token_env(task)._replace(describe=describing(found, prompts, tokenizer))
+    task = Task(found.file.stem, (), *sizes, prompt, demonstration, reward, stop_table(tokenizer), tokenizer, rows=rows)
+    return token_env(task)._replace(describe=describing(found, prompts, partial(completion, tokenizer, ())))
