@@ -17,6 +17,7 @@ from purepg.run.sweep import Hyper, Program
 from purepg.run.text.config import TextRunConfig
 from purepg.run.text.passes import passed, powers_of_two
 from purepg.run.text.prompts import in_epochs
+from purepg.spread import divided
 from purepg.types import Array, Metrics, Sampler, State
 
 
@@ -31,7 +32,7 @@ class Answered(NamedTuple):
 
 
 class TextPopulation(HostPopulation):
-    """H settings x S seeds on one device. The user's functions are called once for the responses of all agents.
+    """H settings x S seeds of one program. The user's functions are called once for the responses of all agents.
 
     An agent goes through the prompts in shuffled epochs, which are those of its seed in every setting.
     """
@@ -43,7 +44,8 @@ class TextPopulation(HostPopulation):
         self._sample = jax.jit(
             lambda warm, hyper, s, state, prompt, update: spread(
                 lambda hyper, s, state, prompt: member(warm).sample(hyper, s, state, prompt, update)
-            )(hyper, s, state, prompt)
+            )(hyper, s, state, prompt),
+            out_shardings=spread.rows,
         )
         self._answer = jax.jit(
             lambda warm, hyper, s, state, prompt, turn, num, deterministic: spread(
@@ -84,7 +86,8 @@ class TextPopulation(HostPopulation):
             asked = self._warm, *members, state, some, number
             self._compile(self._answer, *asked, num=n, deterministic=deterministic)
         reward: Any = jax.ShapeDtypeStruct((*prompt.shape[:3], self._sampler.group_size), np.float32)
-        return jax.eval_shape(self._sample, *arguments), reward
+        recording = jax.eval_shape(self._sample, *arguments), reward
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._spread.rows), recording)
 
     def _record(self, members: Members, state: State, update: np.int32) -> tuple[Any, Metrics]:
         made, going = self._made(state, update)
@@ -171,8 +174,9 @@ class TextPopulation(HostPopulation):
         return np.concatenate(found, axis=2)[:, :, : len(prompt)]
 
     def _at_once(self, n: int) -> int:
-        """How many held-out prompts are answered at once, with n responses to each."""
-        return min(len(self._held_out.prompt), max(1, self._sampler.num_prompts * self._sampler.group_size // n))
+        """How many held-out prompts are answered at once, with n responses to each, a multiple of an agent's devices."""
+        at_once = min(len(self._held_out.prompt), max(1, self._sampler.num_prompts * self._sampler.group_size // n))
+        return at_once + -at_once % self._run.devices_per_agent
 
     @property
     def _held_out(self) -> Judge:
@@ -204,9 +208,9 @@ class _Member(HostMember):
 
     def sample(self, hyper: Hyper, s: Array, state: State, prompt: Array, update: Array) -> Any:
         sampler: Any = self._algorithm(hyper).sampler
-        return sampler.sample(self.acting_key(s, self.first(state, update)), state.learner, prompt)
+        return sampler.sample(self.acting_key(s, self.first(state, update)), state.learner, divided(prompt, 0))
 
     def answer(self, hyper: Hyper, state: State, prompt: Array, turn: Array, num: int, deterministic: bool) -> Array:
         sampler: Any = self._algorithm(hyper).sampler
         key = jax.random.fold_in(jax.random.key(self._plan.run.eval_seed), EVALUATION_TAG)
-        return sampler.answer(jax.random.fold_in(key, turn), state.learner, prompt, num, deterministic)
+        return sampler.answer(jax.random.fold_in(key, turn), state.learner, divided(prompt, 0), num, deterministic)
