@@ -172,7 +172,9 @@ def prepare(
     least = max(program.update_steps.most for program in planned)
     steps = rungs(run.total_steps, run.halve, run.first_rung, len(settings), least) if run.halve else []
     tuning = tuning_of(run.pbt, run.search, sweep, planned, first, world) if run.pbt else None
-    changes = parse_schedule(run.schedule, planned[0].configs, list(sweep), first.update_steps, not_jax(world) is not None)
+    changes = parse_schedule(
+        run.schedule, planned[0].configs, list(sweep), first.update_steps, not_jax(world) is not None
+    )
     checked = run, world, make, warm, sweep, settings, planned, num_devices, eval_max_steps, code, stored, digest
     plan = Plan(*checked, steps, tuning, changes)
     shapes = {chunk.shape for chunk in plan.chunks()}

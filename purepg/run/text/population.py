@@ -174,7 +174,7 @@ class TextPopulation(HostPopulation):
         return np.concatenate(found, axis=2)[:, :, : len(prompt)]
 
     def _at_once(self, n: int) -> int:
-        """How many held-out prompts are answered at once, with n responses to each, a multiple of an agent's devices."""
+        """How many held-out prompts, a multiple of an agent's devices, are answered at once, n responses to each."""
         at_once = min(len(self._held_out.prompt), max(1, self._sampler.num_prompts * self._sampler.group_size // n))
         return at_once + -at_once % self._run.devices_per_agent
 
