@@ -69,7 +69,7 @@ def table(kind: str) -> Any:
 
     def reward(place, response):
         waves = np.where(response >= 0, np.cos(response + rows[place, 0, :1]), 0.0)
-        return 0.5 + np.mean(waves, axis=-1, dtype=np.float32)[None]
+        return 0.5 + np.asarray(np.mean(waves, axis=-1, dtype=np.float32))[None]
 
     judge = Judge(rows[:, 0, :L], ("waves",), reward, np.ones(1, np.float32))
     env = token_env(task()._replace(**{"python": {"judge": judge}, "rows": {"rows": rows}}[kind]))
