@@ -133,22 +133,27 @@ def in_chunks(f: Callable, at_once: int | None, *trees: Tree, spread: bool = Tru
 
     Args:
       f: computes each row of its results `[B, ...]` from the same row of its arguments.
-      spread: if the agent has several devices, rows are divided over them, and every chunk has as many of each.
+      spread: if the agent has several devices, and their number divides `at_once`, rows are divided over them, and
+        every chunk has as many of each.
     """
     num_rows = jax.tree.leaves(trees)[0].shape[0]
     if at_once is None or at_once >= num_rows:
         return f(*trees) if at_once is None else jax.checkpoint(f)(*trees)
-    devices = num_devices() if spread and num_rows % num_devices() == at_once % num_devices() == 0 else 1
-    own_rows, own = num_rows // devices, at_once // devices
+    devices = num_devices() if spread and at_once % num_devices() == 0 else 1
+    own_rows, own = -(-num_rows // devices), at_once // devices
+
+    def full(x, unit):
+        missing = -x.shape[0] % unit
+        return jnp.concatenate([x, jnp.repeat(x[-1:], missing, axis=0)]) if missing else x
 
     def cut(x):
-        full = jnp.concatenate([x, jnp.repeat(x[-1:], -own_rows % own, axis=0)]) if own_rows % own else x
-        return full.reshape(-1, own, *x.shape[1:])
+        return full(x, own).reshape(-1, own, *x.shape[1:])
 
     def joined(x):
         return x.reshape(-1, *x.shape[2:])[:own_rows]
 
     if devices > 1:
         cut, joined = within_device(cut, (0,), 1), within_device(joined, (1,), 0)
-    found = jax.lax.map(lambda chunk: jax.checkpoint(f)(*chunk), jax.tree.map(cut, trees))
-    return jax.tree.map(joined, found)
+    chunks = jax.tree.map(lambda x: cut(full(x, devices)), trees)
+    found = jax.lax.map(lambda chunk: jax.checkpoint(f)(*chunk), chunks)
+    return jax.tree.map(lambda x: joined(x)[:num_rows], found)

@@ -13,7 +13,7 @@ from purepg.config import check_choice
 from purepg.lanes import any_lane, step_if
 from purepg.loops import alone, scan, sum_of_squares
 from purepg.precision import at_least_float32, has_narrow, rounded
-from purepg.spread import num_devices, own_key, within_device
+from purepg.spread import divided, num_devices, own_key, within_device
 from purepg.types import Array, Key, Metrics, Params, UsageError, Window
 
 EPOCHS_TAG = 2**31 - 1  # no split or fold of the same key is this one
@@ -178,7 +178,8 @@ def key_of_epochs(key: Key) -> Array:
 
 
 def epoch_batch(key: Array, num_rows: int, update: Array | int, batch_size: int) -> Array:
-    """The rows of an update, `[batch_size]`, where successive updates go through shuffled epochs of all rows.
+    """The rows of an update, `[batch_size]`, where successive updates go through shuffled epochs of all rows. If the
+    agent has several devices, they are divided over them.
 
     Args:
       key: names the sequence of epochs; `key_of_epochs`.
@@ -188,7 +189,7 @@ def epoch_batch(key: Array, num_rows: int, update: Array | int, batch_size: int)
     place = update * batch_size + jnp.arange(batch_size)
     epoch = place // num_rows
     order = jax.vmap(lambda i: shuffle(jax.random.fold_in(key, epoch[0] + i), num_rows))(jnp.arange(2))
-    return order[epoch - epoch[0], place % num_rows]
+    return divided(order[epoch - epoch[0], place % num_rows], 0)
 
 
 def check_batch(batch_size: int, num_rows: int) -> None:

@@ -65,11 +65,11 @@ def spread_over(devices: int) -> contextlib.AbstractContextManager:
     )
 
 
-def check_divided(config: Any, name: str) -> None:
+def check_divided(config: Any, name: str, from_file: bool = False) -> None:
     """Raises UsageError where the devices of an agent cannot take equal parts of what the config of the algorithm
-    `name` counts, or where it has no environments."""
+    `name` counts, or where it has no environments, and no rows from a file, whose batches are divided."""
     found = {field: vars(config)[field] for field in DIVIDED if field in vars(config)}
-    if (devices := num_devices()) > 1 and not found.keys() & set(SPREAD):
+    if (devices := num_devices()) > 1 and not (from_file or found.keys() & set(SPREAD)):
         raise UsageError(f"devices_per_agent ({devices}) must be 1: {name} has no environments to spread")
     for field, value in found.items():
         if value % devices:

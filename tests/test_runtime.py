@@ -84,6 +84,8 @@ def test_agents_spread_over_two_devices_for_each_core_with_two_threads_for_each_
     monkeypatch.setattr(devices, "split_cpu", lambda *sizes: made.append(sizes))
     devices.prepare_devices(None, num_seeds, num_settings=1)
     assert made == split
+    devices.prepare_devices(None, num_seeds, num_settings=1, split=False)
+    assert made == split
 
 
 def test_a_users_own_level_of_optimisation_is_kept(monkeypatch):

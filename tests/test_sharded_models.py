@@ -3,6 +3,7 @@
 The facts are found by this file as a script, in a process with four CPU devices and in float64.
 """
 
+import itertools
 import math
 import pickle
 import sys
@@ -18,12 +19,16 @@ from helpers import found_by, quick_jit, quick_options
 from memory_forecast import MODELS, Config, abstract_start
 from memory_forecast import task as forecast_task
 
+from purepg.algorithms.clone import CloneConfig, clone
 from purepg.algorithms.grpo import GRPOConfig, grpo
-from purepg.envs.tasks import Task, token_env
+from purepg.envs.tasks import Judge, Task, token_env
 from purepg.language.model import LanguageModelConfig, language_model
 from purepg.language.sharding import axis_of
+from purepg.run import population as populations
 from purepg.run.plan import RunConfig, prepare
 from purepg.run.population import Population
+from purepg.run.text.config import TextRunConfig
+from purepg.run.text.population import TextPopulation
 from purepg.train import averaged
 from purepg.types import UsageError
 
@@ -38,6 +43,10 @@ ADAPTERS = replace(ALL, num_layers=2, lora_rank=2, lora_targets=("query", "down"
 CASES = {"all": ALL, "adapters": ADAPTERS}
 PLACES = [("all", "tensor", 2), ("adapters", "parameters", 4)]
 GRPO = GRPOConfig(num_prompts=4, group_size=4, kl_coef=0.1, num_held_out=0, learning_rate=0.01)
+CLONE = CloneConfig(batch_size=4, num_held_out=0)
+# Two agents on two devices each; the other tests' agents are alone.
+PYTHON = replace(ALL, lora_rank=2, lora_targets=("query", "down"), shard="parameters")
+FILES = {"python": (grpo, GRPO, PYTHON), "rows": (clone, CLONE, ALL)}
 
 
 def task() -> Task:
@@ -52,6 +61,19 @@ def task() -> Task:
 
 
 ENV = token_env(task())
+
+
+def table(kind: str) -> Any:
+    """The task with prompts and a reward in NumPy, which most responses pass, or with rows of demonstrations."""
+    rows = np.random.default_rng(1).integers(0, V, (9, 1, L + R), np.int32)
+
+    def reward(place, response):
+        waves = np.where(response >= 0, np.cos(response + rows[place, 0, :1]), 0.0)
+        return 0.5 + np.asarray(np.mean(waves, axis=-1, dtype=np.float32))[None]
+
+    judge = Judge(rows[:, 0, :L], ("waves",), reward, np.ones(1, np.float32))
+    env = token_env(task()._replace(**{"python": {"judge": judge}, "rows": {"rows": rows}}[kind]))
+    return env._replace(held_out=env)
 
 
 def network(env: Any, config: LanguageModelConfig) -> Any:
@@ -109,9 +131,35 @@ def updated(name: str, shard: Any, devices: int) -> Any:
     return jax.tree.map(np.asarray, (state.learner, metrics)), memory.argument_size_in_bytes, held
 
 
+def trained(kind: str, devices: int) -> Any:
+    """(learner, metrics) of two agents after two updates from a table, on one device or on four, and the floating-point
+    operations of all programs on a device."""
+    make, own, config = FILES[kind]
+    run = TextRunConfig(eval_samples=2) if kind == "python" else RunConfig()
+    per_agent = max(1, devices // 2)
+    run = replace(run, total_steps=UPDATES * 16 * R, num_seeds=2, devices=devices, devices_per_agent=per_agent)
+    config = config if devices > 1 else replace(config, shard="none")
+    plan = prepare(
+        make, network, {make.__name__: own, "network": config}, replace(run, compile_cache=False), {}, table(kind)
+    )
+    (chunk,) = plan.chunks()
+    population = (TextPopulation if kind == "python" else Population)(plan, chunk.program, chunk.shape)
+    state = population.init(chunk.members)
+    learner = jax.tree.map(lambda x: x.astype(float) if x.dtype == jnp.float32 else x, state.learner)
+    before = [x.sharding.shard_shape(x.shape) for x in jax.tree.leaves(learner)]
+    state = population.placed(chunk.members, state._replace(learner=learner))
+    state, metrics = population.advance(chunk.members, state, 0, UPDATES)
+    assert [x.sharding.shard_shape(x.shape) for x in jax.tree.leaves(state.learner)] == before
+    work = [population._compiled(program).cost_analysis()["flops"] for program in population._programs]
+    return (jax.device_get(state.learner), averaged(metrics)), sum(work)
+
+
 def find(folder: Path) -> None:
-    with jax.enable_x64(True):
-        found = {place: updated(*place) for place in [(name, "none", 1) for name in CASES] + PLACES}
+    found: dict[Any, Any] = {}
+    with jax.enable_x64(True), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(populations, "compile_options", quick_options)
+        found |= {place: updated(*place) for place in [(name, "none", 1) for name in CASES] + PLACES}
+        found |= {place: trained(*place) for place in itertools.product(FILES, (1, 4))}
     (folder / "found").write_bytes(pickle.dumps(found))
 
 
@@ -136,6 +184,20 @@ def test_two_updates_of_a_divided_model_are_those_of_one_device_to_1e_10(found, 
     assert metrics["grad_norm"][1] > 0.01 and metrics["kl_reference"][1] > 1e-4
     for x, y in zip(jax.tree.leaves((one, metrics)), jax.tree.leaves((learner, divided_metrics)), strict=True):
         exact = 1e-10 if x.dtype == np.float64 else 1e-6  # counts, and what is kept in float32
+        np.testing.assert_allclose(y, x, rtol=exact, atol=exact)
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_two_updates_from_pythons_rewards_or_a_files_rows_are_those_of_one_device_to_1e_10(found, kind):
+    """Those of two agents on two devices each, with what their held-out prompts or rows say."""
+    (one, metrics), work = found[kind, 1]
+    several, shared_work = found[kind, 4]
+    assert metrics["grad_norm"].min() > 0.01
+    name, least = {"python": ("eval/pass@2", 0.1), "rows": ("eval/loss", 1.0)}[kind]
+    assert np.isfinite(metrics[name][..., 0]).all() and metrics[name][0, 0, 0] > least
+    assert shared_work < work / 3 and jax.tree.structure((one, metrics)) == jax.tree.structure(several)
+    for x, y in zip(jax.tree.leaves((one, metrics)), jax.tree.leaves(several), strict=True):
+        exact = 1e-10 if x.dtype == np.float64 else 1e-6
         np.testing.assert_allclose(y, x, rtol=exact, atol=exact)
 
 

@@ -20,6 +20,7 @@ from purepg.algorithms.ppo import PPOConfig, ppo
 from purepg.envs.tasks import token_env
 from purepg.language.flops import update_flops
 from purepg.language.model import LanguageModelConfig
+from purepg.run import outside
 from purepg.run.load import load
 from purepg.run.plan import prepare
 from purepg.run.start import language_model
@@ -437,10 +438,16 @@ def test_a_resume_with_other_prompts_is_refused_and_an_agent_is_loaded_from_its_
     assert agent.env.task.judge.names == ("count", "short") and agent.state.world == ()
 
 
-def test_what_reads_rewards_within_its_program_is_refused(folder):
+def test_what_reads_rewards_within_its_program_is_refused(folder, monkeypatch):
     configs = {"ppo": PPOConfig(), "network": TINY}
     with pytest.raises(UsageError, match=r"^the reward of train is Python, and ppo reads rewards within its program"):
         prepare(ppo, language_model, configs, settings(folder), {})
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(UsageError, match=r"distributed .*, which the reward of train is"),
+    ):
+        patch.setattr(outside, "number", lambda: 2)
+        prepare(grpo, language_model, {"grpo": CONFIG, "network": TINY}, settings(folder), {})
     with pytest.raises(UsageError, match=r"env \(addition\) must be text"):
         text_env(settings(folder, env="addition"), TINY)
     with pytest.raises(UsageError, match=r"stop \(''\) must be texts that are not empty"):

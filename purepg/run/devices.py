@@ -28,7 +28,12 @@ CPU_DEVICES_PER_CORE = 2
 
 
 def prepare_devices(
-    devices: int | None, num_seeds: int, num_settings: int, wide: bool = False, per_agent: int = 1
+    devices: int | None,
+    num_seeds: int,
+    num_settings: int,
+    wide: bool = False,
+    per_agent: int = 1,
+    split: bool = True,
 ) -> int:
     """Splits the CPU into devices if no JAX backend runs yet, and returns the number of devices to spread agents over.
 
@@ -37,6 +42,7 @@ def prepare_devices(
       wide: whether the program has many operations that can run at once, as those of other suites' environments have;
         its devices then get more worker threads (`split_cpu`).
       per_agent: devices over which each agent is spread.
+      split: whether a CPU is split further than `devices` and `per_agent` ask for.
     Raises:
       UsageError: `devices` or `per_agent` exceeds what the machine has, `devices` is no multiple of `per_agent` or of
         the number of processes, or the number of groups of devices divides neither the seeds nor the settings.
@@ -51,7 +57,7 @@ def prepare_devices(
         raise UsageError(f"devices ({devices}){of_agents} must divide num_seeds ({num_seeds}){or_settings}")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if not backend_is_running():
-        own = max(1, CPU_DEVICES_PER_CORE * cores // processes.neighbours())
+        own = max(1, CPU_DEVICES_PER_CORE * cores // processes.neighbours()) if split else 1
         at_most = max(1, several * min(processes.gathered(own)) // per_agent)
         cpu_devices = devices or per_agent * shared_devices(at_most, num_seeds, num_settings, per_agent)
         if cpu_devices > 1:
@@ -117,6 +123,7 @@ class Spread:
       axis_of: the axis, counted from the last, along which a leaf of a learner or of a warm start is divided over the
         devices of an agent, from its path, shape and their number; None: it is whole.
       devices: from which to take them. None: the machine's.
+      whole_world: every device of an agent has its whole world, as one that holds no environments.
     """
 
     def __init__(
@@ -127,6 +134,7 @@ class Spread:
         per_agent: int = 1,
         axis_of: AxisOf | None = None,
         devices: Sequence[Any] | None = None,
+        whole_world: bool = False,
     ):
         groups = shared_devices(num_devices // per_agent, num_seeds, num_settings, per_agent)
         self.num_devices = num_devices = groups * per_agent
@@ -137,8 +145,10 @@ class Spread:
         self._hyper, self._seeds, self._leaf = (
             (everywhere, spread, P(None, MEMBER)) if num_seeds % groups == 0 else (spread, everywhere, spread)
         )
-        world = P(*self._leaf, *[None] * (2 - len(self._leaf)), AXIS) if per_agent > 1 else self._leaf
-        self._state = State(self._leaf, world, self._leaf)
+        rows = P(*self._leaf, *[None] * (2 - len(self._leaf)), AXIS) if per_agent > 1 else self._leaf
+        # How arrays `[H, S, N, ...]` are sharded, N of an agent's environments or prompts; None: on one device.
+        self.rows = NamedSharding(self._mesh, rows) if self._mesh else None
+        self._state = State(self._leaf, self._leaf if whole_world else rows, self._leaf)
         self.placed: Any = None  # how a state is sharded, for `jax.jit`; None: as XLA does without being told
         if self._mesh and per_agent > 1:
             self.placed = State(*(NamedSharding(self._mesh, spec) for spec in self._state))

@@ -37,7 +37,7 @@ class HostMember(Member):
 
 
 class HostPopulation(Population):
-    """H settings x S seeds on one device. `_record` makes an update's experience, from which `_learn` learns."""
+    """H settings x S seeds of one program. `_record` makes an update's experience, from which `_learn` learns."""
 
     def __init__(
         self, plan: Plan, program: Program, shape: tuple[int, int], member: Callable[[Warm | None], HostMember]
@@ -45,12 +45,14 @@ class HostPopulation(Population):
         super().__init__(plan, program, shape)
         self._plan, self._shape = plan, shape
         spread = self._spread
-        self._learn = jax.jit(
-            lambda warm, hyper, s, state, recording, update: spread(
+
+        def learn(warm, hyper, s, state, recording, update):
+            state, metrics = spread(
                 lambda hyper, s, state, recording: member(warm).learn(hyper, s, state, recording, update)
-            )(hyper, s, state, recording),
-            donate_argnames="state",
-        )
+            )(hyper, s, state, recording)
+            return spread.divided(state), metrics
+
+        self._learn = jax.jit(learn, donate_argnames="state", out_shardings=(spread.placed, spread.read))
         self.failure: UsageError | None = None
 
     def start_compiling(self, members: Members, *block_lengths: int) -> None:

@@ -55,15 +55,18 @@ def known_outside(name: str, env: Any) -> bool:
     return isinstance(env, Env) and env.outside is not None
 
 
-def one_device(name: str, devices: int | None, per_agent: int = 1) -> int:
-    """1, the number of devices that learn from what is not JAX, of this name. Says so where more were asked for, and
-    raises UsageError where they were for one agent."""
-    if per_agent > 1:
-        raise UsageError(f"devices_per_agent ({per_agent}) must be 1: {name} is not JAX")
-    if number() > 1:
+def devices_for(env: Env, found: int, devices: int | None, per_agent: int) -> int:
+    """How many of the devices that were found learn from this environment: 1, if it is not JAX. Says so where more were
+    asked for, and raises UsageError where they were for one agent, or where Python is to be called in several
+    processes."""
+    if env.outside is not None and per_agent > 1:
+        raise UsageError(f"devices_per_agent ({per_agent}) must be 1: {env.name} is not JAX")
+    if number() > 1 and (name := not_jax(env)):
         raise UsageError(f"distributed needs an environment in JAX, which {name} is not")
+    if env.outside is None:
+        return found
     if devices is not None and devices > 1:
-        say(f"devices ({devices}): {name} is not JAX, so that one device is used")
+        say(f"devices ({devices}): {env.name} is not JAX, so that one device is used")
     return 1
 
 

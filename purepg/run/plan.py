@@ -16,7 +16,7 @@ from purepg.run.devices import prepare_devices, shared_devices, use_compile_cach
 from purepg.run.environment import EnvSource, find_environment
 from purepg.run.folder.config import read_config
 from purepg.run.folder.files import plain
-from purepg.run.outside import known_outside, not_jax, one_device, refuse_without_explorer
+from purepg.run.outside import devices_for, known_outside, not_jax, refuse_without_explorer
 from purepg.run.schedule import Change, parse_schedule
 from purepg.run.search import Sweep, rungs, settings_of
 from purepg.run.start import with_absolute_start, with_sizes_of_starts
@@ -141,9 +141,7 @@ def prepare(
     settings = with_sizes_of_starts(settings)
     world, env_address = find_environment(run, configs["network"], env)
     run = _within_epochs(replace(run, env=world.name if env else run.env), world)
-    outside = not_jax(world)
-    if outside:
-        num_devices = one_device(outside, run.devices, run.devices_per_agent)
+    num_devices = devices_for(world, num_devices, run.devices, run.devices_per_agent)
     eval_max_steps = run.eval_max_steps or world.max_episode_steps
     if eval_max_steps is None:
         raise UsageError(f"{world.name} has no time limit: set --eval-max-steps")
@@ -168,13 +166,15 @@ def prepare(
         "run": address_of(type(run)),
     }
     digest = getattr(network(world, configs["network"]), "digest", None)
-    planned = _programs(settings, make, run, name)
+    planned = _programs(settings, make, run, name, world)
     first = make(planned[0].configs)
     refuse_without_explorer(world, first, name)
     least = max(program.update_steps.most for program in planned)
     steps = rungs(run.total_steps, run.halve, run.first_rung, len(settings), least) if run.halve else []
     tuning = tuning_of(run.pbt, run.search, sweep, planned, first, world) if run.pbt else None
-    changes = parse_schedule(run.schedule, planned[0].configs, list(sweep), first.update_steps, outside is not None)
+    changes = parse_schedule(
+        run.schedule, planned[0].configs, list(sweep), first.update_steps, not_jax(world) is not None
+    )
     checked = run, world, make, warm, sweep, settings, planned, num_devices, eval_max_steps, code, stored, digest
     plan = Plan(*checked, steps, tuning, changes)
     shapes = {chunk.shape for chunk in plan.chunks()}
@@ -189,15 +189,17 @@ def prepare(
 def with_settings(plan: Plan, settings: Sequence[Setting]) -> Plan:
     """The plan with further settings."""
     settings = [*plan.settings, *with_sizes_of_starts(list(map(_checked, settings)))]
-    planned = _programs(settings, plan.make, plan.run, plan.code["name"] or "")
+    planned = _programs(settings, plan.make, plan.run, plan.code["name"] or "", plan.env)
     return replace(plan, settings=settings, programs=planned)
 
 
-def _programs(settings: list[Setting], make: Make, run: RunConfig, name: str) -> list[Program]:
+def _programs(settings: list[Setting], make: Make, run: RunConfig, name: str, env: Env) -> list[Program]:
+    from_file = env.task is not None and env.task.rows is not None
+    episodes = 0 if from_file or not_jax(env) else run.eval_episodes
     with spread_over(run.devices_per_agent):
         for setting in settings:
-            check_shard(setting.configs["network"], run.devices_per_agent, run.eval_episodes)
-            check_divided(setting.configs[name], name)
+            check_shard(setting.configs["network"], run.devices_per_agent, episodes)
+            check_divided(setting.configs[name], name, from_file)
         return programs(settings, make, run.total_steps)
 
 
@@ -243,10 +245,11 @@ def _within_epochs(run: RunConfig, env: Env) -> RunConfig:
 def _prepare_devices(run: RunConfig, env: EnvSource | None, num_settings: int) -> int:
     """`prepare_devices`, from what is known of an environment before a function makes it, which may start JAX."""
     devices, per_agent = run.devices, run.devices_per_agent
-    if (known_outside(run.env, env) or isinstance(run, TextRunConfig)) and processes.number() == 1:
+    if known_outside(run.env, env) and processes.number() == 1:
         devices, per_agent = 1, 1
+    split = not isinstance(run, TextRunConfig)  # agents of one device share the products of what is frozen
     wide = suite_of(run.env) is not None if env is None else isinstance(env, Env) and env.costly_reset
-    return prepare_devices(devices, run.num_seeds, 1 if run.pbt else num_settings, wide, per_agent)
+    return prepare_devices(devices, run.num_seeds, 1 if run.pbt else num_settings, wide, per_agent, split)
 
 
 def _settings(configs: Configs, sweep: Sweep, run: RunConfig, stored: Mapping[str, Any] | None) -> list[Setting]:

@@ -58,8 +58,10 @@ class Population:
         apart = 1 if plan.tuning else shape[0]  # settings that exchange nothing may be on several devices
         network = program.configs["network"]
         axis_of = partial(sharding.axis_of, network) if getattr(network, "shard", "none") != "none" else None
-        self._spread = spread = Spread(apart, shape[1], plan.num_devices, plan.run.devices_per_agent, axis_of)
         self._warm = plan.warm(program.configs)
+        from_file = "rows" in self._warm.tables
+        devices = plan.num_devices, plan.run.devices_per_agent
+        self._spread = spread = Spread(apart, shape[1], *devices, axis_of, whole_world=from_file)
         if getattr(network, "lora_rank", None):  # the start stays frozen, and is always read
             self._warm = spread.everywhere(self._warm)
         else:
@@ -83,7 +85,7 @@ class Population:
             out_shardings=(spread.placed, spread.read),
         )
         self._final = jax.jit(
-            lambda warm, hyper, s, state: spread(member(warm).final, whole=axis_of is None)(hyper, s, state),
+            lambda warm, hyper, s, state: spread(member(warm).final, whole=not (axis_of or from_file))(hyper, s, state),
             out_shardings=spread.read,
         )
         self._updates_vary = program.update_steps.vary

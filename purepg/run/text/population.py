@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from purepg.envs.tasks import Judge
 from purepg.equations.advantages import has_signal
@@ -18,6 +20,7 @@ from purepg.run.sweep import Hyper, Program
 from purepg.run.text.config import TextRunConfig
 from purepg.run.text.passes import passed, powers_of_two
 from purepg.run.text.prompts import in_epochs
+from purepg.spread import divided
 from purepg.types import Array, Metrics, Sampler, State
 
 REFILLS = 2**32 - 1  # tells the epochs of groups that are sampled in place of others from an agent's own
@@ -34,7 +37,7 @@ class Answered(NamedTuple):
 
 
 class TextPopulation(HostPopulation):
-    """H settings x S seeds on one device. The user's functions are called once for the responses of all agents.
+    """H settings x S seeds of one program. The user's functions are called once for the responses of all agents.
 
     An agent goes through the prompts in shuffled epochs, which are those of its seed in every setting. Groups that are
     sampled in place of others have epochs of their own.
@@ -47,7 +50,8 @@ class TextPopulation(HostPopulation):
         self._sample = jax.jit(
             lambda warm, hyper, s, state, prompt, update, turn: spread(
                 lambda hyper, s, state, prompt: member(warm).sample(hyper, s, state, prompt, update, turn)
-            )(hyper, s, state, prompt)
+            )(hyper, s, state, prompt),
+            out_shardings=spread.rows,
         )
         self._answer = jax.jit(
             lambda warm, hyper, s, state, prompt, turn, num, deterministic: spread(
@@ -89,7 +93,8 @@ class TextPopulation(HostPopulation):
             self._compile(self._answer, *asked, num=n, deterministic=deterministic)
         reward: Any = jax.ShapeDtypeStruct((*prompt.shape[:3], self._sampler.group_size), np.float32)
         recording = jax.eval_shape(self._sample, *arguments), reward
-        return jax.eval_shape(lambda x: _of_rounds([x], self._sampler.max_rounds), recording)
+        recording, placed = jax.eval_shape(lambda x: _of_rounds([x], self._sampler.max_rounds), recording), self._placed
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), recording)
 
     def _record(self, members: Members, state: State, update: np.int32) -> tuple[Any, Metrics]:
         made, going = self._made(state, update)
@@ -131,7 +136,8 @@ class TextPopulation(HostPopulation):
             num_signals += np.asarray(signal).reshape(*self._shape, -1).sum(-1)
         means, num_asked = np.array(means), np.maximum(1, np.isfinite(means).sum(0))
         means = np.where(going, np.where(np.isfinite(means), means, 0).sum(0) / num_asked, np.nan).astype(np.float32)
-        return _of_rounds(rounds, most), {f"reward/{x}": mean for x, mean in zip(self._judge.names, means, strict=True)}
+        recording = jax.device_put(_of_rounds(rounds, most), self._placed)
+        return recording, {f"reward/{x}": mean for x, mean in zip(self._judge.names, means, strict=True)}
 
     def _round(
         self, members: Members, state: State, update: np.int32, turn: np.int32, made: np.ndarray, going: np.ndarray
@@ -196,8 +202,18 @@ class TextPopulation(HostPopulation):
         return np.concatenate(found, axis=2)[:, :, : len(prompt)]
 
     def _at_once(self, n: int) -> int:
-        """How many held-out prompts are answered at once, with n responses to each."""
-        return min(len(self._held_out.prompt), max(1, self._sampler.num_prompts * self._sampler.group_size // n))
+        """How many held-out prompts, a multiple of an agent's devices, are answered at once, n responses to each."""
+        at_once = min(len(self._held_out.prompt), max(1, self._sampler.num_prompts * self._sampler.group_size // n))
+        return at_once + -at_once % self._run.devices_per_agent
+
+    @property
+    def _placed(self) -> NamedSharding | None:
+        """How the recording of an update is sharded, which has an axis of rounds where there can be several."""
+        rows = self._spread.rows
+        if rows is None or self._sampler.max_rounds == 1:
+            return rows
+        setting, seed, *rest = *rows.spec, *[None] * (2 - len(rows.spec))
+        return NamedSharding(rows.mesh, P(setting, seed, None, *rest))
 
     @property
     def _held_out(self) -> Judge:
@@ -239,9 +255,9 @@ class _Member(HostMember):
         sampler: Any = self._algorithm(hyper).sampler
         key = self.acting_key(s, self.first(state, update))
         key = key if sampler.max_rounds == 1 else jax.random.fold_in(key, turn)
-        return sampler.sample(key, state.learner, prompt)
+        return sampler.sample(key, state.learner, divided(prompt, 0))
 
     def answer(self, hyper: Hyper, state: State, prompt: Array, turn: Array, num: int, deterministic: bool) -> Array:
         sampler: Any = self._algorithm(hyper).sampler
         key = jax.random.fold_in(jax.random.key(self._plan.run.eval_seed), EVALUATION_TAG)
-        return sampler.answer(jax.random.fold_in(key, turn), state.learner, prompt, num, deterministic)
+        return sampler.answer(jax.random.fold_in(key, turn), state.learner, divided(prompt, 0), num, deterministic)
