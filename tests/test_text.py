@@ -100,6 +100,7 @@ def test_prompts_are_templated_tokens_padded_on_the_left_with_their_columns(fold
     expected = [[-1, *(letter[x] for x in "ab!")], [letter[x] for x in "cdd!"]]
     np.testing.assert_array_equal(env.task.judge.prompt, expected)
     assert (env.task.eos, env.task.stop, env.task.num_tokens) == (0, (1,), 10)
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n\r\n"))  # as some editors write it
     prompts = read_prompts(str(file), "prompts")
     assert prompts.text == ["ab", "dd"] and prompts.columns == {"x": [1, 2]}
     plain = text_env(settings(folder, prompts=str(file), reward=("length:9",), chat=False), TINY)
@@ -116,6 +117,7 @@ def test_prompts_are_templated_tokens_padded_on_the_left_with_their_columns(fold
         ("", r"has no rows: write one prompt a line"),
         ('{"prompt": "a"}\n\n{"prompt": 7}', r"row 3: prompt must be text"),
         ('{"prompt": "a"}\n{"prompt": ', r"row 2 is not JSON"),
+        ('{"prompt": "a", "x": "\\ud83d"}', r"row 1 holds half of a surrogate pair, which is no text"),
         ('{"prompt": "a", "messages": []}', r"row 1 must be an object with either prompt or messages"),
         ('{"messages": [{"role": "user"}]}', r"row 1: messages must be a list of objects with role and content"),
         ('{"prompt": "a", "x": 1}\n{"prompt": "b"}', r"row 2 lacks the column x, unlike row 1"),
@@ -166,6 +168,7 @@ def test_ready_rewards():
         0,
     ]
     assert last_number(["It is 1 or -19.", "$1,000", "none"], ["-19", "so #### 1000", "0"]) == [1, 1, 0]
+    assert last_number(["0.00001", "-5", "none"], [1e-5, 1e-5, 0]) == [1, 0, 0]  # which str writes as 1e-05
     assert format_of(r"<a>.*</a>")(["<a>x\ny</a> ", "<a>x</a>y"]) == [1, 0]
     assert length_of("4")(["", "four", "sixsix", "eighteig", "far too long"]) == [1, 1, 0.5, 0, 0]
 
@@ -191,6 +194,20 @@ def test_a_reward_is_given_what_its_parameters_name(ask):
     assert ask("def f(prompts, completions): return [p == 'q' for p in prompts]") == [1, 1, 0]
     assert ask("def f(x=None, z=5): return [y * z for y in x]") == [10, 10, 5]
     assert ask("import numpy as np\ndef f(**given): return np.full(3, len(given))") == [3, 3, 3]
+    assert ask("def f(completions): return map(len, completions)") == [1, 100, 3]
+
+
+def test_a_file_of_rewards_is_executed_once_and_may_do_what_a_script_may(tmp_path):
+    (tmp_path / "beside_the_rewards.py").write_text("loaded = []\n")
+    code = (
+        "from __future__ import annotations\nfrom dataclasses import dataclass\nfrom beside_the_rewards import loaded\n"
+        "loaded.append(1)\n@dataclass\nclass One:\n    x: int = 1\n"
+        "def f(prompts): return [One().x] * len(prompts)\ndef g(prompts): return [len(loaded)] * len(prompts)\n"
+    )
+    (tmp_path / "own.py").write_text(code)
+    prompts = read_prompts(str(write(tmp_path / "few.jsonl", [{"prompt": "p"}])), "prompts")
+    rewards = find_rewards([f"{tmp_path / 'own.py'}:{name}" for name in "fg"], [prompts])
+    assert [reward(prompts, [0], ["a"]) for reward in rewards if isinstance(reward, Reward)] == [1, 1]
 
 
 @pytest.mark.parametrize(
@@ -209,6 +226,15 @@ def test_a_reward_is_given_what_its_parameters_name(ask):
             r"returned 2 numbers for 3 completions: return one number for each; few.jsonl, row 2$",
         ),
         ("def f(completions): return 1", r"must return a list of numbers, not 1$"),
+        ("def f(completions): return {1: 1, 2: 2, 3: 3}", r"must return a list of numbers, not {1: 1, 2: 2, 3: 3}$"),
+        (
+            "def f(completions): return (1 / (c != 'ccc') for c in completions)",
+            r"failed: ZeroDivisionError: .*; few.jsonl, row 1, completion 'ccc'$",
+        ),
+        ("import sys\ndef f(completions): sys.exit(3)", r"reward f failed: SystemExit: 3; few.jsonl, row 2,"),
+        ("import sys\nsys.exit(3)", r"own.py cannot be loaded: SystemExit: 3$"),
+        ("def f(completions): return [0, 1e39, 0]", r"returned 1e\+39, which is no finite number; few.jsonl, row 2,"),
+        ("def f(completions): return [0, 10**400, 0]", r"returned 10{20}.*, which is no finite number; few.jsonl, row"),
         (
             "def f(completions): return [0, float('nan'), 0]",
             r"returned nan, which is no finite number; few.jsonl, row 2, completion 'bbb.*\.\.\.$",

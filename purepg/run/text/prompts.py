@@ -44,7 +44,7 @@ def read_prompts(path: str, what: str) -> Prompts:
     """
     file = Path(path)
     try:
-        lines = file.read_text("utf-8").split("\n")
+        lines = file.read_text("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{what} ({file}) cannot be read: {reason(error)}") from error
     rows = {i: _row(file, i, line) for i, line in enumerate(lines, 1) if line.strip()}
@@ -69,7 +69,10 @@ def digest(path: str) -> str:
 def _row(file: Path, line: int, text: str) -> dict[str, Any]:
     try:
         row = json.loads(text)
-    except ValueError as error:
+        json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair is JSON, but no text
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{file}, row {line} holds half of a surrogate pair, which is no text") from error
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{file}, row {line} is not JSON: {reason(error)}") from error
     if not isinstance(row, dict) or (TEXT in row) == (MESSAGES in row):
         raise UsageError(f"{file}, row {line} must be an object with either {TEXT} or {MESSAGES}")
