@@ -22,6 +22,7 @@ from purepg.language.model import LanguageModelConfig
 from purepg.run.load import load
 from purepg.run.plan import prepare
 from purepg.run.start import language_model
+from purepg.run.summary import report
 from purepg.run.text.config import TextRunConfig
 from purepg.run.text.environment import text_env
 from purepg.run.text.passes import pass_at, passed
@@ -368,6 +369,10 @@ def test_samples_are_a_line_each_for_every_evaluation_and_a_table_in_wandb(whole
     for row in rows:
         reward = row["response"].count(row["prompt"][1]) / 5 - 0.001 * len(row["response"])
         assert row["reward"] == pytest.approx(reward, abs=1e-6)
+    summary = json.loads((whole / "summary.json").read_text())
+    for of_seed in summary["settings"][0]["responses"]:
+        of_seed[0]["response"] = "a\x1b[2J\x07b"  # by which a model would clear the terminal, and ring
+    assert "a\ufffd[2J\ufffdb" in report(summary)
     own = [row for row in rows if row["seed"] == 1]
     tables = [row["samples"] for row in fake_wandb.runs["seed=1"].rows if "samples" in row]
     assert [table.columns for table in tables] == [["prompt", "response", "reward"]] * 4

@@ -17,7 +17,9 @@ from purepg.algorithms.clone import CloneConfig, clone
 from purepg.algorithms.dpo import DPOConfig, dpo
 from purepg.algorithms.grpo import GRPOConfig, grpo
 from purepg.algorithms.reward_model import RewardConfig, reward_model
+from purepg.language.tokenizer import load_tokenizer
 from purepg.optimize import epoch_batch, key_of_epochs
+from purepg.run.export import Choice, export
 from purepg.run.load import load, stored_network
 from purepg.run.reward_model import LearnedReward
 from purepg.run.start import language_model
@@ -213,6 +215,12 @@ def test_a_run_learns_its_demonstrations_and_says_so(tuned, folder):
     shown = setting["responses"][int(np.argmax(setting["finals"]))]
     assert np.mean([row["reward"] for row in shown]) > 0.8 and shown[0]["prompt"] == "ab"
     assert all((row["response"] == row["prompt"][::-1]) == (row["reward"] == 1) for row in shown)
+
+
+def test_an_exported_run_has_the_tokenizer_that_it_used_wherever_it_started(tuned, judge, folder, tmp_path):
+    for i, run in enumerate((tuned, judge)):  # which names it, and which has it from there
+        assert f"with the tokenizer of {folder}" in export(Choice(run, tmp_path / f"model{i}"))
+        assert load_tokenizer(tmp_path / f"model{i}").num_tokens == 10
 
 
 def test_a_run_goes_on_with_more_epochs_and_refuses_another_file(tuned, folder, tmp_path, capsys):
