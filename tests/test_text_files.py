@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,8 @@ def test_rows_are_prompts_padded_on_the_left_and_responses_that_end_padded_on_th
     expected = [[a, b, mark, c, 0, -1, -1], [-1, d, mark, e, f, g, 0], [-1, g, mark, 0, -1, -1, -1]]
     np.testing.assert_array_equal(env.task.rows[:, 0], expected)
     assert env.held_out and env.held_out.task.rows.shape == (21, 1, 7)  # as wide, though its rows are shorter
+    few = rows_env(demos(folder, eval_episodes=2), TINY)
+    assert few.held_out and few.held_out.task.rows.tolist() == few.task.rows[:2].tolist() != few.task.rows.tolist()
     two = rows_env(pairs(folder, "few.jsonl", chat=False), TINY).task.rows
     np.testing.assert_array_equal(two, [[[a, a, e, 0, -1], [a, a, 0, -1, -1]], [[a, a, e, f, 0], [a, f, a, 0, -1]]])
     row = jnp.array(expected[1])
@@ -89,6 +92,10 @@ def test_rows_are_prompts_padded_on_the_left_and_responses_that_end_padded_on_th
     [
         ({"prompt": "a"}, "row 2 lacks completion: a row must have completion$"),
         ({"prompt": "a", "completion": 5}, "row 2: completion must be text$"),
+        (
+            {"prompt": "a", "completion": "b<stop>"},
+            "row 2: completion holds <stop>, which is added to its end: leave it",
+        ),
         (
             {"prompt": "a", "completion": "abcd"},
             r"row 2: completion has 5 tokens; it may have 4 \(response_length\), with the token that ends it$",
@@ -264,7 +271,7 @@ def test_a_saved_reward_models_reward_is_its_value_after_the_last_token(judge):
     assert tokens.shape[1] < rows.shape[1] and found.std() > 0.1
 
 
-def test_text_runs_are_rewarded_by_a_saved_reward_model(judge, tuned, folder, tmp_path):
+def test_text_runs_are_rewarded_by_a_saved_reward_model(judge, tuned, folder, tmp_path, capsys):
     prompts = str(write(tmp_path / "prompts.jsonl", [{"prompt": "ab"}, {"prompt": "cd"}]))
     sizes: dict[str, Any] = {"response_length": 4, "total_steps": 32, "num_seeds": 1, "eval_samples": 1}
     run = TextRunConfig(prompts=prompts, reward=(f"{judge}=0.5", "length:9"), **QUICK | sizes)
@@ -275,6 +282,16 @@ def test_text_runs_are_rewarded_by_a_saved_reward_model(judge, tuned, folder, tm
     np.testing.assert_allclose(metrics["episode_return"], total, atol=1e-5)
     task = load(judge, best=True).env.task
     learned, tokenizer = LearnedReward(judge, task), task.tokenizer
+    again = shutil.copytree(judge, tmp_path / "again" / "judge")
+    run = replace(run, reward=(f"{again}=0.5", "length:9"))
+    flags = config, replace(TINY, start=str(tuned)), run, tmp_path / "trained_again"
+    assert ran(grpo, *flags) == 0
+    summary = again / "summary.json"
+    summary.write_text(summary.read_text().replace('"run_seconds": ', '"run_seconds": 1'))
+    capsys.readouterr()
+    assert ran(grpo, *flags, "--resume") == 2 and "reward_digests.judge (was " in capsys.readouterr().err
+    summary.unlink()
+    assert ran(grpo, *flags, "--overwrite") == 2 and "its run has not finished" in capsys.readouterr().err
     for row in map(json.loads, (tmp_path / "out" / "samples.jsonl").read_text().splitlines()):
         prompt = np.array([tokenizer.encode(row["prompt"] + "!")])
         response = np.array([[*tokenizer.encode(row["response"]), 0]])
