@@ -94,7 +94,7 @@ def test_rows_are_prompts_padded_on_the_left_and_responses_that_end_padded_on_th
         ({"prompt": "a", "completion": 5}, "row 2: completion must be text$"),
         (
             {"prompt": "a", "completion": "b<stop>"},
-            "row 2: completion holds <stop>, which is added to its end: leave it",
+            "row 2: completion must not hold <stop>, which ends a response",
         ),
         (
             {"prompt": "a", "completion": "abcd"},
@@ -274,26 +274,23 @@ def test_a_saved_reward_models_reward_is_its_value_after_the_last_token(judge):
 def test_text_runs_are_rewarded_by_a_saved_reward_model(judge, tuned, folder, tmp_path, capsys):
     prompts = str(write(tmp_path / "prompts.jsonl", [{"prompt": "ab"}, {"prompt": "cd"}]))
     sizes: dict[str, Any] = {"response_length": 4, "total_steps": 32, "num_seeds": 1, "eval_samples": 1}
-    run = TextRunConfig(prompts=prompts, reward=(f"{judge}=0.5", "length:9"), **QUICK | sizes)
+    own = shutil.copytree(judge, tmp_path / "own" / "judge")
+    run = TextRunConfig(prompts=prompts, reward=(f"{own}=0.5", "length:9"), **QUICK | sizes)
     config = GRPOConfig(num_prompts=2, group_size=2, kl_coef=0.0)
-    assert ran(grpo, config, replace(TINY, start=str(tuned)), run, tmp_path / "out") == 0
+    flags = config, replace(TINY, start=str(tuned)), run, tmp_path / "out"
+    assert ran(grpo, *flags) == 0
     metrics = read_log(tmp_path / "out" / "log.jsonl")
     total = metrics["reward/length"] + 0.5 * metrics["reward/judge"]
     np.testing.assert_allclose(metrics["episode_return"], total, atol=1e-5)
     task = load(judge, best=True).env.task
     learned, tokenizer = LearnedReward(judge, task), task.tokenizer
-    again = shutil.copytree(judge, tmp_path / "again" / "judge")
-    run = replace(run, reward=(f"{again}=0.5", "length:9"))
-    flags = config, replace(TINY, start=str(tuned)), run, tmp_path / "trained_again"
-    assert ran(grpo, *flags) == 0
-    summary = again / "summary.json"
-    summary.write_text(summary.read_text().replace('"run_seconds": ', '"run_seconds": 1'))
-    capsys.readouterr()
-    assert ran(grpo, *flags, "--resume") == 2 and "reward_digests.judge (was " in capsys.readouterr().err
-    summary.unlink()
-    assert ran(grpo, *flags, "--overwrite") == 2 and "its run has not finished" in capsys.readouterr().err
     for row in map(json.loads, (tmp_path / "out" / "samples.jsonl").read_text().splitlines()):
         prompt = np.array([tokenizer.encode(row["prompt"] + "!")])
         response = np.array([[*tokenizer.encode(row["response"]), 0]])
         if len(row["response"]) < 4:  # a full one may or may not have ended
             assert row["reward"] == pytest.approx(1 + 0.5 * learned(prompt, response)[0], abs=1e-4)
+    summary = own / "summary.json"  # of a reward model that is trained again
+    summary.write_text(summary.read_text().replace('"run_seconds": ', '"run_seconds": 1'))
+    assert ran(grpo, *flags, "--resume") == 2 and "reward_digests.judge (was " in capsys.readouterr().err
+    summary.unlink()
+    assert ran(grpo, *flags, "--overwrite") == 2 and "its run has not finished" in capsys.readouterr().err

@@ -53,9 +53,7 @@ def _responses(found: Prompts, names: tuple[str, ...], tokenizer: Tokenizer, lon
             tokens = [*tokenizer.encode(text), tokenizer.stop[0]]
             if ends := set(tokens[:-1]).intersection(tokenizer.stop):
                 end = tokenizer.decode([min(ends)], skip_special=False)
-                raise UsageError(
-                    f"{found.file}, row {line}: {name} holds {end}, which is added to its end: leave it out"
-                )
+                raise UsageError(f"{found.file}, row {line}: {name} must not hold {end}, which ends a response")
             if len(tokens) > longest:
                 allowed = f"{longest} (response_length), with the token that ends it"
                 raise UsageError(f"{found.file}, row {line}: {name} has {len(tokens)} tokens; it may have {allowed}")
