@@ -19,6 +19,7 @@ from purepg.algorithms.grpo import GRPOConfig, grpo
 from purepg.algorithms.ppo import PPOConfig, ppo
 from purepg.envs.tasks import token_env
 from purepg.language.model import LanguageModelConfig
+from purepg.language.tokenizer import load_tokenizer
 from purepg.run.load import load
 from purepg.run.plan import prepare
 from purepg.run.start import language_model
@@ -27,7 +28,7 @@ from purepg.run.text.config import TextRunConfig
 from purepg.run.text.environment import text_env
 from purepg.run.text.passes import pass_at, passed
 from purepg.run.text.population import TextPopulation
-from purepg.run.text.prompts import in_epochs, read_prompts
+from purepg.run.text.prompts import in_epochs, read_prompts, table
 from purepg.run.text.ready import exact, format_of, last_number, length_of, number
 from purepg.run.text.rewards import Reward, find_rewards
 from purepg.types import UsageError
@@ -106,6 +107,8 @@ def test_prompts_are_templated_tokens_padded_on_the_left_with_their_columns(fold
     assert prompts.text == ["ab", "dd"] and prompts.columns == {"x": [1, 2]}
     plain = text_env(settings(folder, prompts=str(file), reward=("length:9",), chat=False), TINY)
     np.testing.assert_array_equal(plain.task.judge.prompt[0], [-1, letter["a"], letter["b"]])
+    day = replace(load_tokenizer(folder), template="{% if strftime_now('%d %b %Y') == '26 Jul 2024' %}a{% endif %}")
+    assert table(prompts, day, True, 9).tolist() == [[letter["a"]]] * 2  # on whatever day the run is resumed
     assert env.describe and env.describe(np.array([*expected[0], 8, 7, 1, -1, -1])) == {
         "prompt": "ab",
         "response": "gf",
@@ -352,6 +355,8 @@ def test_a_run_learns_what_the_reward_counts_and_says_so_on_held_out_prompts(who
     count, short = metrics["reward/count"], metrics["reward/short"]
     np.testing.assert_allclose(metrics["episode_return"], count + 0.001 * short, atol=1e-5)
     assert np.nanmean(count[..., :10]) < 0.2 and np.nanmean(count[..., -10:]) > np.nanmean(count[..., :10]) + 0.3
+    logged = read_log(whole / "log.jsonl")["env_steps"][0]
+    assert (logged.sum(0) == 0).sum() <= 1  # not a block of updates after the budgets are used up
     assert np.isfinite(metrics["eval/pass@1"][0, 0]).nonzero()[0].tolist() == [0, 25, 50]
     (setting,) = json.loads((whole / "summary.json").read_text())["settings"]
     assert list(setting["measures"]) == ["eval/greedy_pass", "eval/pass@1", "eval/pass@2", "eval/pass@4"]

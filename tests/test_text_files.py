@@ -20,6 +20,8 @@ from purepg.algorithms.grpo import GRPOConfig, grpo
 from purepg.algorithms.reward_model import RewardConfig, reward_model
 from purepg.language.tokenizer import load_tokenizer
 from purepg.optimize import epoch_batch, key_of_epochs
+from purepg.run import evaluation
+from purepg.run.evaluation import report
 from purepg.run.export import Choice, export
 from purepg.run.load import load, stored_network
 from purepg.run.reward_model import LearnedReward
@@ -255,7 +257,13 @@ def judge(tuned, folder, tmp_path_factory):
 def test_a_reward_model_ranks_held_out_pairs(judge):
     (setting,) = json.loads((judge / "summary.json").read_text())["settings"]
     ranked = setting["measures"]["eval/ranked_right"]["finals"]
-    assert min(ranked) > 0.85 and setting["before"]["eval/ranked_right"]["iqm"] == 0  # all rewards are 0 at first
+    assert min(ranked) > 0.85 and setting["before"]["eval/ranked_right"]["iqm"] == 0.5  # all rewards are 0 at first
+
+
+def test_a_reward_model_answers_nothing_that_could_be_evaluated(judge, tmp_path):
+    with pytest.raises(UsageError, match="holds a reward model, which gives no responses"):
+        report(evaluation.Choice(judge, best=True))
+    assert export(Choice(judge, tmp_path / "model")).endswith(", without its value head")
 
 
 def test_a_saved_reward_models_reward_is_its_value_after_the_last_token(judge):

@@ -112,13 +112,14 @@ def draws(env: Env, model: LanguageModel, c: PairsConfig) -> Draws:
 
 
 def ranking(margin: Array, weight: Array) -> tuple[Array, Array]:
-    """(loss, share ranked correctly) over the pairs of weight 1; 0 where there is none.
+    """(loss, share ranked correctly) over the pairs of weight 1; 0 where there is none. A tie is half right.
 
     Args:
       margin: `[B]`, the score of the chosen response minus that of the rejected. weight: `[B]`, as in `Preferences`.
     """
     num_pairs = jnp.maximum(jnp.sum(weight), 1.0)
-    return jnp.sum(weight * preference(margin)) / num_pairs, jnp.sum(weight * (margin > 0)) / num_pairs
+    right = (jnp.sign(margin) + 1) / 2
+    return jnp.sum(weight * preference(margin)) / num_pairs, jnp.sum(weight * right) / num_pairs
 
 
 def measured_pairs(

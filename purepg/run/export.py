@@ -50,6 +50,7 @@ def export(choice: Choice) -> str:
     tokenizer = None if source is None else load_tokenizer(source)
     save_pretrained(choice.out, config, params, tokenizer, choice.dtype, choice.context)
     text = f"with the tokenizer of {source}" if source else "without a tokenizer"
+    text += ", without its value head" if config.value_head else ""
     return f"{choice.out}: {choice.dtype} parameters of a model of {num_tokens:,} tokens, {text}"
 
 

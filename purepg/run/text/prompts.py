@@ -1,5 +1,6 @@
 """Prompts from a file in JSON Lines: read, tokenised once, and laid into a table."""
 
+import datetime
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from purepg.run.console import reason
 from purepg.types import UsageError
 
 TEXT, MESSAGES = "prompt", "messages"
+DATE = datetime.date(2024, 7, 26)  # that of Llama 3's template; today's would change the prompts of a resumed run
 
 
 class Prompts(NamedTuple):
@@ -99,8 +101,8 @@ def table(prompts: Prompts, tokenizer: Any, chat: bool, longest: int) -> np.ndar
     """
     rows = []
     for line, messages in zip(prompts.line, prompts.messages, strict=True):
-        text = tokenizer.chat(messages) if chat else "".join(message["content"] for message in messages)
-        tokens = tokenizer.encode(text)
+        plain = "".join(message["content"] for message in messages)
+        tokens = tokenizer.encode(tokenizer.chat(messages, strftime_now=DATE.strftime) if chat else plain)
         if not 0 < len(tokens) <= longest:
             allowed = f"1 to {longest} (prompt_length)"
             raise UsageError(f"{prompts.file}, row {line} has {len(tokens)} tokens; a prompt may have {allowed}")
