@@ -32,7 +32,8 @@ from purepg.algorithms.clone import CloneConfig, clone
 from purepg.algorithms.family import FAMILY
 from purepg.algorithms.groups import source
 from purepg.algorithms.grpo import GRPOConfig, grpo
-from purepg.algorithms.preferences import RewardModelConfig, fit_reward_model, learned_reward, sample_preferences
+from purepg.algorithms.preferences import learned_reward, sample_preferences
+from purepg.algorithms.reward_model import RewardConfig, reward_model
 from purepg.config import Count, Positive, Range, Seed
 from purepg.envs.named_tasks import reversing
 from purepg.envs.tasks import Task, token_env
@@ -153,8 +154,11 @@ def judge(key: Key, env: Env, model: LanguageModel, config: Config) -> tuple[Jud
     assert held_out is not None
     k_pairs, k_held_out, k_fit, k_measure, k_start = jax.random.split(key, 5)
     pairs = sample_preferences(k_pairs, env, model, start, config.num_pairs, config.num_candidates)
-    fit = RewardModelConfig(num_steps=config.reward_model_steps)
-    params, _ = fit_reward_model(k_fit, model, start, pairs, fit)
+    learner = reward_model(env, model, RewardConfig(batch_size=64, learning_rate=1e-3, adam_eps=1e-5))
+    begun = learner.init(k_fit)._replace(world=(pairs, ()))  # the seed's own
+    keys = jax.random.split(k_fit, config.reward_model_steps)
+    fitted, _ = jax.lax.scan(lambda state, key: learner.step(key, state, jnp.int32(0)), begun, keys)
+    params = fitted.learner.params
 
     def accuracy(pairs):
         margin = model.apply(params, pairs.chosen)[1] - model.apply(params, pairs.rejected)[1]

@@ -25,7 +25,6 @@ from purepg.algorithms.npg import NPGConfig, npg
 from purepg.algorithms.off_policy_pg import OffPolicyPGConfig, off_policy_pg
 from purepg.algorithms.ppo import PPOConfig, ppo
 from purepg.algorithms.ppo_penalty import PPOPenaltyConfig, ppo_penalty
-from purepg.algorithms.preferences import RewardModelConfig
 from purepg.algorithms.q_actor_critic import QActorCriticConfig, q_actor_critic
 from purepg.algorithms.reinforce import REINFORCEConfig, reinforce
 from purepg.algorithms.reward_model import RewardConfig, reward_model
@@ -113,7 +112,7 @@ def refused(function: Callable, *args: Any, **kwargs: Any) -> str:
         (RunConfig, {"out": "runs/x"}, "out ('runs/x') must be a Path or none"),
         (RunConfig, {"env": 5}, "env (5) must be text"),
         (TransformerConfig, {"tied_head": 0}, "tied_head (0) must be true or false"),
-        (RewardModelConfig, {"batch_size": 0}, "batch_size (0) must be at least 1"),
+        (RewardConfig, {"batch_size": 0}, "batch_size (0) must be at least 1"),
     ],
 )
 def test_a_field_that_is_not_of_its_type_is_refused_with_its_value_and_the_nearest_choice(config, fields, message):
@@ -531,7 +530,7 @@ def test_a_drawn_config_trains_two_finite_updates_or_is_refused_in_one_line(name
         (ActorQConfig, lambda c: actor_q(arms_env(ARMS), c)),
         (TransformerConfig, check_transformer),
         (LanguageModelConfig, lambda c: language_model(TOKENS, c)),
-        (RewardModelConfig, check),
+        (RewardConfig, check),
         (RunConfig, check),
     ],
 )

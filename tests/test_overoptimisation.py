@@ -17,14 +17,8 @@ from helpers import quick_jit
 
 from purepg.algorithms.dpo import DPOConfig, dpo
 from purepg.algorithms.groups import GroupLearner
-from purepg.algorithms.preferences import (
-    Preferences,
-    RewardModelConfig,
-    draw_pairs,
-    fit_reward_model,
-    learned_reward,
-    sample_preferences,
-)
+from purepg.algorithms.preferences import Preferences, draw_pairs, learned_reward, sample_preferences
+from purepg.algorithms.reward_model import RewardConfig, reward_model
 from purepg.envs.named_tasks import reversing
 from purepg.envs.tasks import Task, encode, token_env
 from purepg.equations.losses import preference
@@ -171,13 +165,15 @@ def test_a_reward_that_is_linear_in_the_letters_is_found_again_from_its_ranking(
 
     def fit(key, pairs, unseen):
         k_init, k_fit = jax.random.split(key)
-        start = MODEL.init(k_init, pairs.chosen[0])
-        params, metrics = fit_reward_model(k_fit, MODEL, start, pairs, RewardModelConfig(150, 64, 1e-2))
-        return metrics, accuracy(start, unseen), accuracy(params, unseen)
+        algorithm = reward_model(ENV, MODEL, RewardConfig(batch_size=64, learning_rate=1e-2))
+        start = algorithm.init(k_init)._replace(world=(pairs, ()))
+        keys = jax.random.split(k_fit, 150)
+        fitted, metrics = jax.lax.scan(lambda state, key: algorithm.step(key, state, jnp.int32(0)), start, keys)
+        return metrics, *(accuracy(state.learner.params, unseen) for state in (start, fitted))
 
     metrics, before, after = quick_jit(fit)(jax.random.key(0), pairs(0, 256), pairs(1, 512))
     np.testing.assert_allclose(metrics["loss"][0], np.log(2), rtol=1e-6)  # the value head starts at 0
-    assert before == 0 and after > 0.95 and metrics["accuracy"][-20:].mean() > 0.95
+    assert before == 0 and after > 0.95 and metrics["ranked_right"][-20:].mean() > 0.95
 
 
 # --- DPO ---

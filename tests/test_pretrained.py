@@ -189,6 +189,7 @@ def test_an_index_without_a_map_is_named(qwen2):
         ({"hidden_act": "gelu"}, "hidden_act (gelu) is not supported"),
         ({"attention_bias": True}, "attention_bias (True) is not supported"),
         ({"mlp_bias": True}, "mlp_bias (True) is not supported"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor (0.5) is not supported"),
         ({"sliding_window": 64}, "sliding_window (64) is not supported"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor (None) must be a number"),

@@ -264,3 +264,13 @@ def test_new_folder_under_a_file_says_one_line(tmp_path):
 def test_label_of_names_every_swept_value_and_nothing_where_nothing_is_swept():
     assert label_of({"learning_rate": 0.001, "clip_eps": 0.1}) == "learning_rate=0.001,clip_eps=0.1"
     assert label_of({}) == ""
+
+
+def test_samples_replace_those_of_later_updates_whatever_separates_lines_in_them(tmp_path):
+    samples = [[[{"response": text} for text in ("a\u2028b", "c\x85d", "e\r\nf")]]]
+    with Record.open(tmp_path) as record:
+        for update in (0, 2, 1):
+            record.write_samples([0], [0], np.array([[update]]), samples)
+    rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_bytes().splitlines()]
+    assert [row["update"] for row in rows] == [0] * 3 + [1] * 3
+    assert [row["response"] for row in rows[3:]] == ["a\u2028b", "c\x85d", "e\r\nf"]

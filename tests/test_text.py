@@ -20,15 +20,17 @@ from purepg.algorithms.ppo import PPOConfig, ppo
 from purepg.envs.tasks import token_env
 from purepg.language.flops import update_flops
 from purepg.language.model import LanguageModelConfig
+from purepg.language.tokenizer import load_tokenizer
 from purepg.run import outside
 from purepg.run.load import load
 from purepg.run.plan import prepare
 from purepg.run.start import language_model
+from purepg.run.summary import report
 from purepg.run.text.config import TextRunConfig
 from purepg.run.text.environment import text_env
 from purepg.run.text.passes import pass_at, passed
 from purepg.run.text.population import TextPopulation
-from purepg.run.text.prompts import in_epochs, read_prompts
+from purepg.run.text.prompts import in_epochs, read_prompts, table
 from purepg.run.text.ready import exact, format_of, last_number, length_of, number
 from purepg.run.text.rewards import Reward, find_rewards
 from purepg.types import UsageError
@@ -103,10 +105,13 @@ def test_prompts_are_templated_tokens_padded_on_the_left_with_their_columns(fold
     np.testing.assert_array_equal(env.task.judge.prompt, expected)
     assert (env.task.eos, env.task.num_tokens) == (0, 10)
     assert env.task.stop.tolist() == [[1, 1] + [0] * 8]
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n\r\n"))  # as some editors write it
     prompts = read_prompts(str(file), "prompts")
     assert prompts.text == ["ab", "dd"] and prompts.columns == {"x": [1, 2]}
     plain = text_env(settings(folder, prompts=str(file), reward=("length:9",), chat=False), TINY)
     np.testing.assert_array_equal(plain.task.judge.prompt[0], [-1, letter["a"], letter["b"]])
+    day = replace(load_tokenizer(folder), template="{% if strftime_now('%d %b %Y') == '26 Jul 2024' %}a{% endif %}")
+    assert table(prompts, day, True, 9).tolist() == [[letter["a"]]] * 2  # on whatever day the run is resumed
     assert env.describe and env.describe(np.array([*expected[0], 8, 7, 1, -1, -1])) == {
         "prompt": "ab",
         "response": "gf",
@@ -119,6 +124,7 @@ def test_prompts_are_templated_tokens_padded_on_the_left_with_their_columns(fold
         ("", r"has no rows: write one prompt a line"),
         ('{"prompt": "a"}\n\n{"prompt": 7}', r"row 3: prompt must be text"),
         ('{"prompt": "a"}\n{"prompt": ', r"row 2 is not JSON"),
+        ('{"prompt": "a", "x": "\\ud83d"}', r"row 1 holds half of a surrogate pair, which is no text"),
         ('{"prompt": "a", "messages": []}', r"row 1 must be an object with either prompt or messages"),
         ('{"messages": [{"role": "user"}]}', r"row 1: messages must be a list of objects with role and content"),
         ('{"prompt": "a", "x": 1}\n{"prompt": "b"}', r"row 2 lacks the column x, unlike row 1"),
@@ -169,6 +175,7 @@ def test_ready_rewards():
         0,
     ]
     assert last_number(["It is 1 or -19.", "$1,000", "none"], ["-19", "so #### 1000", "0"]) == [1, 1, 0]
+    assert last_number(["0.00001", "-5", "none"], [1e-5, 1e-5, 0]) == [1, 0, 0]  # which str writes as 1e-05
     assert format_of(r"<a>.*</a>")(["<a>x\ny</a> ", "<a>x</a>y"]) == [1, 0]
     assert length_of("4")(["", "four", "sixsix", "eighteig", "far too long"]) == [1, 1, 0.5, 0, 0]
 
@@ -194,6 +201,20 @@ def test_a_reward_is_given_what_its_parameters_name(ask):
     assert ask("def f(prompts, completions): return [p == 'q' for p in prompts]") == [1, 1, 0]
     assert ask("def f(x=None, z=5): return [y * z for y in x]") == [10, 10, 5]
     assert ask("import numpy as np\ndef f(**given): return np.full(3, len(given))") == [3, 3, 3]
+    assert ask("def f(completions): return map(len, completions)") == [1, 100, 3]
+
+
+def test_a_file_of_rewards_is_executed_once_and_may_do_what_a_script_may(tmp_path):
+    (tmp_path / "beside_the_rewards.py").write_text("loaded = []\n")
+    code = (
+        "from __future__ import annotations\nfrom dataclasses import dataclass\nfrom beside_the_rewards import loaded\n"
+        "loaded.append(1)\n@dataclass\nclass One:\n    x: int = 1\n"
+        "def f(prompts): return [One().x] * len(prompts)\ndef g(prompts): return [len(loaded)] * len(prompts)\n"
+    )
+    (tmp_path / "own.py").write_text(code)
+    prompts = read_prompts(str(write(tmp_path / "few.jsonl", [{"prompt": "p"}])), "prompts")
+    rewards = find_rewards([f"{tmp_path / 'own.py'}:{name}" for name in "fg"], [prompts])
+    assert [reward(prompts, [0], ["a"]) for reward in rewards if isinstance(reward, Reward)] == [1, 1]
 
 
 @pytest.mark.parametrize(
@@ -212,6 +233,15 @@ def test_a_reward_is_given_what_its_parameters_name(ask):
             r"returned 2 numbers for 3 completions: return one number for each; few.jsonl, row 2$",
         ),
         ("def f(completions): return 1", r"must return a list of numbers, not 1$"),
+        ("def f(completions): return {1: 1, 2: 2, 3: 3}", r"must return a list of numbers, not {1: 1, 2: 2, 3: 3}$"),
+        (
+            "def f(completions): return (1 / (c != 'ccc') for c in completions)",
+            r"failed: ZeroDivisionError: .*; few.jsonl, row 1, completion 'ccc'$",
+        ),
+        ("import sys\ndef f(completions): sys.exit(3)", r"reward f failed: SystemExit: 3; few.jsonl, row 2,"),
+        ("import sys\nsys.exit(3)", r"own.py cannot be loaded: SystemExit: 3$"),
+        ("def f(completions): return [0, 1e39, 0]", r"returned 1e\+39, which is no finite number; few.jsonl, row 2,"),
+        ("def f(completions): return [0, 10**400, 0]", r"returned 10{20}.*, which is no finite number; few.jsonl, row"),
         (
             "def f(completions): return [0, float('nan'), 0]",
             r"returned nan, which is no finite number; few.jsonl, row 2, completion 'bbb.*\.\.\.$",
@@ -331,6 +361,8 @@ def test_a_run_learns_what_the_reward_counts_and_says_so_on_held_out_prompts(fol
     count, short = metrics["reward/count"], metrics["reward/short"]
     np.testing.assert_allclose(metrics["episode_return"], count + 0.001 * short, atol=1e-5)
     assert np.nanmean(count[..., :10]) < 0.2 and np.nanmean(count[..., -10:]) > np.nanmean(count[..., :10]) + 0.3
+    logged = read_log(whole / "log.jsonl")["env_steps"][0]
+    assert (logged.sum(0) == 0).sum() <= 1  # not a block of updates after the budgets are used up
     assert np.isfinite(metrics["eval/pass@1"][0, 0]).nonzero()[0].tolist() == [0, 25, 50]
     summary = json.loads((whole / "summary.json").read_text())
     (setting,) = summary["settings"]
@@ -354,6 +386,10 @@ def test_samples_are_a_line_each_for_every_evaluation_and_a_table_in_wandb(whole
     for row in rows:
         reward = row["response"].count(row["prompt"][1]) / 5 - 0.001 * len(row["response"])
         assert row["reward"] == pytest.approx(reward, abs=1e-6)
+    summary = json.loads((whole / "summary.json").read_text())
+    for of_seed in summary["settings"][0]["responses"]:
+        of_seed[0]["response"] = "a\x1b[2J\x07b"  # by which a model would clear the terminal, and ring
+    assert "a\ufffd[2J\ufffdb" in report(summary)
     own = [row for row in rows if row["seed"] == 1]
     tables = [row["samples"] for row in fake_wandb.runs["seed=1"].rows if "samples" in row]
     assert [table.columns for table in tables] == [["prompt", "response", "reward"]] * 4

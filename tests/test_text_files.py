@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,11 @@ from purepg.algorithms.clone import CloneConfig, clone
 from purepg.algorithms.dpo import DPOConfig, dpo
 from purepg.algorithms.grpo import GRPOConfig, grpo
 from purepg.algorithms.reward_model import RewardConfig, reward_model
+from purepg.language.tokenizer import load_tokenizer
 from purepg.optimize import epoch_batch, key_of_epochs
+from purepg.run import evaluation
+from purepg.run.evaluation import report
+from purepg.run.export import Choice, export
 from purepg.run.load import load, stored_network
 from purepg.run.reward_model import LearnedReward
 from purepg.run.start import language_model
@@ -75,6 +80,8 @@ def test_rows_are_prompts_padded_on_the_left_and_responses_that_end_padded_on_th
     expected = [[a, b, mark, c, 0, -1, -1], [-1, d, mark, e, f, g, 0], [-1, g, mark, 0, -1, -1, -1]]
     np.testing.assert_array_equal(env.task.rows[:, 0], expected)
     assert env.held_out and env.held_out.task.rows.shape == (21, 1, 7)  # as wide, though its rows are shorter
+    few = rows_env(demos(folder, eval_episodes=2), TINY)
+    assert few.held_out and few.held_out.task.rows.tolist() == few.task.rows[:2].tolist() != few.task.rows.tolist()
     two = rows_env(pairs(folder, "few.jsonl", chat=False), TINY).task.rows
     np.testing.assert_array_equal(two, [[[a, a, e, 0, -1], [a, a, 0, -1, -1]], [[a, a, e, f, 0], [a, f, a, 0, -1]]])
     row = jnp.array(expected[1])
@@ -87,6 +94,10 @@ def test_rows_are_prompts_padded_on_the_left_and_responses_that_end_padded_on_th
     [
         ({"prompt": "a"}, "row 2 lacks completion: a row must have completion$"),
         ({"prompt": "a", "completion": 5}, "row 2: completion must be text$"),
+        (
+            {"prompt": "a", "completion": "b<stop>"},
+            "row 2: completion must not hold <stop>, which ends a response",
+        ),
         (
             {"prompt": "a", "completion": "abcd"},
             r"row 2: completion has 5 tokens; it may have 4 \(response_length\), with the token that ends it$",
@@ -215,6 +226,12 @@ def test_a_run_learns_its_demonstrations_and_says_so(tuned, folder):
     assert all((row["response"] == row["prompt"][::-1]) == (row["reward"] == 1) for row in shown)
 
 
+def test_an_exported_run_has_the_tokenizer_that_it_used_wherever_it_started(tuned, judge, folder, tmp_path):
+    for i, run in enumerate((tuned, judge)):  # which names it, and which has it from there
+        assert f"with the tokenizer of {folder}" in export(Choice(run, tmp_path / f"model{i}"))
+        assert load_tokenizer(tmp_path / f"model{i}").num_tokens == 10
+
+
 def test_a_run_goes_on_with_more_epochs_and_refuses_another_file(tuned, folder, tmp_path, capsys):
     assert ran(clone, CLONE, TINY, demos(folder, eval_every=50, epochs=30), tmp_path / "out") == 0
     assert ran(clone, CLONE, TINY, demos(folder, eval_every=50), tmp_path / "out", "--resume") == 0
@@ -240,7 +257,13 @@ def judge(tuned, folder, tmp_path_factory):
 def test_a_reward_model_ranks_held_out_pairs(judge):
     (setting,) = json.loads((judge / "summary.json").read_text())["settings"]
     ranked = setting["measures"]["eval/ranked_right"]["finals"]
-    assert min(ranked) > 0.85 and setting["before"]["eval/ranked_right"]["iqm"] == 0  # all rewards are 0 at first
+    assert min(ranked) > 0.85 and setting["before"]["eval/ranked_right"]["iqm"] == 0.5  # all rewards are 0 at first
+
+
+def test_a_reward_model_answers_nothing_that_could_be_evaluated(judge, tmp_path):
+    with pytest.raises(UsageError, match="holds a reward model, which gives no responses"):
+        report(evaluation.Choice(judge, best=True))
+    assert export(Choice(judge, tmp_path / "model")).endswith(", without its value head")
 
 
 def test_a_saved_reward_models_reward_is_its_value_after_the_last_token(judge):
@@ -256,12 +279,14 @@ def test_a_saved_reward_models_reward_is_its_value_after_the_last_token(judge):
     assert tokens.shape[1] < rows.shape[1] and found.std() > 0.1
 
 
-def test_text_runs_are_rewarded_by_a_saved_reward_model(judge, tuned, folder, tmp_path):
+def test_text_runs_are_rewarded_by_a_saved_reward_model(judge, tuned, folder, tmp_path, capsys):
     prompts = str(write(tmp_path / "prompts.jsonl", [{"prompt": "ab"}, {"prompt": "cd"}]))
     sizes: dict[str, Any] = {"response_length": 4, "total_steps": 32, "num_seeds": 1, "eval_samples": 1}
-    run = TextRunConfig(prompts=prompts, reward=(f"{judge}=0.5", "length:9"), **QUICK | sizes)
+    own = shutil.copytree(judge, tmp_path / "own" / "judge")
+    run = TextRunConfig(prompts=prompts, reward=(f"{own}=0.5", "length:9"), **QUICK | sizes)
     config = GRPOConfig(num_prompts=2, group_size=2, kl_coef=0.0)
-    assert ran(grpo, config, replace(TINY, start=str(tuned)), run, tmp_path / "out") == 0
+    flags = config, replace(TINY, start=str(tuned)), run, tmp_path / "out"
+    assert ran(grpo, *flags) == 0
     metrics = read_log(tmp_path / "out" / "log.jsonl")
     total = metrics["reward/length"] + 0.5 * metrics["reward/judge"]
     np.testing.assert_allclose(metrics["episode_return"], total, atol=1e-5)
@@ -272,3 +297,8 @@ def test_text_runs_are_rewarded_by_a_saved_reward_model(judge, tuned, folder, tm
         response = np.array([[*tokenizer.encode(row["response"]), 0]])
         if len(row["response"]) < 4:  # a full one may or may not have ended
             assert row["reward"] == pytest.approx(1 + 0.5 * learned(prompt, response)[0], abs=1e-4)
+    summary = own / "summary.json"  # of a reward model that is trained again
+    summary.write_text(summary.read_text().replace('"run_seconds": ', '"run_seconds": 1'))
+    assert ran(grpo, *flags, "--resume") == 2 and "reward_digests.judge (was " in capsys.readouterr().err
+    summary.unlink()
+    assert ran(grpo, *flags, "--overwrite") == 2 and "its run has not finished" in capsys.readouterr().err

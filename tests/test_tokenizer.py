@@ -3,6 +3,7 @@
 import json
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,12 @@ def test_the_vocabulary_is_the_models_which_may_exceed_the_tokenizers(folder, gg
     assert load_tokenizer(folder).decode([500]) == load_tokenizer(gguf).decode([400]) == ""
     (folder / "config.json").unlink()
     assert load_tokenizer(folder).num_tokens == 400
+
+
+def test_a_token_that_the_model_has_not_is_named(folder):
+    small = replace(load_tokenizer(folder), num_tokens=2)
+    with pytest.raises(UsageError, match=r"gives <\|im_end\|> the id 2, but the model has 2 tokens"):
+        small.encode("<|im_end|>")
 
 
 def test_a_conversation_ends_where_the_answer_begins(folder, gguf):

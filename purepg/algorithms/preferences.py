@@ -1,4 +1,4 @@
-"""Pairs of responses of which one is preferred, and a reward model that is fitted to them.
+"""Pairs of responses of which one is preferred, and what a reward model makes of them.
 
     P(y_w preferred to y_l | x) = sigmoid(r(x, y_w) - r(x, y_l))                  Bradley & Terry 1952
 
@@ -14,20 +14,12 @@ import jax.numpy as jnp
 
 from purepg.algorithms.configs import LearningRateConfig
 from purepg.algorithms.groups import source
-from purepg.config import Count, Positive, check
+from purepg.config import Count, Positive
 from purepg.equations.losses import preference
 from purepg.language.model import LanguageModel
 from purepg.loops import in_chunks
-from purepg.optimize import (
-    TrainState,
-    check_batch,
-    epoch_batch,
-    gradient_step,
-    init_train_state,
-    key_of_epochs,
-    step_direction,
-)
-from purepg.types import Array, Env, Key, Metrics, Params, UsageError
+from purepg.optimize import check_batch, epoch_batch, key_of_epochs
+from purepg.types import Array, Env, Key, Params, UsageError
 
 
 class Preferences(NamedTuple):
@@ -112,13 +104,14 @@ def draws(env: Env, model: LanguageModel, c: PairsConfig) -> Draws:
 
 
 def ranking(margin: Array, weight: Array) -> tuple[Array, Array]:
-    """(loss, share ranked correctly) over the pairs of weight 1; 0 where there is none.
+    """(loss, share ranked correctly) over the pairs of weight 1; 0 where there is none. A tie is half right.
 
     Args:
       margin: `[B]`, the score of the chosen response minus that of the rejected. weight: `[B]`, as in `Preferences`.
     """
     num_pairs = jnp.maximum(jnp.sum(weight), 1.0)
-    return jnp.sum(weight * preference(margin)) / num_pairs, jnp.sum(weight * (margin > 0)) / num_pairs
+    right = (jnp.sign(margin) + 1) / 2
+    return jnp.sum(weight * preference(margin)) / num_pairs, jnp.sum(weight * right) / num_pairs
 
 
 def measured_pairs(
@@ -133,43 +126,6 @@ def measured_pairs(
     found = in_chunks(margin, at_once, *jnp.asarray(rows).swapaxes(0, 1))
     total, ranked_right = ranking(found, jnp.ones_like(found) if weight is None else weight)
     return {"eval/loss": total, "eval/ranked_right": ranked_right}
-
-
-@dataclass(frozen=True)
-class RewardModelConfig:
-    """How a reward model is fitted: gradient steps of Adam on batches of pairs."""
-
-    num_steps: Count = 300
-    batch_size: Count = 64
-    learning_rate: Positive = 1e-3
-
-
-def fit_reward_model(
-    key: Key, model: LanguageModel, params: Params, pairs: Preferences, config: RewardModelConfig
-) -> tuple[Params, Metrics]:
-    """Maximises the likelihood of the pairs under Bradley & Terry.
-
-    Args:
-      model: has a value head; V after the last token of a response is its reward.
-      params: initial parameters.
-    Returns:
-      (params, metrics): `loss` and `accuracy`, the share of pairs ranked correctly, each `[num_steps]`.
-    """
-    config = check(config)
-    tx = step_direction("adam", 1.0)
-
-    def loss(params, batch):
-        chosen, rejected, weight = batch
-        total, accuracy = ranking(reward_margin(model, params, chosen, rejected), weight)
-        return total, {"loss": total, "accuracy": accuracy}
-
-    def step(train_state: TrainState, key: Key):
-        batch = draw_pairs(key, pairs, config.batch_size)
-        return gradient_step(loss, tx, config.learning_rate, train_state, batch)
-
-    keys = jax.random.split(key, config.num_steps)
-    train_state, metrics = jax.lax.scan(step, init_train_state(tx, params), keys)
-    return train_state.params, metrics
 
 
 def reward_margin(model: LanguageModel, params: Params, chosen: Array, rejected: Array) -> Array:

@@ -109,6 +109,7 @@ def parse_config(file: Path, found: dict[str, Any]) -> tuple[TransformerConfig, 
         "hidden_act": found.get("hidden_act", "silu") != "silu",
         "attention_bias": kind != "qwen2" and found.get("attention_bias", False),  # adds a bias to o_proj too
         "mlp_bias": found.get("mlp_bias", False),
+        "partial_rotary_factor": found.get("partial_rotary_factor", 1) != 1,
         "sliding_window": kind == "llama" and found.get("sliding_window") is not None,
         "use_sliding_window": found.get("use_sliding_window", False),  # without it Qwen ignores sliding_window
         "layer_types": not isinstance(layers, list) or any(layer != "full_attention" for layer in layers),

@@ -49,8 +49,13 @@ class Tokenizer:
     template: str | None
 
     def encode(self, text: str) -> list[int]:
-        """Returns the ids of a text. Special tokens written in it are recognised; none is added."""
-        return self.backend.encode(text, add_special_tokens=False).ids
+        """Returns the ids of a text. Special tokens written in it are recognised; none is added. Raises UsageError if
+        one is beyond the model's vocabulary."""
+        ids = self.backend.encode(text, add_special_tokens=False).ids
+        if (last := max(ids, default=0)) >= self.num_tokens:
+            token = self.backend.id_to_token(last)
+            raise UsageError(f"the tokenizer gives {token} the id {last}, but the model has {self.num_tokens} tokens")
+        return ids
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """Returns the text of ids. Padding (-1) and ids beyond the tokenizer's vocabulary have none."""

@@ -12,6 +12,8 @@ import jax
 
 from purepg.envs.contract import space_name
 from purepg.run.config import RunConfig
+from purepg.run.folder.config import read_summary
+from purepg.run.folder.files import SUMMARY
 from purepg.run.plan import Plan
 from purepg.run.sweep import Chunk, schedule_of
 from purepg.run.text.prompts import digest
@@ -34,6 +36,7 @@ def describe(plan: Plan, script: str, layout: Sequence[Sequence[Chunk]] = ()) ->
         "spaces": _spaces(plan.env),
         "start_digest": plan.start_digest,
         **digests_of_files(plan.run),
+        "reward_digests": digests_of_rewards(plan.env),
         "sweep": sweep_texts(plan.sweep),
         "settings": [setting.hyperparameters for setting in plan.settings],
         "schedules": [schedule_of(program.configs) for program in served],
@@ -54,6 +57,15 @@ def describe(plan: Plan, script: str, layout: Sequence[Sequence[Chunk]] = ()) ->
 def digests_of_files(run: RunConfig) -> dict[str, str]:
     """The digests of the files of rows, if a run reads any."""
     return {f"{name}_digest": digest(file) for name, file in getattr(run, "files", {}).items()}
+
+
+def digests_of_rewards(env: Env) -> dict[str, str]:
+    """The digests of the summaries of learned rewards' runs, which change when one of them is trained again. Raises
+    UsageError if one has not finished."""
+    folders = env.task.judge.learned if env.task and env.task.judge else ()
+    for folder in folders:
+        read_summary(folder)
+    return {folder.name: digest(str(folder / SUMMARY)) for folder in folders}
 
 
 def versions() -> dict[str, str]:

@@ -61,6 +61,8 @@ def report(choice: Choice) -> str:
     agent = load(choice.run, choice.setting, choice.seed, choice.best)
     if (name := not_jax(agent.env)) and not agent.env.outside:
         raise UsageError(f"{name} is Python: summary.json and samples.jsonl in {choice.run} have its evaluations")
+    if agent.algorithm.measure and agent.algorithm.policy(agent.state, True).respond is None:
+        raise UsageError(f"{choice.run} holds a reward model, which gives no responses: see its summary.json")
     max_steps = agent.max_steps(choice.max_steps)
 
     stats = (_on_the_host if agent.env.outside else _compiled)(agent, choice, max_steps)

@@ -11,8 +11,8 @@ from purepg.language.gguf import is_gguf
 from purepg.language.tokenizer import load_tokenizer
 from purepg.run.cli import leave, parse_flags
 from purepg.run.evaluation import run_first
-from purepg.run.load import stored_network
 from purepg.run.start import read_start
+from purepg.run.text.environment import tokenizer_beside
 from purepg.types import UsageError
 
 
@@ -50,11 +50,12 @@ def export(choice: Choice) -> str:
     tokenizer = None if source is None else load_tokenizer(source)
     save_pretrained(choice.out, config, params, tokenizer, choice.dtype, choice.context)
     text = f"with the tokenizer of {source}" if source else "without a tokenizer"
+    text += ", without its value head" if config.value_head else ""
     return f"{choice.out}: {choice.dtype} parameters of a model of {num_tokens:,} tokens, {text}"
 
 
 def _origin(run: Path) -> Path | None:
-    """The checkpoint from which a run started, or which is given itself; None where there is no tokenizer."""
-    start = stored_network(run).start if (run / "summary.json").exists() else run
+    """The checkpoint whose tokenizer a run used, or which is given itself; None where there is no tokenizer."""
+    start = tokenizer_beside(str(run))
     found = None if start is None else Path(start)
     return found if found is not None and (is_gguf(found) or (found / "tokenizer.json").exists()) else None

@@ -75,8 +75,8 @@ class HostPopulation(Population):
         num_updates: int,
         stop: Callable[[], bool] = lambda: False,
     ) -> tuple[State, Metrics]:
-        """Runs updates until `stop`. Where Python fails, it returns the updates before that, perhaps none, and sets
-        `failure`."""
+        """Runs updates until `stop`, or until one in which no agent takes a step. Where Python fails, it returns the
+        updates before that, perhaps none, and sets `failure`."""
         made: list[Metrics] = []
         members = jax.device_put(members)
         for update in range(start, start + num_updates):
@@ -90,8 +90,8 @@ class HostPopulation(Population):
             arguments = self._warm, *members, state, recording, number
             state, metrics = self._compile(self._learn, *arguments)(*arguments)
             made.append(metrics | measured)
-            if stop():
-                break
+            if stop() or (self._updates_vary and not np.asarray(metrics["env_steps"]).any()):
+                break  # asked to, or because all agents have used up their budgets
         return state, jax.tree.map(lambda *x: np.concatenate(x, axis=-1), *jax.device_get(made)) if made else {}
 
     def _start_recording(self, members: Members, state: State) -> Any:

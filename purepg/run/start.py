@@ -73,7 +73,8 @@ def read_start(folder: Path) -> tuple[TransformerConfig, int, Params]:
 def _trained(folder: Path) -> tuple[TransformerConfig, int, Params]:
     """Reads a start from the best agent of a run."""
     if not folder.exists():
-        raise UsageError(f"start ({folder}) does not exist: make it with python experiments/clone.py --out {folder}")
+        kinds = "a checkpoint, or the folder of a run, such as python experiments/clone.py --out FOLDER makes"
+        raise UsageError(f"start ({folder}) does not exist: it must be {kinds}")
     agent = load(folder, best=True)
     shape = stored_network(folder, agent.setting)
     if not isinstance(shape, LanguageModelConfig):

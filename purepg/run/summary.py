@@ -271,6 +271,11 @@ def _best_responses(summary: dict[str, Any]) -> list[str]:
     between = " -> " if "measures" in summary["settings"][h] else ""  # a token task's prompt ends with a mark
     for response in summary["settings"][h]["responses"][seed]:
         *texts, reward = response.values()
-        line = between.join(" ".join(text.split()) if between else text for text in texts)
+        line = between.join(_on_one_line(text) if between else text for text in texts)
         lines.append(f"  {line:<20} reward {reward:g}")
     return lines
+
+
+def _on_one_line(text: str) -> str:
+    """The text for a terminal, which would obey some of a model's control characters."""
+    return "".join(x if x.isprintable() else "\ufffd" for x in " ".join(text.split()))

@@ -136,7 +136,7 @@ class Record:
         """
         file = self.folder / SAMPLES
         now = {(h, s): int(updates[i, j]) for i, h in enumerate(settings) for j, s in enumerate(seeds)}
-        rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()] if file.exists() else []
+        rows = [json.loads(line) for line in file.read_bytes().splitlines()] if file.exists() else []
         kept = [row for row in rows if row["update"] < now.get((row["setting"], row["seed"]), math.inf)]
         new = [
             {"update": now[h, s], "setting": h, "seed": s, **sample}

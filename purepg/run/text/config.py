@@ -20,6 +20,8 @@ class FileRunConfig(RunConfig):
       response_length: largest number of tokens in a response.
       eval_every: updates between evaluations on what is held out; the first is before training. 0: only before
         training and at its end.
+      eval_episodes: number of held-out rows, the first of their file. 0: all. Of a task without files, number of
+        episodes in the final evaluation; 0: 128.
     """
 
     FILES: ClassVar[tuple[str, ...]] = ()  # the fields that name files of rows
@@ -29,6 +31,7 @@ class FileRunConfig(RunConfig):
     prompt_length: Count = 512
     response_length: Count = 128
     eval_every: CountOrZero = 0
+    eval_episodes: CountOrZero = 0
 
     def __post_init__(self):
         """Makes paths absolute, so that the run can be resumed from another folder."""
@@ -57,13 +60,11 @@ class TextRunConfig(FileRunConfig):
       stop: texts, such as "User:", that end a response with the token that completes one of them. A text may begin
         within a token. Rewards and samples have the response without it.
       eval_samples: sampled responses to each held-out prompt, n. pass@k is estimated for each power of two up to n.
-      eval_episodes: number of held-out prompts, the first of their file. 0: all.
     """
 
     FILES = "prompts", "eval_prompts"
 
     env: str = "text"
-    eval_episodes: CountOrZero = 0
     prompts: str | None = None
     eval_prompts: str | None = None
     reward: tuple[str, ...] = ()
@@ -99,6 +100,8 @@ class RowsRunConfig(FileRunConfig):
         super().__post_init__()
         if self.files:
             object.__setattr__(self, "env", "text")
+        elif not self.eval_episodes:
+            object.__setattr__(self, "eval_episodes", RunConfig.eval_episodes)
 
 
 @dataclass(frozen=True)

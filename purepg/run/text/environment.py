@@ -55,7 +55,7 @@ def tokenizer_of(run: FileRunConfig, network: Any) -> Tokenizer:
     Raises:
       UsageError: there is none, or it has no chat template where the run needs one.
     """
-    place = run.tokenizer or _beside(getattr(network, "start", None))
+    place = run.tokenizer or tokenizer_beside(getattr(network, "start", None))
     if place is None:
         raise UsageError("tokenizer (None) must be a Hugging Face folder or a .gguf file, where network.start is None")
     tokenizer = load_tokenizer(place)
@@ -64,12 +64,12 @@ def tokenizer_of(run: FileRunConfig, network: Any) -> Tokenizer:
     return tokenizer
 
 
-def _beside(start: str | None) -> str | None:
-    """Where the tokenizer of a warm start is: there, or where that of a run on text was."""
+def tokenizer_beside(start: str | None) -> str | None:
+    """Where the tokenizer of a checkpoint or of a run is; None where there is none."""
     if start is None or not (Path(start) / LOG).exists():
         return start
     stored = read_config(Path(start))
-    return stored["run"].get("tokenizer") or _beside(stored.get("network", {}).get("start"))
+    return stored["run"].get("tokenizer") or tokenizer_beside(stored.get("network", {}).get("start"))
 
 
 def _env(

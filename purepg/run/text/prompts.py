@@ -1,5 +1,6 @@
 """Prompts from a file in JSON Lines: read, tokenised once, and laid into a table."""
 
+import datetime
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from purepg.run.console import reason
 from purepg.types import UsageError
 
 TEXT, MESSAGES = "prompt", "messages"
+DATE = datetime.date(2024, 7, 26)  # that of Llama 3's template; today's would change the prompts of a resumed run
 
 
 class Prompts(NamedTuple):
@@ -44,7 +46,7 @@ def read_prompts(path: str, what: str) -> Prompts:
     """
     file = Path(path)
     try:
-        lines = file.read_text("utf-8").split("\n")
+        lines = file.read_text("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{what} ({file}) cannot be read: {reason(error)}") from error
     rows = {i: _row(file, i, line) for i, line in enumerate(lines, 1) if line.strip()}
@@ -69,7 +71,10 @@ def digest(path: str) -> str:
 def _row(file: Path, line: int, text: str) -> dict[str, Any]:
     try:
         row = json.loads(text)
-    except ValueError as error:
+        json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair is JSON, but no text
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{file}, row {line} holds half of a surrogate pair, which is no text") from error
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{file}, row {line} is not JSON: {reason(error)}") from error
     if not isinstance(row, dict) or (TEXT in row) == (MESSAGES in row):
         raise UsageError(f"{file}, row {line} must be an object with either {TEXT} or {MESSAGES}")
@@ -96,8 +101,8 @@ def table(prompts: Prompts, tokenizer: Any, chat: bool, longest: int) -> np.ndar
     """
     rows = []
     for line, messages in zip(prompts.line, prompts.messages, strict=True):
-        text = tokenizer.chat(messages) if chat else "".join(message["content"] for message in messages)
-        tokens = tokenizer.encode(text)
+        plain = "".join(message["content"] for message in messages)
+        tokens = tokenizer.encode(tokenizer.chat(messages, strftime_now=DATE.strftime) if chat else plain)
         if not 0 < len(tokens) <= longest:
             allowed = f"1 to {longest} (prompt_length)"
             raise UsageError(f"{prompts.file}, row {line} has {len(tokens)} tokens; a prompt may have {allowed}")

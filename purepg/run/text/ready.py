@@ -44,6 +44,8 @@ def _value(text: str) -> float:
 
 
 def _equal(found: float | None, answer: object) -> float:
+    if isinstance(answer, int | float):
+        return float(found == answer)
     right = after_mark(str(answer)) if MARK in str(answer) else last_of(str(answer))
     return float(found is not None and found == right)
 

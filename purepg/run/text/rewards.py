@@ -3,8 +3,10 @@
 import importlib.util
 import inspect
 import math
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +17,7 @@ from purepg.run.text.prompts import Prompts
 from purepg.run.text.ready import OF_ARGUMENT, READY
 from purepg.types import UsageError
 
+LARGEST = float(np.finfo(np.float32).max)
 SHOWN = 60  # characters of a completion in an error
 
 
@@ -34,14 +37,12 @@ class Reward(NamedTuple):
           UsageError: the function fails, or does not return as many finite numbers; one line names the row.
         """
         try:
-            found = self._called(prompts, place, completions)
-        except Exception as error:
+            numbers = self._called(prompts, place, completions)
+        except (Exception, SystemExit) as error:
             at = self._failing(prompts, place, completions)
             raise UsageError(f"reward {self.name} failed: {reason(error)}{at}") from error
-        try:
-            numbers = list(found)
-        except TypeError:
-            raise UsageError(f"reward {self.name} must return a list of numbers, not {_short(repr(found))}") from None
+        if not isinstance(numbers, list):
+            raise UsageError(f"reward {self.name} must return a list of numbers, not {_short(repr(numbers))}")
         if len(numbers) != len(completions):
             some = f"{len(numbers)} numbers for {len(completions)} completions"
             raise UsageError(f"reward {self.name} returned {some}: return one number for each{_row(prompts, place, 0)}")
@@ -55,14 +56,16 @@ class Reward(NamedTuple):
         text = prompts.text
         given = {name: [values[i] for i in place] for name, values in prompts.columns.items()}
         given |= {"prompts": [text[i] for i in place], "completions": list(completions)}
-        return self.function(**{name: x for name, x in given.items() if self.takes is None or name in self.takes})
+        found = self.function(**{name: x for name, x in given.items() if self.takes is None or name in self.takes})
+        in_order = isinstance(found, Iterable) and not isinstance(found, str | Mapping | Set)
+        return list(found) if in_order else found
 
     def _failing(self, prompts: Prompts, place: Sequence[int], completions: list[str]) -> str:
         """Names the first row with which the function fails by itself."""
         for i, (at, completion) in enumerate(zip(place, completions, strict=True)):
             try:
                 self._called(prompts, [at], [completion])
-            except Exception:
+            except (Exception, SystemExit):
                 return _row(prompts, place, i, completions)
         return f"; no row of {prompts.file.name} makes it fail by itself"
 
@@ -81,8 +84,8 @@ class Learned(NamedTuple):
 
 def _is_number(value: Any) -> bool:
     try:
-        return not isinstance(value, str | None) and math.isfinite(float(value))
-    except (TypeError, ValueError):
+        return not isinstance(value, str | None) and abs(float(value)) <= LARGEST
+    except (TypeError, ValueError, OverflowError):
         return False
 
 
@@ -109,7 +112,8 @@ def find_rewards(specs: Sequence[str], prompts: Sequence[Prompts]) -> list[Rewar
     """
     if not specs:
         raise UsageError("reward () must name at least one, such as --reward my_rewards.py:correct, or exact")
-    found = [_find(spec) for spec in specs]
+    modules: dict[Path, ModuleType] = {}
+    found = [_find(spec, modules) for spec in specs]
     names = [reward.name for reward in found]
     for reward in found:
         if names.count(reward.name) > 1:
@@ -122,7 +126,7 @@ def find_rewards(specs: Sequence[str], prompts: Sequence[Prompts]) -> list[Rewar
     return found
 
 
-def _find(spec: str) -> Reward | Learned:
+def _find(spec: str, modules: dict[Path, ModuleType]) -> Reward | Learned:
     named, weight = _weighted(spec)
     if (Path(named) / CONFIG).is_file():
         return Learned(Path(named), weight)
@@ -133,7 +137,7 @@ def _find(spec: str) -> Reward | Learned:
         function = OF_ARGUMENT[name](argument)
     elif ".py:" in named:
         file, _, name = named.rpartition(":")
-        function = _loaded(Path(file), name, spec)
+        function = _loaded(Path(file), name, spec, modules)
     else:
         ready = ", ".join([*READY, *(f"{name}:..." for name in OF_ARGUMENT)])
         kinds = f"FILE.py:FUNCTION or a ready one ({ready}), or the folder of a reward model"
@@ -149,18 +153,25 @@ def _weighted(spec: str) -> tuple[str, float]:
         return spec, 1.0
 
 
-def _loaded(file: Path, name: str, spec: str) -> Callable[..., Any]:
-    """The function of a file, which is executed."""
+def _loaded(file: Path, name: str, spec: str, modules: dict[Path, ModuleType]) -> Callable[..., Any]:
+    """The function of a file, which is executed unless it is among the modules.
+
+    As in a script, it can import what lies beside it.
+    """
     if not file.is_file():
         raise UsageError(f"reward ({spec}): there is no file {file}")
-    found = importlib.util.spec_from_file_location(file.stem, file)
-    assert found and found.loader
-    module = importlib.util.module_from_spec(found)
-    try:
-        found.loader.exec_module(module)
-    except Exception as error:
-        raise UsageError(f"reward ({spec}): {file} cannot be loaded: {reason(error)}") from error
-    function = getattr(module, name, None)
+    if file not in modules:
+        own = f"{__name__}.{file.stem}"  # a name of its own, under which dataclasses and pickle look for the module
+        found = importlib.util.spec_from_file_location(own, file)
+        assert found and found.loader
+        modules[file] = sys.modules[own] = importlib.util.module_from_spec(found)
+        if str(file.parent) not in sys.path:
+            sys.path.append(str(file.parent))
+        try:
+            found.loader.exec_module(modules[file])
+        except (Exception, SystemExit) as error:
+            raise UsageError(f"reward ({spec}): {file} cannot be loaded: {reason(error)}") from error
+    function = getattr(modules[file], name, None)
     if not callable(function):
         raise UsageError(f"reward ({spec}): {file} has no function {name}")
     return function

@@ -32,13 +32,14 @@ def rows_env(run: RowsRunConfig, network: object) -> Env:
     if path is None:
         raise UsageError(f"{of_held_out} ({run.files[of_held_out]}) is given without {of_rows}, the rows to learn from")
     names = ("completion",) if isinstance(run, DemonstrationsRunConfig) else ("chosen", "rejected")
-    files = read_prompts(path, of_rows), read_prompts(run.files.get(of_held_out, path), of_held_out)
+    held_out = read_prompts(run.files.get(of_held_out, path), of_held_out).first(run.eval_episodes)
+    files = read_prompts(path, of_rows), held_out
     tokenizer = tokenizer_of(run, network)
     prompts = [table(found, tokenizer, run.chat, run.prompt_length) for found in files]
     responses = [_responses(found, names, tokenizer, run.response_length) for found in files]
     rows = zip(_equally_wide(prompts, left=True), _equally_wide(responses, left=False), strict=True)
-    env, held_out = (_env(found, tokenizer, *tables) for found, tables in zip(files, rows, strict=True))
-    return env._replace(held_out=held_out)
+    env, apart = (_env(found, tokenizer, *tables) for found, tables in zip(files, rows, strict=True))
+    return env._replace(held_out=apart)
 
 
 def _responses(found: Prompts, names: tuple[str, ...], tokenizer: Tokenizer, longest: int) -> np.ndarray:
@@ -52,6 +53,9 @@ def _responses(found: Prompts, names: tuple[str, ...], tokenizer: Tokenizer, lon
             if not isinstance(text, str):
                 raise UsageError(f"{found.file}, row {line}: {name} must be text")
             tokens = [*tokenizer.encode(text), tokenizer.stop[0]]
+            if ends := set(tokens[:-1]).intersection(tokenizer.stop):
+                end = tokenizer.decode([min(ends)], skip_special=False)
+                raise UsageError(f"{found.file}, row {line}: {name} must not hold {end}, which ends a response")
             if len(tokens) > longest:
                 allowed = f"{longest} (response_length), with the token that ends it"
                 raise UsageError(f"{found.file}, row {line}: {name} has {len(tokens)} tokens; it may have {allowed}")
