@@ -19,7 +19,7 @@ def utilisation(plan: Plan, metrics: HostMetrics, run_seconds: float) -> dict[st
     prompt = float(np.mean(np.sum(task.judge.prompt >= 0, axis=-1)))
     total = 0.0
     for h, setting in enumerate(plan.settings):
-        network, own = setting.configs["network"], setting.configs[plan.code["name"]]
+        network, own = setting.configs["network"], setting.configs[plan.code["name"] or ""]
         made, tokens, responses = (
             float(np.nansum(x[h])) for x in (metrics["env_steps"] > 0, metrics["env_steps"], metrics["num_episodes"])
         )
