@@ -247,6 +247,10 @@ def four_devices(monkeypatch):
     [
         (ppo, PPOConfig(num_envs=6), {}, r"num_envs \(6\) must be divisible by devices_per_agent \(4\)"),
         (grpo, GRPOConfig(num_prompts=6), {}, r"num_prompts \(6\) must be divisible by devices_per_agent \(4\)"),
+        (
+            *(grpo, GRPOConfig(num_prompts=4, skip_groups_without_signal=True, max_rounds=2), {}),
+            r"max_rounds \(2\) must be 1 with devices_per_agent \(4\)",
+        ),
         (reinforce, REINFORCEConfig(num_episodes=2), {}, r"num_episodes \(2\) must be divisible by"),
         (sac, SACConfig(num_envs=4, batch_size=6), {}, r"batch_size \(6\) must be divisible by devices_per_agent"),
         (clone, CloneConfig(), {}, r"devices_per_agent \(4\) must be 1: clone has no environments to spread"),

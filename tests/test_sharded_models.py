@@ -24,6 +24,7 @@ from purepg.algorithms.grpo import GRPOConfig, grpo
 from purepg.envs.tasks import Judge, Task, token_env
 from purepg.language.model import LanguageModelConfig, language_model
 from purepg.language.sharding import axis_of
+from purepg.run import plan as plans
 from purepg.run import population as populations
 from purepg.run.plan import RunConfig, prepare
 from purepg.run.population import Population
@@ -265,6 +266,17 @@ def test_what_devices_cannot_divide_is_refused_in_one_line(monkeypatch, shard, d
     with pytest.raises(UsageError, match=expected) as error:
         population_of(replace(ALL, shard=shard, **model), devices, **run)
     assert "\n" not in str(error.value)
+
+
+def test_on_a_cpu_tensors_are_divided_by_one_group_of_devices(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 4)
+    with pytest.raises(UsageError, match=r"devices \(4\) must be devices_per_agent \(2\) with shard tensor on a CPU"):
+        population_of(replace(ALL, shard="tensor"), 2, num_seeds=2, devices=4)
+    monkeypatch.setattr(plans, "_prepare_devices", lambda run, env, num_settings: 4)  # as found without --devices
+    run = RunConfig(num_seeds=2, devices_per_agent=2, eval_episodes=4, compile_cache=False)
+    for shard, num in (("tensor", 2), ("parameters", 4)):
+        configs = {"grpo": GRPO, "network": replace(ALL, shard=shard)}
+        assert prepare(grpo, network, configs, run, {}, ENV).num_devices == num
 
 
 def test_the_models_of_the_forecast_have_as_many_parameters_as_those_published():

@@ -25,6 +25,7 @@ from purepg.experience.rollout import episodes_from, reset_all
 from purepg.language.model import LanguageModel
 from purepg.networks.actor_critic import require_policy_gradient
 from purepg.optimize import TrainState, init_train_state
+from purepg.spread import num_devices
 from purepg.types import (
     Algorithm,
     Array,
@@ -197,6 +198,9 @@ def check_groups(env: Env, network: Network | LanguageModel, c: GroupConfig) -> 
         raise UsageError("group_size (1) must be at least 2 to skip groups without signal: a group of one has none")
     if c.max_rounds > 1 and not c.skip_groups_without_signal:
         raise UsageError(f"max_rounds ({c.max_rounds}) must be 1 unless skip_groups_without_signal is set")
+    if c.max_rounds > 1 and (devices := num_devices()) > 1:
+        why = "agents that sample different numbers of rounds would wait for each other"
+        raise UsageError(f"max_rounds ({c.max_rounds}) must be 1 with devices_per_agent ({devices}): {why}")
     if episodes == 1 and c.baseline == "batch_mean":
         raise UsageError("num_prompts * group_size (1) must be at least 2 with baseline batch_mean: it leaves 0 of 1")
     if c.kl_target is not None and is_known(c.kl_coef) and c.kl_coef == 0:

@@ -44,7 +44,10 @@ def of_words(table: np.ndarray, words: Sequence[Sequence[int]]) -> np.ndarray:
 def after(table: Array | np.ndarray, state: Array, token: Array) -> Array:
     """The states after tokens `[...]`, int32. Padding (-1) changes none, and neither does anything after the end."""
     reads = (token >= 0) & (state < len(table))
-    return jnp.where(reads, jnp.asarray(table)[state, token].astype(jnp.int32), state)
+    # A table that is an argument of a program on several devices has no place yet within one of its agents, where only
+    # what is computed from it can be indexed.
+    flat = jnp.asarray(table).reshape(-1)
+    return jnp.where(reads, flat[state * table.shape[1] + token].astype(jnp.int32), state)
 
 
 def ended(table: Array | np.ndarray, response: Array | np.ndarray) -> Array:

@@ -5,6 +5,8 @@ from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+
 from purepg.config import check
 from purepg.envs.suites import suite_of
 from purepg.envs.tasks import TokenStep
@@ -142,6 +144,7 @@ def prepare(
     world, env_address = find_environment(run, configs["network"], env)
     run = _within_epochs(replace(run, env=world.name if env else run.env), world)
     num_devices = devices_for(world, num_devices, run.devices, run.devices_per_agent)
+    num_devices = _devices_for_tensors(settings, num_devices, run)
     eval_max_steps = run.eval_max_steps or world.max_episode_steps
     if eval_max_steps is None:
         raise UsageError(f"{world.name} has no time limit: set --eval-max-steps")
@@ -250,6 +253,19 @@ def _prepare_devices(run: RunConfig, env: EnvSource | None, num_settings: int) -
     split = not isinstance(run, TextRunConfig)  # agents of one device share the products of what is frozen
     wide = suite_of(run.env) is not None if env is None else isinstance(env, Env) and env.costly_reset
     return prepare_devices(devices, run.num_seeds, 1 if run.pbt else num_settings, wide, per_agent, split)
+
+
+def _devices_for_tensors(settings: Sequence[Setting], found: int, run: RunConfig) -> int:
+    """How many of the devices that were found divide models by `tensor`: on a CPU, those of one group of agents. There,
+    XLA lets groups wait for each other in what they exchange while they sample, and responses differ in length. Raises
+    UsageError where more were asked for."""
+    shards = {getattr(setting.configs["network"], "shard", None) for setting in settings}
+    one = run.devices_per_agent
+    if "tensor" not in shards or found == one or jax.default_backend() != "cpu":
+        return found
+    if run.devices is not None:
+        raise UsageError(f"devices ({found}) must be devices_per_agent ({one}) with shard tensor on a CPU")
+    return one
 
 
 def _settings(configs: Configs, sweep: Sweep, run: RunConfig, stored: Mapping[str, Any] | None) -> list[Setting]:

@@ -6,8 +6,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from purepg.envs.tasks import Judge
 from purepg.equations.advantages import has_signal
@@ -93,8 +91,8 @@ class TextPopulation(HostPopulation):
             self._compile(self._answer, *asked, num=n, deterministic=deterministic)
         reward: Any = jax.ShapeDtypeStruct((*prompt.shape[:3], self._sampler.group_size), np.float32)
         recording = jax.eval_shape(self._sample, *arguments), reward
-        recording, placed = jax.eval_shape(lambda x: _of_rounds([x], self._sampler.max_rounds), recording), self._placed
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), recording)
+        recording = jax.eval_shape(lambda x: _of_rounds([x], self._sampler.max_rounds), recording)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._spread.rows), recording)
 
     def _record(self, members: Members, state: State, update: np.int32) -> tuple[Any, Metrics]:
         made, going = self._made(state, update)
@@ -136,7 +134,7 @@ class TextPopulation(HostPopulation):
             num_signals += np.asarray(signal).reshape(*self._shape, -1).sum(-1)
         means, num_asked = np.array(means), np.maximum(1, np.isfinite(means).sum(0))
         means = np.where(going, np.where(np.isfinite(means), means, 0).sum(0) / num_asked, np.nan).astype(np.float32)
-        recording = jax.device_put(_of_rounds(rounds, most), self._placed)
+        recording = jax.device_put(_of_rounds(rounds, most), self._spread.rows)
         return recording, {f"reward/{x}": mean for x, mean in zip(self._judge.names, means, strict=True)}
 
     def _round(
@@ -205,15 +203,6 @@ class TextPopulation(HostPopulation):
         """How many held-out prompts, a multiple of an agent's devices, are answered at once, n responses to each."""
         at_once = min(len(self._held_out.prompt), max(1, self._sampler.num_prompts * self._sampler.group_size // n))
         return at_once + -at_once % self._run.devices_per_agent
-
-    @property
-    def _placed(self) -> NamedSharding | None:
-        """How the recording of an update is sharded, which has an axis of rounds where there can be several."""
-        rows = self._spread.rows
-        if rows is None or self._sampler.max_rounds == 1:
-            return rows
-        setting, seed, *rest = *rows.spec, *[None] * (2 - len(rows.spec))
-        return NamedSharding(rows.mesh, P(setting, seed, None, *rest))
 
     @property
     def _held_out(self) -> Judge:
