@@ -11,7 +11,6 @@ import jax
 import numpy as np
 import optuna
 import pytest
-from helpers import shared_programs
 from search import METHODS, TASKS
 from test_resume import stopped
 
@@ -29,6 +28,8 @@ from purepg.run.search import Uniform, draw, rungs
 from purepg.run.sweep import settings_at
 from purepg.types import UsageError
 
+pytestmark = pytest.mark.usefixtures("programs")
+
 PPO = PPOConfig(num_envs=2, num_steps=8, num_epochs=1, num_minibatches=1, anneal_learning_rate=True)
 NETWORK = NetworkConfig(hidden=(4,))
 CONFIGS = {"ppo": PPO, "network": NETWORK}
@@ -38,12 +39,6 @@ RUN = RunConfig(
 )
 HALVED = replace(RUN, search=4, halve=2)  # 4 settings for 2 updates, 2 for 4, 1 for 8
 PROPOSED = replace(RUN, total_steps=32, search=6, tpe=4)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def programs():
-    with shared_programs():
-        yield
 
 
 def train(run: RunConfig, sweep: Any = SWEEP, algorithm: Any = ppo, config: Any = PPO) -> Results:
