@@ -1,12 +1,15 @@
 """Tests leave nothing behind in the user's home, and share what they compile within a session."""
 
+import functools
 import gc
 import importlib.metadata
 import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker shares the folder of the process that started it
     os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="purepg-tests-")
@@ -27,7 +30,12 @@ import pytest
 
 import purepg  # noqa: F401  before anything starts JAX
 
+from helpers import shared_programs  # isort: skip
+from jax._src.interpreters import mlir  # isort: skip
+
 gc.set_threshold(200_000, 20, 100)  # tracing makes many objects and little garbage
+if importlib.metadata.version("jaxlib") == "0.10.2":  # MLIR's dialects take a fifth of the time of a small program
+    mlir.make_ir_context = functools.cache(mlir.make_ir_context)
 
 # The files that train whole runs, start processes or compile whole algorithms, the slowest first.
 SLOW = """
@@ -46,6 +54,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.path.name in rank:
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
+
+@pytest.fixture(scope="module")
+def programs() -> Iterator[dict[str, Any]]:
+    """Makes a file's runs share their compiled programs, by `pytest.mark.usefixtures` for all its tests."""
+    with shared_programs() as found:
+        yield found
 
 
 def pytest_unconfigure() -> None:

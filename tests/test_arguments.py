@@ -17,6 +17,8 @@ from purepg.run.cli import parse
 from purepg.run.experiment import train_population
 from purepg.run.plan import RunConfig
 
+pytestmark = pytest.mark.usefixtures("programs")
+
 PPO = PPOConfig(num_envs=2, num_steps=8, num_epochs=1, num_minibatches=1, anneal_learning_rate=True)
 NETWORK = NetworkConfig(hidden=(4,))
 RUN = RunConfig(total_steps=64, num_seeds=2, eval_episodes=2, eval_max_steps=10, log_every=2, wandb="disabled")

@@ -22,6 +22,8 @@ from purepg.run.folder.record import Record
 from purepg.run.plan import RunConfig
 from purepg.run.reliability import iqm
 
+pytestmark = pytest.mark.usefixtures("programs")
+
 TINY_PPO = PPOConfig(num_envs=2, num_steps=8, num_epochs=1, num_minibatches=1)
 TINY_NETWORK = NetworkConfig(hidden=(4,))
 TINY_RUN = RunConfig(total_steps=64, num_seeds=2, eval_episodes=2, eval_max_steps=10, log_every=2, wandb="disabled")

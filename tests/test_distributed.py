@@ -20,7 +20,7 @@ import yaml
 from cluster.local import start
 from helpers import arms_env
 
-from purepg.algorithms.ppo import PPOConfig, ppo
+from purepg.algorithms.a2c import A2CConfig, a2c
 from purepg.networks.actor_critic import NetworkConfig, actor_critic
 from purepg.run import processes
 from purepg.run.cli import main, resume_command
@@ -32,7 +32,7 @@ from purepg.types import UsageError
 
 NUM_BLOCKS = 48
 RARELY = "--checkpoint-every", "1000"
-CONFIG = PPOConfig(num_envs=2, num_steps=4, num_epochs=1, num_minibatches=2, normalize_obs=True)
+CONFIG = A2CConfig(num_envs=2, num_steps=4, normalize_obs=True)
 RUN = RunConfig(
     total_steps=8 * NUM_BLOCKS,
     num_seeds=4,
@@ -44,7 +44,7 @@ RUN = RunConfig(
 )
 
 if __name__ == "__main__":
-    main(ppo, CONFIG, actor_critic, NetworkConfig(hidden=(4,)), RUN, env=arms_env)
+    main(a2c, CONFIG, actor_critic, NetworkConfig(hidden=(4,)), RUN, env=arms_env)
 
 
 # --- runs, and what happens to them ---
@@ -247,7 +247,7 @@ def four(monkeypatch):
 def test_what_processes_cannot_share_is_refused_in_one_line(four, tmp_path, sizes, expected):
     run = RunConfig(**{"num_seeds": 4, "distributed": True, "compile_cache": False, "out": tmp_path} | sizes)
     with pytest.raises(UsageError, match=expected):
-        prepare(ppo, actor_critic, {"ppo": CONFIG, "network": NetworkConfig()}, run, {})
+        prepare(a2c, actor_critic, {"a2c": CONFIG, "network": NetworkConfig()}, run, {})
 
 
 def test_a_run_goes_on_with_other_devices_and_says_so(story):

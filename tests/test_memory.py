@@ -19,6 +19,8 @@ from purepg.run.memory import MIB, Memory, forecast, free_bytes
 from purepg.run.plan import RunConfig, prepare
 from purepg.run.population import Population
 
+pytestmark = pytest.mark.usefixtures("programs")
+
 CAPACITY = 100_000
 TRANSITION_BYTES = 3 * 4 + 4 + 4 + 1 + 1 + 3 * 4  # Pendulum's obs, action, reward, flags, next_obs
 MEMBERS = 3

@@ -1,5 +1,7 @@
 """The statistics over seeds, against hand-computed numbers and known coverage."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -55,6 +57,14 @@ def test_bootstrap_interval_of_the_iqm_holds_it_and_narrows_with_less_confidence
     lo, hi = bootstrap_interval(x)
     inner_lo, inner_hi = bootstrap_interval(x, confidence=0.5)
     assert x.min() < lo < inner_lo < iqm(x) < inner_hi < hi < x.max()
+
+
+def test_bootstrap_interval_is_scipys():
+    x = np.random.default_rng(3).normal(size=(2, 11))
+    found = bootstrap_interval(*x, statistic=pooled(iqm), confidence=0.9, num_resamples=300, seed=4)
+    options: Any = {"vectorized": True, "method": "percentile", "confidence_level": 0.9, "n_resamples": 300}
+    expected = stats.bootstrap(list(x), pooled(iqm), **options, rng=np.random.default_rng(4)).confidence_interval
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
 def test_bootstrap_interval_is_the_same_at_every_call_and_follows_its_seed():

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 import pytest
 from fake_wandb import FakeWandb
-from helpers import exit_code, shared_programs
+from helpers import exit_code
 
 import purepg.run.session
 from purepg.algorithms.a2c import A2CConfig, a2c
@@ -37,6 +37,8 @@ from purepg.run.plan import RunConfig
 from purepg.run.population import Population
 from purepg.run.sweep import Chunk, Program
 from purepg.types import UpdateSteps, UsageError
+
+pytestmark = pytest.mark.usefixtures("programs")
 
 SCRIPT = Path(__file__).parent.parent / "experiments" / "ppo.py"
 NETWORK = NetworkConfig(hidden=(8,))
@@ -164,12 +166,6 @@ def states():
 
         patch.setattr(Population, "final", note)
         yield found
-
-
-@pytest.fixture(scope="module", autouse=True)
-def programs():
-    with shared_programs() as programs:
-        yield programs
 
 
 @pytest.fixture(scope="module")

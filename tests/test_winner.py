@@ -9,7 +9,6 @@ import jax
 import numpy as np
 import pytest
 from fake_wandb import FakeWandb
-from helpers import shared_programs
 
 from purepg.algorithms.ppo import PPOConfig, ppo
 from purepg.networks.actor_critic import NetworkConfig, actor_critic
@@ -23,18 +22,14 @@ from purepg.run.search import Uniform
 from purepg.run.winner import fresh_seed, num_fresh_seeds
 from purepg.types import UsageError
 
+pytestmark = pytest.mark.usefixtures("programs")
+
 PPO = PPOConfig(num_envs=2, num_steps=8, num_epochs=1, num_minibatches=1, anneal_learning_rate=True)
 NETWORK = NetworkConfig(hidden=(4,))
 RUN = RunConfig(
     "CartPole-v1", 64, 2, search=4, fresh_seeds=3, eval_episodes=3, log_every=2, devices=1, wandb="disabled", seed=7
 )
 SWEEP = {"learning_rate": Uniform(1e-2, 1.0, log=True), "gamma": Uniform(0.9, 0.99)}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def programs():
-    with shared_programs():
-        yield
 
 
 def train(run: RunConfig = RUN, sweep: Any = SWEEP) -> Results:
