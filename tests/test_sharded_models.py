@@ -270,13 +270,13 @@ def test_what_devices_cannot_divide_is_refused_in_one_line(monkeypatch, shard, d
 
 def test_on_a_cpu_tensors_are_divided_by_one_group_of_devices(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 4)
-    with pytest.raises(UsageError, match=r"devices \(4\) must be devices_per_agent \(2\) with shard tensor on a CPU"):
-        population_of(replace(ALL, shard="tensor"), 2, num_seeds=2, devices=4)
     monkeypatch.setattr(plans, "_prepare_devices", lambda run, env, num_settings: 4)  # as found without --devices
     run = RunConfig(num_seeds=2, devices_per_agent=2, eval_episodes=4, compile_cache=False)
-    for shard, num in (("tensor", 2), ("parameters", 4)):
-        configs = {"grpo": GRPO, "network": replace(ALL, shard=shard)}
-        assert prepare(grpo, network, configs, run, {}, ENV).num_devices == num
+    tensor, parameters = ({"grpo": GRPO, "network": replace(ALL, shard=shard)} for shard in ("tensor", "parameters"))
+    assert prepare(grpo, network, tensor, run, {}, ENV).num_devices == 2
+    assert prepare(grpo, network, parameters, run, {}, ENV).num_devices == 4
+    with pytest.raises(UsageError, match=r"devices \(4\) must be devices_per_agent \(2\) with shard tensor on a CPU"):
+        prepare(grpo, network, tensor, replace(run, devices=4), {}, ENV)
 
 
 def test_the_models_of_the_forecast_have_as_many_parameters_as_those_published():
