@@ -1,6 +1,5 @@
 """Tests leave nothing behind in the user's home, and share what they compile within a session."""
 
-import functools
 import gc
 import importlib.metadata
 import os
@@ -31,11 +30,8 @@ import pytest
 import purepg  # noqa: F401  before anything starts JAX
 
 from helpers import shared_programs  # isort: skip
-from jax._src.interpreters import mlir  # isort: skip
 
 gc.set_threshold(200_000, 20, 100)  # tracing makes many objects and little garbage
-if importlib.metadata.version("jaxlib") == "0.10.2":  # MLIR's dialects take a fifth of the time of a small program
-    mlir.make_ir_context = functools.cache(mlir.make_ir_context)
 
 # The files that train whole runs, start processes or compile whole algorithms, the slowest first.
 SLOW = """
