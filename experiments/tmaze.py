@@ -44,16 +44,17 @@ class Config:
       num_envs: parallel environments.
       num_steps: steps that each environment takes in an update.
       learning_rate: step size of Adam, which falls to 0.
-      hidden: width of the layer before the memory, and of the memory.
+      hidden: width of the layer before the memory, and of the memory. A transformer looks back num_steps steps.
     """
 
     lengths: tuple[Count, ...] = (5, 10, 20, 40, 80)
-    memories: tuple[Literal["feedforward", "stack", "gru", "lstm", "lru"], ...] = (
+    memories: tuple[Literal["feedforward", "stack", "gru", "lstm", "lru", "transformer"], ...] = (
         "feedforward",
         "stack",
         "gru",
         "lstm",
         "lru",
+        "transformer",
     )
     windows: tuple[Count, ...] = (96, 12)
     seeds: Count = 10
@@ -83,7 +84,7 @@ def trained(config: Config, length: int, kind: MemoryKind | None, window: int) -
         anneal_learning_rate=True,
         entropy_coef=0.01,
     )
-    sizes = {None: None, "stack": 4}
+    sizes = {None: None, "stack": 4, "transformer": config.num_steps}
     network = NetworkConfig(hidden=(config.hidden,), memory=kind, memory_size=sizes.get(kind, config.hidden))
     run = RunConfig("tmaze", config.steps, config.seeds, seed=config.seed, env_params=(f"length={length}",))
     (setting,) = train_population(ppo, own, actor_critic, network, run).summary["settings"]

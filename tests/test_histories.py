@@ -229,7 +229,7 @@ def test_a_rollout_of_two_episodes_has_twice_the_gradient_of_one(cases):
 # --- windows ---
 
 
-@pytest.mark.parametrize("kind", ["gru", "lstm", "lru"])
+@pytest.mark.parametrize("kind", ["gru", "lstm", "lru", "transformer"])
 def test_through_windows_shorter_than_an_episode_the_gradient_is_biased_and_ppos_first_step_has_that_mean(kind):
     """T-maze of four steps. PPO's windows are of two."""
     mdp = tmaze(3)

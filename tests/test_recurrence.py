@@ -28,7 +28,7 @@ from purepg.train import evaluate, train
 from purepg.types import Actor, Box, Discrete, Env, TimeStep, UsageError, Window
 
 T, N = 42, 5
-CELLS = ["gru", "lstm", "lru", "stack"]
+CELLS = ["gru", "lstm", "lru", "stack", "transformer"]
 ENV = diary_env()  # its episodes have 1 to 4 steps: several in every window, which end in both ways
 
 

@@ -25,7 +25,7 @@ from purepg.train import averaged, evaluate, train
 from purepg.types import Box, Discrete, Env, Following, Moment, UsageError, Window
 
 REAL = Box(-np.ones(1, np.float32), np.ones(1, np.float32))
-CELLS = ["gru", "lstm", "lru", "stack"]
+CELLS = ["gru", "lstm", "lru", "stack", "transformer"]
 L, N = 12, 3
 
 
@@ -143,7 +143,7 @@ def test_a_size_without_a_memory_is_refused():
 
 
 @pytest.mark.parametrize("burn_in", [0, 3])
-@pytest.mark.parametrize("kind", ["gru", "lru"])
+@pytest.mark.parametrize("kind", ["gru", "lru", "transformer"])
 def test_windows_from_the_buffer_are_scored_as_the_policy_scored_them_when_it_acted(kind, burn_in):
     """The parameters stay as they are and nothing is random after the warm-up, so that actions tell."""
     env = arms_env(REAL)

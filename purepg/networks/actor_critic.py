@@ -69,8 +69,10 @@ class NetworkConfig:
       initial_std: initial standard deviation of a Gaussian policy; its logarithm is learned, independent of the state.
       layer_norm: normalise the features of every dense layer of the torso, before its activation (Ba et al. 2016).
       memory: what follows the torso and remembers the episode. gru and lstm: recurrent cells; lru: a linear recurrent
-        unit, which trains on all steps of a window at once; stack: the last observations' features. None: nothing.
-      memory_size: width of the memory's features, None: 64; of a stack, the number of observations, None: 4.
+        unit, which trains on all steps of a window at once; stack: the last observations' features; transformer: a
+        gated one that attends to the last steps. None: nothing.
+      memory_size: width of the memory's features, None: 64; of a stack, the number of observations, None: 4; of a
+        transformer, whose width is that of the torso, how many steps it looks back, None: 64.
     """
 
     torso: TorsoKind = "mlp"
@@ -101,8 +103,10 @@ class ActorQConfig:
       layer_norm: normalise the features of every dense layer of the torso, before its activation (Ba et al. 2016).
       memory: what follows each torso and remembers the episode; a critic then reads a continuous action in one more
         dense layer, after it. gru and lstm: recurrent cells; lru: a linear recurrent unit, which trains on all steps of
-        a window at once; stack: the last observations' features. None: nothing.
-      memory_size: width of the memory's features, None: 64; of a stack, the number of observations, None: 4.
+        a window at once; stack: the last observations' features; transformer: a gated one that attends to the last
+        steps. None: nothing.
+      memory_size: width of the memory's features, None: 64; of a stack, the number of observations, None: 4; of a
+        transformer, whose width is that of the torso, how many steps it looks back, None: 64.
     """
 
     policy: PolicyKind = "tanh_gaussian"

@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 
 from purepg.lanes import select
+from purepg.networks.attention import GatedTransformer
 from purepg.types import Array, Following, Memory, Moment, Obs, UsageError, Window
 
-MemoryKind = Literal["gru", "lstm", "lru", "stack"]
+MemoryKind = Literal["gru", "lstm", "lru", "stack", "transformer"]
 
 
 def first_of(cell: Callable[..., Any] | None, num_envs: int) -> Memory:
@@ -194,11 +195,12 @@ def cell_of(kind: MemoryKind | None, size: int | None, features: int) -> Callabl
     """Makes the cell of a config; None where that has no memory.
 
     Args:
-      size: the width of the cell's features, None: 64; of a stack, how many observations, None: 4.
+      size: the width of the cell's features, None: 64; of a stack, how many observations, None: 4; of a transformer,
+        how many steps it looks back, None: 64.
       features: the width of the torso's features.
     """
     if kind is None and size is not None:
-        raise UsageError(f"memory_size ({size}) needs a memory: choose gru, lstm, lru or stack")
+        raise UsageError(f"memory_size ({size}) needs a memory: choose gru, lstm, lru, stack or transformer")
     size = size or (4 if kind == "stack" else 64)
     match kind:
         case None:
@@ -211,3 +213,5 @@ def cell_of(kind: MemoryKind | None, size: int | None, features: int) -> Callabl
             return partial(LRU, size=size)
         case "stack":
             return partial(Stack, size=size, features=features)
+        case "transformer":
+            return partial(GatedTransformer, size=size, features=features)
