@@ -135,7 +135,9 @@ def test_a_critic_without_a_cell_reads_the_observations_alone():
 
 
 def test_a_size_without_a_memory_is_refused():
-    with pytest.raises(UsageError, match=r"^memory_size \(8\) needs a memory: choose gru, lstm, lru, stack or transformer$"):
+    with pytest.raises(
+        UsageError, match=r"^memory_size \(8\) needs a memory: choose gru, lstm, lru, stack or transformer$"
+    ):
         actor_q(arms_env(REAL), ActorQConfig(policy="deterministic", memory_size=8))
 
 
