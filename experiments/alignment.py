@@ -87,8 +87,8 @@ class Config:
     num_prompts: Count = 64
     group_size: Count = 8
     num_minibatches: Count = 2
-    learning_rates: tuple[Positive, ...] = (1e-4, 3e-4, 1e-3, 3e-3)
-    dpo_learning_rates: tuple[Positive, ...] = (3e-6, 1e-5, 3e-5, 1e-4)
+    learning_rates: tuple[Positive, ...] = (3e-4, 1e-3, 3e-3)
+    dpo_learning_rates: tuple[Positive, ...] = (1e-5, 3e-5, 1e-4)
     dpo_betas: tuple[Positive, ...] = (0.1, 0.5)
     tuning_seeds: Count = 2
     eval_prompts: Count = 512
