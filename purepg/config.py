@@ -92,7 +92,8 @@ def check_dealt(name: str, total: int, divisor: int, what: str = "num_minibatche
 
 
 def check_schedules(config: Any) -> None:
-    """Raises UsageError if something is annealed but `anneal_updates` is None. `run` sets it to the run's length."""
+    """Raises UsageError if something is annealed but `anneal_updates` is None. `run` sets it to the run's length, where
+    updates do not vary in length."""
     annealed = (value for name, value in vars(config).items() if name.startswith("anneal_") and name != ANNEAL_UPDATES)
     if any(annealed) and getattr(config, ANNEAL_UPDATES) is None:
         raise UsageError("anneal_updates (None) must be a number of updates if something is annealed")

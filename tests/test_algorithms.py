@@ -67,7 +67,15 @@ CASES = {
     ),
     "reinforce leave one out": Case(
         reinforce,
-        REINFORCEConfig(**EPISODES, weight="total_return", baseline="leave_one_out", max_steps=3, max_grad_norm=0.5),
+        REINFORCEConfig(
+            **EPISODES,
+            weight="total_return",
+            baseline="leave_one_out",
+            max_steps=3,
+            max_grad_norm=0.5,
+            anneal_learning_rate=True,
+            anneal_updates=120,
+        ),
         ARMS,
     ),
     "reinforce value": Case(reinforce, REINFORCEConfig(**EPISODES, baseline="value", max_steps=3), REAL),
@@ -169,6 +177,7 @@ CASES = {
         GRPOConfig(
             **{"num_prompts": 2, "group_size": 4, "learning_rate": 0.05, "num_epochs": 2, "num_minibatches": 2},
             **{"clip_eps": 0.05, "entropy_coef": 0.01, "aggregation": "token_mean", "kl_coef": 0.01},
+            **{"anneal_learning_rate": True, "anneal_updates": 120},
         ),
         ARMS,
     ),
@@ -373,7 +382,7 @@ def test_the_first_ratio_is_one(population):
     assert (abs(moved) > 1).any()  # so that normalising by other statistics would show
 
 
-@only("a2c n-step", "ppo with everything", "q actor-critic, continuous", "dpg")
+@only("a2c n-step", "ppo with everything", "q actor-critic, continuous", "dpg", "reinforce leave one out", "grpo")
 def test_an_annealed_learning_rate_ends_at_zero(population):
     p = population
     after, _ = p.block(p.hyper, p.keys, p.after, p.case.config.anneal_updates)
@@ -551,6 +560,8 @@ def test_a_policy_acts_on_raw_observations_by_the_learners_own_statistics(popula
         *(
             (algorithm, config, "anneal_updates (None) must be a number of updates if something is annealed")
             for algorithm, config in (
+                (reinforce, REINFORCEConfig(anneal_learning_rate=True)),
+                (grpo, GRPOConfig(anneal_learning_rate=True)),
                 (a2c, A2CConfig(anneal_learning_rate=True)),
                 (ppo, PPOConfig(anneal_learning_rate=True)),
                 (ppo, PPOConfig(anneal_clip_eps=True)),

@@ -116,6 +116,12 @@ def test_reinforce_stops_before_its_budget_and_pads_what_differs(tmp_path):
         np.testing.assert_array_equal(np.isfinite(metrics["env_steps"]).sum(-1), made)
 
 
+def test_where_updates_vary_in_length_a_schedule_must_have_its_own(tmp_path, capsys):
+    config = REINFORCEConfig(max_steps=10, anneal_learning_rate=True)
+    assert command("--out", str(tmp_path / "r"), algorithm=reinforce, config=config) == 2
+    assert "anneal_updates (None) must be a number of updates" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "arguments, said",
     [

@@ -165,13 +165,17 @@ def test_a_reward_that_is_linear_in_the_letters_is_found_again_from_its_ranking(
 
     def fit(key, pairs, unseen):
         k_init, k_fit = jax.random.split(key)
-        algorithm = reward_model(ENV, MODEL, RewardConfig(batch_size=64, learning_rate=1e-2))
+        schedule: Any = {"learning_rate": 1e-2, "anneal_learning_rate": True, "anneal_updates": 1}
+        algorithm = reward_model(ENV, MODEL, RewardConfig(batch_size=64, **schedule))
         start = algorithm.init(k_init)._replace(world=(pairs, ()))
         keys = jax.random.split(k_fit, 150)
         fitted, metrics = jax.lax.scan(lambda state, key: algorithm.step(key, state, jnp.int32(0)), start, keys)
-        return metrics, *(accuracy(state.learner.params, unseen) for state in (start, fitted))
+        ended, _ = algorithm.step(k_fit, fitted, jnp.int32(1))  # when the learning rate has fallen to 0
+        accuracies = (accuracy(state.learner.params, unseen) for state in (start, fitted))
+        return metrics, fitted.learner.params, ended.learner.params, *accuracies
 
-    metrics, before, after = quick_jit(fit)(jax.random.key(0), pairs(0, 256), pairs(1, 512))
+    metrics, fitted, ended, before, after = quick_jit(fit)(jax.random.key(0), pairs(0, 256), pairs(1, 512))
+    jax.tree.map(np.testing.assert_array_equal, ended, fitted)
     np.testing.assert_allclose(metrics["loss"][0], np.log(2), rtol=1e-6)  # the value head starts at 0
     assert before == 0 and after > 0.95 and metrics["ranked_right"][-20:].mean() > 0.95
 

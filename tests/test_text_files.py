@@ -161,16 +161,17 @@ def measured(algorithm: Algorithm, state: State) -> Any:
 def test_a_step_of_fine_tuning_is_the_gradient_of_the_mean_log_likelihood_of_completions(folder):
     env = rows_env(demos(folder, "uneven.jsonl"), TINY)
     model = language_model(env, TINY, random_params(language_model(env, TINY), 0))
-    config = CloneConfig(batch_size=3, learning_rate=0.1, optimizer="sgd", max_grad_norm=None)
+    schedule: Any = {"learning_rate": 0.1, "anneal_learning_rate": True, "anneal_updates": 4}
+    config = CloneConfig(batch_size=3, optimizer="sgd", max_grad_norm=None, **schedule)
     algorithm = clone(env, model, config)
     state = quick_jit(algorithm.init)(jax.random.key(0))
-    after, metrics = quick_jit(algorithm.step)(jax.random.key(1), state, 0)
+    after, metrics = quick_jit(algorithm.step)(jax.random.key(1), state, 1)
 
     def mean(params):  # of 2 + 4 + 1 tokens, stop tokens among them
         return jnp.sum(log_prob(model, params, env.task.rows[:, 0])) / 7
 
     value, gradient = quick_jit(jax.value_and_grad(mean))(state.learner.params)
-    step = jax.tree.map(lambda new, old: (new - old) / 0.1, after.learner.params, state.learner.params)
+    step = jax.tree.map(lambda new, old: (new - old) / (0.1 * 3 / 4), after.learner.params, state.learner.params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), step, gradient)
     assert metrics["policy_loss"] == pytest.approx(-float(value), rel=1e-5)
     assert max(np.abs(x).max() for x in jax.tree.leaves(gradient)) > 0.05
@@ -183,11 +184,12 @@ def test_dpos_loss_on_two_pairs_is_its_formula(folder):
     env = rows_env(pairs(folder, "few.jsonl"), TINY)
     model = language_model(env, TINY)
     own, reference = (random_params(model, seed) for seed in (1, 2))
-    algorithm = dpo(env, model, DPOConfig(batch_size=2, beta=0.3))
+    algorithm = dpo(env, model, DPOConfig(batch_size=2, beta=0.3, anneal_learning_rate=True, anneal_updates=3))
     state = quick_jit(algorithm.init)(jax.random.key(0))
     train_state = state.learner.train_state._replace(params=own)
     state = state._replace(learner=state.learner._replace(train_state=train_state, reference=reference))
-    _, metrics = quick_jit(algorithm.step)(jax.random.key(1), state, 0)
+    ended, metrics = quick_jit(algorithm.step)(jax.random.key(1), state, 3)
+    jax.tree.map(np.testing.assert_array_equal, ended.learner.params, own)  # the learning rate has fallen to 0
     of_pairs = quick_jit(lambda params: log_prob(model, params, env.task.rows))
     chosen, rejected = np.asarray(of_pairs(own) - of_pairs(reference)).T
     margin = 0.3 * (chosen - rejected)

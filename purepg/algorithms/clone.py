@@ -13,19 +13,27 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from purepg.algorithms.configs import HeldOutConfig, LearningRateConfig
+from purepg.algorithms.configs import AnnealConfig, HeldOutConfig, LearningRateConfig
 from purepg.algorithms.groups import mean_return, source
-from purepg.config import Count, Positive, check
+from purepg.config import Count, Positive, check, check_schedules
 from purepg.equations.losses import aggregate, policy_gradient
 from purepg.experience.acting import evaluation_policy
 from purepg.language.model import LanguageModel
 from purepg.loops import in_chunks
-from purepg.optimize import check_batch, epoch_batch, gradient_step, init_train_state, key_of_epochs, step_direction
+from purepg.optimize import (
+    anneal,
+    check_batch,
+    epoch_batch,
+    gradient_step,
+    init_train_state,
+    key_of_epochs,
+    step_direction,
+)
 from purepg.types import Algorithm, Env, State, UpdateSteps, UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
-class CloneConfig(HeldOutConfig, LearningRateConfig):
+class CloneConfig(HeldOutConfig, AnnealConfig, LearningRateConfig):
     """Hyperparameters of behaviour cloning.
 
     Attributes:
@@ -50,6 +58,7 @@ def clone(env: Env, network: LanguageModel, config: CloneConfig) -> Algorithm:
     UsageError for a network that is no language model.
     """
     c = check(config)
+    check_schedules(c)
     if not isinstance(network, LanguageModel):
         raise UsageError(f"{env.name} has no demonstrations: cloning needs a token task, such as --env addition")
     task, apart = network.task, env.held_out or env
@@ -86,7 +95,8 @@ def clone(env: Env, network: LanguageModel, config: CloneConfig) -> Algorithm:
     def step(key, state, update):
         *k_draw, k_held_out = jax.random.split(key, 3)
         token = draw(k_draw, state.world, update)
-        learner, metrics = gradient_step(loss, tx, c.learning_rate, state.learner, token)
+        learning_rate = anneal(c.learning_rate, update, c.anneal_updates if c.anneal_learning_rate else None)
+        learner, metrics = gradient_step(loss, tx, learning_rate, state.learner, token)
         metrics["env_steps"] = jnp.int32(env_steps)
         metrics["response_length"] = jnp.sum(token[:, task.prompt_length :] >= 0) / c.batch_size
         if c.num_held_out and task.rows is None:

@@ -63,7 +63,8 @@ class AnnealConfig:
 
     Attributes:
       anneal_learning_rate: decrease every learning rate linearly to 0 over `anneal_updates` updates.
-      anneal_updates: length of the schedules in updates; None uses the length of the run.
+      anneal_updates: length of the schedules in updates. None uses the length of the run, which is known where all
+        updates take as many environment steps.
     """
 
     anneal_learning_rate: bool = False

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from purepg.algorithms.configs import HeldOutConfig
 from purepg.algorithms.groups import GroupLearner, mean_return, source
 from purepg.algorithms.preferences import PairsConfig, draws, measured_pairs, ranking
-from purepg.config import Positive, check
+from purepg.config import Positive, check, check_schedules
 from purepg.experience.acting import evaluation_policy
 from purepg.language.model import LanguageModel
-from purepg.optimize import gradient_step, init_train_state, step_direction
+from purepg.optimize import anneal, gradient_step, init_train_state, step_direction
 from purepg.types import Algorithm, Env, State, UpdateSteps, UsageError
 
 
@@ -42,6 +42,7 @@ def dpo(env: Env, network: LanguageModel, config: DPOConfig) -> Algorithm:
     Raises UsageError for a single candidate, which cannot make a pair, and for a network that is no language model.
     """
     c = check(config)
+    check_schedules(c)
     if not isinstance(network, LanguageModel):
         raise UsageError(f"{env.name} has no responses: DPO needs a token task, such as --env addition")
     prompt_length, rows = network.task.prompt_length, network.task.rows
@@ -76,7 +77,8 @@ def dpo(env: Env, network: LanguageModel, config: DPOConfig) -> Algorithm:
         train_state, reference, _ = state.learner
         chosen, rejected, weight = pairs.batch(k_batch, state.world, update)
         batch = (chosen, rejected, weight, log_odds(reference, chosen, rejected))
-        train_state, metrics = gradient_step(loss, tx, c.learning_rate, train_state, batch)
+        learning_rate = anneal(c.learning_rate, update, c.anneal_updates if c.anneal_learning_rate else None)
+        train_state, metrics = gradient_step(loss, tx, learning_rate, train_state, batch)
         action = jnp.concatenate([chosen, rejected])[:, prompt_length:]
         metrics["env_steps"] = jnp.int32(action.size)
         metrics["response_length"] = jnp.sum(action >= 0) / action.shape[0]

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from purepg.algorithms.configs import GroupConfig, HeldOutConfig, LearningRateConfig, LossConfig
+from purepg.algorithms.configs import AnnealConfig, GroupConfig, HeldOutConfig, LearningRateConfig, LossConfig
 from purepg.algorithms.groups import (
     GroupedEpisodes,
     GroupLearner,
@@ -30,18 +30,18 @@ from purepg.algorithms.groups import (
     watch,
 )
 from purepg.algorithms.refill import info, sample_for_update
-from purepg.config import Count, CountOrZero, Positive, check
+from purepg.config import Count, CountOrZero, Positive, check, check_schedules
 from purepg.equations.distributions import jointly
 from purepg.equations.losses import aggregate, importance_weighted, squared_error, two_sided_surrogate
 from purepg.equations.ratios import kl_k3, kl_penalty, sequence_log_ratio
 from purepg.lanes import any_lane
 from purepg.language.model import LanguageModel
-from purepg.optimize import minibatch_epochs, step_direction
+from purepg.optimize import anneal, minibatch_epochs, step_direction
 from purepg.types import Algorithm, Array, Env, Metrics, Network, Params, State
 
 
 @dataclass(frozen=True, kw_only=True)
-class GRPOConfig(HeldOutConfig, LossConfig, LearningRateConfig, GroupConfig):
+class GRPOConfig(HeldOutConfig, LossConfig, AnnealConfig, LearningRateConfig, GroupConfig):
     """Hyperparameters of GRPO.
 
     Attributes:
@@ -77,6 +77,7 @@ class GRPOConfig(HeldOutConfig, LossConfig, LearningRateConfig, GroupConfig):
 def grpo(env: Env, network: Network | LanguageModel, config: GRPOConfig) -> Algorithm:
     """GRPO on `env`. Raises UsageError as `check`, `check_groups` and `source` do."""
     c = check(config)
+    check_schedules(c)
     check_groups(env, network, c)
     groups = source(env, network, c.max_steps)
     judged = env.task is not None and env.task.judge is not None  # then held-out prompts are answered between updates
@@ -84,7 +85,7 @@ def grpo(env: Env, network: Network | LanguageModel, config: GRPOConfig) -> Algo
     tx = step_direction(c.optimizer, c.max_grad_norm, c.adam_eps)
 
     def step(key, state, update):
-        del update
+        learning_rate = anneal(c.learning_rate, update, c.anneal_updates if c.anneal_learning_rate else None)
         k_sample, k_update, k_held_out = jax.random.split(key, 3)
         (train_state, reference, kl_coef), params = state.learner, state.learner.params
         data, signal, sampled = sample_for_update(k_sample, groups, params, c, state.world)
@@ -99,7 +100,7 @@ def grpo(env: Env, network: Network | LanguageModel, config: GRPOConfig) -> Algo
         loss = partial(_loss, groups, c, kl_coef)
         batch = (data.obs, data.action, mask, data.log_prob, reference_log_prob, advantage, target)
         epochs = (c.num_epochs, c.num_minibatches, None, None, 0)
-        train_state, metrics = minibatch_epochs(k_update, loss, tx, c.learning_rate, train_state, batch, *epochs)
+        train_state, metrics = minibatch_epochs(k_update, loss, tx, learning_rate, train_state, batch, *epochs)
         metrics |= watch(groups, data, params, train_state.params, reference)
         if c.kl_target is not None:
             factor = 1 + 0.1 * jnp.clip(metrics["kl_reference"] / c.kl_target - 1, -0.2, 0.2)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from purepg.algorithms.configs import LearningRateConfig
+from purepg.algorithms.configs import AnnealConfig, LearningRateConfig
 from purepg.algorithms.groups import source
 from purepg.config import Count, Positive
 from purepg.equations.losses import preference
@@ -32,7 +32,7 @@ class Preferences(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairsConfig(LearningRateConfig):
+class PairsConfig(AnnealConfig, LearningRateConfig):
     """Learning from pairs.
 
     Attributes:

@@ -12,8 +12,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from purepg.algorithms.configs import LearningRateConfig, LossConfig
-from purepg.config import Count, Positive, UnitInterval, check
+from purepg.algorithms.configs import AnnealConfig, LearningRateConfig, LossConfig
+from purepg.config import Count, Positive, UnitInterval, check, check_schedules
 from purepg.envs.contract import check_environment
 from purepg.equations import advantages
 from purepg.equations.diagnostics import SPARSE, explained_variance, policy_change, sparse
@@ -21,12 +21,12 @@ from purepg.equations.losses import policy_gradient, squared_error
 from purepg.experience.acting import actor, evaluation_policy
 from purepg.experience.rollout import episodes
 from purepg.networks.actor_critic import require_policy_gradient
-from purepg.optimize import gradient_step, init_train_state, step_direction
+from purepg.optimize import anneal, gradient_step, init_train_state, step_direction
 from purepg.types import Algorithm, Array, Env, Network, State, Transition, UpdateSteps, UsageError, first_seen
 
 
 @dataclass(frozen=True, kw_only=True)
-class REINFORCEConfig(LossConfig, LearningRateConfig):
+class REINFORCEConfig(LossConfig, AnnealConfig, LearningRateConfig):
     """Hyperparameters of REINFORCE.
 
     Attributes:
@@ -76,7 +76,7 @@ def reinforce(env: Env, network: Network, config: REINFORCEConfig) -> Algorithm:
         return total, metrics
 
     def step(key, state, update):
-        del update
+        learning_rate = anneal(c.learning_rate, update, c.anneal_updates if c.anneal_learning_rate else None)
         params = state.learner.params
         trajectory, mask, info = episodes(key, env, actor(network, params), c.num_episodes, max_steps)
 
@@ -89,7 +89,7 @@ def reinforce(env: Env, network: Network, config: REINFORCEConfig) -> Algorithm:
         target = advantages.discounted_return(trajectory.reward, mask, c.gamma, final_value)
 
         batch = (trajectory, mask, weight, target)
-        learner, metrics = gradient_step(loss, tx, c.learning_rate, state.learner, batch)
+        learner, metrics = gradient_step(loss, tx, learning_rate, state.learner, batch)
         obs, action, some = sparse((trajectory.obs, trajectory.action, mask), SPARSE)
         old_policy, new_policy = (network.apply(x, obs)[0] for x in (params, learner.params))
         metrics |= policy_change(old_policy, new_policy, action, where=some)
@@ -127,6 +127,7 @@ def _checked(env: Env, network: Network, config: REINFORCEConfig) -> tuple[REINF
         episode, or a network without a stochastic policy, or without V where the baseline is V.
     """
     c = check(config)
+    check_schedules(c)
     check_environment(env)
     max_steps = c.max_steps or env.max_episode_steps
     if max_steps is None:

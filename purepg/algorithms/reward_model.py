@@ -19,10 +19,10 @@ from purepg.algorithms.preferences import (
     reward_margin,
     sample_preferences,
 )
-from purepg.config import Count, Positive, check
+from purepg.config import Count, Positive, check, check_schedules
 from purepg.experience.acting import evaluation_policy
 from purepg.language.model import LanguageModel
-from purepg.optimize import gradient_step, init_train_state, step_direction
+from purepg.optimize import anneal, gradient_step, init_train_state, step_direction
 from purepg.types import Algorithm, Env, State, UpdateSteps, UsageError
 
 
@@ -46,6 +46,7 @@ def reward_model(env: Env, network: LanguageModel, config: RewardConfig) -> Algo
     UsageError for a network that is no language model with a value head, and for a single candidate.
     """
     c = check(config)
+    check_schedules(c)
     if not isinstance(network, LanguageModel) or not network.has_value:
         raise UsageError("a reward model needs a language model with a value head: set --network.value-head")
     prompt_length, apart = network.task.prompt_length, env.held_out or env
@@ -67,7 +68,8 @@ def reward_model(env: Env, network: LanguageModel, config: RewardConfig) -> Algo
 
     def step(key, state, update):
         batch = pairs.batch(key, state.world[0], update)
-        learner, metrics = gradient_step(loss, tx, c.learning_rate, state.learner, batch)
+        learning_rate = anneal(c.learning_rate, update, c.anneal_updates if c.anneal_learning_rate else None)
+        learner, metrics = gradient_step(loss, tx, learning_rate, state.learner, batch)
         action = jnp.concatenate(batch[:2])[:, prompt_length:]
         metrics["env_steps"] = jnp.int32(action.size)
         metrics["response_length"] = jnp.sum(action >= 0) / action.shape[0]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from purepg.config import ANNEAL_UPDATES, float_fields
+from purepg.config import ANNEAL_UPDATES, check_schedules, float_fields
 from purepg.types import Algorithm, UpdateSteps, UsageError
 
 INT32_MAX = 2**31 - 1
@@ -132,7 +132,11 @@ def _program(static: Any, settings: Sequence[Setting], members: list[int], make:
         }
         for name, config in configs.items()
     }
-    configs = with_schedule(configs, num_updates)
+    if made[0].update_steps.vary:  # `num_updates` is what the shortest updates would allow: no length for a schedule
+        for config in configs.values():
+            check_schedules(config)
+    else:
+        configs = with_schedule(configs, num_updates)
     return Program(static, tuple(members), configs, hyper, num_updates, made[0].update_steps)
 
 
