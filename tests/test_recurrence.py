@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import diary_env, quick_jit
+from helpers import diary_env, equations, quick_jit
+from jax.flatten_util import ravel_pytree
 from test_outside import N as NUM_OUTSIDE
 from test_outside import T as STEPS_OUTSIDE
 from test_outside import diary, recorder
@@ -21,11 +22,13 @@ from purepg.algorithms.ppo import PPOConfig, ppo
 from purepg.algorithms.ppo_penalty import PPOPenaltyConfig, ppo_penalty
 from purepg.algorithms.reinforce import REINFORCEConfig, reinforce
 from purepg.algorithms.trpo import TRPOConfig, trpo
+from purepg.equations.trust_region import fisher_vector_product
 from purepg.experience.rollout import reset_all, rollout
 from purepg.networks.actor_critic import NetworkConfig, actor_critic
 from purepg.optimize import init_train_state, minibatch_epochs, step_direction
+from purepg.runtime import compiling_for
 from purepg.train import evaluate, train
-from purepg.types import Actor, Box, Discrete, Env, TimeStep, UsageError, Window
+from purepg.types import Actor, Box, Discrete, Env, TimeStep, UsageError, Window, first_seen
 
 T, N = 42, 5
 CELLS = ["gru", "lstm", "lru", "stack", "transformer"]
@@ -128,6 +131,52 @@ def test_minibatches_are_windows_of_successive_steps_and_an_epoch_holds_each_onc
     np.testing.assert_array_equal(state.params, -3.0)
 
 
+# --- in the form for a GPU ---
+
+
+@pytest.mark.parametrize(("kind", "products"), [("gru", 6), ("lstm", 2)])
+def test_in_a_gpus_form_a_loop_has_one_product_and_values_gradients_and_fisher_products_are_the_same(kind, products):
+    """In float64, of windows with episodes that end within them, and from a memory that is not 0."""
+    L, network = 12, network_of(kind)
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        obs, starts = rng.normal(size=(L, N, 2)), rng.random((L, N)) < 0.3
+        shapes = jax.eval_shape(network.init, jax.random.key(0), first_seen(network, obs[0, 0]))
+        params = jax.tree.map(lambda x: rng.normal(size=x.shape), shapes)
+        memory = jax.tree.map(lambda x: rng.normal(size=(1, *x.shape)), network.memory(N))
+        vector = rng.normal(size=ravel_pytree(params)[0].shape)
+
+        def applied(params, memory):
+            return network.apply(params, Window(jnp.asarray(obs), jnp.asarray(starts), memory))
+
+        def found(params, memory):
+            def loss(params, memory):
+                policy, value = applied(params, memory)
+                return jnp.sum(jnp.sin(policy.logits)) + jnp.sum(jnp.square(value))
+
+            old = applied(params, memory)[0]
+            product = fisher_vector_product(lambda new: old.kl(applied(new, memory)[0]).mean(), params, 0.1)
+            return jax.value_and_grad(loss, argnums=(0, 1))(params, memory), product(vector)
+
+        forms, in_loops = [], []
+        for platform in ("cpu", "gpu"):
+            with compiling_for(platform):
+                forms.append(quick_jit(lambda *of: found(*of))(params, memory))
+                loops = [e for e in equations(lambda *of: applied(*of), params, memory) if e.primitive.name == "scan"]
+                in_loops.append([str(loop.params["jaxpr"]).count("dot_general") for loop in loops])
+        assert in_loops == [[products] * 2, [1] * 2]  # of the policy's memory and of the critic's
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11), *forms)
+
+
+def test_parameters_start_the_same_in_both_forms():
+    network, forms = network_of("gru"), []
+    window = Window(jnp.ones((3, 1, 2)), jnp.zeros((3, 1), bool), jax.tree.map(lambda x: x[None], network.memory(1)))
+    for platform in ("cpu", "gpu"):
+        with compiling_for(platform):
+            forms.append(network.init(jax.random.key(0), window))
+    jax.tree.map(np.testing.assert_array_equal, *forms)
+
+
 # --- outside of JAX ---
 
 
@@ -212,7 +261,7 @@ def test_every_algorithm_that_can_have_memory_learns_to_recall_a_bit(name):
 
     @quick_jit
     def run(key):
-        state, _ = train(key, made, made.init(key), 0, 60)
+        state, _ = train(key, made, made.init(key), 0, 100)
         return evaluate(key, env, made.policy(state, True), 200, 3).episode_return.mean()
 
     assert run(jax.random.key(0)) > 0.95

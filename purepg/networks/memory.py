@@ -17,9 +17,12 @@ import jax.numpy as jnp
 
 from purepg.lanes import select
 from purepg.networks.attention import GatedTransformer
+from purepg.networks.recurrent import GRU, LSTM
+from purepg.runtime import compiles_for_gpu
 from purepg.types import Array, Following, Memory, Moment, Obs, UsageError, Window
 
 MemoryKind = Literal["gru", "lstm", "lru", "stack", "transformer"]
+FOR_GPU = GRU, LSTM  # whose `unroll` launches a seventh of the kernels; on a CPU the loop over calls is faster
 
 
 def first_of(cell: Callable[..., Any] | None, num_envs: int) -> Memory:
@@ -59,7 +62,7 @@ class Recurrence(nn.Module):
 
         def unroll(memory, obs, starts):
             x = torso(obs)
-            if hasattr(cell, "unroll"):
+            if hasattr(cell, "unroll") and (compiles_for_gpu() or not isinstance(cell, FOR_GPU)):
                 return cell.unroll(memory, x, starts)
 
             def step(cell, memory, inputs):
@@ -206,9 +209,9 @@ def cell_of(kind: MemoryKind | None, size: int | None, features: int) -> Callabl
         case None:
             return None
         case "gru":
-            return partial(nn.GRUCell, features=size)
+            return partial(GRU, features=size)
         case "lstm":
-            return partial(nn.OptimizedLSTMCell, features=size)
+            return partial(LSTM, features=size)
         case "lru":
             return partial(LRU, size=size)
         case "stack":
