@@ -140,14 +140,14 @@ def test_in_a_gpus_form_a_loop_has_one_product_and_values_gradients_and_fisher_p
     L, network = 12, network_of(kind)
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
-        obs, starts = rng.normal(size=(L, N, 2)), rng.random((L, N)) < 0.3
+        obs, starts = jnp.asarray(rng.normal(size=(L, N, 2))), jnp.asarray(rng.random((L, N)) < 0.3)
         shapes = jax.eval_shape(network.init, jax.random.key(0), first_seen(network, obs[0, 0]))
         params = jax.tree.map(lambda x: rng.normal(size=x.shape), shapes)
         memory = jax.tree.map(lambda x: rng.normal(size=(1, *x.shape)), network.memory(N))
         vector = rng.normal(size=ravel_pytree(params)[0].shape)
 
         def applied(params, memory):
-            return network.apply(params, Window(jnp.asarray(obs), jnp.asarray(starts), memory))
+            return network.apply(params, Window(obs, starts, memory))
 
         def found(params, memory):
             def loss(params, memory):
