@@ -144,7 +144,7 @@ def test_in_a_gpus_form_a_loop_has_one_product_and_values_gradients_and_fisher_p
         shapes = jax.eval_shape(network.init, jax.random.key(0), first_seen(network, obs[0, 0]))
         params = jax.tree.map(lambda x: rng.normal(size=x.shape), shapes)
         memory = jax.tree.map(lambda x: rng.normal(size=(1, *x.shape)), network.memory(N))
-        vector = rng.normal(size=ravel_pytree(params)[0].shape)
+        vector = jnp.asarray(rng.normal(size=ravel_pytree(params)[0].shape))
 
         def applied(params, memory):
             return network.apply(params, Window(obs, starts, memory))
