@@ -16,8 +16,9 @@ from purepg.lanes import select
 from purepg.loops import scan
 from purepg.types import Array
 
-State = tuple[Array, ...]  # each [N, n]; the last is h, which the next step multiplies by U
 AT_ONCE = 8  # steps in an iteration of the loop
+
+State = tuple[Array, ...]  # each [N, n]; the last is h, which the next step multiplies by U
 Gates = Callable[[Array, Array, State], State]  # (W x + b, U h, the state before) -> the state after
 
 
@@ -70,7 +71,7 @@ def _unrolled(cell: Any, gates: Gates, names: str, state: State, memory: Any, x:
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def along(gates: Gates, U: Array, c: Array, state: State, x: Array, starts: Array) -> State:
     """The states after each of L steps, `[L, N, n]`, of which the first follows `state`; where an episode starts, the
-    state before is 0.
+    state before is 0. It has a gradient, of which `jax.jvp` may be taken; it has no `jax.jvp` itself.
 
     Args:
       U, c: `[n, g]` and `[g]`, which make h U + c of the gates. x: `[L, N, g]`. starts: `[L, N]`.
