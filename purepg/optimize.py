@@ -128,6 +128,11 @@ def anneal(value: Array | float, update: Array, anneal_updates: int | None) -> A
     return value * jnp.maximum(0.0, 1.0 - update / anneal_updates)
 
 
+def annealed_learning_rate(c: Any, update: Array) -> Array | float:
+    """The `learning_rate` of an `AnnealConfig` in this update."""
+    return anneal(c.learning_rate, update, c.anneal_updates if c.anneal_learning_rate else None)
+
+
 def gradient_step(
     loss: Loss, tx: optax.GradientTransformation, learning_rate: Array | float, train_state: TrainState, batch: Any
 ) -> tuple[TrainState, Metrics]:

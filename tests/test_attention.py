@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from helpers import quick_jit
 
+from purepg.lanes import select
 from purepg.networks.attention import GatedTransformer, Layer, Past
 
 M, K, H, FEATURES, L, N = 2, 2, 3, 16, 14, 2
@@ -71,10 +72,7 @@ def test_the_memory_after_a_step_is_the_same_step_by_step_and_for_a_window_at_on
         def step(memory, inputs):
             x, starts = inputs
             first = CELL.initialize_carry(jax.random.key(0), (N, 1))
-            empty = jax.tree.map(
-                lambda new, old: jnp.where(starts.reshape(-1, *[1] * (old.ndim - 1)), new, old), first, memory
-            )
-            memory, y = CELL.apply(params, empty, x)
+            memory, y = CELL.apply(params, select(starts, first, memory), x)
             return memory, (memory, y)
 
         return at_once, jax.lax.scan(step, memory, (x, starts))[1]

@@ -11,7 +11,7 @@ from purepg.algorithms.on_policy import checked, collect, finish, rollout_algori
 from purepg.config import Count
 from purepg.equations.advantages import standardise
 from purepg.equations.losses import policy_gradient, squared_error
-from purepg.optimize import anneal, gradient_step, step_direction
+from purepg.optimize import annealed_learning_rate, gradient_step, step_direction
 from purepg.types import Algorithm, Env, Network
 
 
@@ -48,7 +48,7 @@ def a2c(env: Env, network: Network, config: A2CConfig) -> Algorithm:
         if c.normalize_advantage:
             advantage = standardise(advantage)
 
-        learning_rate = anneal(c.learning_rate, update, c.anneal_updates if c.anneal_learning_rate else None)
+        learning_rate = annealed_learning_rate(c, update)
         batch = (data.obs, data.action, advantage, target)
         train_state, metrics = gradient_step(loss, tx, learning_rate, state.learner.train_state, batch)
         return finish(network, state, after, train_state, data, target, info | metrics)

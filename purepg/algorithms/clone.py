@@ -21,7 +21,7 @@ from purepg.experience.acting import evaluation_policy
 from purepg.language.model import LanguageModel
 from purepg.loops import in_chunks
 from purepg.optimize import (
-    anneal,
+    annealed_learning_rate,
     check_batch,
     epoch_batch,
     gradient_step,
@@ -95,7 +95,7 @@ def clone(env: Env, network: LanguageModel, config: CloneConfig) -> Algorithm:
     def step(key, state, update):
         *k_draw, k_held_out = jax.random.split(key, 3)
         token = draw(k_draw, state.world, update)
-        learning_rate = anneal(c.learning_rate, update, c.anneal_updates if c.anneal_learning_rate else None)
+        learning_rate = annealed_learning_rate(c, update)
         learner, metrics = gradient_step(loss, tx, learning_rate, state.learner, token)
         metrics["env_steps"] = jnp.int32(env_steps)
         metrics["response_length"] = jnp.sum(token[:, task.prompt_length :] >= 0) / c.batch_size

@@ -17,7 +17,7 @@ from purepg.algorithms.preferences import PairsConfig, draws, measured_pairs, ra
 from purepg.config import Positive, check, check_schedules
 from purepg.experience.acting import evaluation_policy
 from purepg.language.model import LanguageModel
-from purepg.optimize import anneal, gradient_step, init_train_state, step_direction
+from purepg.optimize import annealed_learning_rate, gradient_step, init_train_state, step_direction
 from purepg.types import Algorithm, Env, State, UpdateSteps, UsageError
 
 
@@ -77,7 +77,7 @@ def dpo(env: Env, network: LanguageModel, config: DPOConfig) -> Algorithm:
         train_state, reference, _ = state.learner
         chosen, rejected, weight = pairs.batch(k_batch, state.world, update)
         batch = (chosen, rejected, weight, log_odds(reference, chosen, rejected))
-        learning_rate = anneal(c.learning_rate, update, c.anneal_updates if c.anneal_learning_rate else None)
+        learning_rate = annealed_learning_rate(c, update)
         train_state, metrics = gradient_step(loss, tx, learning_rate, train_state, batch)
         action = jnp.concatenate([chosen, rejected])[:, prompt_length:]
         metrics["env_steps"] = jnp.int32(action.size)

@@ -36,7 +36,7 @@ from purepg.equations.losses import aggregate, importance_weighted, squared_erro
 from purepg.equations.ratios import kl_k3, kl_penalty, sequence_log_ratio
 from purepg.lanes import any_lane
 from purepg.language.model import LanguageModel
-from purepg.optimize import anneal, minibatch_epochs, step_direction
+from purepg.optimize import annealed_learning_rate, minibatch_epochs, step_direction
 from purepg.types import Algorithm, Array, Env, Metrics, Network, Params, State
 
 
@@ -85,7 +85,7 @@ def grpo(env: Env, network: Network | LanguageModel, config: GRPOConfig) -> Algo
     tx = step_direction(c.optimizer, c.max_grad_norm, c.adam_eps)
 
     def step(key, state, update):
-        learning_rate = anneal(c.learning_rate, update, c.anneal_updates if c.anneal_learning_rate else None)
+        learning_rate = annealed_learning_rate(c, update)
         k_sample, k_update, k_held_out = jax.random.split(key, 3)
         (train_state, reference, kl_coef), params = state.learner, state.learner.params
         data, signal, sampled = sample_for_update(k_sample, groups, params, c, state.world)

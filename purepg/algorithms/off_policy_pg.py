@@ -20,7 +20,7 @@ from purepg.config import Count, Positive
 from purepg.equations.advantages import standardise
 from purepg.equations.losses import policy_gradient, squared_error
 from purepg.equations.ratios import effective_sample_size, segment_ratio
-from purepg.optimize import anneal, gradient_steps, step_direction
+from purepg.optimize import annealed_learning_rate, gradient_steps, step_direction
 from purepg.types import Algorithm, Env, Network
 
 
@@ -73,7 +73,7 @@ def off_policy_pg(env: Env, network: Network, config: OffPolicyPGConfig) -> Algo
         if c.normalize_advantage:
             advantage = standardise(advantage)
 
-        learning_rate = anneal(c.learning_rate, update, c.anneal_updates if c.anneal_learning_rate else None)
+        learning_rate = annealed_learning_rate(c, update)
         ended = data.terminated | data.truncated
         batch = (data.obs, data.action, data.log_prob, ended, advantage, target)
         train_state, metrics = gradient_steps(loss, tx, learning_rate, state.learner.train_state, batch, c.num_epochs)

@@ -18,7 +18,7 @@ from purepg.config import Positive
 from purepg.equations.advantages import standardise
 from purepg.equations.losses import clipped_squared_error, clipped_surrogate, squared_error
 from purepg.equations.ratios import kl_k3
-from purepg.optimize import anneal, minibatch_epochs, step_direction
+from purepg.optimize import anneal, annealed_learning_rate, minibatch_epochs, step_direction
 from purepg.types import Algorithm, Env, Network
 
 
@@ -67,7 +67,7 @@ def ppo(env: Env, network: Network, config: PPOConfig) -> Algorithm:
         if c.normalize_advantage == "batch":
             advantage = standardise(advantage)
 
-        learning_rate = anneal(c.learning_rate, update, c.anneal_updates if c.anneal_learning_rate else None)
+        learning_rate = annealed_learning_rate(c, update)
         clip_eps = anneal(c.clip_eps, update, c.anneal_updates if c.anneal_clip_eps else None)
         batch = (data.obs, data.action, data.log_prob, data.value, advantage, target)
         epochs = (c.num_epochs, c.num_minibatches, c.target_kl, c.window)

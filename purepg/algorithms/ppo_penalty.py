@@ -21,7 +21,7 @@ from purepg.algorithms.on_policy import checked, collect, finish, rollout_algori
 from purepg.config import Positive
 from purepg.equations.advantages import standardise
 from purepg.equations.losses import squared_error, surrogate
-from purepg.optimize import anneal, minibatch_epochs, step_direction
+from purepg.optimize import annealed_learning_rate, minibatch_epochs, step_direction
 from purepg.types import Algorithm, Env, Network, State
 
 
@@ -72,7 +72,7 @@ def ppo_penalty(env: Env, network: Network, config: PPOPenaltyConfig) -> Algorit
         if c.normalize_advantage == "batch":
             advantage = standardise(advantage)
 
-        learning_rate = anneal(c.learning_rate, update, c.anneal_updates if c.anneal_learning_rate else None)
+        learning_rate = annealed_learning_rate(c, update)
         batch = (data.obs, data.action, data.log_prob, data.policy, advantage, target)
         epochs = (c.num_epochs, c.num_minibatches, None, c.window)
         train_state, metrics = minibatch_epochs(

@@ -21,7 +21,7 @@ from purepg.equations.losses import policy_gradient, squared_error
 from purepg.experience.acting import actor, evaluation_policy
 from purepg.experience.rollout import episodes
 from purepg.networks.actor_critic import require_policy_gradient
-from purepg.optimize import anneal, gradient_step, init_train_state, step_direction
+from purepg.optimize import annealed_learning_rate, gradient_step, init_train_state, step_direction
 from purepg.types import Algorithm, Array, Env, Network, State, Transition, UpdateSteps, UsageError, first_seen
 
 
@@ -76,7 +76,7 @@ def reinforce(env: Env, network: Network, config: REINFORCEConfig) -> Algorithm:
         return total, metrics
 
     def step(key, state, update):
-        learning_rate = anneal(c.learning_rate, update, c.anneal_updates if c.anneal_learning_rate else None)
+        learning_rate = annealed_learning_rate(c, update)
         params = state.learner.params
         trajectory, mask, info = episodes(key, env, actor(network, params), c.num_episodes, max_steps)
 

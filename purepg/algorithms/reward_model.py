@@ -22,7 +22,7 @@ from purepg.algorithms.preferences import (
 from purepg.config import Count, Positive, check, check_schedules
 from purepg.experience.acting import evaluation_policy
 from purepg.language.model import LanguageModel
-from purepg.optimize import anneal, gradient_step, init_train_state, step_direction
+from purepg.optimize import annealed_learning_rate, gradient_step, init_train_state, step_direction
 from purepg.types import Algorithm, Env, State, UpdateSteps, UsageError
 
 
@@ -68,7 +68,7 @@ def reward_model(env: Env, network: LanguageModel, config: RewardConfig) -> Algo
 
     def step(key, state, update):
         batch = pairs.batch(key, state.world[0], update)
-        learning_rate = anneal(c.learning_rate, update, c.anneal_updates if c.anneal_learning_rate else None)
+        learning_rate = annealed_learning_rate(c, update)
         learner, metrics = gradient_step(loss, tx, learning_rate, state.learner, batch)
         action = jnp.concatenate(batch[:2])[:, prompt_length:]
         metrics["env_steps"] = jnp.int32(action.size)

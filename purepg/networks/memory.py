@@ -62,7 +62,8 @@ class Recurrence(nn.Module):
 
         def unroll(memory, obs, starts):
             x = torso(obs)
-            if hasattr(cell, "unroll") and (compiles_for_gpu() or not isinstance(cell, FOR_GPU)):
+            by_calls = isinstance(cell, FOR_GPU) and (self.is_initializing() or not compiles_for_gpu())
+            if hasattr(cell, "unroll") and not by_calls:
                 return cell.unroll(memory, x, starts)
 
             def step(cell, memory, inputs):

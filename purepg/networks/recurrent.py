@@ -41,7 +41,7 @@ class GRU(nn.GRUCell):
 
     def unroll(self, memory: Array, x: Array, starts: Array) -> tuple[Array, Array]:
         """memory `[N, n]`, x `[L, N, m]`, starts `[L, N]`; returns (h after each step, the same), `[L, N, n]`."""
-        (after,) = _unrolled(self, gru, "rzn", (memory,), memory, x, starts)
+        (after,) = _unrolled(self, gru, "rzn", (memory,), x, starts)
         return after, after
 
 
@@ -50,13 +50,11 @@ class LSTM(nn.OptimizedLSTMCell):
 
     def unroll(self, memory: State, x: Array, starts: Array) -> tuple[State, Array]:
         """memory (c, h), each `[N, n]`, x `[L, N, m]`, starts `[L, N]`; returns ((c, h) after each step, h)."""
-        after = _unrolled(self, lstm, "ifgo", memory, memory, x, starts)
+        after = _unrolled(self, lstm, "ifgo", memory, x, starts)
         return after, after[1]
 
 
-def _unrolled(cell: Any, gates: Gates, names: str, state: State, memory: Any, x: Array, starts: Array) -> State:
-    if cell.is_initializing():
-        cell(memory, x[0])
+def _unrolled(cell: Any, gates: Gates, names: str, state: State, x: Array, starts: Array) -> State:
     params, n = cell.variables["params"], state[0].shape[-1]
 
     def joined(side: str) -> tuple[Array, Array]:
