@@ -84,7 +84,7 @@ def cells_of(config: Config) -> tuple[list[Cell], list[Missing], list[str]]:
         raise UsageError(f"algorithms ({', '.join(unknown)}) must be among {', '.join(SCRIPTS)}")
     changes = overrides(config.set, trained)
     discrete, not_made = environments(config.envs)
-    found = [cell(label, env, discrete[env], trained, changes) for env in discrete for label in algorithms]
+    found = [cell(label, env, discrete[env], algorithms, changes) for env in discrete for label in algorithms]
     missing = [Missing(label, env, reason) for env, reason in not_made for label in algorithms]
     missing += [x for x in found if isinstance(x, Missing)]
     return [x for x in found if isinstance(x, Cell)], missing, [*discrete, *(env for env, _ in not_made)]

@@ -77,6 +77,8 @@ def test_sac_is_sac_discrete_on_discrete_actions_unless_that_is_in_the_table_its
     assert [(x.algorithm, x.why) for x in missing] == [
         ("sac", "its actions are discrete, and sac_discrete is in the table itself")
     ]
+    remembers = cells("sac:network.memory=gru", "sac_discrete", envs=("CartPole-v1",))  # two columns, of which both stay
+    assert [cell.experiment[3].memory for cell in remembers.values()] == ["gru", None]
 
 
 def test_groups_are_their_environments_and_one_that_cannot_be_made_is_left_out_with_its_reason(monkeypatch):

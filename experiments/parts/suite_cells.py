@@ -118,7 +118,7 @@ def overrides(texts: Sequence[str], algorithms: Sequence[str]) -> dict[str, dict
 
 
 def cell(
-    label: str, env: str, discrete: bool, algorithms: Sequence[str], changes: Mapping[str, Mapping[str, str]]
+    label: str, env: str, discrete: bool, labels: Sequence[str], changes: Mapping[str, Mapping[str, str]]
 ) -> Cell | Missing:
     """A cell with the settings of its script: the one for this environment, else, on discrete actions, the general one,
     else one for an environment of its group, else the algorithm's own. On discrete actions, sac is `sac_discrete`.
@@ -126,14 +126,14 @@ def cell(
 
     Args:
       discrete: whether the environment's actions are.
-      algorithms: all algorithms of the table.
+      labels: all of the table.
       changes: what `overrides` returns.
     Raises:
       UsageError: a change does not fit the configs.
     """
     algorithm, own_settings = named(label)
     trained = "sac_discrete" if algorithm == "sac" and discrete else algorithm
-    if trained != algorithm and trained in algorithms:
+    if trained != algorithm and ":".join([trained, *own_settings]) in labels:
         return Missing(label, env, "its actions are discrete, and sac_discrete is in the table itself")
     group_of = {env: group for group, names in groups().items() for env in names}
 
