@@ -156,7 +156,8 @@ def main() -> None:
         command = [sys.executable, __file__, *flags]
         done = subprocess.run(command, capture_output=True, text=True, env=users_environment())
         if done.returncode:
-            print(f"left out {name}: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
+            said = done.stderr.strip().splitlines() or [f"its process ended with {done.returncode}"]
+            print(f"left out {name}: {said[-1]}", file=sys.stderr)
             continue
         rows[name] = row(name, json.loads(done.stdout.strip().splitlines()[-1]))
         print("  ".join(rows[name]), flush=True)

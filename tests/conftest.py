@@ -1,5 +1,5 @@
-"""Tests leave nothing behind in the user's home. What they compile is kept in pytest's own cache folder, so that a second
-session takes little more than half of the first one's time; `pytest --cache-clear` empties it."""
+"""Tests leave nothing behind in the user's home. What they compile is kept in pytest's own cache folder, which makes
+the next session shorter; `pytest --cache-clear` empties it."""
 
 import gc
 import importlib.metadata
@@ -14,9 +14,8 @@ from typing import Any
 if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker shares the folder of the process that started it
     os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="purepg-tests-")
 os.environ["MPLCONFIGDIR"] = os.environ["XDG_CACHE_HOME"]
-COMPILED = Path(__file__).parent.parent / ".pytest_cache" / "d" / "xla"  # as `config.cache.mkdir("xla")` names it
-COMPILED_AT_MOST = 2 * 2**30  # bytes, of programs of many versions of the code
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(COMPILED))  # a folder set is kept
+# A folder that is set is kept. Else, it is the one that `config.cache.mkdir("xla")` names.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".pytest_cache/d/xla"))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 if importlib.metadata.version("jaxlib") == "0.10.2":  # less to optimise; elsewhere a flag may be unknown
@@ -35,6 +34,8 @@ import purepg  # noqa: F401  before anything starts JAX
 from helpers import shared_programs  # isort: skip
 
 gc.set_threshold(200_000, 20, 100)  # tracing makes many objects and little garbage
+
+COMPILED_AT_MOST = 2 * 2**30  # bytes that are kept, of programs of many versions of the code
 
 # The files that train whole runs, start processes or compile whole algorithms, the slowest first.
 SLOW = """
@@ -62,9 +63,10 @@ def programs() -> Iterator[dict[str, Any]]:
         yield found
 
 
-def pytest_unconfigure() -> None:
+def pytest_unconfigure(config: pytest.Config) -> None:
     """Removes the session's folder, once all its processes have ended, and compiled programs if they are many."""
     if "PYTEST_XDIST_WORKER" not in os.environ:
         shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
-        if sum(file.stat().st_size for file in COMPILED.glob("*")) > COMPILED_AT_MOST:
-            shutil.rmtree(COMPILED, ignore_errors=True)
+        compiled = config.cache and config.cache.mkdir("xla")
+        if compiled and sum(file.stat().st_size for file in compiled.iterdir()) > COMPILED_AT_MOST:
+            shutil.rmtree(compiled, ignore_errors=True)

@@ -413,6 +413,7 @@ OURS = (*MDPS, *POMDPS, *LQRS, *TASKS)
         ("MinAtar/Breakout-v1", "did you mean pgx/minatar-breakout or Breakout-MinAtar"),
         ("MountainCar", "did you mean MountainCar-v0 or MountainCarContinuous-v0?"),
         ("adition", "did you mean addition?"),
+        ("HalfCheetah-v5", "did you mean brax/halfcheetah? (Gymnasium's is gym/HalfCheetah-v5)"),
         ("Zaxxon", f"the known ones are {', '.join((*gymnax.registered_envs, *OURS))}, and those of"),
     ],
 )
@@ -420,6 +421,12 @@ def test_an_unknown_name_is_answered_with_near_ones_or_with_all(name, hint):
     with pytest.raises(UsageError) as error:
         purepg.envs.make(name)
     assert str(error.value).startswith(f"unknown environment {name!r}; {hint}")
+
+
+def test_the_name_of_a_suite_alone_is_answered_with_one_of_its_environments():
+    for suite, one in (("brax", "ant"), ("gym", "CartPole-v1")):
+        with pytest.raises(UsageError, match=f"{suite} is a suite: name one of its environments, as in {suite}/{one}"):
+            purepg.envs.make(suite)
 
 
 def test_an_unknown_parameter_is_answered_with_the_known_ones():

@@ -77,7 +77,7 @@ def test_sac_is_sac_discrete_on_discrete_actions_unless_that_is_in_the_table_its
     assert [(x.algorithm, x.why) for x in missing] == [
         ("sac", "its actions are discrete, and sac_discrete is in the table itself")
     ]
-    remembers = cells("sac:network.memory=gru", "sac_discrete", envs=("CartPole-v1",))  # two columns, of which both stay
+    remembers = cells("sac:network.memory=gru", "sac_discrete", envs=("CartPole-v1",))  # both columns stay
     assert [cell.experiment[3].memory for cell in remembers.values()] == ["gru", None]
 
 
@@ -103,6 +103,9 @@ def test_changes_are_made_in_the_configs_that_they_name():
         assert (ppo.gamma, network.hidden, network.activation) == (gamma, hidden, "relu")
     of_sac = cells("sac:sac.gamma=0.5:sac_discrete.gamma=0.25", envs=("Pendulum-v1", "CartPole-v1"))
     assert [cell.experiment[1].gamma for cell in of_sac.values()] == [0.5, 0.25]
+    of_sac = cells("sac:sac.gamma=0.5:sac.target_entropy=-1", envs=("Pendulum-v1", "CartPole-v1"))  # a fraction there
+    assert [cell.experiment[1].gamma for cell in of_sac.values()] == [0.5, 0.5]
+    assert of_sac["sac:sac.gamma=0.5:sac.target_entropy=-1", "CartPole-v1"].experiment[1].target_entropy > 0
     assert overrides(["sac_discrete.tau=1"], ["sac"]) == {"sac_discrete": {"tau": "1"}}
 
 
@@ -116,7 +119,7 @@ def test_a_colon_in_a_name_begins_no_setting():
     [
         ({"algorithms": ("ppq",)}, r"^algorithms \(ppq\) must be among reinforce, .*ppo"),
         ({"algorithms": ()}, r"^name at least one algorithm and one environment$"),
-        ({"envs": ("gym",)}, r"^unknown environment 'gym'; .*the groups are classic, minatar, bsuite, "),
+        ({"envs": ("gym",)}, r"^gym is a suite: .*the groups are classic, minatar, bsuite, "),
         ({"envs": ("CartPol-v1",)}, r"did you mean CartPole-v1.*the groups are classic, minatar, bsuite, "),
         ({"set": ("ppo.gamma",)}, r"^set \('ppo.gamma'\) must be ALGORITHM.FIELD=VALUE"),
         ({"set": ("sac.gamma=1",)}, r"^set \('sac.gamma=1'\) must begin with one of ppo, a2c, network$"),

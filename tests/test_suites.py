@@ -19,7 +19,7 @@ from purepg import envs
 from purepg.envs.contract import in_units, legal_actions
 from purepg.envs.suites import SUITES
 from purepg.experience.exploration import random_actor
-from purepg.types import Box, Env, TimeStep, UsageError, is_space
+from purepg.types import Box, Discrete, Env, TimeStep, UsageError, is_space
 
 N, T, LIMIT = 4, 120, 50
 # The cheapest environment of each kind of adapter: its package, and whether random play reaches a terminal state in T
@@ -190,6 +190,45 @@ def test_a_step_into_a_terminal_state_terminates_and_is_truncated_too_only_at_th
     _, late = single(name).step(jax.random.key(0), doomed._replace(t=jnp.int32(LIMIT - 1)), action)
     assert (bool(early.terminated), bool(early.truncated)) == (True, False)
     assert (bool(late.terminated), bool(late.truncated)) == (True, True)
+
+
+# Suites that count an episode's steps themselves: a state with this count.
+CLOCKS = {
+    "craftax/Craftax-Classic-Symbolic": lambda inner, t: (inner[0].replace(timestep=t), inner[1]),
+    "popgym_arcade/NoisyCartPoleEasy": lambda inner, t: inner.replace(time=t),
+    "jumanji/Snake": lambda inner, t: inner.replace(step_count=t),
+}
+
+
+@pytest.mark.parametrize("name", CLOCKS)
+def test_the_suites_own_time_limit_ends_no_episode(name):
+    need(PLAYED[name][0])
+    state, obs = jax.tree.map(lambda x: jnp.asarray(x[:1]), play(name).first)
+    _, action, _ = random_actor(made(name))(jax.random.key(0), (), obs)
+    state, action = jax.tree.map(lambda x: x[0], (state, action))
+    limit = made(name).max_episode_steps  # by default that of the suite
+    assert limit
+    for t in (0, limit - 1, limit, limit + 1):
+        later = state._replace(inner=CLOCKS[name](state.inner, jnp.int32(t)))
+        assert not single(name).step(jax.random.key(0), later, action)[1].terminated, t
+
+
+def test_auto_encode_has_the_action_that_answers_and_can_be_solved():
+    need("popgym_arcade")
+    env = made("popgym_arcade/AutoEncodeEasy")
+    assert env.action_space == Discrete(5)
+    change, answer = jnp.int32(3), jnp.int32(4)
+
+    def step(state, key):
+        game = state.inner
+        right = (game.timestep >= len(game.cards)) & (game.default_action == jnp.flip(game.cards)[game.count])
+        state, time_step = env.step(key, state, jnp.where(right, answer, change))
+        return state, (time_step.reward, time_step.terminated)
+
+    state, _ = env.reset(jax.random.key(0))
+    play = jax.jit(lambda state, keys: jax.lax.scan(step, state, keys))
+    _, (reward, terminated) = play(state, jax.random.split(jax.random.key(1), 200))
+    assert terminated.any() and reward[: jnp.argmax(terminated) + 1].sum() >= 1
 
 
 def test_the_same_key_gives_the_same_trajectory_and_vmap_that_of_a_loop(name):

@@ -122,7 +122,8 @@ def cell(
 ) -> Cell | Missing:
     """A cell with the settings of its script: the one for this environment, else, on discrete actions, the general one,
     else one for an environment of its group, else the algorithm's own. On discrete actions, sac is `sac_discrete`.
-    The settings of the algorithm's own label come last.
+    The settings of the algorithm's own label come last. Settings of sac are those of its sac_discrete too, where that
+    has the same field and no setting of its own.
 
     Args:
       discrete: whether the environment's actions are.
@@ -147,8 +148,11 @@ def cell(
 
     script = min((x for x in SCRIPTS[trained] if discrete or not x.endswith(GENERAL)), key=distance)
     make_algorithm, config, network, network_config, run = import_module(script).EXPERIMENT
+    kinds, asked = hints(type(config)), hints(type(import_module(algorithm).EXPERIMENT[1]))
+    foreign = {field for field in asked if kinds.get(field) != asked[field]}
     for each in (changes, overrides(own_settings, [algorithm])):
-        config = _changed(trained, config, each.get(trained, {}))
+        shared = {field: text for field, text in each.get(algorithm, {}).items() if field not in foreign}
+        config = _changed(trained, config, shared | dict(each.get(trained, {})))
         network_config = _changed("network", network_config, each.get("network", {}))
     return Cell(label, env, script, (make_algorithm, config, network, network_config, run))
 

@@ -1,6 +1,7 @@
 """`make`: every environment by its name."""
 
 import difflib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
@@ -34,10 +35,11 @@ def make(name: str, params: Mapping[str, Any] | None = None, **more: Any) -> Env
       name: `suite/Name`, such as `craftax/Craftax-Symbolic`; or a bare name, which is looked up among `MDPS`, `POMDPS`,
         `LQRS`, `TASKS`, gymnax's environments and then all of `SUITES`.
       params: arguments of the environment's function, fields of the suite's own parameters; and, of any environment,
-        `action_repeat` (take each action so many times, and add the rewards), `max_episode_steps` (truncate episodes
-        after so many of the environment's own steps, whatever `action_repeat` is; a suite's own limit is replaced, any
-        other is kept if it comes first), `observed` (hide all but these entries of a Box observation: `(0, 2)`, or
-        text such as `0-4,45-49`) and `previous` (True: observe the previous action and reward too).
+        `max_episode_steps` (truncate episodes after so many of the environment's own steps, whatever `action_repeat`
+        is; the limit of a suite other than popgym is replaced, any other is kept if it comes first); and, of any in JAX
+        but token tasks, `action_repeat` (take each action so many times, and add the rewards), `observed` (hide all but
+        these entries of a Box observation: `(0, 2)`, or text such as `0-4,45-49`) and `previous` (True: observe the
+        previous action and reward too).
       more: the same as `params`, as arguments: `make("lqr", spring=2.0)`.
     Raises:
       UsageError: the name or a parameter is unknown, or the suite's packages are not installed.
@@ -101,8 +103,12 @@ def _find(name: str) -> tuple[str | None, str]:
     in_suites = [f"{suite}/{known}" for suite, entry in SUITES.items() for known in entry.names]
     if slash and prefix in SUITES:
         raise UsageError(unknown_name(name, [known for known in in_suites if known.startswith(f"{prefix}/")]))
+    if name in SUITES:
+        one = next(iter(SUITES[name].names), "CartPole-v1")
+        raise UsageError(f"{name} is a suite: name one of its environments, as in {name}/{one}")
     known = f"{', '.join((*gymnax.registered_envs, *ours))}, and those of {', '.join(f'{suite}/' for suite in SUITES)}"
-    raise UsageError(unknown_name(name, [*gymnax.registered_envs, *ours, *in_suites], known))
+    message = unknown_name(name, [*gymnax.registered_envs, *ours, *in_suites], known)
+    raise UsageError(f"{message} (Gymnasium's is gym/{name})" if re.search(r"-v\d+$", name) else message)
 
 
 def unknown_name(name: str, known: Sequence[str], listed: str | None = None) -> str:

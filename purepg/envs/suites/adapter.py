@@ -95,7 +95,7 @@ def require(suite: str, *packages: str) -> Any:
 def chosen(name: str, params: Mapping[str, Any], **defaults: Any) -> dict[str, Any]:
     """The `params`, and the defaults of those not given. Raises UsageError for an unknown name or another type."""
     if unknown := [key for key in params if key not in defaults]:
-        known = ", ".join(defaults) or "none"
+        known = ", ".join(dict.fromkeys((*defaults, CLOCK)))
         raise UsageError(f"{name} has no parameter {', '.join(map(repr, unknown))}; it has {known}")
     for key, value in params.items():
         kind = type(defaults[key])

@@ -63,7 +63,8 @@ def craftax_env(name: str, params: Mapping[str, Any]) -> Env:
         return (state, episode_return), seen(obs), reward, terminated, info
 
     shape = env.observation_space(env_params).shape
-    observed = box(shape, np.uint8, 0, 255) if kind == "pixels" else box(shape, np.float32, 0, 1)
+    # Health and its like are in tenths, and can exceed 1.
+    observed = box(shape, np.uint8, 0, 255) if kind == "pixels" else box(shape, low=0)
     actions = Discrete(env.action_space(env_params).n)
     metrics = (*achievements, "num_achievements", "score")
     return suite_env(

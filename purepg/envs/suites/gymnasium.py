@@ -70,6 +70,8 @@ def gym_env(
     """
     require("gym", "gymnasium")
     _refuse_old_gymnasium()
+    if not isinstance(asynchronous, bool):
+        raise UsageError(f"asynchronous ({asynchronous}) must be true or false")
     title = name or (f"gym/{source}" if isinstance(source, str) else getattr(source, "__name__", "gym"))
     limit = None if max_episode_steps is None else positive_count("max_episode_steps", max_episode_steps)
     single, vector = _makers(source, limit, params)

@@ -63,7 +63,7 @@ def playground_env(name: str, params: Mapping[str, Any]) -> Env:
         )
     config = registry.get_default_config(name)
     own, limit = with_limit(name, params, int(config.get("episode_length", EPISODE_STEPS)))
-    ours = ("episode_length", "action_repeat")  # our clock and our wrapper
+    ours = ("episode_length", "action_repeat", "vision")  # our clock and our wrapper; pictures, which need Warp
     known = {k: v for k, v in config.to_dict().items() if isinstance(v, bool | int | float | str) and k not in ours}
     given = chosen(name, own, **known | {"impl": "jax"})
     overrides: Any = {key: type(known.get(key, ""))(given[key]) for key in own} | {"impl": given["impl"]}

@@ -1,8 +1,14 @@
 """An adapter from POPGym Arcade 0.0.7 (Wang et al. 2025, github.com/bolt-research/popgym-arcade): games on pixels.
 
 Each game has two twins, which differ in what is seen: fully observed, and partially observed (`partial_obs`), which
-needs memory. Observations are uint8 images. Most games end an episode in the same way at a terminal state and at their
-time limit; the adapter puts the limit out of reach and uses our clock, set to the game's own limit.
+needs memory; BattleShip's and MineSweeper's fully observed ones show all guesses so far, not what is hidden.
+Observations are uint8 images. Most games end an episode in the same way at a terminal state and at their time limit;
+the adapter puts the limit out of reach and uses our clock, set to the game's own limit.
+
+What the games do, stays so: CartPole terminates one step after the fall, whose reward is 0; AutoEncode pays for one
+answer more than there are cards. AutoEncode declares four actions, although the fifth is the one that answers: it has
+five here. Navigator's last step before the limit pays what it earns, and CartPole pays 1 over its own limit for each
+step, whatever our clock is.
 
 POPGym Arcade requires `stable-gymnax`, which overwrites gymnax by an older one. It runs on gymnax 1.0.1 too, and must
 be installed without its requirements, as the error says.
@@ -16,11 +22,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purepg.envs.suites.adapter import CLOCK, box, chosen, require, suite_env, with_limit
+from purepg.envs.suites.adapter import box, chosen, require, suite_env, with_limit
 from purepg.types import Discrete, Env, UsageError
 
 GAMES = ("AutoEncode", "BattleShip", "Breakout", "CartPole", "CountRecall", "MineSweeper", "Navigator", "NoisyCartPole")
 NAMES = tuple(f"{game}{level}" for game in (*GAMES, "Skittles", "Tetris") for level in ("Easy", "Medium", "Hard"))
+SIZES = (128, 256)  # of an image, in pixels
 NEVER = 2**30
 
 
@@ -31,7 +38,7 @@ def popgym_arcade_env(name: str, params: Mapping[str, Any]) -> Env:
       params: `partial_obs`, False for the fully observed twin; `obs_size`, 128 or 256 pixels; and `max_episode_steps`,
         our clock.
     Raises:
-      UsageError: POPGym Arcade is not installed, gymnax was overwritten, or a parameter is unknown.
+      UsageError: POPGym Arcade is not installed, or a parameter is unknown or has an impossible value.
     """
     if importlib.util.find_spec("popgym_arcade") is None:
         raise UsageError(
@@ -39,7 +46,10 @@ def popgym_arcade_env(name: str, params: Mapping[str, Any]) -> Env:
             'pip install -e ".[popgym_arcade]" && pip install --no-deps popgym-arcade==0.0.7'
         )
     popgym_arcade = require("popgym_arcade", "popgym_arcade", "dm_pix", "jaxtyping")
-    twin = chosen(name, {k: v for k, v in params.items() if k != CLOCK}, obs_size=128, partial_obs=False)
+    own, _ = with_limit(name, params, NEVER)
+    twin = chosen(name, own, obs_size=SIZES[0], partial_obs=False)
+    if twin["obs_size"] not in SIZES:
+        raise UsageError(f"{name}'s obs_size ({twin['obs_size']}) must be {' or '.join(map(str, SIZES))}")
     env, env_params = popgym_arcade.make(name, **twin)
     clock = "max_steps_in_episode" if hasattr(env, "max_steps_in_episode") else "max_episode_length"
     own_limit = int(getattr(env, clock))
@@ -60,10 +70,10 @@ def popgym_arcade_env(name: str, params: Mapping[str, Any]) -> Env:
         return state, obs, reward * unit, terminated, {}
 
     shape = env.observation_space(env_params).shape
-    actions = Discrete(int(env.action_space(env_params).n))
+    actions = Discrete(5 if name.startswith("AutoEncode") else int(env.action_space(env_params).n))
 
     def render(state: Any) -> np.ndarray:
-        noise = (env_params, jax.random.PRNGKey(0)) if "CartPole" in name else ()
+        noise = (env_params, jax.random.PRNGKey(state.time)) if "CartPole" in name else ()
         return np.asarray(env.get_obs(state, *noise), np.uint8)
 
     return suite_env(name, reset, step, box(shape, np.uint8, 0, 255), actions, limit, costly_reset=True, render=render)

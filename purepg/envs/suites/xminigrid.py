@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from purepg.envs.suites.adapter import box, chosen, require, suite_env
+from purepg.envs.wrappers import positive_count
 from purepg.types import Discrete, Env, MultiDiscrete, UsageError
 
 _SIZES = {"R1": (9, 11, 13, 15, 17), "R2": (9, 11, 13, 15, 17), "R4": (9, 11, 13, 15, 17), "R6": (13, 17, 19)}
@@ -36,8 +37,9 @@ def xminigrid_env(name: str, params: Mapping[str, Any]) -> Env:
     """One of `NAMES`. The names that begin with XLand have goals and rules from a benchmark.
 
     Args:
-      params: `observation`, "one_hot" or "ids"; `view_size`, `height` and `width`; `benchmark`, the name of a benchmark
-        such as "trivial-1m", from which each episode draws its goal and rules; and `max_episode_steps`, our clock.
+      params: `observation`, "one_hot" or "ids"; `view_size`, `height` and `width`, with the time limit of that size;
+        `benchmark`, the name of a benchmark such as "trivial-1m", from which each episode draws its goal and rules; and
+        `max_episode_steps`, our clock.
     Raises:
       UsageError: the suite is not installed, a parameter is unknown, or the benchmark would be downloaded.
     """
@@ -46,11 +48,13 @@ def xminigrid_env(name: str, params: Mapping[str, Any]) -> Env:
     tiles, colours = constants.NUM_TILES, constants.NUM_COLORS
     env, default = xminigrid.make(name)
     known = {field: getattr(default, field) for field in ("height", "width", "view_size")}
-    given = chosen(name, params, observation="one_hot", benchmark="", max_episode_steps=default.max_steps, **known)
+    sizes = {field: positive_count(f"{name}'s {field}", params.get(field, size)) for field, size in known.items()}
+    limit = default.max_steps if sizes == known else env.default_params(**sizes).max_steps
+    given = chosen(name, params, observation="one_hot", benchmark="", max_episode_steps=limit, **known)
     if given["observation"] not in ("one_hot", "ids"):
         raise UsageError(f"{name}'s observation ({given['observation']}) must be one_hot or ids")
     limit, view = given["max_episode_steps"], given["view_size"]
-    env_params = default.replace(max_steps=limit, **{key: given[key] for key in known})
+    env_params = default.replace(max_steps=limit, **sizes)
     benchmark = _benchmark(name, given["benchmark"])
 
     def seen(timestep):
