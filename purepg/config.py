@@ -81,7 +81,13 @@ def check_minibatches(
     if window is not None and num_steps % window:
         raise UsageError(f"num_steps ({num_steps}) must be divisible by window ({window})")
     of_windows, total = (" / window", num_envs * num_steps // window) if window else ("", num_envs * num_steps)
-    check_dealt(f"num_envs * num_steps{of_windows}", total, num_minibatches, what)
+    try:
+        check_dealt(f"num_envs * num_steps{of_windows}", total, num_minibatches, what)
+    except UsageError as error:
+        if window != num_steps:
+            raise
+        why = f"window is num_steps ({num_steps}) where the network has memory, unless it is set to fewer steps"
+        raise UsageError(f"{error}; {why}") from None
 
 
 def check_dealt(name: str, total: int, divisor: int, what: str = "num_minibatches") -> None:

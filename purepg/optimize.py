@@ -243,14 +243,21 @@ def _windows(batch: Any, length: int | None) -> Any:
 
     def cut(x):
         if length is None:
-            return x.reshape(-1, *x.shape[2:])
+            return jax.lax.collapse(x, 0, 2)
         T, N, *shape = x.shape
         return x.reshape(T // length, length, N, *shape).swapaxes(0, 1).reshape(length, T // length * N, *shape)
+
+    batch = jax.tree.map(cut, batch)
+    return batch if length is None else with_first_memory(batch)
+
+
+def with_first_memory(batch: Any) -> Any:
+    """Windows `[L, ...]` without the memory before all steps but the first, which nothing reads."""
 
     def first(x):
         return x._replace(memory=jax.tree.map(lambda x: x[:1], x.memory)) if isinstance(x, Window) else x
 
-    return jax.tree.map(first, jax.tree.map(cut, batch), is_leaf=lambda x: isinstance(x, Window))
+    return jax.tree.map(first, batch, is_leaf=lambda x: isinstance(x, Window))
 
 
 def minibatch_epochs(

@@ -200,8 +200,8 @@ def moment(obs: Obs, memory: Memory) -> Any:
 class Transition(NamedTuple):
     """Experience; every leaf is `[T, N, ...]`. Advantage estimators and replay both use it.
 
-    Where the policy has a memory, `obs` is a `Window`, and `next_obs` a `Moment` with the memory of the episode that
-    `obs` belongs to, also where that has ended.
+    Where the policy has a memory, `obs` is a `Window`, and `next_obs` of a rollout a `Moment` with the memory of the
+    episode that `obs` belongs to, also where that has ended; of a batch from replay, a `Following`.
     """
 
     obs: Obs

@@ -3,7 +3,7 @@ dtype that drifts, and the same learning whatever an observation is packed in.""
 
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,9 @@ from purepg.algorithms.clone import CloneConfig, clone
 from purepg.algorithms.ddpg import ddpg
 from purepg.algorithms.dpo import DPOConfig, dpo
 from purepg.algorithms.npg import npg
-from purepg.algorithms.ppo import ppo
+from purepg.algorithms.ppo import PPOConfig, ppo
 from purepg.algorithms.reward_model import RewardConfig, reward_model
-from purepg.algorithms.sac import sac
+from purepg.algorithms.sac import SACConfig, sac
 from purepg.algorithms.td3 import td3
 from purepg.algorithms.trpo import trpo
 from purepg.config import float_fields
@@ -26,6 +26,7 @@ from purepg.envs.named_tasks import addition
 from purepg.envs.tasks import token_env
 from purepg.language.model import LanguageModelConfig, language_model
 from purepg.networks.actor_critic import ActorQConfig, NetworkConfig, actor_critic, actor_q
+from purepg.networks.memory import MemoryKind
 from purepg.train import averaged, evaluate, guard, train
 from purepg.types import Box
 
@@ -123,6 +124,22 @@ def test_every_algorithm_keeps_its_dtypes_where_jax_has_64_bits(name):
             assert first == last
             assert first.learner == stepped.learner
             assert set(jax.tree.leaves(stepped.learner.params)) == {jnp.dtype(dtype)}
+
+
+@pytest.mark.parametrize("kind", get_args(MemoryKind))
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_a_memory_keeps_its_dtypes_where_64_bits_are_enabled(kind, dtype):
+    env = arms_env(Box(-np.ones(1, np.float32), np.ones(1, np.float32), np.float32))
+    size: Any = {"hidden": (4,), "memory": kind, "memory_size": 2}
+    on_rollouts = ppo, actor_critic, NetworkConfig(**size), PPOConfig(num_envs=2, num_steps=4, num_minibatches=1)
+    replay: Any = {"num_envs": 2, "capacity": 64, "batch_size": 4, "window": 4, "burn_in": 2, "warmup_steps": 16}
+    from_replay = sac, actor_q, ActorQConfig(policy="tanh_gaussian", **size), SACConfig(**replay)
+    with jax.enable_x64(True):
+        for make, network, of_network, config in (on_rollouts, from_replay):
+            algorithm = make(env, Cast(network(env, of_network), dtype), config)
+            first, last, _ = jax.eval_shape(partial(two_updates, algorithm), jax.random.key(0))
+            assert jax.tree.map(lambda x: x.dtype, first) == jax.tree.map(lambda x: x.dtype, last)
+            assert {x.dtype for x in jax.tree.leaves(last.learner.params)} == {jnp.dtype(dtype)}
 
 
 # --- observations that are trees ---

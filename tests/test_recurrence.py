@@ -248,7 +248,12 @@ LEARNERS = {
     "npg": (npg, NPGConfig(**ROLLOUT, max_kl=0.02), "gru"),
     "off_policy_pg": (off_policy_pg, OffPolicyPGConfig(**ROLLOUT, learning_rate=1e-2), "gru"),
     "reinforce": (reinforce, REINFORCEConfig(num_episodes=64, learning_rate=1e-2), "gru"),
-    "grpo": (grpo, GRPOConfig(num_prompts=16, group_size=4, learning_rate=1e-2, num_minibatches=1), "gru"),
+    "grpo": (grpo, GRPOConfig(num_prompts=16, group_size=4, learning_rate=1e-2, num_minibatches=1), "lru"),
+    "grpo_transformer": (
+        grpo,
+        GRPOConfig(num_prompts=16, group_size=4, learning_rate=1e-2, num_minibatches=1),
+        "transformer",
+    ),
 }
 
 
@@ -272,4 +277,6 @@ def test_a_window_that_does_not_fit_the_rollout_is_refused():
     with pytest.raises(UsageError, match=r"num_steps \(32\) must be divisible by window \(5\)"):
         ppo(ENV, network, PPOConfig(num_steps=32, window=5))
     with pytest.raises(UsageError, match=r"num_envs \* num_steps / window \(2\) must be divisible by num_minibatches"):
+        ppo(ENV, network, PPOConfig(num_envs=2, num_steps=32))
+    with pytest.raises(UsageError, match=r"; window is num_steps \(32\) where the network has memory, unless"):
         ppo(ENV, network, PPOConfig(num_envs=2, num_steps=32))

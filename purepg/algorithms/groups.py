@@ -24,7 +24,7 @@ from purepg.experience.responses import Payment, flags, paid, pay
 from purepg.experience.rollout import episodes_from, reset_all
 from purepg.language.model import LanguageModel
 from purepg.networks.actor_critic import require_policy_gradient
-from purepg.optimize import TrainState, init_train_state
+from purepg.optimize import TrainState, init_train_state, with_first_memory
 from purepg.spread import num_devices
 from purepg.types import (
     Algorithm,
@@ -51,7 +51,7 @@ MAX_CORRECTION = 2.0  # upper bound on a probability under `score` over that und
 class GroupedEpisodes(NamedTuple):
     """P * G whole episodes; leaves are `[P, G, ...]`."""
 
-    obs: Obs  # what `score` reads: `[P, G, T, ...]`, or `[P, G, L + R]` rows of tokens
+    obs: Obs  # what `score` reads: `[P, G, T, ...]`, or `[P, G, L + R]` rows of tokens; a memory is `[P, G, 1, ...]`
     action: Array  # [P, G, T, ...]
     log_prob: Array  # [P, G, T] under the policy that acted
     reward: Array  # [P, G, T], 0 outside the mask
@@ -162,9 +162,9 @@ def _episodes(
     trajectory, mask, _ = episodes_from(k_run, env, actor(network, params), world, max_steps)
 
     def grouped(x):
-        return jnp.moveaxis(x, 0, 1).reshape(num_starts, group_size, max_steps, *x.shape[2:])
+        return jnp.moveaxis(x, 0, 1).reshape(num_starts, group_size, x.shape[0], *x.shape[2:])
 
-    obs, action, log_prob, reward, terminated, truncated, _ = jax.tree.map(grouped, trajectory)
+    obs, action, log_prob, reward, terminated, truncated, _ = jax.tree.map(grouped, with_first_memory(trajectory))
     return GroupedEpisodes(obs, action, log_prob, reward, terminated, truncated, grouped(mask))
 
 
@@ -245,7 +245,7 @@ def _sampler(groups: Source, network: Network | LanguageModel, c: GroupConfig) -
 
 def score_all(groups: Source, params: Params, data: GroupedEpisodes) -> tuple[Array, Array]:
     """(log_prob, V) of all episodes by `groups.score`, each `[P, G, T]`, the former 0 outside the mask."""
-    obs, action = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (data.obs, data.action))
+    obs, action = jax.tree.map(lambda x: jax.lax.collapse(x, 0, 2), (data.obs, data.action))
     policy, value = groups.score(params, obs)
     log_prob = policy.log_prob(action).reshape(data.mask.shape)
     return jnp.where(data.mask, log_prob, 0.0), value.reshape(data.mask.shape)
@@ -296,7 +296,7 @@ def watch(groups: Source, data: GroupedEpisodes, params: Params, new_params: Par
       policy before the update and pi_ref, as the mean over episodes of the sum over steps of KL(pi || pi_ref).
     """
     obs, action, mask = jax.tree.map(
-        lambda x: x[:, ::SPARSE].reshape(-1, *x.shape[2:]), (data.obs, data.action, data.mask)
+        lambda x: jax.lax.collapse(x[:, ::SPARSE], 0, 2), (data.obs, data.action, data.mask)
     )
     old, new, start = (groups.score(x, obs)[0] for x in (params, new_params, reference))
 

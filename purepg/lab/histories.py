@@ -62,7 +62,9 @@ def enumerate_histories(mdp: FiniteMDP, network: Network, params: Params, cut: C
         return after, (memory, after, policy.log_prob(action))
 
     dtype = jnp.result_type(*jax.tree.leaves(params))
-    first = jax.tree.map(lambda x: x.astype(dtype), first_memory(network)(N))
+    first = jax.tree.map(
+        lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, first_memory(network)(N)
+    )
     obs = alias[trajectory.obs]
     _, (before, after, log_prob) = jax.lax.scan(step, first, (jnp.arange(T), obs, trajectory.action))
     log_prob = jnp.where(mask, log_prob, 0.0)

@@ -72,7 +72,7 @@ class NetworkConfig:
         unit, which trains on all steps of a window at once; stack: the last observations' features; transformer: a
         gated one that attends to the last steps. None: nothing.
       memory_size: width of the memory's features, None: 64; of a stack, the number of observations, None: 4; of a
-        transformer, whose width is that of the torso, how many steps it looks back, None: 64.
+        transformer, whose width is that of the torso, how many steps each layer looks back, None: 64.
     """
 
     torso: TorsoKind = "mlp"
@@ -106,7 +106,7 @@ class ActorQConfig:
         a window at once; stack: the last observations' features; transformer: a gated one that attends to the last
         steps. None: nothing.
       memory_size: width of the memory's features, None: 64; of a stack, the number of observations, None: 4; of a
-        transformer, whose width is that of the torso, how many steps it looks back, None: 64.
+        transformer, whose width is that of the torso, how many steps each layer looks back, None: 64.
     """
 
     policy: PolicyKind = "tanh_gaussian"
@@ -234,7 +234,10 @@ class Critic(nn.Module):
         else:
             x = self.remember(seen)[1]
             if action is not None:
-                assert self.joint is not None
+                if self.joint is None:
+                    raise UsageError(
+                        "a Critic with a cell needs a joint, a module from features and an action to features"
+                    )
                 x = self.joint(name="joint")(x, action)
         if isinstance(self.action_space, Discrete):
             return self.value_head(features=self.action_space.n, name="q")(x)

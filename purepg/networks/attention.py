@@ -44,7 +44,7 @@ class GatedTransformer(nn.Module):
     def unroll(self, memory: Past, x: Array, starts: Array) -> tuple[Past, Array]:
         """All steps of a window. memory: leaves `[N, ...]`, x `[L, N, n]`, starts `[L, N]`; returns (the memory after
         each step, leaves `[L, N, ...]`, features `[L, N, n]`)."""
-        L, M, t = len(x), self.size, jnp.arange(len(x))[:, None]
+        L, M, t = len(x), self.size, jnp.arange(len(x), dtype=jnp.int32)[:, None]
         start = jax.lax.cummax(jnp.where(starts, t, -1))  # of the episode that a step belongs to; -1: before the window
         reach = jnp.minimum(jnp.where(start < 0, memory.steps + t, t - start), M)  # [L, N] steps back
         distance = t + M - jnp.arange(M + L)  # [L, M + L], from a step to each of the memory's and the window's

@@ -60,20 +60,24 @@ class Recurrence(nn.Module):
         observations that the cell reads."""
         cell = self.cell(name="cell")
 
+        def like(after, memory):  # parameters of another dtype do not change that of the memory
+            return jax.tree.map(lambda x, before: x.astype(before.dtype), after, memory)
+
         def unroll(memory, obs, starts):
             x = torso(obs)
             by_calls = isinstance(cell, FOR_GPU) and (self.is_initializing() or not compiles_for_gpu())
             if hasattr(cell, "unroll") and not by_calls:
-                return cell.unroll(memory, x, starts)
+                after, x = cell.unroll(memory, x, starts)
+                return like(after, memory), x
 
             def step(cell, memory, inputs):
                 x, starts = inputs
-                memory, x = cell(select(starts, first_of(self.cell, starts.shape[0]), memory), x)
-                return memory, (memory, x)
+                after, x = cell(select(starts, first_of(self.cell, starts.shape[0]), memory), x)
+                after = like(after, memory)
+                return after, (after, x)
 
-            return nn.scan(step, variable_broadcast="params", split_rngs={"params": False})(cell, memory, (x, starts))[
-                1
-            ]
+            along = nn.scan(step, variable_broadcast="params", split_rngs={"params": False})
+            return along(cell, memory, (x, starts))[1]
 
         def through(window):
             memory = jax.tree.map(lambda x: x[0], window.memory)
@@ -84,7 +88,8 @@ class Recurrence(nn.Module):
         if isinstance(seen, Window):
             return through(seen)
         memory = seen.memory if isinstance(seen, Moment) else through(seen.window)[0]
-        return cell(memory, torso(seen.obs))
+        after, x = cell(memory, torso(seen.obs))
+        return like(after, memory), x
 
 
 class Stack(nn.Module):
@@ -116,7 +121,7 @@ class Stack(nn.Module):
     @nn.nowrap
     def initialize_carry(self, key: Array, input_shape: tuple[int, ...]) -> Array:
         del key
-        return jnp.zeros((*input_shape[:-1], (self.size - 1) * self.features))
+        return jnp.zeros((*input_shape[:-1], (self.size - 1) * self.features), jnp.float32)
 
 
 class LRU(nn.Module):
@@ -142,7 +147,7 @@ class LRU(nn.Module):
             u = jax.random.uniform(key, shape)
             return jnp.log(-0.5 * jnp.log(u * (self.most**2 - self.least**2) + self.least**2))
 
-        def log_theta(key, shape):  # phases of up to a tenth of a turn either way
+        def log_theta(key, shape):  # phases of up to a twentieth of a turn
             return jnp.log(jnp.pi / 10 * jax.random.uniform(key, shape, minval=1e-3))
 
         self.log_nu = self.param("log_nu", log_nu, (self.size,))
@@ -173,13 +178,14 @@ class LRU(nn.Module):
     @nn.nowrap
     def initialize_carry(self, key: Array, input_shape: tuple[int, ...]) -> Array:
         del key
-        return jnp.zeros((*input_shape[:-1], 2 * self.size))  # real and imaginary parts, which checkpoints can hold
+        # Real and imaginary parts, which checkpoints can hold.
+        return jnp.zeros((*input_shape[:-1], 2 * self.size), jnp.float32)
 
     def _decay(self) -> Array:
         return jnp.exp(jax.lax.complex(-jnp.exp(self.log_nu), jnp.exp(self.log_theta)))
 
     def _driven(self, x: Array) -> Array:
-        gamma = jnp.sqrt(1 - jnp.exp(-2 * jnp.exp(self.log_nu)))
+        gamma = jnp.sqrt(-jnp.expm1(-2 * jnp.exp(self.log_nu)))
         return gamma * _complex(self.inputs(x))
 
     def _features(self, state: Array, x: Array) -> Array:
@@ -200,7 +206,7 @@ def cell_of(kind: MemoryKind | None, size: int | None, features: int) -> Callabl
 
     Args:
       size: the width of the cell's features, None: 64; of a stack, how many observations, None: 4; of a transformer,
-        how many steps it looks back, None: 64.
+        how many steps each of its layers looks back, None: 64.
       features: the width of the torso's features.
     """
     if kind is None and size is not None:
