@@ -131,9 +131,9 @@ def test_every_algorithm_keeps_its_dtypes_where_jax_has_64_bits(name):
 def test_a_memory_keeps_its_dtypes_where_64_bits_are_enabled(kind, dtype):
     env = arms_env(Box(-np.ones(1, np.float32), np.ones(1, np.float32), np.float32))
     size: Any = {"hidden": (4,), "memory": kind, "memory_size": 2}
-    on_rollouts = ppo, actor_critic, NetworkConfig(**size), PPOConfig(num_envs=2, num_steps=4, num_minibatches=1)
+    on_rollouts: Any = ppo, actor_critic, NetworkConfig(**size), PPOConfig(num_envs=2, num_steps=4, num_minibatches=1)
     replay: Any = {"num_envs": 2, "capacity": 64, "batch_size": 4, "window": 4, "burn_in": 2, "warmup_steps": 16}
-    from_replay = sac, actor_q, ActorQConfig(policy="tanh_gaussian", **size), SACConfig(**replay)
+    from_replay: Any = sac, actor_q, ActorQConfig(policy="tanh_gaussian", **size), SACConfig(**replay)
     with jax.enable_x64(True):
         for make, network, of_network, config in (on_rollouts, from_replay):
             algorithm = make(env, Cast(network(env, of_network), dtype), config)
