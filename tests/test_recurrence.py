@@ -240,6 +240,7 @@ def recall_env(discrete: bool = True) -> Env:
 
 
 ROLLOUT: Any = {"num_envs": 16, "num_steps": 12}
+GROUPS = GRPOConfig(num_prompts=16, group_size=4, learning_rate=1e-2, num_minibatches=1)
 LEARNERS = {
     "a2c": (a2c, A2CConfig(**ROLLOUT, learning_rate=1e-2), "lstm"),
     "ppo": (ppo, PPOConfig(**ROLLOUT, learning_rate=1e-2, window=6), "lru"),
@@ -248,12 +249,8 @@ LEARNERS = {
     "npg": (npg, NPGConfig(**ROLLOUT, max_kl=0.02), "gru"),
     "off_policy_pg": (off_policy_pg, OffPolicyPGConfig(**ROLLOUT, learning_rate=1e-2), "gru"),
     "reinforce": (reinforce, REINFORCEConfig(num_episodes=64, learning_rate=1e-2), "gru"),
-    "grpo": (grpo, GRPOConfig(num_prompts=16, group_size=4, learning_rate=1e-2, num_minibatches=1), "lru"),
-    "grpo_transformer": (
-        grpo,
-        GRPOConfig(num_prompts=16, group_size=4, learning_rate=1e-2, num_minibatches=1),
-        "transformer",
-    ),
+    "grpo": (grpo, GROUPS, "lru"),
+    "grpo_transformer": (grpo, GROUPS, "transformer"),
 }
 
 

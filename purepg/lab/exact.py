@@ -28,11 +28,11 @@ LogPolicy = Callable[[Params], Array]  # parameters -> log pi(a|s), [S, A]
 def in_float64(function: Callable, *args: Any) -> Any:
     """Evaluates `function(*args)` with all floats in double precision and returns a tree of NumPy arrays."""
     with jax.enable_x64(True):
-        args = jax.tree.map(lambda x: jnp.asarray(x, float) if _is_float(x) else x, args)
+        args = jax.tree.map(lambda x: jnp.asarray(x, float) if is_float(x) else x, args)
         return jax.tree.map(np.asarray, function(*args))
 
 
-def _is_float(x: Any) -> bool:
+def is_float(x: Any) -> bool:
     return isinstance(x, float) or (hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating))
 
 

@@ -16,6 +16,7 @@ from jax.lax import stop_gradient
 
 from purepg.envs.finite_mdp import FiniteMDP
 from purepg.equations.advantages import total_return
+from purepg.lab.exact import is_float
 from purepg.lab.pomdp import longest_episode
 from purepg.lab.trajectories import enumerate_trajectories
 from purepg.types import Array, Moment, Network, Params, Transition, UsageError, Window, first_memory, has_memory
@@ -62,9 +63,7 @@ def enumerate_histories(mdp: FiniteMDP, network: Network, params: Params, cut: C
         return after, (memory, after, policy.log_prob(action))
 
     dtype = jnp.result_type(*jax.tree.leaves(params))
-    first = jax.tree.map(
-        lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, first_memory(network)(N)
-    )
+    first = jax.tree.map(lambda x: x.astype(dtype) if is_float(x) else x, first_memory(network)(N))
     obs = alias[trajectory.obs]
     _, (before, after, log_prob) = jax.lax.scan(step, first, (jnp.arange(T), obs, trajectory.action))
     log_prob = jnp.where(mask, log_prob, 0.0)
