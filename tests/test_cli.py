@@ -230,3 +230,11 @@ def test_two_cpu_devices_give_what_one_gives_to_rounding(tmp_path, monkeypatch):
             returns.append({name: metrics[name] for name in metrics})
     for name in returns[0]:
         np.testing.assert_allclose(returns[1][name], returns[0][name], rtol=1e-3, atol=1e-5, err_msg=name)
+
+
+def test_help_that_is_read_in_part_ends_without_a_traceback():
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, SCRIPT, "--help"], text=True, **pipes) as reading:
+        assert reading.stdout and reading.stderr
+        reading.stdout.close()
+        assert (reading.stderr.read(), reading.wait(60)) == ("", 0)

@@ -21,6 +21,7 @@ from purepg.algorithms.td3 import TD3Config, td3
 from purepg.experience.exploration import gaussian_noise
 from purepg.networks.actor_critic import ActorQConfig, actor_q
 from purepg.optimize import TrainState
+from purepg.run.plan import RunConfig, prepare
 from purepg.train import averaged, evaluate, train
 from purepg.types import Box, Discrete, Env, Following, Moment, UsageError, Window
 
@@ -139,6 +140,18 @@ def test_a_size_without_a_memory_is_refused():
         UsageError, match=r"^memory_size \(8\) needs a memory: choose gru, lstm, lru, stack or transformer$"
     ):
         actor_q(arms_env(REAL), ActorQConfig(policy="deterministic", memory_size=8))
+
+
+def test_a_size_counts_for_each_memory_of_a_sweep():
+    configs = {"ddpg": DDPGConfig(warmup_steps=50), "network": ActorQConfig("deterministic", memory_size=8)}
+    run = RunConfig("Pendulum-v1", 1000, num_seeds=1, eval_episodes=1, eval_max_steps=1, devices=1)
+    plan = prepare(ddpg, actor_q, configs, run, {"memory": ("gru", "lru")})
+
+    def shapes_of(algorithm):
+        memory = jax.eval_shape(lambda key: algorithm.policy(algorithm.init(key), True).memory(1), jax.random.key(0))
+        return [x.shape for x in jax.tree.leaves(memory["policy"])]
+
+    assert [shapes_of(plan.algorithm_of(h)) for h in (0, 1)] == [[(1, 8)], [(1, 16)]]  # an LRU's states are complex
 
 
 # --- the buffer ---

@@ -212,6 +212,9 @@ def parse_flags(commands: type, arguments: Sequence[str], description: str | Non
                 prog=f"python {sys.argv[0]}",
                 description=description,
             )
+    except BrokenPipeError:  # a pager or head has read enough of --help
+        sys.stdout = io.StringIO()  # else Python writes on as it exits
+        sys.exit(0)
     except SystemExit as error:
         if not error.code:
             raise

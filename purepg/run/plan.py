@@ -168,7 +168,7 @@ def prepare(
         "env": env_address,
         "run": address_of(type(run)),
     }
-    digest = getattr(network(world, configs["network"]), "digest", None)
+    digest = getattr(network(world, settings[0].configs["network"]), "digest", None)
     planned = _programs(settings, make, run, name, world)
     first = make(planned[0].configs)
     refuse_without_explorer(world, first, name)
