@@ -14,6 +14,7 @@ import suite
 from parts.suite_cells import CLASSIC, SCRIPTS, Cell, groups, named, overrides
 from parts.suite_table import details, matrix, read_score
 
+from purepg.run.environment import named_env
 from purepg.run.pages import read_block
 from purepg.run.reliability import bootstrap_interval, iqm
 from purepg.types import UsageError
@@ -84,11 +85,22 @@ def test_sac_is_sac_discrete_on_discrete_actions_unless_that_is_in_the_table_its
 def test_groups_are_their_environments_and_one_that_cannot_be_made_is_left_out_with_its_reason(monkeypatch):
     assert groups()["classic"] == CLASSIC and "craftax/Craftax-Symbolic" in groups()["craftax"]
     assert {name.rpartition("-")[2] for name in groups()["minatar"]} == {"MinAtar"}
-    monkeypatch.setattr("parts.suite_cells.groups", lambda: {"some": ("CartPole-v1", "nowhere/Nothing")})
+    some = "CartPole-v1", "nowhere/Nothing", "Catch-bsuite"
+
+    def make(env, params):
+        if env == "Catch-bsuite":  # as a suite's package that does not fit the JAX that is installed
+            raise AttributeError("jax has no attribute\nDevice")
+        return named_env(env, params)
+
+    monkeypatch.setattr("parts.suite_cells.groups", lambda: {"some": some})
+    monkeypatch.setattr("parts.suite_cells.named_env", make)
     found, missing, envs = suite.cells_of(suite.Config(algorithms=("a2c",), envs=("some", "CartPole-v1")))
-    assert [cell.env for cell in found] == ["CartPole-v1"] and envs == ["CartPole-v1", "nowhere/Nothing"]
-    ((_, env, why, failed),) = missing
-    assert env == "nowhere/Nothing" and why.startswith("unknown environment") and not failed
+    assert [cell.env for cell in found] == ["CartPole-v1"] and envs == list(some)
+    (unknown, broken) = missing
+    assert unknown[1] == some[1] and unknown.why.startswith("unknown environment") and not unknown.failed
+    assert broken == ("a2c", some[2], "AttributeError: jax has no attribute", False)
+    with pytest.raises(AttributeError):
+        suite.cells_of(suite.Config(algorithms=("a2c",), envs=("Catch-bsuite",)))
 
 
 def test_changes_are_made_in_the_configs_that_they_name():

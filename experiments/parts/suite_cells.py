@@ -86,10 +86,13 @@ def environments(names: Sequence[str]) -> tuple[dict[str, bool], list[tuple[str,
         for env in known.get(name, (name,)):
             try:
                 discrete[env] = isinstance(named_env(*named(env)).action_space, Discrete)
-            except UsageError as error:
-                if name not in known:
+            except Exception as error:  # a suite's own too, as where its package does not fit another's version
+                if name in known:
+                    missing.append((env, why(error)))
+                elif isinstance(error, UsageError):
                     raise UsageError(f"{error}; the groups are {', '.join(known)}") from None
-                missing.append((env, str(error)))
+                else:
+                    raise
     return discrete, missing
 
 
