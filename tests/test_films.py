@@ -14,7 +14,13 @@ from fake_wandb import FakeWandb
 from helpers import EMPTY_CONFIG, NUM_IDS, TRUNCATED, arms_env, diary_env, episode_length
 
 from purepg.envs import make
+from purepg.envs.gymnax import library
+from purepg.envs.lqr import LQRS
+from purepg.envs.named_mdps import MDPS
+from purepg.envs.named_pomdps import POMDPS
+from purepg.envs.named_tasks import TASKS
 from purepg.envs.outside import outside_env
+from purepg.envs.suites.popgym import NAMES as POPGYM
 from purepg.envs.wrappers import Counted
 from purepg.run.films import command
 from purepg.run.films import episodes as episodes_module
@@ -24,11 +30,12 @@ from purepg.run.films.episodes import Episode, play
 from purepg.run.films.film import MAX_FRAMES, check_drawing, drawing_of, film, frames, shown_steps
 from purepg.run.films.grids import GRIDS
 from purepg.run.films.minatar import BLACK, MINATAR
+from purepg.run.films.observations import cells, colour_of, wrapped
 from purepg.run.films.picture import fit, picture, to_pixels
 from purepg.run.films.scene import BLUE, GREEN, INK, ORANGE, RED, Disc, Line, Polygon
 from purepg.run.load import Agent
 from purepg.train import evaluate
-from purepg.types import Actor, Box, Discrete, Env, TimeStep, UsageError
+from purepg.types import Actor, Box, Discrete, Env, MultiDiscrete, TimeStep, UsageError
 
 WHITE = (255, 255, 255)
 
@@ -208,13 +215,63 @@ def test_channels_of_minatar_have_their_colours_and_places():
             assert pixel(scene, (2.5, 2.5)) == rgb(BLACK)
 
 
-def test_environment_that_cannot_be_drawn_gets_one_line():
-    for env in (diary_env(), make("PointRobot-misc"), make("garnet")):
-        with pytest.raises(
-            UsageError, match="cannot be drawn; choose a run on MinAtar or on one of CartPole-v1, "
-        ) as error:
-            drawing_of(env)
-        assert "\n" not in str(error.value)
+def test_a_category_is_the_blue_cell_of_its_row():
+    scene = drawing_of(make("garnet")).scene(None, np.array(4))
+    assert [pixel(scene, (i + 0.5, 0.5)) == rgb(BLUE) for i in range(6)] == [False] * 4 + [True, False]
+
+
+def test_a_number_is_bluer_above_0_redder_below_and_a_part_of_its_bound():
+    bound, inf = np.array([2, 2, 0, 4, 1e38], np.float32), np.full(3, np.inf, np.float32)
+    bounded = cells(Box(-bound, bound), np.array([2, -1, 0, 1, -1e38], np.float32))
+    np.testing.assert_allclose(bounded, [[1, -0.5, 0, 0.25, -1]], atol=1e-12)
+    np.testing.assert_allclose(cells(Box(-inf, inf), np.array([3, -1, 0], np.float32)), [[0.75, -0.5, 0]])
+    np.testing.assert_allclose(cells(MultiDiscrete((3, 1, 5)), np.array([2, 0, 1])), [[1, 0, 0.25]])
+    assert [colour_of(x) for x in (1.0, -1.0, 0.0, 0.5)] == [BLUE, RED, "#F0F0F0", "#78B1D1"]
+
+
+def test_rows_have_one_length_and_channels_lie_side_by_side():
+    space, nan = Box(np.zeros((2, 3, 2)), np.ones((2, 3, 2))), np.nan
+    image = np.arange(12).reshape(2, 3, 2) / 12
+    shown = [[0, 2, 4, nan, 1, 3, 5], [6, 8, 10, nan, 7, 9, 11]]
+    np.testing.assert_allclose(cells(space, image), np.array(shown) / 12)
+    for n, shape in (1, (1, 1)), (32, (1, 32)), (40, (2, 32)), (8268, (91, 91)):
+        rows = wrapped(np.arange(n))
+        assert rows.shape == shape and np.isnan(rows.ravel()[n:]).all()
+        np.testing.assert_array_equal(rows.ravel()[:n], np.arange(n))
+
+
+def test_entries_of_a_dict_lie_below_each_other_in_frames_that_the_key_names():
+    env = make("repeat_previous", previous=True)
+    told = {"obs": np.array(1), "previous_action": np.array(0), "previous_reward": np.array(-3.0)}
+    scene: Any = drawing_of(env).scene(None, told)
+    assert list(dict(scene.key).values()) == ["above 0", "below 0", *told]
+    assert scene.high == (8, 5)
+    blue = [(x, y) for x in range(8) for y in range(5) if pixel(scene, (x + 0.5, y + 0.5)) == rgb(BLUE)]
+    assert blue == [(0, 2), (1, 4)]
+    assert pixel(scene, (0.5, 0.5)) == rgb(colour_of(-0.75))
+
+
+def test_hidden_parts_of_a_known_picture_leave_the_observation_and_popgyms_pole_is_a_pole():
+    image = np.zeros(10)
+    image[7] = 1
+    scene = drawing_of(make("Catch-bsuite", observed="0-4,45-49")).scene(None, image)
+    assert pixel(scene, (7.5, 0.5)) == rgb(BLUE) and pixel(scene, (6.5, 0.5)) != rgb(BLUE)
+    state = SimpleNamespace(x=1.0, theta=0.3)
+    noisy = drawing_of(make("popgym/NoisyPositionOnlyCartPoleHard", previous=True))
+    assert noisy.scene(state, {"obs": np.zeros(2)}) == CLASSIC_CONTROL["CartPole-v1"](state, np.zeros(4))
+
+
+def test_every_environment_in_jax_can_be_drawn_but_those_of_tokens():
+    names = {*MDPS, *POMDPS, *LQRS, *TASKS, *library().registered_envs, *(f"popgym/{name}" for name in POPGYM)}
+    for name in sorted(names - {"MNISTBandit-bsuite"}):  # which reads files
+        env = make(name)
+        if name in TASKS:
+            with pytest.raises(UsageError, match=f"^{name} cannot be drawn, since its episodes are tokens$"):
+                drawing_of(env)
+            continue
+        shapes = jax.eval_shape(env.reset, jax.random.key(0))
+        state, obs = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+        assert picture(drawing_of(env).scene(state, obs), ["", ""]).width > 400, name
 
 
 # --- the film ---
@@ -347,8 +404,6 @@ def test_a_picture_of_the_observation_is_the_same_where_the_previous_action_is_o
         for drawing, obs in zip(drawings, (full, told), strict=True)
     )
     np.testing.assert_array_equal(shown, plain)
-    with pytest.raises(UsageError, match=r"^Catch-bsuite cannot be drawn without the parts of its image that"):
-        drawing_of(make("Catch-bsuite", observed="0-4,45-49", previous=True))
 
 
 def test_an_environment_that_is_not_jax_is_not_drawn_even_if_its_name_is_known():
@@ -391,7 +446,7 @@ def test_long_titles_keep_their_beginning_and_end():
 def test_command_line_writes_the_film_of_the_agent_and_says_what_it_shows(tmp_path, monkeypatch, capsys):
     def load(run, setting, seed, best):
         algorithm: Any = SimpleNamespace(policy=lambda state, _: Actor.of(lambda key, obs: jnp.full(len(obs), state)))
-        env = make("Catch-bsuite" if best else "chain")
+        env = make("Catch-bsuite" if best else "sorting")
         state: Any = jnp.int32(1)  # the action that it always takes
         return Agent(env, algorithm, state, setting=2, seed=3, label="gamma=0.9", update=1)
 
@@ -404,7 +459,7 @@ def test_command_line_writes_the_film_of_the_agent_and_says_what_it_shows(tmp_pa
     with pytest.raises(SystemExit) as exit:
         command.main(arguments=[str(tmp_path), "--setting", "2"])
     assert exit.value.code == 2
-    assert "chain cannot be drawn" in capsys.readouterr().err
+    assert "sorting cannot be drawn" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("group", [None, "mine"])

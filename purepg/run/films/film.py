@@ -17,6 +17,7 @@ from purepg.run.films.classic_control import CLASSIC_CONTROL
 from purepg.run.films.episodes import MAX_FRAMES, Episode
 from purepg.run.films.grids import CLIFF_SHAPE, GRIDS, cliff
 from purepg.run.films.minatar import MINATAR, PALETTE, channels_scene
+from purepg.run.films.observations import observation_scene
 from purepg.run.films.picture import picture
 from purepg.run.films.scene import Scene
 from purepg.types import Box, Discrete, Env, UsageError
@@ -37,36 +38,42 @@ class Drawing(NamedTuple):
 
 
 def drawing_of(env: Env) -> Drawing:
-    """How to draw an environment: by its own `render`, if it has one. A boolean image of any name is drawn as MinAtar's
-    are.
+    """How to draw an environment: by its own `render`, if it has one; as it is known here; or by its observations.
 
     Raises:
       UsageError: the environment cannot be drawn.
     """
     if env.outside is not None:
         raise UsageError(f"{env.name} cannot be drawn, since it is not JAX: film it with its own suite")
-    space = env.observation_space
+    if env.task is not None:
+        raise UsageError(f"{env.name} cannot be drawn, since its episodes are tokens")
     if env.render is not None:
         render = env.render
         return Drawing(lambda state, obs: render(state), 50)
+    space = env.observation_space
     if isinstance(space, Mapping) and space.keys() == {"obs", *PREVIOUS}:
-        inner = drawing_of(env._replace(observation_space=space["obs"]))
-        return inner._replace(scene=lambda state, obs: inner.scene(state, obs["obs"]))
-    if env.name == "Catch-bsuite" and isinstance(space, Box) and len(space.shape) != 2:
-        raise UsageError(f"{env.name} cannot be drawn without the parts of its image that `observed` hides")
-    if env.name in CLASSIC_CONTROL or env.name in GRIDS:
-        scene, milliseconds = (CLASSIC_CONTROL[env.name], 30) if env.name in CLASSIC_CONTROL else (GRIDS[env.name], 200)
-        return Drawing(lambda state, obs: scene(own_state(state), obs), milliseconds)
-    if env.name == "cliff" and isinstance(space, Discrete) and space.n == CLIFF_SHAPE[0] * CLIFF_SHAPE[1]:
+        if known := _known(env.name, space["obs"]):
+            return known._replace(scene=lambda state, obs: known.scene(state, obs["obs"]))
+    elif known := _known(env.name, space):
+        return known
+    return Drawing(lambda state, obs: observation_scene(space, obs), 200)
+
+
+def _known(name: str, space: Any) -> Drawing | None:
+    """The drawing of a name, where an observation is all that it draws; a boolean image of any name is drawn as
+    MinAtar's are."""
+    game = next((game for game in ("CartPole", "Pendulum") if f"PositionOnly{game}" in name), None)  # POPGym's
+    if scene := CLASSIC_CONTROL.get(f"{game}-v1" if game else name):
+        return Drawing(lambda state, obs: scene(own_state(state), obs), 30)
+    shape = space.shape if isinstance(space, Box) else ()
+    if (scene := GRIDS.get(name)) and (name != "Catch-bsuite" or len(shape) == 2):  # it draws its whole observation
+        return Drawing(lambda state, obs: scene(own_state(state), obs), 200)
+    if name == "cliff" and isinstance(space, Discrete) and space.n == CLIFF_SHAPE[0] * CLIFF_SHAPE[1]:
         return Drawing(cliff, 200)
-    if isinstance(space, Box) and len(space.shape) == 3 and space.dtype is bool:
-        unnamed = [(i, f"channel {i}", PALETTE[i % len(PALETTE)]) for i in range(space.shape[2])]
-        channels = MINATAR.get(env.name, unnamed)
-        return Drawing(lambda state, obs: channels_scene(obs, channels), 100)
-    known = ", ".join((*CLASSIC_CONTROL, *GRIDS, "cliff"))
-    raise UsageError(
-        f"{env.name} cannot be drawn; choose a run on MinAtar or on one of {known}, or on a suite that draws its own"
-    )
+    if isinstance(space, Box) and len(shape) == 3 and space.dtype is bool:
+        unnamed = [(i, f"channel {i}", PALETTE[i % len(PALETTE)]) for i in range(shape[2])]
+        return Drawing(lambda state, obs: channels_scene(obs, MINATAR.get(name, unnamed)), 100)
+    return None
 
 
 def check_drawing(env: Env) -> None:
