@@ -9,10 +9,10 @@ from helpers import choices_env, diary_env, episode_length, pair_env, terminates
 
 from purepg import envs
 from purepg.envs.contract import canonical, check_environment, in_units, legal_actions
-from purepg.envs.wrappers import partially_observed, repeated, time_limited, with_previous
+from purepg.envs.wrappers import average_pooled, partially_observed, repeated, time_limited, with_previous
 from purepg.experience import normalize
 from purepg.run.environment import named_env
-from purepg.types import Box, Discrete, LegalActions, MultiDiscrete, UsageError
+from purepg.types import Box, Discrete, Env, LegalActions, MultiDiscrete, TimeStep, UsageError
 
 ENV = diary_env()
 
@@ -138,6 +138,47 @@ def test_an_array_is_flattened_before_entries_of_it_are_chosen():
 def test_entries_that_are_not_there_are_refused_in_one_line(name, entries, says):
     with pytest.raises(UsageError, match=says):
         envs.make(name, observed=entries)
+
+
+# --- average_pool ---
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.float32])
+def test_a_pixel_is_the_mean_of_its_square_in_every_channel(dtype):
+    images = np.random.default_rng(0).integers(0, 2 if dtype is bool else 256, (2, 4, 6, 3)).astype(dtype)
+    space = Box(np.zeros((4, 6, 3), dtype), np.full((4, 6, 3), 1 if dtype is bool else 255, dtype), dtype)
+
+    def step(key, state, action):
+        return state, TimeStep(jnp.asarray(images[1]), jnp.float32(1), jnp.bool_(False), jnp.bool_(False))
+
+    env = Env(lambda key: (jnp.int32(0), jnp.asarray(images[0])), step, space, Discrete(2), 5)
+    env = average_pooled(env._replace(held_out=env), 2)
+    check_environment(env)
+    state, first = env.reset(jax.random.key(0))
+    _, then = env.step(jax.random.key(0), state, jnp.int32(0))
+    for image, shown in zip(images, (first, then.obs), strict=True):
+        assert shown.shape == (2, 3, 3) and shown.dtype == (np.float32 if dtype is bool else dtype)
+        for i, j, c in np.ndindex(2, 3, 3):
+            mean = image[2 * i : 2 * i + 2, 2 * j : 2 * j + 2, c].astype(float).mean()
+            assert abs(float(shown[i, j, c]) - mean) <= (0.5 if dtype is np.uint8 else 1e-4)
+    assert isinstance(env.observation_space, Box) and env.held_out is not None
+    assert env.held_out.observation_space.shape == env.observation_space.shape == (2, 3, 3)
+    assert env.observation_space.low.max() == 0 and env.observation_space.high.min() == space.high.min()
+    assert {low.dtype for low in env.observation_space[:2]} == {first.dtype}
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "says"),
+    [
+        ("Breakout-MinAtar", 3, r"^average_pool \(3\) must divide 10 and 10, the size of Breakout-MinAtar's image$"),
+        ("Breakout-MinAtar", 0, r"^average_pool \(0\) must be a positive whole number$"),
+        ("CartPole-v1", 2, r"^average_pool \(2\) needs an image to reduce, which CartPole-v1's observation is not$"),
+        ("addition", 2, r"^average_pool \(2\) cannot be set on addition, whose observations and actions are tokens$"),
+    ],
+)
+def test_what_cannot_be_pooled_is_refused_in_one_line(name, size, says):
+    with pytest.raises(UsageError, match=says):
+        envs.make(name, average_pool=size)
 
 
 # --- previous ---

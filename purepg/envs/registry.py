@@ -15,7 +15,7 @@ from purepg.envs.named_tasks import TASKS
 from purepg.envs.suites import SUITES
 from purepg.envs.suites.adapter import CLOCK
 from purepg.envs.tasks import token_env
-from purepg.envs.wrappers import partially_observed, repeated, time_limited, with_previous
+from purepg.envs.wrappers import average_pooled, partially_observed, repeated, time_limited, with_previous
 from purepg.types import Env, UsageError
 
 # In this order, so that a time limit counts the environment's own steps, as the limits of suites do, and the previous
@@ -24,6 +24,7 @@ WRAPPERS: dict[str, Callable[[Env, Any], Env]] = {
     CLOCK: time_limited,
     "action_repeat": repeated,
     "observed": partially_observed,
+    "average_pool": average_pooled,
     "previous": with_previous,
 }
 
@@ -38,8 +39,8 @@ def make(name: str, params: Mapping[str, Any] | None = None, **more: Any) -> Env
         `max_episode_steps` (truncate episodes after so many of the environment's own steps, whatever `action_repeat`
         is; the limit of a suite other than popgym is replaced, any other is kept if it comes first); and, of any in JAX
         but token tasks, `action_repeat` (take each action so many times, and add the rewards), `observed` (hide all but
-        these entries of a Box observation: `(0, 2)`, or text such as `0-4,45-49`) and `previous` (True: observe the
-        previous action and reward too).
+        these entries of a Box observation: `(0, 2)`, or text such as `0-4,45-49`), `average_pool` (reduce an image by
+        this whole factor) and `previous` (True: observe the previous action and reward too).
       more: the same as `params`, as arguments: `make("lqr", spring=2.0)`.
     Raises:
       UsageError: the name or a parameter is unknown, or the suite's packages are not installed.

@@ -59,7 +59,7 @@ class RunConfig:
       process_id: this process's number, from 0. None: JAX_PROCESS_ID.
       connect_timeout: seconds for which a process waits for the others.
       env_params: parameters of the environment, each as KEY=VALUE, such as gravity=9.0, or of a wrapper
-        around any: action_repeat, max_episode_steps, observed=0,2 and previous=true (`envs.make`).
+        around any: action_repeat, max_episode_steps, observed=0,2, average_pool=2 and previous=true (`envs.make`).
     """
 
     env: str = "CartPole-v1"
