@@ -27,6 +27,7 @@ from purepg.types import (
     Metrics,
     Obs,
     Transition,
+    Window,
     moment,
     no_memory,
     seen,
@@ -165,6 +166,9 @@ def rollout(
     def advance(carry, draws):
         world, finished = carry
         world, transition, finished_now = step(env, actor, world, draws)
+        obs = transition.obs
+        if isinstance(obs, Window):
+            transition = transition._replace(obs=obs._replace(memory=()))
         return (world, finished + finished_now), transition
 
     if isinstance(world.env_state, Recording):
@@ -172,8 +176,23 @@ def rollout(
         return world, trajectory, episode_info(env, finished.sum(0)[:, None], jnp.int32(trajectory.reward.size))
     draws = draw(key, env, actor.noise, world, num_steps)
     carry = world, none_finished(env, world.episode_return.shape[0])
-    (world, finished), trajectory = scan(advance, carry, draws, unroll=STEPS_PER_ITERATION)
-    return world, trajectory, episode_info(env, finished, jnp.int32(trajectory.reward.size))
+    (end, finished), trajectory = scan(advance, carry, draws, unroll=STEPS_PER_ITERATION)
+    trajectory = _with_memory(trajectory, world.memory, actor)
+    return end, trajectory, episode_info(env, finished, jnp.int32(trajectory.reward.size))
+
+
+def _with_memory(trajectory: Transition, first: Memory, actor: Actor) -> Transition:
+    """The trajectory with the memory before each observation, which is that after the step before, or, where an episode
+    starts, the first of all. Only a few steps of it are read, and a program computes no others."""
+    obs = trajectory.obs
+    if not isinstance(obs, Window):
+        return trajectory
+    begun = actor.memory(obs.starts.shape[1])
+
+    def before(first, begun, after):
+        return jnp.concatenate([first[None], select(obs.starts[1:], begun, after[:-1])])
+
+    return trajectory._replace(obs=obs._replace(memory=jax.tree.map(before, first, begun, trajectory.next_obs.memory)))
 
 
 def _resets_are_small(env: Env) -> bool:
