@@ -15,7 +15,7 @@ from purepg.networks.actor_critic import ActorQConfig, NetworkConfig, actor_crit
 from purepg.networks.convolutions import convolve, impala
 from purepg.networks.observations import as_features, flat_features, image_features
 from purepg.networks.torsos import Torso
-from purepg.types import Box, Discrete, LegalActions, MultiDiscrete, UsageError
+from purepg.types import Box, Discrete, LegalActions, Moment, MultiDiscrete, UsageError
 
 RNG = np.random.default_rng(0)
 
@@ -296,6 +296,21 @@ def test_layer_norm_makes_features_invariant_to_the_scale_of_the_dense_layers_in
     np.testing.assert_allclose(one.apply({"params": first}, VECTOR), normalised, rtol=1e-3, atol=1e-4)
 
 
+def test_critic_layer_norm_gives_the_normalised_critics_and_the_plain_policy():
+    env = arms_env(box(2, low=-1, high=1))._replace(observation_space=box(6))
+    key, obs, action = jax.random.key(0), VECTOR[0], jnp.ones((3, 2))
+
+    def network(**config):
+        return actor_q(env, ActorQConfig(hidden=(8, 4), memory="gru", memory_size=3, **config))
+
+    plain, normalised, mixed = network(), network(layer_norm=True), network(critic_layer_norm=True)
+    seen = Moment(obs, plain.memory(3))
+    params = {"policy": plain.init(key, seen)["policy"], "critic": normalised.init(key, seen)["critic"]}
+    assert jax.tree.structure(mixed.init(key, seen)) == jax.tree.structure(params)
+    np.testing.assert_array_equal(mixed.apply(params, seen)[0].mode(), plain.apply(params, seen)[0].mode())
+    np.testing.assert_array_equal(mixed.q(params, seen, action), normalised.q(params, seen, action))
+
+
 @pytest.mark.parametrize("name", TORSOS)
 def test_critics_of_actions_have_every_torso(name):
     """Q depends on the action, and its features are of the observation, too."""
@@ -358,6 +373,10 @@ def test_a_torso_that_cannot_read_the_observations_is_refused_in_one_line(space,
         with pytest.raises(UsageError) as error:
             make(env, kind(**config))
         assert str(error.value) == message
+    with pytest.raises(
+        UsageError, match=r"^critic_layer_norm \(True\) must be off with torso 'simba', which has layer"
+    ):
+        actor_q(arms_env(), ActorQConfig("categorical", torso="simba", critic_layer_norm=True))
 
 
 def test_nature_reads_the_smallest_image_that_it_does_not_refuse():

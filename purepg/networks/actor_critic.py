@@ -100,7 +100,8 @@ class ActorQConfig:
       policy_scale: gain of the policy's last layer.
       initial_std: initial standard deviation of the policy, before any tanh.
       num_critics: number of critics K, each initialised independently.
-      layer_norm: normalise the features of every dense layer of the torso, before its activation (Ba et al. 2016).
+      layer_norm: normalise the features of every dense layer of the torsos, before its activation (Ba et al. 2016).
+      critic_layer_norm: the same in the critics' torsos alone (Ball et al. 2023).
       memory: what follows each torso and remembers the episode; a critic then reads a continuous action in one more
         dense layer, after it. gru and lstm: recurrent cells; lru: a linear recurrent unit, which trains on all steps of
         a window at once; stack: the last observations' features; transformer: a gated one that attends to the last
@@ -117,6 +118,7 @@ class ActorQConfig:
     initial_std: Positive = 1.0
     num_critics: Count = 2
     layer_norm: bool = False
+    critic_layer_norm: bool = False
     memory: MemoryKind | None = None
     memory_size: Count | None = None
 
@@ -331,15 +333,17 @@ def actor_q(env: Env, config: ActorQConfig) -> ActorQ:
         raise UsageError(f"policy ({config.policy}) does not fit {env.name}, whose {kind} actions take {takes}")
     if config.policy == "tanh_gaussian" and isinstance(env.action_space, Box):
         check_tanh_gaussian(env.action_space, config.initial_std, f"those of {env.name}")
-    torso, space = partial(Torso, env.observation_space, config), env.action_space
+    in_critics = replace(config, layer_norm=config.layer_norm or config.critic_layer_norm)
+    torso, critic_torso = (partial(Torso, env.observation_space, sizes) for sizes in (config, in_critics))
+    space = env.action_space
     settings: dict[str, Any] = {name: getattr(config, name) for name in ("policy", "policy_scale", "initial_std")}
     head: Part = partial(PolicyHead, space, **settings)
     if config.policy in SQUASHED:  # without a module around its layers, to match the checkpoints of earlier runs
         head = lambda name: partial(squashed_policy, space=space, **settings)  # noqa: E731
     cell = cell_of(config.memory, config.memory_size, config.hidden[-1])
     policy = Policy(torso, head, env.observation_space, env.privileged, cell)
-    joint = partial(Torso, UNBOUNDED, replace(config, torso="mlp", hidden=config.hidden[-1:]))
-    return ActorQ(policy, Critic(torso, space, cell=cell, joint=joint), space, config.num_critics)
+    joint = partial(Torso, UNBOUNDED, replace(in_critics, torso="mlp", hidden=config.hidden[-1:]))
+    return ActorQ(policy, Critic(critic_torso, space, cell=cell, joint=joint), space, config.num_critics)
 
 
 def actor_critic(env: Env, config: NetworkConfig) -> ActorCritic:

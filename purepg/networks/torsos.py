@@ -65,8 +65,9 @@ def check_torso(env: Env, config: Any) -> None:
         raise UsageError("hidden (none) must hold at least one width")
     if torso == "simba" and len(set(config.hidden)) > 1:
         raise UsageError(f"hidden ({config.hidden}) must hold equal widths for torso 'simba', one for each block")
-    if torso == "simba" and config.layer_norm:
-        raise UsageError("layer_norm (True) must be off with torso 'simba', which has layer norms of its own")
+    for name in ("layer_norm", "critic_layer_norm"):
+        if torso == "simba" and getattr(config, name, False):
+            raise UsageError(f"{name} (True) must be off with torso 'simba', which has layer norms of its own")
     spaces = space_leaves(env.observation_space)
     images = [space for space in spaces if is_image(space)]
     if torso in CONVOLUTIONS and not images:
