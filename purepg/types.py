@@ -141,8 +141,10 @@ class Env(NamedTuple):
     metrics: tuple[str, ...] = ()  # names in `TimeStep.info`; a rollout reports each one's mean over finished episodes
     privileged: tuple[str, ...] = ()  # entries of a dict observation that the critic reads, and the policy does not
     costly_reset: bool = False  # reset only environments whose episode ended, in a loop, and not all in one batch
-    render: Callable[[EnvState], np.ndarray] | None = None  # one state in numpy to a picture, uint8 [height, width, 3]
-    outside: Callable[[int], Any] | None = None  # not JAX: makes n of this environment (`envs.outside.HostEnvs`)
+    render: Callable[[Any], np.ndarray] | None = None  # one state in numpy to a picture, uint8 [height, width, 3]
+    outside: Callable[[int], Any] | None = (
+        None  # not JAX: makes n of it (`envs.outside.HostEnvs`); `render` draws these
+    )
 
 
 class Window(NamedTuple):

@@ -409,7 +409,7 @@ def test_a_picture_of_the_observation_is_the_same_where_the_previous_action_is_o
 def test_an_environment_that_is_not_jax_is_not_drawn_even_if_its_name_is_known():
     space = make("CartPole-v1").observation_space
     env = outside_env("CartPole-v1", lambda n: None, space, Discrete(2), 9)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(UsageError, match=r"^CartPole-v1 cannot be drawn, since it is not JAX"):
+    with pytest.raises(UsageError, match=r"^CartPole-v1 cannot be drawn: it is not JAX, and `outside_env` was given"):
         drawing_of(env)
 
 

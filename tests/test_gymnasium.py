@@ -257,3 +257,40 @@ def test_what_cannot_be_bridged_is_refused_in_one_line():
     envs.step(np.zeros(2, int))
     said = message(envs.step, np.zeros(2, int))
     assert said.startswith("kinds failed in step: ValueError: out of ink (test_gymnasium.py, line ")
+
+
+class Drawn(Kinds):
+    """Draws the number of its steps."""
+
+    def __init__(self, render_mode: str | None = None):
+        super().__init__(spaces.Discrete(2))
+        self.render_mode = render_mode
+
+    def render(self):
+        if self.t == 1:
+            raise ValueError("out\nof paint")
+        return np.full((2, 3, 3), 10 + self.t, np.uint8)
+
+
+def test_the_picture_is_that_of_the_first_environment_in_its_render_mode():
+    def picture(render_mode, num_steps):
+        env = gym_env(functools.partial(Drawn, render_mode), "mine")
+        assert env.outside is not None and env.render is not None
+        envs = env.outside(2)
+        envs.reset([0, 1])
+        for _ in range(num_steps):
+            envs.step(np.zeros(2, np.int32))
+        return env.render(envs)
+
+    np.testing.assert_array_equal(picture("rgb_array", 0), np.full((2, 3, 3), 10, np.uint8))
+    with pytest.raises(UsageError, match=r"^mine cannot be drawn: ValueError: out of paint \(test_gymnasium.py, line"):
+        picture("rgb_array", 1)
+    with pytest.raises(UsageError, match=r"^mine cannot be drawn: its render_mode \(None\) must be rgb_array$"):
+        picture(None, 0)
+
+
+def test_an_environment_of_gymnasiums_own_is_made_so_that_it_can_be_drawn():
+    for params, mode in ({}, "rgb_array"), ({"render_mode": None}, None):
+        envs = make("gym/CartPole-v1", params).outside(1)  # pyright: ignore[reportOptionalCall]
+        assert envs._envs.render_mode == mode
+        envs.close()

@@ -29,8 +29,10 @@ from purepg.envs.wrappers import repeated, time_limited
 from purepg.experience.acting import actor
 from purepg.experience.rollout import Recording, reset_all, rollout
 from purepg.networks.actor_critic import NetworkConfig, actor_critic
-from purepg.run.evaluation import Choice, report
+from purepg.run.evaluation import Choice, on_the_host, report
 from purepg.run.experiment import train_population
+from purepg.run.films.film import check_drawing, film
+from purepg.run.films.outside import play_outside
 from purepg.run.folder.checkpoint import Checkpoints
 from purepg.run.load import load
 from purepg.run.outside import Recorder, evaluate_outside, seed_of
@@ -364,6 +366,37 @@ def test_the_command_that_evaluates_plays_on_the_host(finished_run, monkeypatch)
     said = report(Choice(out, setting=0, seed=1, episodes=40))
     ids = [np.random.default_rng(seed_of(1, i)).integers(NUM_IDS) for i in range(40)]
     assert f"length {np.mean([episode_length(id) for id in ids]):.1f};" in said and "40 episodes" in said
+
+
+@pytest.mark.parametrize("next_step", [False, True])
+def test_a_film_shows_the_pictures_of_the_episodes_that_it_counts(finished_run, next_step, monkeypatch):
+    """A picture's upper left pixel is (id, t) of its state; where a step that ends an episode begins the next, the last
+    picture is that before it."""
+    monkeypatch.setattr("purepg.run.films.outside.MAX_FRAMES", 2)
+    env = diary(next_step=next_step)
+
+    def render(envs):
+        return np.full((4, 4, 3), [int(envs.id[0]) % 256, int(envs.t[0]), 0], np.uint8)
+
+    agent = load(finished_run[1], setting=0, seed=1, env=env._replace(render=render))
+    episodes = play_outside(agent, Choice(finished_run[1], episodes=12), 3)
+    stats = on_the_host(agent, Choice(finished_run[1], episodes=12), 3, at_once=1)
+    ids = [np.random.default_rng(seed_of(1, i)).integers(NUM_IDS) for i in range(12)]
+    assert {episode_length(id) for id in ids} == {2, 3, 4}
+    for i, (id, episode) in enumerate(zip(ids, episodes, strict=True)):
+        length = min(episode_length(id), 3)
+        last = length - (episode_length(id) <= 3)
+        assert episode.every == 2 and len(episode.reward) == length == stats.episode_length[i]
+        assert episode.reward.sum() == stats.episode_return[i]
+        assert (episode.terminated, episode.truncated) == (stats.terminated[i], stats.truncated[i])
+        assert episode.state[:, 0, 0].tolist() == [[id % 256, t, 0] for t in [*range(0, length, 2), last]]
+    assert film(agent.env, episodes, "diary").num_frames == sum(len(range(0, len(x.reward), 2)) + 1 for x in episodes)
+    closed = []
+    monkeypatch.setattr(Diary, "close", lambda self: closed.append(self))
+    check_drawing(agent.env)
+    with pytest.raises(UsageError, match=r"^diary cannot be drawn: it is not JAX, and `outside_env` was given no `r"):
+        check_drawing(env)
+    assert len(closed) == 1
 
 
 def test_evaluation_counts_each_episode_once_with_its_seed_and_cuts_it_at_max_steps():

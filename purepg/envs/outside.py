@@ -6,7 +6,7 @@ write a class with the methods of `HostEnvs` and return `outside_env(...)`.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -47,12 +47,15 @@ def outside_env(
     observation_space: ObservationSpace,
     action_space: Space,
     max_episode_steps: int | None,
+    render: Callable[[Any], np.ndarray] | None = None,
 ) -> Env:
     """An `Env` that is not JAX. Its state is empty, its `reset` returns zeros, and its `step` raises UsageError.
 
     Args:
       make: makes n environments.
       max_episode_steps: the time limit that the environments themselves apply.
+      render: the picture, uint8 `[height, width, 3]`, of the first of those that `make` has made. None: films cannot be
+        made of it.
     """
 
     def reset(key):
@@ -66,6 +69,6 @@ def outside_env(
             "experiments/evaluate.py"
         )
 
-    env = Env(reset, step, observation_space, action_space, max_episode_steps, name, outside=make)
+    env = Env(reset, step, observation_space, action_space, max_episode_steps, name, outside=make, render=render)
     check_environment(env)
     return env

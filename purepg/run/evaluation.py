@@ -13,7 +13,7 @@ from purepg.envs.contract import in_units
 from purepg.equations.distributions import executed
 from purepg.run.cli import leave, parse_flags
 from purepg.run.load import Agent, load
-from purepg.run.outside import evaluate_outside, not_jax
+from purepg.run.outside import EVALUATED_AT_ONCE, evaluate_outside, not_jax
 from purepg.train import EpisodeStats, evaluate
 from purepg.types import UsageError
 
@@ -65,7 +65,7 @@ def report(choice: Choice) -> str:
         raise UsageError(f"{choice.run} holds a reward model, which gives no responses: see its summary.json")
     max_steps = agent.max_steps(choice.max_steps)
 
-    stats = (_on_the_host if agent.env.outside else _compiled)(agent, choice, max_steps)
+    stats = (on_the_host if agent.env.outside else _compiled)(agent, choice, max_steps)
     returns = stats.episode_return.astype(np.float64)
     error = returns.std(ddof=1) / np.sqrt(len(returns)) if len(returns) > 1 else np.nan
     return (
@@ -86,7 +86,9 @@ def _compiled(agent: Agent, choice: Choice, max_steps: int) -> EpisodeStats:
     return jax.device_get(run(agent.frozen, jax.random.key(choice.eval_seed), agent.state))
 
 
-def _on_the_host(agent: Agent, choice: Choice, max_steps: int) -> EpisodeStats:
+def on_the_host(agent: Agent, choice: Choice, max_steps: int, at_once: int = EVALUATED_AT_ONCE) -> EpisodeStats:
+    """`evaluate_outside` of an agent."""
+
     @jax.jit
     def act(state, turn, t, memory, obs):
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(choice.eval_seed), turn), t)
@@ -95,4 +97,4 @@ def _on_the_host(agent: Agent, choice: Choice, max_steps: int) -> EpisodeStats:
 
     memory = agent.algorithm.policy(agent.state, True).memory
     sizes = choice.episodes, max_steps, choice.eval_seed
-    return evaluate_outside(partial(act, agent.state), memory, agent.env, (), *sizes)
+    return evaluate_outside(partial(act, agent.state), memory, agent.env, (), *sizes, at_once)

@@ -18,6 +18,7 @@ of six measurements, 12,000 environment steps a second with 8 environments and 3
 import functools
 import inspect
 import multiprocessing
+import os
 import signal
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +31,7 @@ import numpy as np
 from purepg.envs.outside import HostStep, outside_env
 from purepg.envs.suites.adapter import require
 from purepg.envs.suites.gymnasium_spaces import as_actions, as_observations, take_row
+from purepg.envs.suites.physics import choose_renderer
 from purepg.envs.wrappers import positive_count
 from purepg.types import Env, Obs, UsageError
 
@@ -52,7 +54,8 @@ def gym_env(
     **params: Any,
 ) -> Env:
     """An environment of Gymnasium. It trains, more slowly than one in JAX, by all algorithms that learn from rollouts
-    or replay, and is evaluated at the end; films are not made of it.
+    or replay, and is evaluated at the end. Films are made of it where its render mode is rgb_array, which a registered
+    one that has it gets.
 
     Args:
       source: a registered id; a function without required arguments that makes a `gymnasium.Env`; or one from the
@@ -76,6 +79,8 @@ def gym_env(
     limit = None if max_episode_steps is None else positive_count("max_episode_steps", max_episode_steps)
     single, vector = _makers(source, limit, params)
     first = _guarded(title, "cannot be made", single or (lambda: vector(1)))
+    if isinstance(source, str) and "rgb_array" in (first.metadata.get("render_modes") or ()):
+        single, vector = _makers(source, limit, {"render_mode": "rgb_array", **params})
     observed = first.observation_space if single else first.single_observation_space
     actions = first.action_space if single else first.single_action_space
     observation_space, read = as_observations(title, observed)
@@ -87,7 +92,7 @@ def gym_env(
         of_n = vector or functools.partial(_vectorised, single, asynchronous)
         return _GymEnvs(title, _guarded(title, "cannot be made", of_n, num_envs), num_envs, read, write)
 
-    return outside_env(title, make, observation_space, action_space, limit)
+    return outside_env(title, make, observation_space, action_space, limit, _GymEnvs.picture)
 
 
 def _refuse_old_gymnasium() -> None:
@@ -233,6 +238,18 @@ class _GymEnvs:
         else:
             self._resets_next = ended & taken
         return HostStep(obs, np.array(reward, np.float32), terminated, truncated, next_obs, taken)
+
+    def picture(self) -> np.ndarray:
+        """The first environment's. Raises UsageError where its render mode is another than rgb_array, or it fails."""
+        choose_renderer()
+        for driver in ("SDL_AUDIODRIVER", "SDL_VIDEODRIVER"):  # of pygame, which needs neither a display nor sound
+            os.environ.setdefault(driver, "dummy")
+        drawn = self._envs.render_mode == "rgb_array" and _guarded(self._name, "cannot be drawn", self._envs.render)
+        if not drawn:
+            raise UsageError(
+                f"{self._name} cannot be drawn: its render_mode ({self._envs.render_mode}) must be rgb_array"
+            )
+        return np.asarray(drawn[0], np.uint8)
 
     def close(self) -> None:
         self._envs.close()

@@ -51,7 +51,7 @@ def playground_env(name: str, params: Mapping[str, Any]) -> Env:
     Raises:
       UsageError: Playground is not installed, a field is unknown, or the task's models would be downloaded.
     """
-    _choose_renderer()
+    choose_renderer()
     registry = require("playground", "mujoco_playground").registry
     mjx_env: Any = import_module("mujoco_playground._src.mjx_env")
     if name not in registry.ALL_ENVS:
@@ -81,7 +81,7 @@ def brax_env(name: str, params: Mapping[str, Any]) -> Env:
     Raises:
       UsageError: brax is not installed, or its constructor does not take these parameters.
     """
-    _choose_renderer()
+    choose_renderer()
     require("brax", "brax")
     envs: Any = import_module("brax.envs")
     own, limit = with_limit(name, params, EPISODE_STEPS)
@@ -128,7 +128,7 @@ def _finite(x: Array) -> Array:
     return jnp.where(jnp.isfinite(x), x, 0)
 
 
-def _choose_renderer() -> None:
+def choose_renderer() -> None:
     """Chooses a renderer that needs no display, where there is one. mujoco reads the choice when it is imported."""
     for kind, library in (("egl", "EGL"), ("osmesa", "OSMesa")):
         if "MUJOCO_GL" not in os.environ and sys.platform == "linux" and ctypes.util.find_library(library):

@@ -14,6 +14,7 @@ from purepg.run.console import reason, say
 from purepg.run.evaluation import Choice, run_first
 from purepg.run.films.episodes import play
 from purepg.run.films.film import check_drawing, film
+from purepg.run.films.outside import play_outside
 from purepg.run.folder.config import read_config
 from purepg.run.load import load
 from purepg.run.watch.opening import Mode, open_run, set_up
@@ -47,15 +48,18 @@ def main(description: str | None = None, arguments: Sequence[str] | None = None)
     except UsageError as error:
         leave(script, error, 2)
 
-    episodes = play(
-        jax.random.key(choice.eval_seed),
-        agent.env,
-        lambda state: agent.algorithm.policy(state, not choice.sampled),
-        agent.state,
-        choice.episodes,
-        max_steps,
-        thinned=agent.env.render is not None,
-    )
+    if agent.env.outside:
+        episodes = play_outside(agent, choice, max_steps)
+    else:
+        episodes = play(
+            jax.random.key(choice.eval_seed),
+            agent.env,
+            lambda state: agent.algorithm.policy(state, not choice.sampled),
+            agent.state,
+            choice.episodes,
+            max_steps,
+            thinned=agent.env.render is not None,
+        )
     made = film(agent.env, episodes, f"{agent.env.name}: {agent.name}")
     out = choice.out or choice.run / f"setting-{agent.setting}-seed-{agent.seed}.gif"
     try:

@@ -4,6 +4,7 @@ An episode's last frame also says whether it was terminated or truncated, and is
 third, ... step of a long episode is shown.
 """
 
+import contextlib
 import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -44,7 +45,9 @@ def drawing_of(env: Env) -> Drawing:
       UsageError: the environment cannot be drawn.
     """
     if env.outside is not None:
-        raise UsageError(f"{env.name} cannot be drawn, since it is not JAX: film it with its own suite")
+        if env.render is None:
+            raise UsageError(f"{env.name} cannot be drawn: it is not JAX, and `outside_env` was given no `render`")
+        return Drawing(lambda picture, _: picture, 50)
     if env.task is not None:
         raise UsageError(f"{env.name} cannot be drawn, since its episodes are tokens")
     if env.render is not None:
@@ -85,9 +88,13 @@ def check_drawing(env: Env) -> None:
     drawing = drawing_of(env)
     if env.render is None:
         return
-    state, obs = jax.device_get(jax.jit(env.reset)(jax.random.key(0)))
     try:
-        drawing.scene(state, obs)
+        if env.outside is None:
+            drawing.scene(*jax.device_get(jax.jit(env.reset)(jax.random.key(0))))
+        else:
+            with contextlib.closing(env.outside(1)) as envs:
+                envs.reset([0])
+                env.render(envs)
     except UsageError:
         raise
     except Exception as error:

@@ -56,18 +56,24 @@ def draw_scene(scene: Scene) -> "Image":
 
 
 def on_canvas(pixels: np.ndarray) -> "Image":
-    """An environment's own picture under an empty header, enlarged or reduced by a whole factor."""
+    """An environment's own picture under an empty header."""
+    from PIL import Image
+
+    image = fitted(pixels)
+    canvas = Image.new("RGB", (WIDTH + 2 * MARGIN, HEADER + image.height + MARGIN), "white")
+    canvas.paste(image, ((canvas.width - image.width) // 2, HEADER))
+    return canvas
+
+
+def fitted(pixels: np.ndarray) -> "Image":
+    """A picture, enlarged or reduced by a whole factor."""
     from PIL import Image
 
     image = Image.fromarray(pixels)
     larger = min(WIDTH // image.width, MAX_HEIGHT // image.height)
     if larger > 0:
-        image = image.resize((larger * image.width, larger * image.height), Image.Resampling.NEAREST)
-    else:
-        image = image.reduce(max(-(-image.width // WIDTH), -(-image.height // MAX_HEIGHT)))
-    canvas = Image.new("RGB", (WIDTH + 2 * MARGIN, HEADER + image.height + MARGIN), "white")
-    canvas.paste(image, ((canvas.width - image.width) // 2, HEADER))
-    return canvas
+        return image.resize((larger * image.width, larger * image.height), Image.Resampling.NEAREST)
+    return image.reduce(max(-(-image.width // WIDTH), -(-image.height // MAX_HEIGHT)))
 
 
 def to_pixels(scene: Scene) -> tuple[float, Point]:
