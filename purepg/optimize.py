@@ -247,17 +247,11 @@ def _windows(batch: Any, length: int | None) -> Any:
         T, N, *shape = x.shape
         return x.reshape(T // length, length, N, *shape).swapaxes(0, 1).reshape(length, T // length * N, *shape)
 
-    batch = jax.tree.map(cut, batch)
-    return batch if length is None else with_first_memory(batch)
-
-
-def with_first_memory(batch: Any) -> Any:
-    """Windows `[L, ...]` without the memory before all steps but the first, which nothing reads."""
-
     def first(x):
         return x._replace(memory=jax.tree.map(lambda x: x[:1], x.memory)) if isinstance(x, Window) else x
 
-    return jax.tree.map(first, batch, is_leaf=lambda x: isinstance(x, Window))
+    batch = jax.tree.map(cut, batch)
+    return batch if length is None else jax.tree.map(first, batch, is_leaf=lambda x: isinstance(x, Window))
 
 
 def minibatch_epochs(

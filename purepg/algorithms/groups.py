@@ -24,7 +24,7 @@ from purepg.experience.responses import Payment, flags, paid, pay
 from purepg.experience.rollout import episodes_from, reset_all
 from purepg.language.model import LanguageModel
 from purepg.networks.actor_critic import require_policy_gradient
-from purepg.optimize import TrainState, init_train_state, with_first_memory
+from purepg.optimize import TrainState, init_train_state
 from purepg.spread import num_devices
 from purepg.types import (
     Algorithm,
@@ -164,7 +164,7 @@ def _episodes(
     def grouped(x):
         return jnp.moveaxis(x, 0, 1).reshape(num_starts, group_size, x.shape[0], *x.shape[2:])
 
-    obs, action, log_prob, reward, terminated, truncated, _ = jax.tree.map(grouped, with_first_memory(trajectory))
+    obs, action, log_prob, reward, terminated, truncated, _ = jax.tree.map(grouped, trajectory)
     return GroupedEpisodes(obs, action, log_prob, reward, terminated, truncated, grouped(mask))
 
 

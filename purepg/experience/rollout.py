@@ -57,7 +57,7 @@ class Recording(NamedTuple):
     """T steps of N environments that were taken outside of the program. Where it stands in place of
     `RolloutState.env_state`, `rollout` and `step` return these steps instead of taking any."""
 
-    trajectory: Transition  # leaves [T, N, ...]
+    trajectory: Transition  # leaves [T, N, ...]; the memory before the first step is [1, N, ...]
     finished: Array  # [T, 3 + K], as `step` returns it
 
 
@@ -166,10 +166,7 @@ def rollout(
     def advance(carry, draws):
         world, finished = carry
         world, transition, finished_now = step(env, actor, world, draws)
-        obs = transition.obs
-        if isinstance(obs, Window):
-            transition = transition._replace(obs=obs._replace(memory=()))
-        return (world, finished + finished_now), transition
+        return (world, finished + finished_now), _with_memory(transition, ())
 
     if isinstance(world.env_state, Recording):
         trajectory, finished = world.env_state
@@ -177,22 +174,27 @@ def rollout(
     draws = draw(key, env, actor.noise, world, num_steps)
     carry = world, none_finished(env, world.episode_return.shape[0])
     (end, finished), trajectory = scan(advance, carry, draws, unroll=STEPS_PER_ITERATION)
-    trajectory = _with_memory(trajectory, world.memory, actor)
-    return end, trajectory, episode_info(env, finished, jnp.int32(trajectory.reward.size))
+    before = _memory_before(trajectory, world.memory, actor.memory(world.episode_return.shape[0]))
+    return end, _with_memory(trajectory, before), episode_info(env, finished, jnp.int32(trajectory.reward.size))
 
 
-def _with_memory(trajectory: Transition, first: Memory, actor: Actor) -> Transition:
-    """The trajectory with the memory before each observation, which is that after the step before, or, where an episode
-    starts, the first of all. Only a few steps of it are read, and a program computes no others."""
+def _with_memory(trajectory: Transition, memory: Memory) -> Transition:
+    """The trajectory with this memory before its observations, where they are a `Window`."""
     obs = trajectory.obs
-    if not isinstance(obs, Window):
-        return trajectory
-    begun = actor.memory(obs.starts.shape[1])
+    return trajectory._replace(obs=obs._replace(memory=memory)) if isinstance(obs, Window) else trajectory
+
+
+def _memory_before(trajectory: Transition, first: Memory, begun: Memory) -> Memory:
+    """The memory before each step: `first`, and then that after the step before, or `begun` where an episode starts.
+    Only a few steps of it are read, and a program computes no others."""
+    if not isinstance(trajectory.obs, Window):
+        return ()
+    starts = trajectory.obs.starts
 
     def before(first, begun, after):
-        return jnp.concatenate([first[None], select(obs.starts[1:], begun, after[:-1])])
+        return jnp.concatenate([first[None], select(starts[1:], begun, after[:-1])])
 
-    return trajectory._replace(obs=obs._replace(memory=jax.tree.map(before, first, begun, trajectory.next_obs.memory)))
+    return jax.tree.map(before, first, begun, trajectory.next_obs.memory)
 
 
 def _resets_are_small(env: Env) -> bool:
@@ -226,7 +228,7 @@ def truncation_as_termination(trajectory: Transition) -> Transition:
 class Episodes(NamedTuple):
     """N whole episodes. `mask` is true from an episode's first step to its last; outside it the trajectory is zero."""
 
-    trajectory: Transition  # leaves [T, N, ...]
+    trajectory: Transition  # leaves [T, N, ...]; the memory before the first step is [1, N, ...]
     mask: Array  # [T, N]
     info: Metrics
 
@@ -254,7 +256,8 @@ def episodes_from(key: Key, env: Env, actor: Actor, world: RolloutState, max_ste
         truncated |= (t == max_steps - 1) & ~terminated
         before, after = seen(world.obs, jnp.full(num_episodes, t == 0), world.memory), moment(obs, memory)
         transition = Transition(before, action, log_prob, reward, terminated, truncated, after)
-        return world._replace(env_state=env_state, obs=obs, memory=memory), transition, info
+        world = world._replace(env_state=env_state, obs=obs, memory=memory)
+        return world, _with_memory(transition, ()), info
 
     def body(carry):
         t, world, alive, trajectory, mask, last_info = carry
@@ -273,4 +276,5 @@ def episodes_from(key: Key, env: Env, actor: Actor, world: RolloutState, max_ste
     env_steps = jnp.sum(mask, dtype=jnp.int32)
     sums = [jnp.sum(trajectory.reward), env_steps, num_episodes, *(jnp.sum(info[name]) for name in env.metrics)]
     finished = jnp.stack([jnp.asarray(x, jnp.float32) for x in sums])
+    trajectory = _with_memory(trajectory, jax.tree.map(lambda x: x[None], world.memory))  # before the first step
     return Episodes(trajectory, mask, episode_info(env, finished[:, None], env_steps))
