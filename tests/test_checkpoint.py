@@ -1,5 +1,6 @@
 """A state on disk and back: to the bit or not at all."""
 
+import contextlib
 import errno
 import os
 import shutil
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from purepg.run.folder.checkpoint import Checkpoints
-from purepg.run.folder.files import RecordError
+from purepg.run.folder.files import RecordError, remove_folder
 from purepg.types import UsageError
 
 
@@ -225,3 +226,28 @@ def test_evaluations_come_back_and_half_of_one_does_not(copied):
 def test_of_many_differences_three_are_named(saved):
     with pytest.raises(UsageError, match=r"state: [\w.]+, [\w.]+, [\w.]+ and \d+ more differs$"):
         Checkpoints(saved, 0).restore(3, {"x": jax.ShapeDtypeStruct((), jnp.float32)})
+
+
+@pytest.mark.parametrize("first", ["orbax", "tidy"])
+def test_a_save_that_completes_while_it_is_removed_leaves_a_whole_checkpoint_or_none(first, tmp_path, monkeypatch):
+    """orbax completes a checkpoint by giving its folder the final name."""
+    checkpoints = Checkpoints(tmp_path, 0, keep=2)
+    half, final = checkpoints.folder / "7.orbax-checkpoint-tmp", checkpoints.folder / "7"
+    (half / "state").mkdir(parents=True)
+    (half / "state" / "array").write_text("numbers")
+
+    def complete():
+        with contextlib.suppress(FileNotFoundError):
+            half.rename(final)
+
+    def remove(folder):
+        (folder / "state" / "array").unlink()
+        complete()
+        remove_folder(folder)
+
+    monkeypatch.setattr("purepg.run.folder.checkpoint.remove_folder", remove)
+    if first == "orbax":
+        complete()
+    checkpoints._tidy()
+    whole = [path.name for path in checkpoints.folder.rglob("*")]
+    assert whole == (["7", "state", "array"] if first == "orbax" else [])
