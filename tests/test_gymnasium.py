@@ -1,7 +1,7 @@
 """Gymnasium's environments through the bridge: both autoreset modes, spaces, time limits, and what is refused."""
 
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -294,3 +294,18 @@ def test_an_environment_of_gymnasiums_own_is_made_so_that_it_can_be_drawn():
         envs = make("gym/CartPole-v1", params).outside(1)  # pyright: ignore[reportOptionalCall]
         assert envs._envs.render_mode == mode
         envs.close()
+
+
+def test_a_registered_environment_that_takes_no_render_mode_is_made_without():
+    class Sloppy(Kinds):
+        metadata: ClassVar = {"render_modes": ["rgb_array"]}
+
+        def __init__(self):
+            super().__init__(spaces.Discrete(2))
+            self.metadata = Sloppy.metadata
+
+    gymnasium.register("Sloppy-v0", entry_point=Sloppy)
+    try:
+        make("gym/Sloppy-v0").outside(1).close()  # pyright: ignore[reportOptionalCall]
+    finally:
+        del gymnasium.registry["Sloppy-v0"]

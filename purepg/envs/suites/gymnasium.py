@@ -79,7 +79,7 @@ def gym_env(
     limit = None if max_episode_steps is None else positive_count("max_episode_steps", max_episode_steps)
     single, vector = _makers(source, limit, params)
     first = _guarded(title, "cannot be made", single or (lambda: vector(1)))
-    if isinstance(source, str) and "rgb_array" in (first.metadata.get("render_modes") or ()):
+    if isinstance(source, str) and _can_be_drawn(first):
         single, vector = _makers(source, limit, {"render_mode": "rgb_array", **params})
     observed = first.observation_space if single else first.single_observation_space
     actions = first.action_space if single else first.single_action_space
@@ -93,6 +93,17 @@ def gym_env(
         return _GymEnvs(title, _guarded(title, "cannot be made", of_n, num_envs), num_envs, read, write)
 
     return outside_env(title, make, observation_space, action_space, limit, _GymEnvs.picture)
+
+
+def _can_be_drawn(env: Any) -> bool:
+    """Whether a registered environment can be made with the render mode rgb_array."""
+    from gymnasium.envs.registration import load_env_creator
+
+    creator = env.spec.entry_point
+    creator = load_env_creator(creator) if isinstance(creator, str) else creator
+    arguments = inspect.signature(creator).parameters.values()
+    takes_it = any(x.name == "render_mode" or x.kind is inspect.Parameter.VAR_KEYWORD for x in arguments)
+    return takes_it and "rgb_array" in (env.metadata.get("render_modes") or ())
 
 
 def _refuse_old_gymnasium() -> None:
@@ -244,12 +255,9 @@ class _GymEnvs:
         choose_renderer()
         for driver in ("SDL_AUDIODRIVER", "SDL_VIDEODRIVER"):  # of pygame, which needs neither a display nor sound
             os.environ.setdefault(driver, "dummy")
-        drawn = self._envs.render_mode == "rgb_array" and _guarded(self._name, "cannot be drawn", self._envs.render)
-        if not drawn:
-            raise UsageError(
-                f"{self._name} cannot be drawn: its render_mode ({self._envs.render_mode}) must be rgb_array"
-            )
-        return np.asarray(drawn[0], np.uint8)
+        if (mode := self._envs.render_mode) != "rgb_array":
+            raise UsageError(f"{self._name} cannot be drawn: its render_mode ({mode}) must be rgb_array")
+        return np.asarray(_guarded(self._name, "cannot be drawn", self._envs.render)[0], np.uint8)
 
     def close(self) -> None:
         self._envs.close()
