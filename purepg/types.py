@@ -6,7 +6,7 @@ since their losses and advantages are per episode. Metrics of a population are `
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypedDict
+from typing import Any, NamedTuple, Protocol, TypedDict, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -106,6 +106,11 @@ def is_space(x: Any) -> bool:
     return isinstance(x, Discrete | MultiDiscrete | Box | LegalActions)
 
 
+def is_image(space: Any) -> TypeGuard[Box]:
+    """Whether observations are `[height, width, channels]`."""
+    return isinstance(space, Box) and len(space.shape) == 3
+
+
 def space_leaves(space: ObservationSpace) -> list[Any]:
     """The spaces of an observation's leaves, in JAX's order."""
     return jax.tree.leaves(space, is_leaf=is_space)
@@ -142,9 +147,7 @@ class Env(NamedTuple):
     privileged: tuple[str, ...] = ()  # entries of a dict observation that the critic reads, and the policy does not
     costly_reset: bool = False  # reset only environments whose episode ended, in a loop, and not all in one batch
     render: Callable[[Any], np.ndarray] | None = None  # one state in numpy to a picture, uint8 [height, width, 3]
-    outside: Callable[[int], Any] | None = (
-        None  # not JAX: makes n of it (`envs.outside.HostEnvs`); `render` draws these
-    )
+    outside: Callable[[int], Any] | None = None  # not JAX: makes n (`envs.outside.HostEnvs`), which `render` draws
 
 
 class Window(NamedTuple):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from purepg.envs.contract import canonical
-from purepg.types import Action, Array, Box, Discrete, Env, MultiDiscrete, Space, UsageError
+from purepg.types import Action, Array, Box, Discrete, Env, MultiDiscrete, Space, UsageError, is_image
 
 PREVIOUS = ("previous_action", "previous_reward")  # the entries that `with_previous` adds to an observation
 
@@ -101,7 +101,7 @@ def average_pooled(env: Env, size: int) -> Env:
     _refuse_outside(env, "average_pool", k)
     _refuse_tokens(env, "average_pool", k)
     space = env.observation_space
-    if not (isinstance(space, Box) and len(space.shape) == 3):
+    if not is_image(space):
         raise UsageError(f"average_pool ({k}) needs an image to reduce, which {env.name}'s observation is not")
     height, width, channels = space.shape
     if height % k or width % k:

@@ -1,7 +1,7 @@
 """What networks read of observations: which leaves of a tree, and their conversion to float32 features."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeGuard
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,11 +33,6 @@ def image_features(obs: Array, space: Box) -> Array:
     if (low == low.flat[0]).all() and (width == width.flat[0]).all():
         low, width = low.flat[0], width.flat[0]
     return (x - low) / width
-
-
-def is_image(space: Any) -> TypeGuard[Box]:
-    """Whether observations are `[height, width, channels]`."""
-    return isinstance(space, Box) and len(space.shape) == 3
 
 
 def flat(obs: Array, space: Space) -> Array:

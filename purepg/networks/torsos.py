@@ -9,9 +9,20 @@ import jax.numpy as jnp
 from purepg.config import check
 from purepg.envs.contract import space_name
 from purepg.networks.convolutions import CONVOLUTIONS
-from purepg.networks.observations import flat, image_features, is_image, joined, readable, visible
+from purepg.networks.observations import flat, image_features, joined, readable, visible
 from purepg.networks.residual import simba
-from purepg.types import Action, Array, Box, Env, LegalActions, Obs, ObservationSpace, UsageError, space_leaves
+from purepg.types import (
+    Action,
+    Array,
+    Box,
+    Env,
+    LegalActions,
+    Obs,
+    ObservationSpace,
+    UsageError,
+    is_image,
+    space_leaves,
+)
 
 ACTIVATIONS = {"tanh": nn.tanh, "relu": nn.relu, "silu": nn.silu}
 

@@ -45,21 +45,21 @@ def main(description: str | None = None, arguments: Sequence[str] | None = None)
         agent = load(choice.run, choice.setting, choice.seed, choice.best)
         max_steps = agent.max_steps(choice.max_steps)
         check_drawing(agent.env)  # refuses an environment that cannot be drawn before anything long is played
+        if agent.env.outside:
+            episodes = play_outside(agent, choice, max_steps)
+        else:
+            episodes = play(
+                jax.random.key(choice.eval_seed),
+                agent.env,
+                lambda state: agent.algorithm.policy(state, not choice.sampled),
+                agent.state,
+                choice.episodes,
+                max_steps,
+                thinned=agent.env.render is not None,
+            )
     except UsageError as error:
         leave(script, error, 2)
 
-    if agent.env.outside:
-        episodes = play_outside(agent, choice, max_steps)
-    else:
-        episodes = play(
-            jax.random.key(choice.eval_seed),
-            agent.env,
-            lambda state: agent.algorithm.policy(state, not choice.sampled),
-            agent.state,
-            choice.episodes,
-            max_steps,
-            thinned=agent.env.render is not None,
-        )
     made = film(agent.env, episodes, f"{agent.env.name}: {agent.name}")
     out = choice.out or choice.run / f"setting-{agent.setting}-seed-{agent.seed}.gif"
     try:

@@ -21,7 +21,7 @@ from purepg.run.films.minatar import MINATAR, PALETTE, channels_scene
 from purepg.run.films.observations import observation_scene
 from purepg.run.films.picture import picture
 from purepg.run.films.scene import Scene
-from purepg.types import Box, Discrete, Env, UsageError
+from purepg.types import Box, Discrete, Env, UsageError, is_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -73,8 +73,8 @@ def _known(name: str, space: Any) -> Drawing | None:
         return Drawing(lambda state, obs: scene(own_state(state), obs), 200)
     if name == "cliff" and isinstance(space, Discrete) and space.n == CLIFF_SHAPE[0] * CLIFF_SHAPE[1]:
         return Drawing(cliff, 200)
-    if isinstance(space, Box) and len(shape) == 3 and space.dtype is bool:
-        unnamed = [(i, f"channel {i}", PALETTE[i % len(PALETTE)]) for i in range(shape[2])]
+    if is_image(space) and space.dtype is bool:
+        unnamed = [(i, f"channel {i}", PALETTE[i % len(PALETTE)]) for i in range(space.shape[2])]
         return Drawing(lambda state, obs: channels_scene(obs, MINATAR.get(name, unnamed)), 100)
     return None
 

@@ -1,7 +1,6 @@
 """Episodes of environments that are not JAX, with their own pictures in place of states."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -53,15 +52,9 @@ class Filmed:
 
 def play_outside(agent: Agent, choice: Choice, max_steps: int) -> list[Episode]:
     """Whole episodes, one after another. The states of an `Episode` are pictures, `[F, height, width, 3]`."""
-    found: list[Any] = []
-
-    def make(num_envs):
-        del num_envs  # one at once
-        found.append(Filmed(agent.env))
-        return found[0]
-
-    stats = on_the_host(agent._replace(env=agent.env._replace(outside=make)), choice, max_steps, at_once=1)
-    (filmed,) = found
+    filmed = Filmed(agent.env)
+    shown = agent._replace(env=agent.env._replace(outside=lambda num_envs: filmed))  # asked for one at once
+    stats = on_the_host(shown, choice, max_steps, at_once=1)
     episodes = []
     for i, (pictures, rewards) in enumerate(zip(filmed.pictures, filmed.rewards, strict=True)):
         before = pictures[: -(-len(rewards) // filmed.every)]

@@ -145,11 +145,9 @@ class Checkpoints:
             return
         complete = sorted((x for x in self.folder.glob("*") if x.name.isdigit()), key=lambda x: int(x.name))
         for left in (*self.folder.glob("*.orbax-checkpoint-tmp*"), *complete[: -self._keep]):
-            with contextlib.suppress(OSError):
-                # Under its old name, orbax could complete it in the background while it is half removed.
-                remove_folder(
-                    left.rename(left.with_name(f"{left.name.partition('.')[0]}.orbax-checkpoint-tmp-removed"))
-                )
+            removed = left.with_name(f"{left.name.partition('.')[0]}.orbax-checkpoint-tmp-removed")
+            with contextlib.suppress(OSError):  # under its old name, orbax could complete it while it is half removed
+                remove_folder(left.rename(removed))
 
     def _read(self, update: int, **items: Any) -> Any:
         manager = self._manager
