@@ -85,8 +85,10 @@ def test_what_is_recorded_is_transition_by_transition_the_rollout_of_the_twin_in
 class Kinds(gymnasium.Env):
     """Observes a bit of everything; the second step ends the episode. `taken` are the actions that it got."""
 
+    metadata: ClassVar[dict[str, Any]] = {}
+
     def __init__(self, action_space: Any, space: Any = None, fails: bool = False):
-        self.action_space, self.fails, self.metadata = action_space, fails, {}
+        self.action_space, self.fails = action_space, fails
         self.observation_space = space or spaces.Dict(
             time=spaces.Discrete(3, start=5),
             pair=spaces.Tuple([spaces.Box(-1, 1, (2,), np.float64), spaces.MultiDiscrete([3, 4], start=[1, 2])]),
@@ -298,11 +300,10 @@ def test_an_environment_of_gymnasiums_own_is_made_so_that_it_can_be_drawn():
 
 def test_a_registered_environment_that_takes_no_render_mode_is_made_without():
     class Sloppy(Kinds):
-        metadata: ClassVar = {"render_modes": ["rgb_array"]}
+        metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"]}
 
         def __init__(self):
             super().__init__(spaces.Discrete(2))
-            self.metadata = Sloppy.metadata
 
     gymnasium.register("Sloppy-v0", entry_point=Sloppy)
     try:
