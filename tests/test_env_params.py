@@ -42,6 +42,20 @@ def kept(tmp_path_factory) -> Path:
     return out
 
 
+@pytest.mark.parametrize(
+    "name, text, said",
+    [
+        ("UmbrellaChain-bsuite", "chain_length=0", r"^Umb.* cannot be made with env_params .*: ZeroDivisionError"),
+        ("Catch-bsuite", "rows=0", r"^Catch-bsuite cannot be made with env_params rows=0: IndexError"),
+        ("DeepSea-bsuite", "size=2.5", r"^DeepSea-bsuite does not take these parameters: .*2.5"),
+        ("DeepSea-bsuite", "sise=3", r"^DeepSea-bsuite has no parameter 'sise'; it has .*size"),
+    ],
+)
+def test_what_a_constructor_does_not_take_is_said_as_it_is(name, text, said):
+    with pytest.raises(UsageError, match=said):
+        named_env(name, [text])
+
+
 def test_values_are_read_as_numbers_truths_or_none_and_else_are_text():
     texts = ("a=3", "b=-2.5", "c=1e3", "d=true", "e=False", "f=none", "g=Fast", "h=x=y")
     values = {"a": 3, "b": -2.5, "c": 1000.0, "d": True, "e": False, "f": None, "g": "Fast", "h": "x=y"}
@@ -57,6 +71,13 @@ def test_values_are_read_as_numbers_truths_or_none_and_else_are_text():
         (["gravity="], r"^env_params \('gravity='\) must be KEY=VALUE"),
         (["g=1", "m=2", "g=3"], r"^env_params names g twice: keep one of g=1 and g=3$"),
         (["gravty=9"], r"^CartPole-v1 has no parameter 'gravty'; it has .*gravity"),
+        (["max_steps_in_episode=-3"], r"^CartPole-v1's max_steps_in_episode \(-3\) must be a positive whole number$"),
+        (["max_steps_in_episode=2.5"], r"^CartPole-v1's max_steps_in_episode \(2.5\) must be a positive whole number$"),
+        (
+            [f"max_steps_in_episode={2**31}"],
+            r"^CartPole-v1's max_steps_in_episode \(2147483648\) must be at most 21474",
+        ),
+        ([f"max_episode_steps={2**31}"], r"^max_episode_steps \(2147483648\) must be at most 2147483647$"),
         (["gravity=none"], r"^CartPole-v1 cannot be made with env_params gravity=none: TypeError"),
     ],
 )

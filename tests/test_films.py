@@ -176,6 +176,7 @@ def test_acrobat_hangs_down_at_zero_and_its_tip_passes_the_line_where_the_episod
 def test_cliff_lies_where_steps_cost_a_hundred_and_the_agent_where_the_state_says():
     env = make("cliff")
     scene = drawing_of(env).scene(None, np.array(17))
+    assert isinstance(scene, Scene)
 
     def at(row, column, scene=scene):
         return pixel(scene, (column + 0.5, 4 - row - 0.5))
@@ -185,6 +186,8 @@ def test_cliff_lies_where_steps_cost_a_hundred_and_the_agent_where_the_state_say
     assert all(at(3, column) == rgb(INK) for column in range(1, 11))
     state, _ = env.reset(jax.random.key(0))
     assert at(3, 0, drawing_of(env).scene(state, np.asarray(state.state))) == rgb(BLUE)  # the start
+    other = drawing_of(make("cliff", {"width": 6, "height": 8})).scene(None, np.array(17))  # 48 states too
+    assert isinstance(other, Scene) and other.high != scene.high
 
 
 def test_rooms_have_their_walls_and_the_ball_falls_on_the_paddles_row():

@@ -21,13 +21,14 @@ from helpers import (
 )
 
 from purepg.algorithms.ddpg import DDPGConfig, ddpg
+from purepg.algorithms.on_policy import RolloutWorld
 from purepg.algorithms.ppo import PPOConfig, ppo
 from purepg.algorithms.reinforce import REINFORCEConfig, reinforce
 from purepg.algorithms.sac import SACConfig, sac
 from purepg.envs.outside import HostStep, outside_env
 from purepg.envs.wrappers import repeated, time_limited
 from purepg.experience.acting import actor
-from purepg.experience.rollout import Recording, reset_all, rollout
+from purepg.experience.rollout import Recording, RolloutState, reset_all, rollout
 from purepg.networks.actor_critic import NetworkConfig, actor_critic
 from purepg.run.evaluation import Choice, on_the_host, report
 from purepg.run.experiment import train_population
@@ -36,7 +37,7 @@ from purepg.run.films.outside import play_outside
 from purepg.run.folder.checkpoint import Checkpoints
 from purepg.run.load import load
 from purepg.run.outside import Recorder, evaluate_outside, seed_of
-from purepg.run.outside_population import OutsidePopulation
+from purepg.run.outside_population import OutsidePopulation, _Member
 from purepg.run.plan import RunConfig, prepare
 from purepg.train import averaged, evaluate
 from purepg.types import Actor, Box, Discrete, Env, Transition, UsageError
@@ -138,10 +139,13 @@ def test_recordings_are_the_rollout_of_the_twin_in_jax(twin, agents, num_envs):
 def test_a_step_that_only_resets_is_not_recorded_and_those_ahead_skip_what_an_older_policy_did(twin):
     trajectory, ids = twin
     rec, position, skipped = recorder(diary(ids=ids, next_step=True), (), N), np.zeros(N, int), 0
+    parted, num_parted = np.zeros(N, bool), 0
     episodes = trajectory.terminated | trajectory.truncated
     for _ in range(3):
         before = position.copy()
         found = rec.record(by_rule)
+        np.testing.assert_array_equal(rec.parted, parted)
+        num_parted += rec.parted.sum()
         for i in range(N):
             for name, a, b in zip(Transition._fields, found.trajectory, trajectory, strict=True):
                 np.testing.assert_array_equal(a[:, i], b[position[i] :][:T, i], err_msg=name)
@@ -154,9 +158,18 @@ def test_a_step_that_only_resets_is_not_recorded_and_those_ahead_skip_what_an_ol
                 left -= 1 + episodes[position[i], i]
                 position[i] += 1
         skipped += (position - before - T).sum()
+        parted = np.array([episodes[before[i] + T : position[i], i].any() for i in range(N)])
         ended = sum(episodes[before[i] : position[i], i].sum() for i in range(N))
         assert found.finished[:, 2].sum() == ended
-    assert skipped > 0
+    assert skipped > 0 and num_parted > 0
+
+
+def test_a_running_return_ends_with_its_episode_also_where_no_recording_has_the_end():
+    nothing: Any = ()
+    world = RolloutWorld(RolloutState(*[nothing] * 5), jnp.array([1.0, 2.0, 3.0]))
+    recording, parted = Recording(nothing, nothing), jnp.array([False, True, False])
+    found = _Member.held(object.__new__(_Member), world, (recording, parted))
+    assert found.running_return.tolist() == [1, 0, 3] and found.envs.env_state is recording
 
 
 def test_every_call_of_an_update_has_a_number_of_its_own_for_its_random_numbers():

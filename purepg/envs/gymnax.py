@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from purepg.envs.contract import check_environment
+from purepg.envs.wrappers import positive_count
 from purepg.types import Action, Box, Discrete, Env, EnvState, Key, Obs, Space, TimeStep, UsageError
 
 if TYPE_CHECKING:
@@ -62,6 +63,10 @@ def gymnax_env(
     else:
         name = env.name
     params = _params(name, env.default_params, params)
+    limit: Any = getattr(params, "max_steps_in_episode", None)
+    if limit is not None:
+        limit = int(limit) if isinstance(limit, float) and limit.is_integer() else limit  # BernoulliBandit's is 100.0
+        positive_count(f"{name}'s max_steps_in_episode", limit)
     observation_space, obs_dtype = _space(env.name, env.observation_space(params), "observation")
     action_space, action_dtype = _space(env.name, env.action_space(params), "action")
 
@@ -91,8 +96,7 @@ def gymnax_env(
         state, time_step = gymnax_step(key, state, action)
         return cast_state(state), TimeStep(*map(jnp.asarray, time_step, (obs_dtype, jnp.float32, bool, bool)))
 
-    limit = getattr(params, "max_steps_in_episode", None)
-    made = Env(reset, step, observation_space, action_space, None if limit is None else int(limit), name)
+    made = Env(reset, step, observation_space, action_space, limit, name)
     check_environment(made)
     return made
 

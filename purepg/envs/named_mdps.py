@@ -60,8 +60,9 @@ def cliff(width: int = 12, height: int = 4, gamma: float = 0.99, horizon: int = 
         falls = (start < to) & (to < goal)
         reward[falls, a] = -100.0
         transition[np.arange(S), a, np.where(falls, start, to)] = 1
+    name = "cliff" if (width, height) == (12, 4) else f"cliff, {width} x {height}"
     return FiniteMDP(
-        transition, reward, np.eye(S)[start], gamma, terminal=np.arange(S) == goal, horizon=horizon, name="cliff"
+        transition, reward, np.eye(S)[start], gamma, terminal=np.arange(S) == goal, horizon=horizon, name=name
     )
 
 

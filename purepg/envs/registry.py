@@ -1,6 +1,7 @@
 """`make`: every environment by its name."""
 
 import difflib
+import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
@@ -74,13 +75,17 @@ def _gymnax(name: str, params: Mapping[str, Any]) -> Env:
     gymnax = library()
     if name == "MNISTBandit-bsuite":
         return gymnax_env(name, params)  # constructing it would download its data, which `gymnax_env` refuses
-    known = [field.name for field in fields(gymnax.make(name)[1])]
+    env, defaults = gymnax.make(name)
+    known = [field.name for field in fields(defaults)]
     constructor = {key: value for key, value in params.items() if key not in known}
     try:
         gymnax.make(name, **constructor)
-    except TypeError:
+    except TypeError as error:
+        arguments = inspect.signature(type(env)).parameters
+        if not (unknown := [repr(key) for key in constructor if key not in arguments]):
+            raise UsageError(f"{name} does not take these parameters: {error}") from None
         raise UsageError(
-            f"{name} has no parameter {', '.join(map(repr, constructor))}; it has {', '.join(known)}"
+            f"{name} has no parameter {', '.join(unknown)}; it has {', '.join((*known, *arguments))}"
         ) from None
     return gymnax_env(name, {key: value for key, value in params.items() if key in known}, **constructor)
 

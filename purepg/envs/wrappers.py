@@ -79,9 +79,7 @@ def partially_observed(env: Env, entries: str | int | Sequence[int]) -> Env:
     _refuse_tokens(env, "observed", entries)
     if not isinstance(space, Box):
         raise UsageError(f"observed ({entries}) needs a Box to choose from, which {env.name}'s observation is not")
-    kept = _indices(entries)
-    if max(kept) >= space.low.size:
-        raise UsageError(f"observed ({entries}) must be below {space.low.size}, the entries that {env.name} observes")
+    kept = _indices(entries, space.low.size, env.name)
 
     def part(obs):
         return obs.reshape(-1)[kept]
@@ -106,7 +104,7 @@ def average_pooled(env: Env, size: int) -> Env:
     height, width, channels = space.shape
     if height % k or width % k:
         raise UsageError(f"average_pool ({k}) must divide {height} and {width}, the size of {env.name}'s image")
-    dtype = np.dtype(np.float32 if space.dtype is bool else space.dtype)
+    dtype = np.dtype(np.float32 if np.dtype(space.dtype) == bool else space.dtype)
 
     def pooled(image):
         means = image.reshape(height // k, k, width // k, k, channels).mean((1, 3), dtype=np.float32)
@@ -130,10 +128,12 @@ def _seen_as(env: Env, seen: Callable[[Any], Any], space: Box, held_out: Env | N
     return env._replace(reset=reset, step=step, observation_space=space, held_out=held_out, describe=None)
 
 
-def _indices(entries: Any) -> np.ndarray:
-    """The indices in `(0, 2)` or `"0-4,45-49"`."""
+def _indices(entries: Any, size: int, name: str) -> np.ndarray:
+    """The indices in `(0, 2)` or `"0-4,45-49"`, all below `size`."""
     parts = entries.split(",") if isinstance(entries, str) else map(str, np.ravel(entries))
     ranges = [re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip()) for part in parts]
+    if any(found and int(found[2] or found[1]) >= size for found in ranges):
+        raise UsageError(f"observed ({entries}) must be below {size}, the entries that {name} observes")
     kept = [list(range(int(found[1]), int(found[2] or found[1]) + 1)) if found else [] for found in ranges]
     flat = [i for indices in kept for i in indices]
     if not kept or not all(kept) or len(set(flat)) < len(flat):
@@ -227,7 +227,9 @@ def _refuse_tokens(env: Env, name: str, value: Any) -> None:
 
 
 def positive_count(name: str, value: Any) -> int:
-    """The value. Raises UsageError if it is no positive whole number."""
+    """The value. Raises UsageError if it is no positive whole number, or none that an int32 holds."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise UsageError(f"{name} ({value}) must be a positive whole number")
+    if value > (largest := np.iinfo(np.int32).max):
+        raise UsageError(f"{name} ({value}) must be at most {largest}")
     return value

@@ -30,7 +30,7 @@ def named_env(name: str, env_params: Sequence[str] = ()) -> Env:
         return envs.make(name, params)
     except UsageError:
         raise
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # a suite's code may raise anything
         raise UsageError(f"{name} cannot be made with env_params {' '.join(env_params)}: {reason(error)}") from error
 
 

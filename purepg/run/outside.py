@@ -81,7 +81,8 @@ class Recorder:
     A recording has exactly T transitions of every environment, one after another. Where resets take steps of their own
     (Gymnasium's next-step mode), an environment whose episodes ended less often than another's is ahead of it; the
     steps beyond its T are not recorded, so that the learner sees only what its current parameters have done. They
-    count in the returns and lengths of episodes, but not in `env_steps`.
+    count in the returns and lengths of episodes, but not in `env_steps`. `parted`, `[*agents, N]`, says where an
+    episode ended in such steps, between the latest recording and the one before.
 
     Args:
       agents: their axes, such as (H, S).
@@ -110,11 +111,15 @@ class Recorder:
             raise
         self._starts = np.ones(len(seeds), bool)
         self._return, self._length = np.zeros(len(seeds)), np.zeros(len(seeds), int)
+        self.parted: np.ndarray = np.zeros((*agents, num_envs), bool)
+        self._parts = np.zeros(len(seeds), bool)
 
     def record(self, act: Act) -> Recording:
         """Takes T steps in each environment."""
         M, N, T = math.prod(self._agents), self._N, self._T
         finished: Any = np.zeros((M, T, 3), np.float32)
+        self.parted = self._by_agent(self._parts)
+        self._parts = np.zeros(M * N, bool)
         made = np.zeros(M * N, int)
         buffers: Any = None
         num_calls = 0
@@ -134,6 +139,7 @@ class Recorder:
             transition = Transition(seen_now, action, log_prob, step.reward, *flags, seen_next)
             if buffers is None:  # new ones each time: on a CPU, JAX may read the last ones in place
                 buffers = jax.tree.map(lambda x: np.empty((M, T, N, *x.shape[1:]), x.dtype), transition)
+            self._parts |= (made == T) & step.taken & (step.terminated | step.truncated)
             self._write(buffers, transition, made, step.taken)
             self._obs = step.obs
             num_calls += 1

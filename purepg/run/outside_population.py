@@ -79,7 +79,7 @@ class OutsidePopulation(HostPopulation):
 
         return Evaluation(returns(False), returns(True), None, None)
 
-    def _record(self, members: Members, state: State, update: np.int32) -> tuple[Recording, Metrics]:
+    def _record(self, members: Members, state: State, update: np.int32) -> tuple[tuple[Recording, Any], Metrics]:
         N, T = self._explorer.num_envs, self._explorer.num_steps
         if self._recorder is None:
             H, seeds = self._shape[0], np.asarray(members[1])
@@ -93,13 +93,14 @@ class OutsidePopulation(HostPopulation):
             action, log_prob, memories, self._carry, taken = chosen
             return action, log_prob, memories, taken
 
-        return self._recorder.record(act), {}
+        recording = self._recorder.record(act)
+        return (recording, self._recorder.parted), {}
 
     def _first_carry(self, state: State) -> Any:
         shapes = jax.eval_shape(jax.vmap(jax.vmap(self._explorer.carry)), state.world.envs.obs)
         return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
 
-    def _start_recording(self, members: Members, state: State) -> Recording:
+    def _start_recording(self, members: Members, state: State) -> tuple[Recording, Any]:
         T, obs = self._explorer.num_steps, state.world.envs.obs
         flag: Any = jax.ShapeDtypeStruct(state.world.envs.episode_length.shape, bool)
         carry = jax.eval_shape(lambda: self._first_carry(state))
@@ -114,7 +115,7 @@ class OutsidePopulation(HostPopulation):
 
         finished: Any = jax.ShapeDtypeStruct((*self._shape, T, 3), np.float32)
         self._compile(self._act, *members, *arguments, number, number)
-        return Recording(jax.tree.map(of_update, step), finished)
+        return Recording(jax.tree.map(of_update, step), finished), flag
 
     def _close(self) -> None:
         if self._recorder is not None:
@@ -141,6 +142,9 @@ class _Member(HostMember):
         return action, log_prob, memories, carry, in_units(self._plan.env.action_space, executed(action))
 
     def held(self, world: Any, recording: Any) -> Any:
+        recording, parted = recording or ((), False)
+        if getattr(world, "running_return", None) is not None:
+            world = world._replace(running_return=jnp.where(parted, 0, world.running_return))
         return world._replace(envs=world.envs._replace(env_state=recording))
 
     def policy(self, hyper: Hyper, state: State, deterministic: bool = False) -> Actor:

@@ -73,7 +73,7 @@ def _known(name: str, space: Any) -> Drawing | None:
         return Drawing(lambda state, obs: scene(own_state(state), obs), 200)
     if name == "cliff" and isinstance(space, Discrete) and space.n == CLIFF_SHAPE[0] * CLIFF_SHAPE[1]:
         return Drawing(cliff, 200)
-    if is_image(space) and space.dtype is bool:
+    if is_image(space) and np.dtype(space.dtype) == bool:
         unnamed = [(i, f"channel {i}", PALETTE[i % len(PALETTE)]) for i in range(space.shape[2])]
         return Drawing(lambda state, obs: channels_scene(obs, MINATAR.get(name, unnamed)), 100)
     return None
