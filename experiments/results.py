@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from parts.compare import finished
+from parts.compare import finished, number
 
 from purepg.run.cli import leave, parse_flags
 from purepg.run.console import reason
@@ -48,8 +48,8 @@ def rows_of(run: Path, algorithm: str | None) -> list[list[str]]:
     for setting in summary["settings"]:
         label = label_of(setting["hyperparameters"])
         name = ", ".join(filter(None, [algorithm or config["script"], label]))
-        sampled = with_interval(setting["iqm"], setting["interval"])
-        others = (short(setting[name]["iqm"]) for name in ("mode", "training"))
+        sampled = with_interval(number(setting["iqm"]), [number(end) for end in setting["interval"]])
+        others = (short(number(setting[name]["iqm"])) for name in ("mode", "training"))
         command = f"`python experiments/{config['script']}.py`"
         rows.append([env, name, steps(config["run"]["total_steps"]), "", sampled, *others, command])
     return rows

@@ -188,7 +188,7 @@ def test_what_cannot_be_compared_is_refused_in_one_line(refuse, tmp_path):
     a, b = save(tmp_path / "a", GOOD), save(tmp_path / "b", BAD, env="Pendulum-v1")
     scale = ("--range", "CartPole-v1=0,500")
     assert "name the folder" in refuse()
-    assert "nowhere has no config.json" in refuse("nowhere")
+    assert "nowhere does not exist: name the folder of a run" in refuse("nowhere")
     assert "must have a name for each run (2)" in refuse(a, b, "--labels", "x")
     assert "both 'a' on CartPole-v1" in refuse(a, a)
     assert "add --range CartPole-v1=LOW,HIGH --range Pendulum-v1=LOW,HIGH" in refuse(a, b)

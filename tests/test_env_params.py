@@ -48,6 +48,11 @@ def kept(tmp_path_factory) -> Path:
         ("UmbrellaChain-bsuite", "chain_length=0", r"^Umb.* cannot be made with env_params .*: ZeroDivisionError"),
         ("Catch-bsuite", "rows=0", r"^Catch-bsuite cannot be made with env_params rows=0: IndexError"),
         ("DeepSea-bsuite", "size=2.5", r"^DeepSea-bsuite does not take these parameters: .*2.5"),
+        (
+            "CartPole-v1",
+            "observd=0",
+            r"^CartPole-v1 has no .* 'observd'; it has .*; did you mean observed\?$",
+        ),
         ("DeepSea-bsuite", "sise=3", r"^DeepSea-bsuite has no parameter 'sise'; it has .*size"),
     ],
 )
@@ -107,7 +112,7 @@ def test_a_named_environment_in_place_of_the_runs_takes_the_parameters_too():
 
 
 def test_a_resume_with_other_parameters_is_refused(kept):
-    said = r"env_params \(was \['max_steps_in_episode=7', 'gravity=5.5'\], is \['gravity=5.5'\]\), spaces "
+    said = r"env_params \(was \['max_steps_in_episode=7', 'gravity=5.5'\], is \['gravity=5.5'\]\); use the same flags"
     with pytest.raises(UsageError, match=said):
         train(replace(RUN, env_params=SHORT[1:], out=kept, resume=True))
 

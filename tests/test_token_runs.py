@@ -482,7 +482,7 @@ def test_what_cannot_be_a_start_is_refused_in_one_line(cloned, cartpole, tmp_pat
         return line
 
     none = tmp_path / "none"
-    assert f"start ({none}) does not exist: it must be a checkpoint, or the folder of a run" in said(none)
+    assert f"{none} does not exist: it must be a checkpoint, or the folder of a run" in said(none)
     assert f"start ({cartpole}) holds a run without a language model" in said(cartpole)
     assert f"start ({cloned.out}) is a model of 12 tokens; addition needs one of 13" in said(
         cloned.out, "--env", "addition"

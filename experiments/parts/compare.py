@@ -37,6 +37,11 @@ def finished(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return config, summary
 
 
+def number(x: float | None) -> float:
+    """JSON's null is NaN."""
+    return float("nan") if x is None else x
+
+
 def rows_of(folder: Path, label: str, scores: str) -> list[Row]:
     """A row for each setting of a finished run.
 

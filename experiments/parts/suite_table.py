@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from parts.compare import number
 from parts.suite_cells import Missing, named
 
 from purepg.run.folder.config import read_config, read_summary
@@ -49,11 +50,6 @@ def read_score(folder: Path, algorithm: str, env: str) -> Score:
         *(algorithm, env, config["code"]["name"], config["script"], number(setting["iqm"]), (lo, hi), mode),
         *(len(setting["diverged"]), setting["env_steps"] // num_seeds, summary["run_seconds"], curve),
     )
-
-
-def number(x: float | None) -> float:
-    """JSON's null is NaN."""
-    return float("nan") if x is None else x
 
 
 def matrix(scores: Sequence[Score], envs: Sequence[str], algorithms: Sequence[str]) -> str:

@@ -16,18 +16,22 @@ from purepg.envs.named_tasks import TASKS
 from purepg.envs.suites import SUITES
 from purepg.envs.suites.adapter import CLOCK
 from purepg.envs.tasks import token_env
-from purepg.envs.wrappers import average_pooled, partially_observed, repeated, time_limited, with_previous
+from purepg.envs.wrappers import (
+    OF_ANY,
+    average_pooled,
+    no_parameter,
+    partially_observed,
+    repeated,
+    time_limited,
+    with_previous,
+)
 from purepg.types import Env, UsageError
 
 # In this order, so that a time limit counts the environment's own steps, as the limits of suites do, and the previous
 # reward is that of the policy's step.
-WRAPPERS: dict[str, Callable[[Env, Any], Env]] = {
-    CLOCK: time_limited,
-    "action_repeat": repeated,
-    "observed": partially_observed,
-    "average_pool": average_pooled,
-    "previous": with_previous,
-}
+WRAPPERS: dict[str, Callable[[Env, Any], Env]] = dict(
+    zip(OF_ANY, (time_limited, repeated, partially_observed, average_pooled, with_previous), strict=True)
+)
 
 
 def make(name: str, params: Mapping[str, Any] | None = None, **more: Any) -> Env:
@@ -82,11 +86,9 @@ def _gymnax(name: str, params: Mapping[str, Any]) -> Env:
         gymnax.make(name, **constructor)
     except TypeError as error:
         arguments = inspect.signature(type(env)).parameters
-        if not (unknown := [repr(key) for key in constructor if key not in arguments]):
-            raise UsageError(f"{name} does not take these parameters: {error}") from None
-        raise UsageError(
-            f"{name} has no parameter {', '.join(unknown)}; it has {', '.join((*known, *arguments))}"
-        ) from None
+        if unknown := [key for key in constructor if key not in arguments]:
+            raise no_parameter(name, unknown, (*known, *arguments)) from None
+        raise UsageError(f"{name} does not take these parameters: {error}") from None
     return gymnax_env(name, {key: value for key, value in params.items() if key in known}, **constructor)
 
 

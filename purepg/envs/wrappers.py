@@ -1,5 +1,6 @@
 """Environments made of another: with a time limit, with each action repeated, with less or with more to observe."""
 
+import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ import numpy as np
 from purepg.envs.contract import canonical
 from purepg.types import Action, Array, Box, Discrete, Env, MultiDiscrete, Space, UsageError, is_image
 
+OF_ANY = ("max_episode_steps", "action_repeat", "observed", "average_pool", "previous")  # of any environment in JAX
 PREVIOUS = ("previous_action", "previous_reward")  # the entries that `with_previous` adds to an observation
 
 
@@ -224,6 +226,14 @@ def _refuse_outside(env: Env, name: str, value: Any) -> None:
 def _refuse_tokens(env: Env, name: str, value: Any) -> None:
     if env.task is not None:
         raise UsageError(f"{name} ({value}) cannot be set on {env.name}, whose observations and actions are tokens")
+
+
+def no_parameter(name: str, unknown: Sequence[str], known: Sequence[str]) -> UsageError:
+    """The error of unknown parameters: it lists an environment's own and those of any, and names the nearest."""
+    names = tuple(dict.fromkeys((*known, *OF_ANY)))
+    near = difflib.get_close_matches(unknown[0], names, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return UsageError(f"{name} has no parameter {', '.join(map(repr, unknown))}; it has {', '.join(names)}{hint}")
 
 
 def positive_count(name: str, value: Any) -> int:

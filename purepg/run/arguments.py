@@ -13,7 +13,7 @@ from purepg.run.config import RunConfig
 from purepg.run.console import reason, say
 from purepg.run.description import versions
 from purepg.run.folder.config import PROCESSES, changed_versions
-from purepg.run.folder.files import CONFIG
+from purepg.run.folder.files import BEST, CONFIG
 from purepg.run.sweep import Configs
 from purepg.run.values import parse_sweep, parse_value
 from purepg.types import UsageError
@@ -118,7 +118,8 @@ def _read(path: Path) -> dict[str, Any]:
         # The values of YAML stay text, which is read like a flag's, since YAML takes 1e-4 for text and off for false.
         found = json.loads(text) if path.suffix == ".json" else _with_none(yaml.load(text, yaml.BaseLoader))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UsageError(f"config ({path}) cannot be read: {reason(error)}") from error
+        hint = "; a search writes it, and --fresh-seeds" if path.name == BEST and not path.exists() else ""
+        raise UsageError(f"config ({path}) cannot be read: {reason(error)}{hint}") from error
     if not isinstance(found, dict):
         raise UsageError(f"config ({path}) must have sections, such as run and network")
     return found

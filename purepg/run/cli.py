@@ -60,7 +60,11 @@ def main(
         if callable(env) and "--distributed" in arguments:  # it may compute, which must come after
             processes.start(parse(name, config, network_config, default, arguments, description)[1])
         if env is not None:
-            own = env if isinstance(env, str | Env) else env()
+            try:
+                own = env if isinstance(env, str | Env) else env()
+            except UsageError:
+                parse(name, config, network_config, default, arguments, description)  # --help needs no environment
+                raise
             default = replace(default, env=own if isinstance(own, str) else own.name)
         configs, run, sweep = parse(name, config, network_config, default, arguments, description)
         env = env if run.env == default.env else None
@@ -218,16 +222,36 @@ def parse_flags(commands: type, arguments: Sequence[str], description: str | Non
     except SystemExit as error:
         if not error.code:
             raise
-        raise UsageError(_wrong_value(commands, arguments) or _one_line(said.getvalue())) from None
+        said = _wrong_value(commands, arguments) or _one_line(said.getvalue(), _meant(commands, arguments))
+        raise UsageError(said) from None
 
 
-def _one_line(box: str) -> str:
-    """Reduces tyro's boxed error to one line: the text above its first rule, and the flag that tyro suggests."""
+def _one_line(box: str, meant: str | None) -> str:
+    """Reduces tyro's boxed error to one line: the text above its first rule, and the flag that was meant, else the one
+    that tyro suggests."""
     lines = [line.strip(" │╭╮╰╯─") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
     said = lines[: lines.index("")] if "" in lines else lines
     if "Perhaps you meant:" in lines:
-        said += ["; did you mean", lines[lines.index("Perhaps you meant:") + 1].split()[0].rstrip(",") + "?"]
+        meant = meant or lines[lines.index("Perhaps you meant:") + 1].split()[0].rstrip(",")
+    said += ["; did you mean", f"{meant}?"] if meant else []
     return " ".join(said).replace(" ;", ";") + " (--help lists the flags)"
+
+
+def _meant(commands: type, arguments: Sequence[str]) -> str | None:
+    """The flag that the first unknown one says in fewer words: its field alone, as in --learning-rate; without total or
+    num, as in --seeds; or its initials, as in --lr."""
+    fields = {flag: flag.removeprefix("--").rpartition(".")[2] for flag, _ in _flags(commands, "")}
+    for argument in arguments:
+        flag = argument.partition("=")[0].replace("_", "-")
+        if not flag.startswith("--") or flag in fields:
+            continue
+        given = flag.removeprefix("--").rpartition(".")[2]
+        for written in (given, f"total-{given}", f"num-{given}"):
+            if written in fields.values():
+                return next(known for known, field in fields.items() if field == written)
+        initials = ("".join(word[0] for word in field.split("-")) for field in fields.values())
+        return next((known for known, short in zip(fields, initials, strict=True) if short == given), None)
+    return None
 
 
 def _wrong_value(commands: type, arguments: Sequence[str]) -> str | None:

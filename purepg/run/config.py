@@ -24,8 +24,8 @@ class RunConfig:
       search: number of settings drawn from the ranges and lists of the sweep, by Sobol points. None: the grid of lists.
       halve: after each rung, only the best 1/halve of the settings are trained on (successive halving). The first rung
         is so short that one setting is left in the last, which ends at total_steps. None: all are trained to the end.
-      first_rung: environment steps of each agent in the first rung; later ones are halve times as long. None: as short
-        as leaves one setting.
+      first_rung: environment steps of each agent in the first rung; each later one ends after halve times the steps of
+        the one before. None: as short as leaves one setting.
       tpe: number of settings that are trained at once in a search; the first are Sobol points, and those of each later
         round are proposed by Optuna's TPE, from the returns so far. None: all settings are Sobol points.
       pbt: population-based training of the search's settings (`purepg.pbt`): the environment steps between two rounds,
@@ -58,8 +58,8 @@ class RunConfig:
       num_processes: number of processes. None: JAX_NUM_PROCESSES.
       process_id: this process's number, from 0. None: JAX_PROCESS_ID.
       connect_timeout: seconds for which a process waits for the others.
-      env_params: parameters of the environment, each as KEY=VALUE, such as gravity=9.0, or of a wrapper
-        around any: action_repeat, max_episode_steps, observed=0,2, average_pool=2 and previous=true (`envs.make`).
+      env_params: parameters of the environment, each as KEY=VALUE, such as gravity=9.0; of any, max_episode_steps; and
+        of any in JAX, action_repeat, observed=0,2, average_pool=2 and previous=true (`envs.make`).
     """
 
     env: str = "CartPole-v1"

@@ -30,6 +30,8 @@ def read_reward_model(folder: str | Path, task: Task) -> tuple[LanguageModel, Pa
     Raises:
       UsageError: the folder holds no run of a reward model, or its model reads another vocabulary.
     """
+    if not Path(folder).exists():
+        raise UsageError(f"{folder} does not exist: python experiments/reward_model.py --out {folder} makes it")
     agent = load(folder, best=True)
     config = stored_network(folder, agent.setting)
     if not isinstance(config, LanguageModelConfig) or not config.value_head:

@@ -74,7 +74,7 @@ def _trained(folder: Path) -> tuple[TransformerConfig, int, Params]:
     """Reads a start from the best agent of a run."""
     if not folder.exists():
         kinds = "a checkpoint, or the folder of a run, such as python experiments/clone.py --out FOLDER makes"
-        raise UsageError(f"start ({folder}) does not exist: it must be {kinds}")
+        raise UsageError(f"{folder} does not exist: it must be {kinds}")
     agent = load(folder, best=True)
     shape = stored_network(folder, agent.setting)
     if not isinstance(shape, LanguageModelConfig):

@@ -5,6 +5,7 @@ inside the trace. Each value of a static field (an int, a string, a tuple, an op
 own compilation.
 """
 
+import difflib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, product
@@ -43,6 +44,9 @@ def grid(configs: Configs, sweep: Mapping[str, Sequence[Any]]) -> list[Setting]:
     for name, values in sweep.items():
         if isinstance(values, str) or not np.iterable(values) or not len(values):
             raise UsageError(f"sweep {name} ({values}) must be a list of values")
+        if twice := next((value for i, value in enumerate(values) if value in list(values)[:i]), None):
+            widths = "; two layers of 64 are 64x64" if isinstance(twice, tuple) else ""
+            raise UsageError(f"sweep {name} has {twice} twice{widths}")
     return settings_at(configs, list(sweep), product(*sweep.values()))
 
 
@@ -67,7 +71,9 @@ def find_field(configs: Configs, name: str) -> tuple[str, str]:
     known = {f"{config}.{field}": (config, field) for config, values in configs.items() for field in vars(values)}
     matches = [place for full, place in known.items() if name in (full, place[1])]
     if not matches:
-        raise UsageError(f"cannot sweep {name!r}; what can be swept: {', '.join(known)}")
+        near = difflib.get_close_matches(name, [*(field for _, field in known.values()), *known], n=1)
+        hint = f": did you mean {near[0]}?" if near else f"; what can be swept: {', '.join(known)}"
+        raise UsageError(f"cannot sweep {name!r}{hint}")
     return matches[0]
 
 

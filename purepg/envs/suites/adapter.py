@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from purepg.envs.contract import check_environment, example
-from purepg.envs.wrappers import time_limited
+from purepg.envs.wrappers import no_parameter, time_limited
 from purepg.types import (
     Array,
     Box,
@@ -95,8 +95,7 @@ def require(suite: str, *packages: str) -> Any:
 def chosen(name: str, params: Mapping[str, Any], **defaults: Any) -> dict[str, Any]:
     """The `params`, and the defaults of those not given. Raises UsageError for an unknown name or another type."""
     if unknown := [key for key in params if key not in defaults]:
-        known = ", ".join(dict.fromkeys((*defaults, CLOCK)))
-        raise UsageError(f"{name} has no parameter {', '.join(map(repr, unknown))}; it has {known}")
+        raise no_parameter(name, unknown, tuple(defaults))
     for key, value in params.items():
         kind = type(defaults[key])
         if not (isinstance(value, kind) or (kind is float and isinstance(value, int))) or isinstance(value, bool) != (

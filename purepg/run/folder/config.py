@@ -21,6 +21,9 @@ FREE = (
 FILES = tuple(f"{held_out}{rows}_digest" for rows in ("prompts", "data", "pairs") for held_out in ("", "eval_"))
 IDENTITY = ("devices", "xla_flags", "start_digest", *FILES, "spaces")
 
+# Those of them that follow from others.
+FOLLOWS = ("layout", "num_updates", "schedules", "spaces")
+
 # Entries of config.json that depend on the machine.
 MACHINE = ("devices", "xla_flags")
 
@@ -64,7 +67,10 @@ def refuse_differences(out: Path, stored: Mapping[str, Any], config: Mapping[str
         if then.get(name) != now.get(name)
     ]
     if different:
-        raise UsageError(f"cannot resume {out} with another configuration: {', '.join(different)}")
+        told = [line for line in different if not line.startswith(FOLLOWS)] or different
+        raise UsageError(
+            f"cannot resume {out} with another configuration: {', '.join(told)}; use the same flags, or another --out"
+        )
     steps, was = config["run"]["total_steps"], stored["run"]["total_steps"]
     if steps < was:
         raise UsageError(f"total_steps ({steps}) must be at least {was}, to resume {out}")

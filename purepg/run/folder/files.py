@@ -69,6 +69,8 @@ def read_json(path: Path, missing: str) -> Any:
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
+        if not path.parent.is_dir():
+            raise UsageError(f"{path.parent} does not exist: name the folder of a run") from None
         raise UsageError(f"{path.parent} has no {path.name}: {missing}") from None
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read: {reason(error)}") from error
