@@ -215,7 +215,10 @@ def test_the_evaluation_script_says_what_episodes_came_to(run, capsys):
 
 
 def test_the_evaluation_script_refuses_in_one_line(run, capsys):
-    for arguments, said in (["none"], "no config.json"), ([str(run[0]), "--best", "--setting", "9"], "setting (9)"):
+    for arguments, said in (
+        (["nowhere"], "nowhere does not exist"),
+        ([str(run[0]), "--best", "--setting", "9"], "setting (9)"),
+    ):
         with pytest.raises(SystemExit) as exit_:
             evaluated(capsys, *arguments)
         assert exit_.value.code == 2

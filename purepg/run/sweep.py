@@ -44,9 +44,6 @@ def grid(configs: Configs, sweep: Mapping[str, Sequence[Any]]) -> list[Setting]:
     for name, values in sweep.items():
         if isinstance(values, str) or not np.iterable(values) or not len(values):
             raise UsageError(f"sweep {name} ({values}) must be a list of values")
-        if twice := next((value for i, value in enumerate(values) if value in list(values)[:i]), None):
-            widths = "; two layers of 64 are 64x64" if isinstance(twice, tuple) else ""
-            raise UsageError(f"sweep {name} has {twice} twice{widths}")
     return settings_at(configs, list(sweep), product(*sweep.values()))
 
 

@@ -15,7 +15,7 @@ def parse_sweep(configs: Configs, sweep: Sequence[str]) -> dict[str, Values]:
     """Parses `["learning_rate=log:1e-4..1e-2", "hidden=64x64,256x256"]` into ranges and lists of typed values, by name.
 
     Raises:
-      UsageError: a name is unknown, empty or given twice, or its values are missing or of the wrong type.
+      UsageError: a name is unknown, empty or given twice, or its values are missing, of the wrong type or given twice.
     """
     parsed: dict[str, Values] = {}
     for text in sweep:
@@ -35,7 +35,11 @@ def _values(name: str, hint: Any, text: str) -> Values:
     """A field's values: those between commas, or for numbers a range such as 0.9..0.999 or log:1e-4..1e-2."""
     is_range = ".." in text or text.startswith("log:")
     if not is_range or not {int, float} & dict(alternatives(hint)).keys():
-        return [parse_value(name, hint, value.strip()) for value in text.split(",")]
+        values = [parse_value(name, hint, value.strip()) for value in text.split(",")]
+        if twice := [value for i, value in enumerate(values) if value in values[:i]]:
+            widths = "; two layers of 64 are 64x64" if isinstance(twice[0], tuple) else ""
+            raise UsageError(f"{name} ({text!r}) has {_text(twice[0])} twice{widths}")
+        return values
     low, _, high = text.removeprefix("log:").partition("..")
     if not low.strip() or not high.strip():
         raise UsageError(f"{name} ({text!r}) must be LOW..HIGH or log:LOW..HIGH, as in log:1e-4..1e-2")
