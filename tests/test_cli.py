@@ -157,7 +157,7 @@ def test_where_updates_vary_in_length_a_schedule_must_have_its_own(tmp_path, cap
         (["--learning-rate", "1e-3"], "did you mean --ppo.learning-rate?"),
         (["--seeds=4"], "did you mean --num-seeds?"),
         (["--steps", "1000"], "did you mean --total-steps?"),
-        (["--lr", "1e-3"], "did you mean --ppo.learning-rate?"),
+        (["--ppo.no-normalize-obs", "--lr", "1e-3"], "did you mean --ppo.learning-rate?"),
         (["--ppo.gamma", "high"], "--ppo.gamma ('high') must be a number"),
         (["--env", "FrozenLake-misc", "--ppo.normalize-obs"], "FrozenLake-misc observes one of 16 categories"),
         (["--network.torso", "cnn"], "needs observations [height, width, channels]"),

@@ -394,7 +394,7 @@ def test_an_environment_of_the_users_own_needs_no_time_limit_and_no_array_for_it
 
 def test_params_are_a_whole_or_the_fields_that_differ():
     whole = gymnax_env("CartPole-v1", gymnax.make("CartPole-v1")[1].replace(max_steps_in_episode=7))
-    differing = gymnax_env("CartPole-v1", {"max_steps_in_episode": 7})
+    differing = gymnax_env("CartPole-v1", {"max_steps_in_episode": np.int32(7)})
     own = gymnax_env(gymnax.make("CartPole-v1")[0], {"max_steps_in_episode": 7})
     assert whole.max_episode_steps == differing.max_episode_steps == own.max_episode_steps == 7
     assert gymnax_env("CartPole-v1").max_episode_steps == 500

@@ -65,6 +65,7 @@ def gymnax_env(
     params = _params(name, env.default_params, params)
     limit: Any = getattr(params, "max_steps_in_episode", None)
     if limit is not None:
+        limit = np.asarray(limit).item()  # may be of NumPy or JAX
         limit = int(limit) if isinstance(limit, float) and limit.is_integer() else limit  # BernoulliBandit's is 100.0
         positive_count(f"{name}'s max_steps_in_episode", limit)
     observation_space, obs_dtype = _space(env.name, env.observation_space(params), "observation")

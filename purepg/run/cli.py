@@ -243,9 +243,9 @@ def _meant(commands: type, arguments: Sequence[str]) -> str | None:
     fields = {flag: flag.removeprefix("--").rpartition(".")[2] for flag, _ in _flags(commands, "")}
     for argument in arguments:
         flag = argument.partition("=")[0].replace("_", "-")
-        if not flag.startswith("--") or flag in fields:
+        path, dot, given = flag.removeprefix("--").rpartition(".")
+        if not flag.startswith("--") or flag in fields or f"--{path}{dot}{given.removeprefix('no-')}" in fields:
             continue
-        given = flag.removeprefix("--").rpartition(".")[2]
         for written in (given, f"total-{given}", f"num-{given}"):
             if written in fields.values():
                 return next(known for known, field in fields.items() if field == written)
