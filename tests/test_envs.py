@@ -430,8 +430,11 @@ def test_the_name_of_a_suite_alone_is_answered_with_one_of_its_environments():
 
 
 def test_an_unknown_parameter_is_answered_with_the_known_ones():
-    with pytest.raises(UsageError, match=r"MountainCar-v0 has no parameter 'gravty'; it has .*force, gravity.*"):
+    with pytest.raises(
+        UsageError, match=r"MountainCar-v0 has no parameter 'gravty'; it has .*force, gravity.*"
+    ) as error:
         gymnax_env("MountainCar-v0", {"gravty": 1.0, "force": 1.0})
+    assert "observed" not in str(error.value)  # which only `make` takes
 
 
 def test_constructor_arguments_beside_an_environment_are_refused():

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from purepg.envs.contract import check_environment
-from purepg.envs.wrappers import no_parameter, positive_count
+from purepg.envs.wrappers import UnknownParameterError, positive_count
 from purepg.types import Action, Box, Discrete, Env, EnvState, Key, Obs, Space, TimeStep, UsageError
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def _params(name: str, default: EnvParams, params: EnvParams | Mapping[str, Any]
         return params
     known = [field.name for field in fields(default)]
     if unknown := [key for key in params if key not in known]:
-        raise no_parameter(name, unknown, known)
+        raise UnknownParameterError(name, unknown, known)
     # Some environments use `lax.select` on parameters, which does not accept an int for a float.
     is_float = {key: isinstance(getattr(default, key), float) for key in params}
     return replace(default, **{k: float(x) if isinstance(x, int) and is_float[k] else x for k, x in params.items()})

@@ -17,9 +17,8 @@ from purepg.envs.suites import SUITES
 from purepg.envs.suites.adapter import CLOCK
 from purepg.envs.tasks import token_env
 from purepg.envs.wrappers import (
-    OF_ANY,
+    UnknownParameterError,
     average_pooled,
-    no_parameter,
     partially_observed,
     repeated,
     time_limited,
@@ -29,9 +28,13 @@ from purepg.types import Env, UsageError
 
 # In this order, so that a time limit counts the environment's own steps, as the limits of suites do, and the previous
 # reward is that of the policy's step.
-WRAPPERS: dict[str, Callable[[Env, Any], Env]] = dict(
-    zip(OF_ANY, (time_limited, repeated, partially_observed, average_pooled, with_previous), strict=True)
-)
+WRAPPERS: dict[str, Callable[[Env, Any], Env]] = {
+    CLOCK: time_limited,
+    "action_repeat": repeated,
+    "observed": partially_observed,
+    "average_pool": average_pooled,
+    "previous": with_previous,
+}
 
 
 def make(name: str, params: Mapping[str, Any] | None = None, **more: Any) -> Env:
@@ -53,7 +56,10 @@ def make(name: str, params: Mapping[str, Any] | None = None, **more: Any) -> Env
     suite, own_name = _find(name)
     given = {**(params or {}), **more}
     wrapped = {key: given.pop(key) for key in WRAPPERS if key in given and (suite is None or key != CLOCK)}
-    env = _made(suite, own_name, given)
+    try:
+        env = _made(suite, own_name, given)
+    except UnknownParameterError as error:
+        raise UnknownParameterError(error.name, error.unknown, (*error.known, *WRAPPERS)) from None
     for key, value in wrapped.items():
         env = WRAPPERS[key](env, value)
     return env
@@ -87,7 +93,7 @@ def _gymnax(name: str, params: Mapping[str, Any]) -> Env:
     except TypeError as error:
         arguments = inspect.signature(type(env)).parameters
         if unknown := [key for key in constructor if key not in arguments]:
-            raise no_parameter(name, unknown, (*known, *arguments)) from None
+            raise UnknownParameterError(name, unknown, (*known, *arguments)) from None
         raise UsageError(f"{name} does not take these parameters: {error}") from None
     return gymnax_env(name, {key: value for key, value in params.items() if key in known}, **constructor)
 

@@ -12,7 +12,6 @@ import numpy as np
 from purepg.envs.contract import canonical
 from purepg.types import Action, Array, Box, Discrete, Env, MultiDiscrete, Space, UsageError, is_image
 
-OF_ANY = ("max_episode_steps", "action_repeat", "observed", "average_pool", "previous")  # of any environment in JAX
 PREVIOUS = ("previous_action", "previous_reward")  # the entries that `with_previous` adds to an observation
 
 
@@ -228,12 +227,15 @@ def _refuse_tokens(env: Env, name: str, value: Any) -> None:
         raise UsageError(f"{name} ({value}) cannot be set on {env.name}, whose observations and actions are tokens")
 
 
-def no_parameter(name: str, unknown: Sequence[str], known: Sequence[str]) -> UsageError:
-    """The error of unknown parameters: it lists an environment's own and those of any, and names the nearest."""
-    names = tuple(dict.fromkeys((*known, *OF_ANY)))
-    near = difflib.get_close_matches(unknown[0], names, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return UsageError(f"{name} has no parameter {', '.join(map(repr, unknown))}; it has {', '.join(names)}{hint}")
+class UnknownParameterError(UsageError):
+    """An environment has no such parameters. Lists those that it has, and names the nearest."""
+
+    def __init__(self, name: str, unknown: Sequence[str], known: Sequence[str]):
+        self.name, self.unknown, self.known = name, unknown, tuple(dict.fromkeys(known))
+        near = difflib.get_close_matches(unknown[0], self.known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        listed = ", ".join(self.known)
+        super().__init__(f"{name} has no parameter {', '.join(map(repr, unknown))}; it has {listed}{hint}")
 
 
 def positive_count(name: str, value: Any) -> int:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from purepg.envs.contract import check_environment, example
-from purepg.envs.wrappers import no_parameter, time_limited
+from purepg.envs.wrappers import UnknownParameterError, time_limited
 from purepg.types import (
     Array,
     Box,
@@ -95,7 +95,7 @@ def require(suite: str, *packages: str) -> Any:
 def chosen(name: str, params: Mapping[str, Any], **defaults: Any) -> dict[str, Any]:
     """The `params`, and the defaults of those not given. Raises UsageError for an unknown name or another type."""
     if unknown := [key for key in params if key not in defaults]:
-        raise no_parameter(name, unknown, tuple(defaults))
+        raise UnknownParameterError(name, unknown, (*defaults, CLOCK))
     for key, value in params.items():
         kind = type(defaults[key])
         if not (isinstance(value, kind) or (kind is float and isinstance(value, int))) or isinstance(value, bool) != (

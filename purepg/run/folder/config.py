@@ -21,7 +21,7 @@ FREE = (
 FILES = tuple(f"{held_out}{rows}_digest" for rows in ("prompts", "data", "pairs") for held_out in ("", "eval_"))
 IDENTITY = ("devices", "xla_flags", "start_digest", *FILES, "spaces")
 
-# Those of them that follow from others.
+# Entries of config.json that follow from others, and are named only where no other differs.
 FOLLOWS = ("layout", "num_updates", "schedules", "spaces")
 
 # Entries of config.json that depend on the machine.
@@ -61,15 +61,12 @@ def refuse_differences(out: Path, stored: Mapping[str, Any], config: Mapping[str
     then, now = _comparable(stored), _comparable(plain(config))
     if stored["run"].get("distributed") or config["run"].get("distributed"):  # other hosts are said, not refused
         then, now = (named | dict.fromkeys(MACHINE) for named in (then, now))
-    different = [
-        f"{name} (was {then.get(name)}, is {now.get(name)})"
-        for name in sorted(then.keys() | now.keys())
-        if then.get(name) != now.get(name)
-    ]
+    different = [name for name in sorted(then.keys() | now.keys()) if then.get(name) != now.get(name)]
     if different:
-        told = [line for line in different if not line.startswith(FOLLOWS)] or different
+        chosen = [name for name in different if name not in FOLLOWS] or different
+        told = ", ".join(f"{name} (was {then.get(name)}, is {now.get(name)})" for name in chosen)
         raise UsageError(
-            f"cannot resume {out} with another configuration: {', '.join(told)}; use the same flags, or another --out"
+            f"cannot resume {out} with another configuration: {told}; use the same flags, or another --out"
         )
     steps, was = config["run"]["total_steps"], stored["run"]["total_steps"]
     if steps < was:
