@@ -10,17 +10,21 @@ own virtual environment, in turn with purepg. What the update's matrix products 
 same devices, is measured in turn too. `--overhead` measures what logging and saving a run costs instead.
 """
 
-import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
 import venv
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from purepg.run.pages import page_help, read_block, table, write_block
+from purepg.config import Count, Positive, check
+from purepg.run.cli import leave, parse_flags
+from purepg.run.pages import read_block, table, write_block
 from purepg.runtime import SCHEDULER_FLAG, users_environment
 from purepg.types import UsageError
 
@@ -39,6 +43,7 @@ MARKERS = {
     "grpo": "benchmark_grpo",
 }
 OVERHEAD_MARKER = "benchmark_overhead"
+OVERHEAD_RATES = {"ppo": 500_000, "sac": 5_000, "td3": 6_000}  # approximate steps per second on two cores
 OVERHEADS = ("log.jsonl", "progress bar", "W&B", "a checkpoint")
 # About a second of work: long enough to time exactly, short enough that other load on the machine changes little.
 STEPS_PER_RUN = {"ppo": 400_000, "ppo_rnn": 20_000, "sac": 8_000, "td3": 8_000, "grpo": 20_000}
@@ -64,6 +69,31 @@ HERE = Path(__file__).parent
 PUREPG = str(HERE / "peers" / "purepg_worker.py")
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What is measured.
+
+    Attributes:
+      peer: package that does the same work in turn; it is installed on first use.
+      sizes: ALGORITHM:ENVIRONMENTSxSEEDS, or grpo:WIDTHxSEEDS. None: all of those in experiments/speed.md.
+      repeats: timed runs of each size, of which the median counts.
+      devices: devices for the seeds. None: as many as can divide them.
+      overhead: measure what logging and saving a run costs instead. Without a value: all of these.
+      seconds: length of a run whose overhead is measured.
+      out: JSON file for the results. None: none.
+      page: Markdown page whose blocks <!-- benchmark_... --> the tables replace. None: no page.
+    """
+
+    peer: Literal["rejax", "purejaxrl", "purejaxrl_rnn"] | None = None
+    sizes: tuple[str, ...] | None = None
+    repeats: Count = 7
+    devices: Count | None = None
+    overhead: tuple[Literal["log.jsonl", "progress bar", "W&B", "a checkpoint"], ...] | None = None
+    seconds: Positive = 8.0
+    out: Path | None = None
+    page: Path | None = None
+
+
 def overhead(
     sizes: Sequence[str], overheads: Sequence[str], length: float, repeats: int, devices: int | None
 ) -> list[dict]:
@@ -74,7 +104,7 @@ def overhead(
     for size in sizes:
         name, shape = size.split(":")
         num_envs, num_seeds = map(int, shape.split("x"))
-        rate = {"ppo": 500_000, "sac": 5_000, "td3": 6_000}[name]  # approximate steps per second on two cores
+        rate = OVERHEAD_RATES[name]
         num_updates = max(20, 10 * round(length * rate / (num_envs * num_seeds * NUM_STEPS[name] * 10)))
         sizes_ = [name, *map(str, (num_envs, num_seeds, num_updates, NUM_STEPS[name], devices or 0))]
         worker = Worker([sys.executable, PUREPG, "overhead", *sizes_])
@@ -242,60 +272,67 @@ def overhead_table(results: Sequence[dict], overheads: Sequence[str]) -> str:
     return table(["run", "length", *overheads], rows)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--peer", choices=JOBS, help="also time this package, in turn; installed on first use")
-    parser.add_argument(
-        "--sizes", help=f"ALGORITHM:ENVIRONMENTSxSEEDS or grpo:WIDTHxSEEDS, by commas (default: {','.join(SIZES)})"
-    )
-    parser.add_argument("--repeats", type=int, default=7, help="timed runs of each size (default: %(default)s)")
-    parser.add_argument("--devices", type=int, help="devices for the seeds (default: as many as can divide them)")
-    parser.add_argument("--out", type=Path, help="also write the results to this JSON file")
-    what = f"measure what logging and saving a run costs: {', '.join(OVERHEADS)} (default: all of them)"
-    parser.add_argument("--overhead", nargs="*", choices=OVERHEADS, metavar="WHAT", help=what)
-    parser.add_argument("--seconds", type=float, default=8, help="length of a run for --overhead (default: about 8)")
-    parser.add_argument("--page", type=Path, help=page_help("benchmark_..."))
-    arguments = parser.parse_args()
-    sizes = arguments.sizes.split(",") if arguments.sizes else SIZES if arguments.overhead is None else OVERHEAD_SIZES
-    if unknown := [size for size in sizes if size.split(":")[0] not in MARKERS]:
-        parser.error(f"unknown algorithms in {', '.join(unknown)}; the known ones are {', '.join(MARKERS)}")
-    if arguments.peer and not arguments.sizes:
-        sizes = [size for size in sizes if size.split(":")[0] in JOBS[arguments.peer]]
-    if arguments.peer and (others := [size for size in sizes if size.split(":")[0] not in JOBS[arguments.peer]]):
-        parser.error(f"{arguments.peer} is timed with {', '.join(JOBS[arguments.peer])}, not with {', '.join(others)}")
-    kinds = {OVERHEAD_MARKER} if arguments.overhead is not None else {marker_of(x, arguments.peer) for x in sizes}
-    if arguments.page:
-        try:
-            for marker in sorted(kinds):
-                read_block(arguments.page, marker)
-        except UsageError as error:
-            parser.exit(2, f"benchmark: error: {error}\n")
-    if arguments.overhead is not None:
-        overheads = arguments.overhead or OVERHEADS
-        results = overhead(sizes, overheads, arguments.seconds, arguments.repeats, arguments.devices)
-        if arguments.out:
-            arguments.out.write_text(json.dumps(results, indent=2) + "\n")
-        if arguments.page:
-            write_block(arguments.page, OVERHEAD_MARKER, overhead_table(results, overheads))
-        return
+def blocks(choice: Choice) -> set[str]:
+    """The blocks of experiments/speed.md that these measurements fill."""
+    return {OVERHEAD_MARKER} if choice.overhead is not None else {marker_of(x, choice.peer) for x in sizes_of(choice)}
 
+
+def sizes_of(choice: Choice) -> Sequence[str]:
+    """The sizes to measure. Raises UsageError on one that cannot be."""
+    timed = tuple(MARKERS) if choice.overhead is None else OVERHEAD_RATES
+    if choice.peer:
+        timed = JOBS[choice.peer]
+    if not choice.sizes:
+        return [x for x in (SIZES if choice.overhead is None else OVERHEAD_SIZES) if x.split(":")[0] in timed]
+    for size in choice.sizes:
+        if not re.fullmatch(r"\w+:[1-9]\d*x[1-9]\d*", size):
+            raise UsageError(f"sizes ({size}) are such as {SIZES[0]}: an algorithm, its environments and its seeds")
+        if (name := size.split(":")[0]) not in timed:
+            by = choice.peer or ("--overhead" if choice.overhead is not None else "the benchmark")
+            raise UsageError(f"sizes ({size}): {by} times {', '.join(timed)}, not {name}")
+    return choice.sizes
+
+
+def main() -> None:
+    try:
+        choice = check(parse_flags(Choice, sys.argv[1:], __doc__))
+        sizes = sizes_of(choice)
+        if choice.peer and choice.overhead is not None:
+            raise UsageError("overhead is of purepg alone; leave --peer out")
+        for marker in sorted(blocks(choice)) if choice.page else ():
+            read_block(choice.page, marker)  # a missing page or block is reported before anything is measured
+    except UsageError as error:
+        leave("benchmark", error, 2)
+    if choice.overhead is not None:
+        overheads = choice.overhead or OVERHEADS
+        results = overhead(sizes, overheads, choice.seconds, choice.repeats, choice.devices)
+        tables = {OVERHEAD_MARKER: overhead_table(results, overheads)}
+    else:
+        results = speeds(sizes, choice)
+        rows_of = {
+            marker: [x for x in results if marker_of(x["size"], choice.peer) == marker] for marker in blocks(choice)
+        }
+        tables = {marker: page_table(marker, rows, choice.peer) for marker, rows in rows_of.items()}
+    if choice.out:
+        choice.out.write_text(json.dumps(results, indent=2) + "\n")
+    for marker, text in tables.items() if choice.page else ():
+        write_block(choice.page, marker, text)
+
+
+def speeds(sizes: Sequence[str], choice: Choice) -> list[dict]:
+    """Measures every size and prints its row."""
+    peer = choice.peer
     heading = f"{'size':>10}  {'steps/s':>12}  {'compile s':>9}  {'peak MiB':>8}  {'devices':>7}  products"
-    if arguments.peer:
-        heading += f"  {arguments.peer + ' steps/s':>12}  {'compile s':>9}  ratio: median [range]"
+    if peer:
+        heading += f"  {peer + ' steps/s':>12}  {'compile s':>9}  ratio: median [range]"
     print(heading)
     results = []
     for size in sizes:
-        results.append(measure(size, arguments.peer, arguments.repeats, arguments.devices))
-        print(row(results[-1], arguments.peer), flush=True)
-    sides = ["purepg", *([arguments.peer] if arguments.peer else [])]
-    for side in sides:
+        results.append(measure(size, peer, choice.repeats, choice.devices))
+        print(row(results[-1], peer), flush=True)
+    for side in ["purepg", *([peer] if peer else [])]:
         print(f"{side}: {results[0][side]['device']}, XLA_FLAGS={results[0][side]['xla_flags']!r}")
-    if arguments.out:
-        arguments.out.write_text(json.dumps(results, indent=2) + "\n")
-    if arguments.page:
-        for marker in sorted(kinds):
-            of_kind = [x for x in results if marker_of(x["size"], arguments.peer) == marker]
-            write_block(arguments.page, marker, page_table(marker, of_kind, arguments.peer))
+    return results
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from jax import lax
 
 from purepg.networks.actor_critic import ActorQConfig, NetworkConfig, actor_critic, actor_q
 from purepg.networks.convolutions import convolve, impala
-from purepg.networks.observations import as_features, flat_features, image_features
+from purepg.networks.observations import as_features, image_features
 from purepg.networks.torsos import Torso
 from purepg.types import Box, Discrete, LegalActions, Moment, MultiDiscrete, UsageError
 
@@ -70,19 +70,6 @@ def test_features_of_choices_are_one_hot_and_of_all_else_the_values():
     np.testing.assert_array_equal(as_features(jnp.uint8([7]), box(1, dtype=np.uint8, low=0, high=255)), [7.0])
 
 
-def test_flat_features_are_those_of_every_leaf_but_a_mask_in_the_trees_order():
-    features = flat_features(SEEN, TREE)
-    parts = (
-        SEEN["camera"].reshape(5, -1),
-        np.eye(3)[SEEN["inner"][0]],
-        np.eye(2)[SEEN["inner"][1][:, 0]],
-        np.eye(3)[SEEN["inner"][1][:, 1]],
-        SEEN["map"].reshape(5, -1),
-        SEEN["speed"].reshape(5, -1),
-    )
-    np.testing.assert_array_equal(features, np.concatenate(parts, axis=-1, dtype=np.float32))
-
-
 def test_images_of_integers_are_scaled_by_their_bounds_and_others_keep_their_values():
     np.testing.assert_allclose(image_features(jnp.uint8([[[0, 51, 255]]]), PIXELS), [[[0, 0.2, 1]]], rtol=1e-6)
     low, high = np.array([[[2, 0, 3]]], np.int32), np.array([[[4, 10, 3]]], np.int32)
@@ -93,10 +80,18 @@ def test_images_of_integers_are_scaled_by_their_bounds_and_others_keep_their_val
     np.testing.assert_array_equal(image_features(jnp.array([[[True, False]]]), BITS), [[[1, 0]]])
 
 
-def test_the_dense_torso_reads_pixels_by_value():
-    _, params, features = made(PIXELS, SEEN["camera"], hidden=(8,))
+def test_the_dense_torso_reads_every_leaf_but_a_mask_in_the_trees_order_and_pixels_from_0_to_1():
+    _, params, features = made(TREE, SEEN, hidden=(8,))
+    parts = (
+        SEEN["camera"].reshape(5, -1) / 255,
+        np.eye(3)[SEEN["inner"][0]],
+        np.eye(2)[SEEN["inner"][1][:, 0]],
+        np.eye(3)[SEEN["inner"][1][:, 1]],
+        SEEN["map"].reshape(5, -1),
+        SEEN["speed"].reshape(5, -1),
+    )
     layer = params["params"]["hidden_0"]
-    expected = np.tanh(SEEN["camera"].reshape(5, -1) @ layer["kernel"] + layer["bias"])
+    expected = np.tanh(np.concatenate(parts, axis=-1, dtype=np.float32) @ layer["kernel"] + layer["bias"])
     np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)
 
 

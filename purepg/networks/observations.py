@@ -7,19 +7,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purepg.types import Array, Box, Discrete, LegalActions, MultiDiscrete, Obs, ObservationSpace, Space, space_leaves
+from purepg.types import (
+    Array,
+    Box,
+    Discrete,
+    LegalActions,
+    MultiDiscrete,
+    Obs,
+    ObservationSpace,
+    Space,
+    is_image,
+    space_leaves,
+)
 
 
 def as_features(obs: Array, space: Space) -> Array:
     """Converts observations to float32: a Discrete one to one-hot, a MultiDiscrete one to the one-hots of its entries,
-    `[..., sum of sizes]`, any other (bool, uint8, int) by value."""
+    `[..., sum of sizes]`, an image as `image_features` does, any other (bool, uint8, int) by value."""
     if isinstance(space, Discrete):
         return jax.nn.one_hot(obs, space.n, dtype=jnp.float32)
     if isinstance(space, MultiDiscrete):
         entry = np.repeat(np.arange(len(space.sizes)), space.sizes)
         value = np.concatenate([np.arange(n) for n in space.sizes])
         return (obs[..., entry] == value).astype(jnp.float32)
-    return obs.astype(jnp.float32)
+    return image_features(obs, space) if is_image(space) else obs.astype(jnp.float32)
 
 
 def image_features(obs: Array, space: Box) -> Array:
@@ -35,9 +46,8 @@ def image_features(obs: Array, space: Box) -> Array:
     return (x - low) / width
 
 
-def flat(obs: Array, space: Space) -> Array:
-    """`as_features` of one leaf as vectors `[..., n]`."""
-    x = as_features(obs, space)
+def flat(x: Array, space: Space) -> Array:
+    """Features of one leaf as vectors `[..., n]`."""
     rank = len(space.shape) if isinstance(space, Box) else 1
     return x.reshape(*x.shape[: x.ndim - rank], -1)
 
@@ -49,11 +59,6 @@ def readable(obs: Obs, space: ObservationSpace) -> list[tuple[Array, Space]]:
         space = {name: space[name] for name in obs}
     pairs = zip(jax.tree.leaves(obs), space_leaves(space), strict=True)
     return [(x, leaf) for x, leaf in pairs if not isinstance(leaf, LegalActions)]
-
-
-def flat_features(obs: Obs, space: ObservationSpace) -> Array:
-    """Concatenates the features of every readable leaf of an observation along one axis: `[..., n]`."""
-    return joined([flat(*leaf) for leaf in readable(obs, space)])
 
 
 def joined(features: Sequence[Array]) -> Array:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from purepg.config import check
 from purepg.envs.contract import space_name
 from purepg.networks.convolutions import CONVOLUTIONS
-from purepg.networks.observations import flat, image_features, joined, readable, visible
+from purepg.networks.observations import as_features, flat, joined, readable, visible
 from purepg.networks.residual import simba
 from purepg.types import (
     Action,
@@ -33,7 +33,7 @@ class Torso(nn.Module):
     """Features `[..., hidden[-1]]` of an observation, or of one and an action. Initialisation is orthogonal.
 
     Masks of legal actions are not read. A convolutional torso gives every image layers of its own; their features and
-    those of the other leaves, flat, are the input of the dense layers. Any other torso reads images flat and by value.
+    those of the other leaves, flat, are the input of the dense layers. Any other torso reads images flat.
 
     Attributes:
       space: the observation space; a dict observation may hold only some of its entries.
@@ -47,12 +47,11 @@ class Torso(nn.Module):
     def __call__(self, obs: Obs, action: Action | None = None) -> Array:
         c = check(self.config)
         activation = ACTIVATIONS[c.activation]
-        leaves = readable(obs, self.space)
-        images = [(x, space) for x, space in leaves if c.torso in CONVOLUTIONS and is_image(space)]
+        leaves = [(as_features(x, space), space) for x, space in readable(obs, self.space)]
+        images = [x for x, space in leaves if c.torso in CONVOLUTIONS and is_image(space)]
         features = []
-        for i, (image, space) in enumerate(images):
-            prefix = f"image_{i}_" if len(images) > 1 else ""
-            x = CONVOLUTIONS[c.torso].layers(image_features(image, space), activation, prefix)
+        for i, image in enumerate(images):
+            x = CONVOLUTIONS[c.torso].layers(image, activation, f"image_{i}_" if len(images) > 1 else "")
             features.append(x.reshape(*x.shape[:-3], -1))
         features += [flat(x, space) for x, space in leaves if not (images and is_image(space))]
         x = joined(features)
