@@ -36,8 +36,8 @@ class Config:
       algorithms: any of reinforce, q_actor_critic, a2c, off_policy_pg, npg, trpo, ppo, ppo_penalty, ddpg, td3, sac and
         sac_discrete, each perhaps with settings of its own, as in ppo:network.memory=gru:ppo.gamma=0.9. On discrete
         actions, sac is sac_discrete.
-      envs: names of environments, perhaps with parameters, as in CartPole-v1:observed=0,2; or of groups: classic,
-        minatar, bsuite, or a suite such as craftax.
+      envs: names of environments, perhaps with parameters, as in CartPole-v1:observed=0,2:action_repeat=2; or of
+        groups: classic, minatar, bsuite, or a suite such as craftax.
       steps: budget of environment steps for each seed of each cell.
       seeds: seeds of each cell.
       seed: seed of every run.

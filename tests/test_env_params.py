@@ -74,6 +74,7 @@ def test_values_are_read_as_numbers_truths_or_none_and_else_are_text():
         (["gravity"], r"^env_params \('gravity'\) must be KEY=VALUE, as in gravity=9.0$"),
         (["=9"], r"^env_params \('=9'\) must be KEY=VALUE"),
         (["gravity="], r"^env_params \('gravity='\) must be KEY=VALUE"),
+        (["observed=0,2,action_repeat=2"], "holds more than one KEY=VALUE: separate entries by spaces"),
         (["g=1", "m=2", "g=3"], r"^env_params names g twice: keep one of g=1 and g=3$"),
         (["gravty=9"], r"^CartPole-v1 has no parameter 'gravty'; it has .*gravity"),
         (["max_steps_in_episode=-3"], r"^CartPole-v1's max_steps_in_episode \(-3\) must be a positive whole number$"),

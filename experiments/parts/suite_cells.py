@@ -89,7 +89,7 @@ def environments(names: Sequence[str]) -> tuple[dict[str, bool], list[tuple[str,
             except Exception as error:  # a suite's own too, as where its package does not fit another's version
                 if name in known:
                     missing.append((env, why(error)))
-                elif isinstance(error, UsageError):
+                elif isinstance(error, UsageError) and not named(name)[1]:  # with parameters it is no group
                     raise UsageError(f"{error}; the groups are {', '.join(known)}") from None
                 else:
                     raise

@@ -1,5 +1,6 @@
 """A run's environment: made from its name and `env_params`, or given by the caller."""
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -39,13 +40,16 @@ def parsed(env_params: Sequence[str]) -> dict[str, Any]:
     false or none if it reads as one, and text otherwise.
 
     Raises:
-      UsageError: a text is not KEY=VALUE, or a key is given twice.
+      UsageError: a text is not KEY=VALUE or holds two, or a key is given twice.
     """
     params: dict[str, Any] = {}
     for text in env_params:
         key, equals, value = (part.strip() for part in text.partition("="))
         if not key or not equals or not value:
             raise UsageError(f"env_params ({text!r}) must be KEY=VALUE, as in gravity=9.0")
+        if re.search(r",\s*\w+=", value):
+            entries = "separate entries by spaces, or by colons in a name of suite.py"
+            raise UsageError(f"env_params ({text!r}) holds more than one KEY=VALUE: {entries}")
         if key in params:
             raise UsageError(f"env_params names {key} twice: keep one of {key}={params[key]} and {text}")
         params[key] = _value(value)
