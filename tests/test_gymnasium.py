@@ -82,6 +82,41 @@ def test_what_is_recorded_is_transition_by_transition_the_rollout_of_the_twin_in
             assert found.finished[:, 2].sum() == ended[position[0] - T : position[0]].sum()
 
 
+class OneArray(gymnasium.Env):
+    """Counts to 3 in the one array that it always returns."""
+
+    metadata: ClassVar[dict[str, Any]] = {}
+    observation_space = spaces.Box(0, 9, (2,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self):
+        self.count = np.zeros(2, np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.count[:] = 0
+        return self.count, {}
+
+    def step(self, action):
+        self.count += 1
+        return self.count, 1.0, False, bool(self.count[0] == 3), {}
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_the_last_observation_outlives_the_reset_of_an_environment_that_has_one_array(asynchronous):
+    env = gym_env(OneArray, "one_array", asynchronous=asynchronous)
+    assert env.outside is not None
+    envs = env.outside(2)
+    try:
+        np.testing.assert_array_equal(envs.reset([0, 1]), np.zeros((2, 2)))
+        for t in (1, 2, 3, 1):
+            step = envs.step(np.zeros(2, int))
+            np.testing.assert_array_equal(step.next_obs, np.full((2, 2), t))
+            np.testing.assert_array_equal(step.obs, np.full((2, 2), t % 3))
+    finally:
+        envs.close()
+
+
 class Kinds(gymnasium.Env):
     """Observes a bit of everything; the second step ends the episode. `taken` are the actions that it got."""
 

@@ -75,6 +75,8 @@ def test_images_of_integers_are_scaled_by_their_bounds_and_others_keep_their_val
     low, high = np.array([[[2, 0, 3]]], np.int32), np.array([[[4, 10, 3]]], np.int32)
     scaled = image_features(jnp.array([[[3, 10, 3]]]), Box(low, high, np.int32))
     np.testing.assert_allclose(scaled, [[[0.5, 1, 0]]], rtol=1e-6)
+    deep, loose = (box(1, 1, 1, low=0, high=high, dtype=np.int32) for high in (2**16 - 1, 2**31 - 1))
+    assert image_features(jnp.array([[[2**16 - 1]]]), deep) == 1 and image_features(jnp.array([[[7]]]), loose) == 7
     normalised = jnp.float32([[[-1.5, 0.0, 9.0]]])
     np.testing.assert_array_equal(image_features(normalised, PIXELS), normalised)
     np.testing.assert_array_equal(image_features(jnp.array([[[True, False]]]), BITS), [[[1, 0]]])

@@ -21,6 +21,9 @@ from purepg.types import (
 )
 
 
+MAX_PIXEL = 2**16 - 1  # of uint16
+
+
 def as_features(obs: Array, space: Space) -> Array:
     """Converts observations to float32: a Discrete one to one-hot, a MultiDiscrete one to the one-hots of its entries,
     `[..., sum of sizes]`, an image as `image_features` does, any other (bool, uint8, int) by value."""
@@ -35,12 +38,15 @@ def as_features(obs: Array, space: Space) -> Array:
 
 def image_features(obs: Array, space: Box) -> Array:
     """Converts images `[..., height, width, channels]` to float32. Integers are scaled to [0, 1] by the space's bounds,
-    if these are finite. Bools and floats, such as normalised images, keep their values."""
+    unless these are further apart than 16 bits, which no pixel's are. Bools and floats, such as normalised images, keep
+    their values."""
     x = obs.astype(jnp.float32)
-    if not jnp.issubdtype(obs.dtype, jnp.integer) or not space.bounded:
+    if not jnp.issubdtype(obs.dtype, jnp.integer):
         return x
     low, high = np.asarray(space.low, np.float32), np.asarray(space.high, np.float32)
     width = np.where(high > low, high - low, np.float32(1))
+    if width.max() > MAX_PIXEL:
+        return x
     if (low == low.flat[0]).all() and (width == width.flat[0]).all():
         low, width = low.flat[0], width.flat[0]
     return (x - low) / width
