@@ -5,8 +5,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from purepg.envs.suites.physics import _physics
+from purepg.envs.suites.physics import _physics, _Picture
 
 BLOWS_UP = 3  # the step
 
@@ -61,3 +62,14 @@ def test_the_clock_truncates_at_its_step_and_a_picture_is_drawn_of_the_suites_ow
         state, found = jax.jit(env.step)(jax.random.key(0), state, jnp.zeros(1))
         assert bool(found.truncated) == (t >= 2) and not found.terminated
         np.testing.assert_array_equal(env.render(state), [t, t])
+
+
+def test_a_picture_has_the_target_where_the_reset_put_it():
+    mujoco = pytest.importorskip("mujoco")
+    body = '<body name="{}" {}><geom size=".1"/>{}</body>'
+    bodies = body.format("target", 'mocap="true"', "") + body.format("ball", "", "<freejoint/>")
+    model = mujoco.MjModel.from_xml_string(f"<mujoco><worldbody>{bodies}</worldbody></mujoco>")
+    ball, target = np.float32([1, 2, 3, 1, 0, 0, 0]), np.float32([[4, 5, 6]])
+    data = _Picture("balls", model, lambda state: state).posed({"qpos": ball, "mocap_pos": target})
+    np.testing.assert_array_equal(data.body("ball").xpos, ball[:3])
+    np.testing.assert_array_equal(data.body("target").xpos, target[0])

@@ -157,10 +157,38 @@ def walled_in(state):
     return state._replace(inner=state.inner.replace(walls=jnp.ones_like(state.inner.walls))), jnp.int32(0)
 
 
+def brix_out_of_lives(state):
+    lost = state.inner.V.at[14].set(4)  # the register that counts lives lost
+    return state._replace(inner=state.inner.replace(V=lost)), jnp.int32(0)
+
+
+# Powers of 2 that can be moved to the right alone; then nothing can be, whichever tile fills the gap.
+LAST_MOVE = np.array([[3, 4, 3, 4], [4, 3, 4, 3], [3, 4, 3, 4], [5, 6, 7, 0]])
+
+
+def stuck_in_pgx(state):
+    board = jnp.asarray(LAST_MOVE, state.inner._board.dtype).reshape(state.inner._board.shape)
+    return state._replace(inner=state.inner.replace(_board=board)), jnp.int32(2)
+
+
+def stuck_in_jumanji(state):
+    board = jnp.asarray(LAST_MOVE, state.inner.board.dtype)
+    inner = state.inner.replace(board=board, action_mask=jnp.ones(4, bool))
+    return state._replace(inner=inner), jnp.int32(1)
+
+
+def snake_at_a_wall(state):
+    return state._replace(inner=state.inner.replace(action_mask=jnp.zeros(4, bool))), jnp.int32(0)
+
+
 DOOMED = {
     "craftax/Craftax-Classic-Symbolic": dead_in_craftax,
     "playground/CartpoleBalance": diverged,
     "jumanji/Maze": walled_in,
+    "jumanji/Game2048": stuck_in_jumanji,
+    "jumanji/Snake": snake_at_a_wall,
+    "octax/brix": brix_out_of_lives,
+    "pgx/2048": stuck_in_pgx,
 }
 
 

@@ -69,7 +69,10 @@ def playground_env(name: str, params: Mapping[str, Any]) -> Env:
     overrides: Any = {key: type(known.get(key, ""))(given[key]) for key in own} | {"impl": given["impl"]}
     env = registry.load(name, config_overrides=overrides)
 
-    return _physics(env, name, limit, _Picture(name, env.mj_model, lambda state: state.data.qpos))
+    def pose(state):  # a task's target is often a body that only a reset moves
+        return {field: getattr(state.data, field) for field in ("qpos", "mocap_pos", "mocap_quat")}
+
+    return _physics(env, name, limit, _Picture(name, env.mj_model, pose))
 
 
 def brax_env(name: str, params: Mapping[str, Any]) -> Env:
@@ -90,7 +93,7 @@ def brax_env(name: str, params: Mapping[str, Any]) -> Env:
     except (TypeError, ValueError, KeyError) as error:
         raise UsageError(f"brax/{name} does not take the parameters {dict(own)}: {error}") from None
 
-    draw = _Picture(name, env.sys.mj_model, lambda state: state.pipeline_state.q) if name != "fast" else None
+    draw = _Picture(name, env.sys.mj_model, lambda state: {"qpos": state.pipeline_state.q}) if name != "fast" else None
     return _physics(env, name, limit, draw)
 
 
@@ -136,10 +139,14 @@ def choose_renderer() -> None:
 
 
 class _Picture:
-    """Draws a model's positions with mujoco's offscreen renderer, which is made at the first picture."""
+    """Draws a model with mujoco's offscreen renderer, which is made at the first picture.
 
-    def __init__(self, name: str, model: Any, positions: Callable[[Any], Any]):
-        self._name, self._model, self._positions, self._renderer = name, model, positions, None
+    Args:
+      pose: the fields of `mujoco.MjData` that say where the bodies are, from a state of the suite.
+    """
+
+    def __init__(self, name: str, model: Any, pose: Callable[[Any], Mapping[str, Any]]):
+        self._name, self._model, self._pose, self._renderer = name, model, pose, None
 
     def __call__(self, state: Any) -> np.ndarray:
         mujoco: Any = import_module("mujoco")
@@ -153,8 +160,16 @@ class _Picture:
                 f"{self._name} cannot be drawn here, since mujoco has neither EGL nor OSMesa (set MUJOCO_GL to the one "
                 f"that is installed): {error}"
             ) from error
-        data = mujoco.MjData(self._model)
-        data.qpos[:] = np.asarray(self._positions(state[0]))
-        mujoco.mj_forward(self._model, data)
-        self._renderer.update_scene(data, camera=0 if self._model.ncam else -1)  # most tasks' first camera follows
+        self._renderer.update_scene(
+            self.posed(state[0]), camera=0 if self._model.ncam else -1
+        )  # most tasks' first camera follows
         return self._renderer.render()
+
+    def posed(self, state: Any) -> Any:
+        """The `mujoco.MjData` of a state of the suite."""
+        mujoco: Any = import_module("mujoco")
+        data = mujoco.MjData(self._model)
+        for field, x in self._pose(state).items():
+            getattr(data, field)[:] = np.asarray(x)
+        mujoco.mj_forward(self._model, data)
+        return data
