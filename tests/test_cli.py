@@ -27,7 +27,8 @@ pytestmark = pytest.mark.usefixtures("programs")
 TINY_PPO = PPOConfig(num_envs=2, num_steps=8, num_epochs=1, num_minibatches=1)
 TINY_NETWORK = NetworkConfig(hidden=(4,))
 TINY_RUN = RunConfig(total_steps=64, num_seeds=2, eval_episodes=2, eval_max_steps=10, log_every=2, wandb="disabled")
-SWEEP = ("--sweep", "learning_rate=1e-3,1e-2", "--sweep", "ppo.gamma=0.9", "--seed", "3")
+GRU = ("--network.memory", "gru", "--network.memory-size", "4")
+SWEEP = ("--sweep", "learning_rate=1e-3,1e-2", "--sweep", "ppo.gamma=0.9", "--seed", "3", *GRU)
 SCRIPT = Path(__file__).parent.parent / "experiments" / "ppo.py"
 
 
@@ -88,7 +89,7 @@ def test_the_summary_says_what_the_finals_come_to(swept):
 
 
 def test_a_run_is_repeated_bit_for_bit_by_its_command(swept, tmp_path):
-    """Whatever the length of its blocks."""
+    """Whatever the length of its blocks, memory included."""
     assert command("--out", str(tmp_path / "again"), "--log-every", "0", *SWEEP) == 0
     with np.load(swept / "metrics.npz") as first, np.load(tmp_path / "again" / "metrics.npz") as again:
         for name in first:
@@ -223,7 +224,7 @@ def test_two_cpu_devices_give_what_one_gives_to_rounding(tmp_path, monkeypatch):
     """A process of two devices, that is, and this one."""
     returns = []
     for devices in "1", "2":
-        arguments = ["--out", str(tmp_path / devices), "--devices", devices, "--wandb", "disabled"]
+        arguments = ["--out", str(tmp_path / devices), "--devices", devices, "--wandb", "disabled", *GRU]
         arguments += "--total-steps 384 --num-seeds 4 --ppo.num-envs 4 --ppo.num-steps 32 --network.hidden 8".split()
         arguments += "--eval-episodes 2 --eval-max-steps 10".split()
         if devices == "1":

@@ -48,6 +48,10 @@ def at_random(learned):
     return Actor.of(random_action)
 
 
+# It remembers how many steps it has taken, and takes action 1 at every second one.
+EVERY_SECOND = Actor(lambda key, obs: (), lambda noise, t, obs: (t + 1, t % 2, None), lambda n: jnp.zeros(n, int))
+
+
 def rgb(colour: str) -> tuple[int, ...]:
     return tuple(int(colour[i : i + 2], 16) for i in (1, 3, 5))
 
@@ -83,10 +87,11 @@ def test_played_episode_is_that_of_a_plain_loop():
     assert (episode.terminated, episode.truncated) == (True, False)
 
 
-def test_episodes_are_those_that_an_evaluation_counts_and_end_as_they_do():
+@pytest.mark.parametrize("actor", [Actor.of(random_action), EVERY_SECOND], ids=["at random", "from memory"])
+def test_episodes_are_those_that_an_evaluation_counts_and_end_as_they_do(actor):
     env, key = diary_env(), jax.random.key(0)
-    played = play(key, env, at_random, None, 32, 3)
-    stats = evaluate(key, env, Actor.of(random_action), 32, 3)  # some episodes last 4 steps: cut
+    played = play(key, env, lambda learned: actor, None, 32, 3)
+    stats = evaluate(key, env, actor, 32, 3)  # some episodes last 4 steps: cut
     np.testing.assert_allclose([e.reward.sum() for e in played], stats.episode_return, rtol=1e-6)
     np.testing.assert_array_equal([len(e.reward) for e in played], stats.episode_length)
     np.testing.assert_array_equal([e.terminated for e in played], stats.terminated)
@@ -95,6 +100,9 @@ def test_episodes_are_those_that_an_evaluation_counts_and_end_as_they_do():
         assert len(episode.reward) == min(3, episode_length(episode.obs[0, 0]))
         np.testing.assert_array_equal(episode.obs[:, 1], np.arange(len(episode.obs)))
         assert np.all(episode.obs[:, 0] == episode.obs[0, 0]) and episode.obs[0, 0] < NUM_IDS
+        if actor is EVERY_SECOND:
+            bonus = episode.reward - episode.obs[:-1].sum(-1)
+            np.testing.assert_array_equal(bonus, 0.5 * (np.arange(len(bonus)) % 2))
 
 
 def test_first_episodes_do_not_depend_on_how_many_are_played():

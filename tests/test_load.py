@@ -1,4 +1,4 @@
-"""Out of a saved population, the agent that was asked for: its own parameters, and it acts as it did."""
+"""Out of a saved population, the agent that was asked for: its own parameters, and it acts as it did, from memory."""
 
 import functools
 import json
@@ -27,7 +27,7 @@ NUM_SEEDS = 4
 LABELS = ["hidden=(4,),gamma=0.9", "hidden=(4,),gamma=0.99", "hidden=(8,),gamma=0.9", "hidden=(8,),gamma=0.99"]
 CONFIGS = {
     "ppo": PPOConfig(num_envs=2, num_steps=8, num_epochs=1, num_minibatches=1, learning_rate=0.05, normalize_obs=True),
-    "network": NetworkConfig(),
+    "network": NetworkConfig(memory="gru", memory_size=3),
 }
 RUN = RunConfig(
     total_steps=32,
@@ -54,7 +54,8 @@ def run(tmp_path_factory):
     def note(self, members, state):
         hyper, seeds = members
         (gamma,) = hyper["ppo"]["gamma"].tolist()
-        width = state.learner.params["params"]["value"]["kernel"].shape[-2]
+        params = jax.tree_util.tree_leaves_with_path(state.learner.params)
+        width = next(x.shape[-1] for path, x in params if "hidden_0" in jax.tree_util.keystr(path))
         states.update({(width, round(gamma, 2), int(s)): at(state, (0, i)) for i, s in enumerate(seeds)})
         return final(self, members, state)
 

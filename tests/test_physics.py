@@ -69,7 +69,7 @@ def test_a_picture_has_the_target_where_the_reset_put_it():
     body = '<body name="{}" {}><geom size=".1"/>{}</body>'
     bodies = body.format("target", 'mocap="true"', "") + body.format("ball", "", "<freejoint/>")
     model = mujoco.MjModel.from_xml_string(f"<mujoco><worldbody>{bodies}</worldbody></mujoco>")
-    ball, target = np.float32([1, 2, 3, 1, 0, 0, 0]), np.float32([[4, 5, 6]])
+    ball, target = np.array([1.0, 2, 3, 1, 0, 0, 0]), np.array([[4.0, 5, 6]])
     data = _Picture("balls", model, lambda state: state).posed({"qpos": ball, "mocap_pos": target})
     np.testing.assert_array_equal(data.body("ball").xpos, ball[:3])
     np.testing.assert_array_equal(data.body("target").xpos, target[0])

@@ -20,7 +20,6 @@ from purepg.types import (
     space_leaves,
 )
 
-
 MAX_PIXEL = 2**16 - 1  # of uint16
 
 
