@@ -1,13 +1,13 @@
 """Measures how fast algorithms train: environment steps per second, compile time and peak memory, at several sizes.
 
 The jobs are PPO on CartPole (128 steps, 4 epochs, 4 minibatches, two 64-wide tanh layers; ppo_rnn has a GRU and layers
-of 128, as PureJaxRL's ppo_rnn.py), SAC and TD3 on Pendulum (a
-gradient step on 256 transitions for every environment step, two critics, two 64-wide relu layers, replay of 100,000),
-and GRPO on additions with a transformer of two layers (32 prompts, 8 responses each, one gradient step; an environment
-step is a generated token). Every measurement has its own process, which compiles and warms up before it is timed. With
-`--peer`, rejax (PPO, SAC and TD3) or PureJaxRL (its ppo.py; as purejaxrl_rnn its ppo_rnn.py) does the same work in its
-own virtual environment, in turn with purepg. What the update's matrix products alone would take, as one program on the
-same devices, is measured in turn too. `--overhead` measures what logging and saving a run costs instead.
+of 128, as PureJaxRL's ppo_rnn.py), SAC and TD3 on Pendulum (a gradient step on 256 transitions for every environment
+step, two critics, two 64-wide relu layers, replay of 100,000), and GRPO on additions with a transformer of two layers
+(32 prompts, 8 responses each, one gradient step; an environment step is a generated token). Every measurement has its
+own process, which compiles and warms up before it is timed. With `--peer`, rejax (PPO, SAC and TD3) or PureJaxRL (its
+ppo.py; as purejaxrl_rnn its ppo_rnn.py) does the same work in its own virtual environment, in turn with purepg. What
+the update's matrix products alone would take, as one program on the same devices, is measured in turn too; and, beside
+ppo_rnn, the same network without its GRU. `--overhead` measures what logging and saving a run costs instead.
 """
 
 import json
@@ -42,6 +42,8 @@ MARKERS = {
     "td3": "benchmark_replay",
     "grpo": "benchmark_grpo",
 }
+WITHOUT = "without memory"
+FASTER = 10
 OVERHEAD_MARKER = "benchmark_overhead"
 OVERHEAD_RATES = {"ppo": 500_000, "sac": 5_000, "td3": 6_000}  # approximate steps per second on two cores
 OVERHEADS = ("log.jsonl", "progress bar", "W&B", "a checkpoint")
@@ -177,6 +179,9 @@ def measure(size: str, peer: str | None, repeats: int, devices: int | None) -> d
     num_updates = max(1, STEPS_PER_RUN[name] // (num_envs * num_seeds * NUM_STEPS[name]))
     sizes = [name, *map(str, (num_envs, num_seeds, num_updates, NUM_STEPS[name]))]
     workers = {"purepg": Worker([sys.executable, PUREPG, "speed", *sizes, str(devices or 0)])}
+    if name == "ppo_rnn":  # as many seconds, about
+        longer = ["ppo_without_memory", *sizes[1:3], str(FASTER * num_updates), *sizes[4:]]
+        workers[WITHOUT] = Worker([sys.executable, PUREPG, "speed", *longer, str(devices or 0)])
     if peer:
         names = ("--algorithm", "--num-envs", "--num-seeds", "--num-updates", "--num-steps")
         flags = [part for pair in zip(names, sizes, strict=True) for part in pair]
@@ -208,6 +213,9 @@ def measure(size: str, peer: str | None, repeats: int, devices: int | None) -> d
     if peer:
         ratios = [b["seconds"] / a["seconds"] for a, b in zip(runs["purepg"], runs[peer], strict=True)]
         result["ratio"] = {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
+    if WITHOUT in runs:
+        rates = [[r["env_steps"] / r["seconds"] for r in runs[side]] for side in (WITHOUT, "purepg")]
+        result[WITHOUT]["times"] = statistics.median(a / b for a, b in zip(*rates, strict=True))
     return result
 
 
@@ -222,11 +230,17 @@ def row(result: dict, peer: str | None) -> str:
         text += f"  generation alone {ours['generated_per_second']:,.0f}/s"
     if "products" in ours:
         text += f"  {100 * ours['products']:>8.0f} %"
+    if WITHOUT in result:
+        text += f"  {WITHOUT} {_times_as_fast(result[WITHOUT])}"
     if peer:
         theirs, ratio = result[peer], result["ratio"]
         text += f"  {theirs['env_steps_per_second']:>12,.0f}  {theirs['compile_seconds']:>9.1f}"
         text += f"  {ratio['median']:>5.2f} [{ratio['min']:.2f}, {ratio['max']:.2f}]"
     return text
+
+
+def _times_as_fast(side: dict) -> str:
+    return f"{side['env_steps_per_second']:,.0f} ({side['times']:.1f} times)"
 
 
 def page_table(marker: str, results: Sequence[dict], peer: str | None) -> str:
@@ -235,6 +249,7 @@ def page_table(marker: str, results: Sequence[dict], peer: str | None) -> str:
     rates = ["whole update", "generation alone"] if marker == "benchmark_grpo" else ["steps/s"]
     header = [first.get(marker, "environments x seeds"), *rates, "compile s", "peak MiB", "devices"]
     header += [] if marker == "benchmark_grpo" else ["in products"]
+    header += [f"{WITHOUT}, steps/s"] if marker == "benchmark_ppo_rnn" else []
     header += [f"{peer} steps/s", "ratio: median [range]"] if peer else []
     rows = []
     for result in results:
@@ -244,6 +259,7 @@ def page_table(marker: str, results: Sequence[dict], peer: str | None) -> str:
         row = [f"{name.upper()}, {size}" if marker == "benchmark_replay" else size, *(f"{x:,.0f}" for x in of_rate)]
         row += [f"{ours['compile_seconds']:.1f}", f"{ours['peak_memory_bytes'] / 2**20:,.0f}", str(ours["devices"])]
         row += [f"{100 * ours['products']:.0f} %"] if "products" in ours else []
+        row += [_times_as_fast(result[WITHOUT])] if WITHOUT in result else []
         if peer:
             ratio = result["ratio"]
             row.append(f"{result[peer]['env_steps_per_second']:,.0f}")

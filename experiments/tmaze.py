@@ -52,14 +52,13 @@ class Config:
         "feedforward",
         "stack",
         "gru",
-        "lstm",
         "lru",
         "transformer",
     )
     windows: tuple[Count, ...] = (96, 12)
     seeds: Count = 10
     seed: Seed = 0
-    steps: Count = 150_000
+    steps: Count = 100_000
     num_envs: Count = 16
     num_steps: Count = 96
     learning_rate: Positive = 2e-3

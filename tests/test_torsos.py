@@ -12,7 +12,7 @@ from helpers import arms_env, quick_jit
 from jax import lax
 
 from purepg.networks.actor_critic import ActorQConfig, NetworkConfig, actor_critic, actor_q
-from purepg.networks.convolutions import convolve, impala
+from purepg.networks.convolutions import CONVOLUTIONS, convolve, impala
 from purepg.networks.observations import as_features, image_features
 from purepg.networks.torsos import Torso
 from purepg.types import Box, Discrete, LegalActions, Moment, MultiDiscrete, UsageError
@@ -137,11 +137,12 @@ TORSOS = {
     "impala": (IMAGES, IMAGE, {"torso": "impala"}),
     "simba": (box(6), VECTOR, {"torso": "simba"}),
 }
+NORMALISED = {f"{name}, normalised": (IMAGES, IMAGE, {"torso": name, "layer_norm": True}) for name in CONVOLUTIONS}
 
 
 @functools.cache
 def named(name: str) -> tuple[Any, Any, Any]:
-    space, obs, config = TORSOS[name]
+    space, obs, config = (TORSOS | NORMALISED)[name]
     return made(space, obs, **config)
 
 
@@ -291,6 +292,23 @@ def test_layer_norm_makes_features_invariant_to_the_scale_of_the_dense_layers_in
     one: Any = Torso(box(6), NetworkConfig(hidden=(8,), layer_norm=True))
     first = {name: params["params"][name] for name in ("hidden_0", "norm_0")}
     np.testing.assert_allclose(one.apply({"params": first}, VECTOR), normalised, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("torso", CONVOLUTIONS)
+def test_layer_norm_makes_what_every_convolution_computes_independent_of_its_kernels_scale(torso):
+    _, params, features = named(f"{torso}, normalised")
+
+    def scaled(path, x):
+        return 10 * np.asarray(x) if "conv" in str(path[1]) and "norm" not in str(path[1]) else x
+
+    louder = jax.tree_util.tree_map_with_path(scaled, params)
+    num_convs = len([name for name in params["params"] if "conv" in name and "norm" not in name])
+    assert num_convs == len([name for name in params["params"] if "conv" in name and "norm" in name])
+    apply = quick_jit(torso_of(IMAGES, torso=torso, layer_norm=True).apply)
+    np.testing.assert_allclose(apply(louder, IMAGE), features, rtol=1e-3, atol=1e-3)
+    plain, plain_params, plain_features = named(torso)
+    without = quick_jit(plain.apply)(jax.tree_util.tree_map_with_path(scaled, plain_params), IMAGE)
+    assert np.abs(np.subtract(without, plain_features)).max() > 0.1
 
 
 def test_critic_layer_norm_gives_the_normalised_critics_and_the_plain_policy():

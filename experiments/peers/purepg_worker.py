@@ -61,15 +61,11 @@ def make(name: str, size: int, num_steps: int) -> tuple[Any, Any, Any, Any, str]
     if name == "ppo":
         config = PPOConfig(**steps, learning_rate=2.5e-4, entropy_coef=0.01)
         return ppo, config, actor_critic, NetworkConfig(), "CartPole-v1"
-    if name == "ppo_rnn":
+    if name in ("ppo_rnn", "ppo_without_memory"):
         config = PPOConfig(**steps, learning_rate=2.5e-4, entropy_coef=0.01, clip_value_eps=0.2)
-        return (
-            ppo,
-            config,
-            deeper,
-            NetworkConfig(hidden=(128,), activation="relu", shared=True, memory="gru"),
-            "CartPole-v1",
-        )
+        memory: Any = {"memory": "gru", "memory_size": 128} if name == "ppo_rnn" else {}
+        network = NetworkConfig(hidden=(128,), activation="relu", shared=True, **memory)
+        return ppo, config, deeper, network, "CartPole-v1"
     if name == "sac":
         config = SACConfig(**steps, warmup_steps=WARMUP_STEPS)
         return sac, config, actor_q, ActorQConfig(policy="tanh_gaussian"), "Pendulum-v1"
@@ -89,7 +85,7 @@ class Deeper(nn.Module):
 
 def deeper(env: Env, config: NetworkConfig) -> ActorCritic:
     """The network of PureJaxRL's ppo_rnn.py: a layer and a GRU that policy and critic share, and a layer of each."""
-    network = actor_critic(env, replace(config, memory_size=128))
+    network = actor_critic(env, config)
     return network.clone(
         policy_head=partial(Deeper, network.policy_head),
         value_head=lambda features, name: Deeper(partial(ValueHead, features=features), name=name),

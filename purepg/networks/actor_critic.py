@@ -67,7 +67,8 @@ class NetworkConfig:
       shared: use one torso for policy and critic.
       policy_scale: gain of the policy's last layer; a small gain makes the first policy nearly uniform (or centred).
       initial_std: initial standard deviation of a Gaussian policy; its logarithm is learned, independent of the state.
-      layer_norm: normalise the features of every dense layer of the torso, before its activation (Ba et al. 2016).
+      layer_norm: normalise the features of every layer of the torso, of convolutions over their channels, before its
+        activation (Ba et al. 2016).
       memory: what follows the torso and remembers the episode. gru and lstm: recurrent cells; lru: a linear recurrent
         unit, which trains on all steps of a window at once; stack: the last observations' features; transformer: a
         gated one that attends to the last steps. None: nothing.
@@ -100,7 +101,8 @@ class ActorQConfig:
       policy_scale: gain of the policy's last layer.
       initial_std: initial standard deviation of the policy, before any tanh.
       num_critics: number of critics K, each initialised independently.
-      layer_norm: normalise the features of every dense layer of the torsos, before its activation (Ba et al. 2016).
+      layer_norm: normalise the features of every layer of the torsos, of convolutions over their channels, before its
+        activation (Ba et al. 2016).
       critic_layer_norm: the same in the critics' torsos alone (Ball et al. 2023).
       memory: what follows each torso and remembers the episode; a critic then reads a continuous action in one more
         dense layer, after it. gru and lstm: recurrent cells; lru: a linear recurrent unit, which trains on all steps of

@@ -51,7 +51,8 @@ class Torso(nn.Module):
         images = [x for x, space in leaves if c.torso in CONVOLUTIONS and is_image(space)]
         features = []
         for i, image in enumerate(images):
-            x = CONVOLUTIONS[c.torso].layers(image, activation, f"image_{i}_" if len(images) > 1 else "")
+            prefix = f"image_{i}_" if len(images) > 1 else ""
+            x = CONVOLUTIONS[c.torso].layers(image, activation, prefix, c.layer_norm)
             features.append(x.reshape(*x.shape[:-3], -1))
         features += [flat(x, space) for x, space in leaves if not (images and is_image(space))]
         x = joined(features)
