@@ -144,11 +144,13 @@ def test_the_tables_of_the_benchmark_have_the_columns_of_their_page():
     ratio = {"median": 1.38, "min": 1.34, "max": 1.43}
     for marker, size, peer in (
         ("benchmark_ppo", "ppo:4x1", "rejax"),
+        ("benchmark_ppo_rnn", "ppo_rnn:4x1", "purejaxrl_rnn"),
         ("benchmark_replay", "sac:1x1", "rejax"),
         ("benchmark_grpo", "grpo:64x1", None),
     ):
         products = {} if marker == "benchmark_grpo" else {"products": 0.57}
-        result = {"size": size, "purepg": ours | products, "rejax": side, "ratio": ratio}
+        without = {"without memory": side | {"times": 11.3}} if marker == "benchmark_ppo_rnn" else {}
+        result = {"size": size, "purepg": ours | products, peer: side, "ratio": ratio, **without}
         found = benchmark.page_table(marker, [result], peer)
         assert header(found) == header(read_block(EXPERIMENTS / "speed.md", marker))
         assert len(found.splitlines()) == 3 and ("1.38 [1.34, 1.43]" in found) == (peer is not None)

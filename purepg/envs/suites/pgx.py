@@ -51,4 +51,5 @@ def pgx_env(name: str, params: Mapping[str, Any]) -> Env:
 
     board = box(env.observation_shape, bool, False, True)
     observed = board if is_minatar else {"board": board, "legal_actions": LegalActions(4)}
-    return suite_env(name, reset, step, observed, Discrete(env.num_actions), given["max_episode_steps"])
+    limit, costly = given["max_episode_steps"], not is_minatar  # 2048 begins with two random tiles
+    return suite_env(name, reset, step, observed, Discrete(env.num_actions), limit, costly_reset=costly)
