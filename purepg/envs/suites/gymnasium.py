@@ -10,9 +10,7 @@ Gymnasium's vector environments start a new episode by themselves, in one of two
 mode, which ours use, the step that ends an episode already returns the next one's first observation, and the last one
 is in `info`. In next-step mode, the step after the end ignores its action and only resets; it is not a transition.
 
-A run is slower than in JAX. On two shared CPU cores, PPO on CartPole-v1 with rollouts of 128 steps took, in the median
-of six measurements, 12,000 environment steps a second with 8 environments and 30,000 with 64, against 154,000 and
-126,000 on the same environment in JAX.
+A run is slower than in JAX: experiments/suites.md has figures.
 """
 
 import copy
