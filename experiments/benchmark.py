@@ -315,6 +315,8 @@ def main() -> None:
         sizes = sizes_of(choice)
         if choice.peer and choice.overhead is not None:
             raise UsageError("overhead is of purepg alone; leave --peer out")
+        if choice.out and not choice.out.parent.is_dir():
+            raise UsageError(f"out ({choice.out}) must be in a folder that exists")
         for marker in sorted(blocks(choice)) if choice.page else ():
             read_block(choice.page, marker)  # a missing page or block is reported before anything is measured
     except UsageError as error:

@@ -160,9 +160,8 @@ class _Picture:
                 f"{self._name} cannot be drawn here, since mujoco has neither EGL nor OSMesa (set MUJOCO_GL to the one "
                 f"that is installed): {error}"
             ) from error
-        self._renderer.update_scene(
-            self.posed(state[0]), camera=0 if self._model.ncam else -1
-        )  # most tasks' first camera follows
+        camera = 0 if self._model.ncam else -1  # most tasks' first camera follows
+        self._renderer.update_scene(self.posed(state[0]), camera)
         return self._renderer.render()
 
     def posed(self, state: Any) -> Any:
