@@ -20,7 +20,7 @@ import venv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from purepg.config import Count, Positive, check
 from purepg.run.cli import leave, parse_flags
@@ -43,10 +43,11 @@ MARKERS = {
     "grpo": "benchmark_grpo",
 }
 WITHOUT = "without memory"
-FASTER = 10
+FASTER = 10  # times, about, that a network is without its memory
 OVERHEAD_MARKER = "benchmark_overhead"
 OVERHEAD_RATES = {"ppo": 500_000, "sac": 5_000, "td3": 6_000}  # approximate steps per second on two cores
-OVERHEADS = ("log.jsonl", "progress bar", "W&B", "a checkpoint")
+Overhead = Literal["log.jsonl", "progress bar", "W&B", "a checkpoint"]
+OVERHEADS: tuple[Overhead, ...] = get_args(Overhead)
 # About a second of work: long enough to time exactly, short enough that other load on the machine changes little.
 STEPS_PER_RUN = {"ppo": 400_000, "ppo_rnn": 20_000, "sac": 8_000, "td3": 8_000, "grpo": 20_000}
 NUM_STEPS = {
@@ -90,7 +91,7 @@ class Choice:
     sizes: tuple[str, ...] | None = None
     repeats: Count = 7
     devices: Count | None = None
-    overhead: tuple[Literal["log.jsonl", "progress bar", "W&B", "a checkpoint"], ...] | None = None
+    overhead: tuple[Overhead, ...] | None = None
     seconds: Positive = 8.0
     out: Path | None = None
     page: Path | None = None
@@ -179,7 +180,7 @@ def measure(size: str, peer: str | None, repeats: int, devices: int | None) -> d
     num_updates = max(1, STEPS_PER_RUN[name] // (num_envs * num_seeds * NUM_STEPS[name]))
     sizes = [name, *map(str, (num_envs, num_seeds, num_updates, NUM_STEPS[name]))]
     workers = {"purepg": Worker([sys.executable, PUREPG, "speed", *sizes, str(devices or 0)])}
-    if name == "ppo_rnn":  # as many seconds, about
+    if name == "ppo_rnn":
         longer = ["ppo_without_memory", *sizes[1:3], str(FASTER * num_updates), *sizes[4:]]
         workers[WITHOUT] = Worker([sys.executable, PUREPG, "speed", *longer, str(devices or 0)])
     if peer:
@@ -288,11 +289,6 @@ def overhead_table(results: Sequence[dict], overheads: Sequence[str]) -> str:
     return table(["run", "length", *overheads], rows)
 
 
-def blocks(choice: Choice) -> set[str]:
-    """The blocks of experiments/speed.md that these measurements fill."""
-    return {OVERHEAD_MARKER} if choice.overhead is not None else {marker_of(x, choice.peer) for x in sizes_of(choice)}
-
-
 def sizes_of(choice: Choice) -> Sequence[str]:
     """The sizes to measure. Raises UsageError on one that cannot be."""
     timed = tuple(MARKERS) if choice.overhead is None else OVERHEAD_RATES
@@ -317,7 +313,8 @@ def main() -> None:
             raise UsageError("overhead is of purepg alone; leave --peer out")
         if choice.out and not choice.out.parent.is_dir():
             raise UsageError(f"out ({choice.out}) must be in a folder that exists")
-        for marker in sorted(blocks(choice)) if choice.page else ():
+        markers = sorted({OVERHEAD_MARKER if choice.overhead is not None else marker_of(x, choice.peer) for x in sizes})
+        for marker in markers if choice.page else ():
             read_block(choice.page, marker)  # a missing page or block is reported before anything is measured
     except UsageError as error:
         leave("benchmark", error, 2)
@@ -327,9 +324,7 @@ def main() -> None:
         tables = {OVERHEAD_MARKER: overhead_table(results, overheads)}
     else:
         results = speeds(sizes, choice)
-        rows_of = {
-            marker: [x for x in results if marker_of(x["size"], choice.peer) == marker] for marker in blocks(choice)
-        }
+        rows_of = {marker: [x for x in results if marker_of(x["size"], choice.peer) == marker] for marker in markers}
         tables = {marker: page_table(marker, rows, choice.peer) for marker, rows in rows_of.items()}
     if choice.out:
         choice.out.write_text(json.dumps(results, indent=2) + "\n")
