@@ -88,7 +88,8 @@ def require(suite: str, *packages: str) -> Any:
     """The first of a suite's packages. Raises UsageError, with the command to install them, where one is missing."""
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
-        raise UsageError(f'{suite} needs {", ".join(missing)}, not installed here: pip install -e ".[{suite}]"')
+        extra = suite.replace("_", "-")  # as pip knows it
+        raise UsageError(f'{suite} needs {", ".join(missing)}, not installed here: pip install -e ".[{extra}]"')
     return importlib.import_module(packages[0])
 
 

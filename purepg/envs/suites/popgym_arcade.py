@@ -43,7 +43,7 @@ def popgym_arcade_env(name: str, params: Mapping[str, Any]) -> Env:
     if importlib.util.find_spec("popgym_arcade") is None:
         raise UsageError(
             "popgym_arcade needs popgym-arcade, installed without its requirements, one of which overwrites gymnax: "
-            'pip install -e ".[popgym_arcade]" && pip install --no-deps popgym-arcade==0.0.7'
+            'pip install -e ".[popgym-arcade]" && pip install --no-deps popgym-arcade==0.0.7'
         )
     popgym_arcade = require("popgym_arcade", "popgym_arcade", "dm_pix", "jaxtyping")
     own, _ = with_limit(name, params, NEVER)
