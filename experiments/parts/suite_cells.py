@@ -1,5 +1,6 @@
 """The cells of experiments/suite.py: which algorithm is trained on which environment, and with which settings."""
 
+import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -162,7 +163,9 @@ def cell(
 
 def _changed(name: str, config: Any, texts: Mapping[str, str]) -> Any:
     if unknown := [field for field in texts if field not in vars(config)]:
-        raise UsageError(f"set: {name} has no field {', '.join(unknown)}; it has {', '.join(vars(config))}")
+        near = difflib.get_close_matches(unknown[0], vars(config), n=1)
+        hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(vars(config))}"
+        raise UsageError(f"set: {name} has no field {', '.join(unknown)}; {hint}")
     kinds = hints(type(config))
     return check(replace(config, **{x: parse_value(f"set {name}.{x}", kinds[x], text) for x, text in texts.items()}))
 
