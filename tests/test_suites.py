@@ -322,6 +322,9 @@ def test_a_suite_that_is_not_installed_is_named_with_the_command_that_installs_i
             envs.make(f"{suite}/{next(iter(entry.names), 'CartPole-v1')}")
         named = re.search(r'pip install -e "\.\[(.+?)\]"', str(error.value))
         assert named and named[1] in extras, "pip must know the extra by the very name"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "dm_pix" else name)
+    with pytest.raises(UsageError, match=r'needs dm_pix, not installed here: pip install -e "\.\[popgym-arcade\]"'):
+        envs.make("popgym_arcade/CartPoleEasy")
 
 
 @pytest.mark.parametrize(
